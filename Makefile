@@ -1,0 +1,52 @@
+# make demo and make test do everything from a fresh clone: they make .venv and install what they need.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The exporter and the tests need PyTorch; README, "Installing the exporter", says how to get the small CPU build. The
+# pin keeps every environment at one version. On a machine with a GPU: make TORCH=torch ...
+TORCH ?= torch==2.13.0
+# Test processes that run side by side.
+JOBS ?= 2
+
+.PHONY: demo test test-all lint format bench clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python examples/semantic_search.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m "not slow"
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-demo
+	$(BIN)/python examples/semantic_search.py --quiet
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.startup
+
+clean:
+	rm -rf $(VENV) bundles
+
+$(VENV)/.installed-torch:
+	$(PYTHON) -c 'import sys; sys.exit("stonnx needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.installed-torch pyproject.toml
+	$(BIN)/python -m pip install -q -e ".[cpu,export,demo]"
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-demo
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@

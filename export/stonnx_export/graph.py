@@ -1,0 +1,99 @@
+"""Adding nodes to an ONNX graph: the small vocabulary that heads and passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from stonnx._errors import ExportError
+
+OPSET = 24
+
+
+class GraphBuilder:
+    """Makes nodes by their operator's name: ``op.Add(a, b)`` returns the value that the new node computes.
+
+    Args:
+        graph: Where the nodes go.
+        before: Insert in front of this node instead of at the end.
+    """
+
+    def __init__(self, graph: ir.Graph, before: ir.Node | None = None) -> None:
+        self._graph = graph
+        self._before = before
+        self._constants: dict[tuple[Any, ...], ir.Value] = {}
+
+    def __getattr__(self, operator: str) -> Callable[..., ir.Value]:
+        def node(*inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+            tape = Tape()
+            value = tape.op(operator, inputs, attributes)
+            value.name = self._fresh(operator)
+            if self._before is None:
+                self._graph.extend(tape.nodes)
+            else:
+                self._graph.insert_before(self._before, tape.nodes)
+            return value
+
+        return node
+
+    def constant(self, array: npt.NDArray[Any], name: str = "constant") -> ir.Value:
+        """An initializer. Equal small arrays are one."""
+        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
+        if key is not None and key in self._constants:
+            return self._constants[key]
+        name = self._fresh(name)
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self._graph.register_initializer(value)
+        if key is not None:
+            self._constants[key] = value
+        return value
+
+    def scalar(self, value: int) -> ir.Value:
+        """An int64 scalar."""
+        return self.constant(np.array(value, dtype=np.int64))
+
+    def vector(self, values: Sequence[int]) -> ir.Value:
+        """An int64 vector, as axes are given."""
+        return self.constant(np.array(values, dtype=np.int64))
+
+    def optional_input(self, name: str, default: npt.NDArray[Any], shape: Sequence[int | str]) -> ir.Value:
+        """A graph input with a default: an initializer of the same name, which a caller may override."""
+        tensor = ir.tensor(default, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self._graph.inputs.append(value)
+        self._graph.register_initializer(value)
+        return value
+
+    def name_output(self, value: ir.Value, name: str, shape: Sequence[int | str]) -> None:
+        """Give a value the name, type and shape of a graph output."""
+        other = next((v for n in self._graph for v in n.outputs if v.name == name and v is not value), None)
+        if other is not None:
+            other.name = self._fresh(name)
+        value.name = name
+        value.shape = ir.Shape(shape)
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+
+    def _fresh(self, stem: str) -> str:
+        # Names are unique within a graph; counting on the graph itself keeps them stable from run to run.
+        counters: dict[str, int] = self._graph.meta.setdefault("stonnx_names", {})
+        counters[stem] = counters.get(stem, -1) + 1
+        return f"stonnx_{stem}_{counters[stem]}"
+
+
+def last_dimension(value: ir.Value) -> int:
+    """The number of features of a value, which is always known."""
+    size = value.shape[-1] if value.shape is not None else None
+    if not isinstance(size, int):
+        raise ExportError(f"The network's output {value.name!r} has no fixed number of features.")
+    return size
+
+
+def input_named(graph: ir.Graph, name: str) -> ir.Value | None:
+    """The graph input of that name."""
+    return next((value for value in graph.inputs if value.name == name), None)

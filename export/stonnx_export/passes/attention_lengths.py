@@ -1,0 +1,146 @@
+"""Attention with a padding mask to attention with the length of each text.
+
+Requires: ONNX ``Attention`` nodes (opset 24) and right-padded batches. Ensures: nodes whose mask says no more than
+which tokens are padding read ``nonpad_kv_seqlen`` instead, take and give [batch, sequence, hidden] without transposes
+where they can, and the computation of the mask disappears. Exact; the fastest attention of the CPU provider.
+
+That a mask is a padding mask (or a causal padding mask) is not guessed from the shape of the graph, which every
+network draws differently: the part of the graph that computes it is run on masks of several lengths.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from stonnx_export.graph import GraphBuilder, input_named
+from stonnx_export.passes._result import PassResult
+
+_NAME = "attention_lengths"
+# Lengths of the texts in each batch on which a mask is probed, right-padded to the longest.
+_PROBES = ((1,), (5, 2), (3, 7, 1), (300, 40))
+
+
+def run(model: ir.Model) -> PassResult:
+    """Rewrite a model in place. ``fired`` counts the attention nodes that were replaced."""
+    graph = model.graph
+    mask_input = input_named(graph, "attention_mask")
+    nodes = [node for node in graph if node.op_type == "Attention"]
+    if mask_input is None or not nodes:
+        return PassResult(_NAME, 0, ("the graph has no Attention node behind an input 'attention_mask'",))
+    kinds: dict[ir.Value, str | None] = {}
+    fired, declined = 0, []
+    lengths: ir.Value | None = None
+    for node in nodes:
+        mask = node.inputs[3] if len(node.inputs) > 3 else None
+        if mask is None:
+            declined.append(f"{node.name}: it has no mask")
+            continue
+        if mask not in kinds:
+            kinds[mask] = _kind_of_mask(model, mask)
+        kind = kinds[mask]
+        if kind is None or len(node.inputs) > 4 or len(node.outputs) > 1:
+            reason = "its mask is more than padding" if kind is None else "it has past keys or further outputs"
+            declined.append(f"{node.name}: {reason}")
+            continue
+        if lengths is None:
+            op = GraphBuilder(graph, before=graph[0])
+            lengths = op.ReduceSum(mask_input, op.vector([1]), keepdims=0)
+        _replace(graph, node, lengths, causal=kind == "causal")
+        fired += 1
+    RemoveUnusedNodesPass()(model)
+    return PassResult(_NAME, fired, tuple(declined))
+
+
+def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value, *, causal: bool) -> None:
+    op = GraphBuilder(graph, before=node)
+    attributes = {name: attribute.value for name, attribute in node.attributes.items() if name in ("scale", "softcap")}
+    if causal:
+        attributes["is_causal"] = 1
+    query, key, value = node.inputs[:3]
+    flat = [_before_split_into_heads(part) for part in (query, key, value)]
+    merged = _after_merge_of_heads(node.outputs[0])
+    if None not in flat and merged is not None:
+        heads = [part.shape[1] for part in (query, key)]  # type: ignore[union-attr,index]
+        result = op.Attention(
+            *flat, None, None, None, lengths, q_num_heads=heads[0], kv_num_heads=heads[1], **attributes
+        )
+        replaced = merged
+    else:
+        result = op.Attention(query, key, value, None, None, None, lengths, **attributes)
+        replaced = node.outputs[0]
+    result.shape, result.type = replaced.shape, replaced.type
+    replaced.replace_all_uses_with(result)
+
+
+def _before_split_into_heads(value: ir.Value | None) -> ir.Value | None:
+    """x [B, S, H], where the value is Transpose(Reshape(x)) of shape [B, heads, S, H / heads]; else None."""
+    transpose = value.producer() if value is not None else None
+    if value is None or transpose is None or transpose.op_type != "Transpose" or not _swaps_heads(transpose):
+        return None
+    reshaped = transpose.inputs[0]
+    reshape = reshaped.producer() if reshaped is not None else None
+    if reshape is None or reshape.op_type != "Reshape" or value.shape is None or not isinstance(value.shape[1], int):
+        return None
+    flat = reshape.inputs[0]
+    return flat if flat is not None and flat.shape is not None and len(flat.shape) == 3 else None
+
+
+def _after_merge_of_heads(value: ir.Value) -> ir.Value | None:
+    """The value of Reshape(Transpose(x)) of shape [B, S, H], where that is all that x is used for; else None."""
+    for operator in ("Transpose", "Reshape"):
+        uses = list(value.uses())
+        if len(uses) != 1 or uses[0].node.op_type != operator or value.is_graph_output():
+            return None
+        if operator == "Transpose" and not _swaps_heads(uses[0].node):
+            return None
+        value = uses[0].node.outputs[0]
+    return value if value.shape is not None and len(value.shape) == 3 else None
+
+
+def _swaps_heads(transpose: ir.Node) -> bool:
+    return tuple(transpose.attributes["perm"].as_ints()) == (0, 2, 1, 3)
+
+
+def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
+    """``"padding"``, ``"causal"``, or None where the mask is something else or depends on more than the inputs."""
+    graph = model.graph
+    try:
+        part = ir.convenience.extract(graph, list(graph.inputs), [mask])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        session = onnxruntime.InferenceSession(
+            ir.to_proto(ir.Model(part, ir_version=model.ir_version)).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+    except Exception:  # what cannot run on its own is no padding mask
+        return None
+    kinds = {"padding", "causal"}
+    for lengths in _PROBES:
+        width = max(lengths)
+        attention_mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
+        feeds = {"input_ids": np.ones_like(attention_mask), "attention_mask": attention_mask}
+        try:
+            (values,) = session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
+        except Exception:  # more positions than the network has, or an input that padding does not depend on
+            continue
+        allowed = values if values.dtype == bool else values > -1e4
+        if values.dtype != bool and np.any(values[allowed] != 0):
+            return None
+        try:
+            allowed = np.broadcast_to(allowed, (len(lengths), 1, width, width))[:, 0]
+        except ValueError:
+            return None
+        real = attention_mask.astype(bool)
+        expected = np.broadcast_to(real[:, None, :], allowed.shape)
+        causal = expected & np.tri(width, dtype=bool)
+        # Rows of queries that are padding do not matter: nothing reads them.
+        kinds = {
+            kind
+            for kind, pattern in (("padding", expected), ("causal", causal))
+            if kind in kinds and np.array_equal(allowed[real], pattern[real])
+        }
+    return kinds.pop() if len(kinds) == 1 else None

@@ -1,0 +1,362 @@
+"""From a checkpoint to a bundle: read, trace, graft, rewrite, save, verify, and only then move into place."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import tokenizers
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+
+import stonnx
+from stonnx._bundle import (
+    DEFAULT_ROUTE,
+    SCHEMA_VERSION,
+    Manifest,
+    Module,
+    Route,
+    Source,
+    TensorSpec,
+    TokenizerSpec,
+    hash_files,
+    write_manifest,
+)
+from stonnx._errors import ExportError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
+from stonnx_export import heads, model_card
+from stonnx_export.checkpoint import Checkpoint, Dense, LayerNorm, Normalize, Pooling, Transformer, read_checkpoint
+from stonnx_export.graph import OPSET
+from stonnx_export.passes import PassResult
+from stonnx_export.recipes import RECIPES, Recipe
+from stonnx_export.trace import trace
+from stonnx_export.verify import verify_embeddings
+
+# One file holds a protobuf of up to 2 GB; larger weights go beside it.
+_MAX_EMBEDDED_BYTES = 1_900_000_000
+
+
+def export(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str = "fp32",
+    overwrite: bool = False,
+    name: str | None = None,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    cache_folder: str | None = None,
+    local_files_only: bool = False,
+    show_progress: bool | None = None,
+) -> Path:
+    """Export a checkpoint to a bundle and verify it against the original.
+
+    Nothing appears at ``output`` before everything has been written and verified; an export that fails or is
+    interrupted leaves nothing there.
+
+    Args:
+        model: A checkpoint directory, or a Hub id. A bare name belongs to ``sentence-transformers/``.
+        output: Directory of the bundle. None: ``MODEL-DTYPE`` in the current directory.
+        dtype: The recipe: see ``stonnx_export.RECIPES``.
+        overwrite: Replace a bundle that is there already.
+        name: How the manifest names the source. None: ``model`` as it was given.
+        revision, token, cache_folder, local_files_only: As for a download from the Hub.
+        show_progress: Print each stage on standard error. None: where that is a terminal.
+
+    Returns:
+        The directory of the bundle.
+
+    Raises:
+        ModelNotFoundError: There is no checkpoint.
+        UnsupportedError: A module or setting of it cannot be exported.
+        FidelityError: The result is further from the original than the recipe tolerates.
+        ExportError: The output directory is in the way, or cannot be written.
+    """
+    recipe = RECIPES.get(dtype)
+    if recipe is None:
+        raise InvalidArgumentError(f"dtype {dtype!r} is not known. Allowed: {', '.join(RECIPES)}.")
+    label = os.fspath(model)
+    target = Path(output) if output is not None else Path(f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe.name}")
+    _check_target(target, overwrite)
+    stage = _Stages(sys.stderr.isatty() if show_progress is None else show_progress)
+    with _staging(target, overwrite) as staging:
+        with stage("reading the checkpoint"):
+            directory = _find_checkpoint(label, revision, token, cache_folder, local_files_only)
+            checkpoint = read_checkpoint(directory)
+            original = _load_original(directory)
+        with stage("tracing the network"):
+            graph = _trace(original)
+        with stage("building the graph"):
+            results = _build(graph, checkpoint, recipe)
+        with stage("writing the files"):
+            route = _write_graph(graph, checkpoint, original, staging)
+            source = Source(name or label, revision, checkpoint.weights_sha256)
+            manifest = _manifest(checkpoint, route, recipe, source, staging)
+            write_manifest(staging, manifest)
+        with stage("verifying against PyTorch"):
+            bundle = stonnx.SentenceTransformer(staging, device="cpu")
+            fidelity = verify_embeddings(bundle, original, recipe.tolerance, _oracle())
+            del bundle
+        with stage("writing the manifest"):
+            manifest = dataclasses.replace(manifest, fidelity=fidelity)
+            (staging / model_card.NAME).write_text(model_card.render(manifest, results), encoding="utf-8")
+            write_manifest(staging, manifest)
+    return target
+
+
+class _Stages:
+    """Prints what is being done and how long it took."""
+
+    def __init__(self, show: bool) -> None:
+        self._show = show
+
+    @contextmanager
+    def __call__(self, text: str) -> Iterator[None]:
+        start = time.perf_counter()
+        if self._show:
+            print(f"{text} ...", end="", file=sys.stderr, flush=True)
+        try:
+            yield
+        except BaseException:
+            if self._show:
+                print(" failed", file=sys.stderr, flush=True)
+            raise
+        if self._show:
+            print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        if not overwrite:
+            raise ExportError(f"{target} exists already. Choose another with -o, or replace it with --overwrite.")
+        if not (target / "stonnx.json").is_file():
+            raise ExportError(f"{target} exists and is no bundle, so it is not replaced. Choose another with -o.")
+
+
+@contextmanager
+def _staging(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory beside the target that takes its place when the block succeeds, and disappears when it does not."""
+    parent = target.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for leftover in parent.glob(f".{target.name}.partial-*"):
+            if not _is_running(leftover.name.rsplit("-", 1)[-1]):  # a killed export's
+                shutil.rmtree(leftover, ignore_errors=True)
+        staging = parent / f".{target.name}.partial-{os.getpid()}"
+        staging.mkdir()
+    except OSError as error:
+        raise ExportError(f"Cannot write to {parent}: {error.strerror}. Choose another directory with -o.") from error
+    try:
+        try:
+            yield staging
+            for file in staging.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            _move_into_place(staging, target, overwrite)
+        except OSError as error:
+            if isinstance(error, stonnx.StonnxError):
+                raise
+            raise ExportError(
+                f"The bundle could not be written to {target}: {error.strerror or error}. Nothing is left behind."
+            ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_into_place(staging: Path, target: Path, overwrite: bool) -> None:
+    _check_target(target, overwrite)  # another export may have finished meanwhile
+    if target.is_dir() and any(target.iterdir()):
+        old = staging.with_name(staging.name + "-old")
+        target.rename(old)
+        staging.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        staging.rename(target)
+
+
+def _is_running(pid: str) -> bool:
+    if not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # exists, but belongs to somebody else
+        return True
+    return True
+
+
+def _find_checkpoint(
+    name: str, revision: str | None, token: bool | str | None, cache_folder: str | None, local_files_only: bool
+) -> Path:
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelNotFoundError(f"{name} is a file. Pass the directory of the checkpoint.")
+    if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
+    from stonnx._hub import download
+
+    full = name if "/" in name else f"{stonnx.SentenceTransformer.default_huggingface_organization}/{name}"
+    return download(full, revision, token, cache_folder, local_files_only)
+
+
+def _load_original(directory: Path) -> Any:
+    """The checkpoint in sentence-transformers itself: what is traced, and what the bundle is compared with."""
+    from sentence_transformers import SentenceTransformer
+
+    with _silence():
+        return SentenceTransformer(
+            str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        ).eval()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """transformers draws a progress bar while it loads weights; our own stages say enough."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _trace(original: Any) -> ir.Model:
+    return trace(original[0].auto_model, token_types="token_type_ids" in original.tokenizer.model_input_names)
+
+
+def _build(graph: ir.Model, checkpoint: Checkpoint, recipe: Recipe) -> list[PassResult]:
+    heads.graft(graph, checkpoint.chain)
+    results = [rewrite(graph) for rewrite in recipe.passes]
+    RemoveUnusedNodesPass()(graph)
+    # The tracer notes the stack of each node, with the paths of this machine.
+    ClearMetadataAndDocStringPass()(graph)
+    graph.graph.sort()
+    graph.producer_name, graph.producer_version = "stonnx", stonnx.__version__
+    return results
+
+
+def _write_graph(graph: ir.Model, checkpoint: Checkpoint, original: Any, directory: Path) -> Route:
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    external = "model.onnx.data" if size > _MAX_EMBEDDED_BYTES else None
+    ir.save(graph, directory / "model.onnx", external_data=external)
+    tokenizer = _write_tokenizer(checkpoint, original, directory)
+    return Route(
+        graph="model.onnx",
+        opset=OPSET,
+        inputs=tuple(_spec(value) for value in graph.graph.inputs),
+        outputs=tuple(_spec(value) for value in graph.graph.outputs),
+        tokenizer=tokenizer,
+    )
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorSpec(value.name, value.dtype.numpy().name, shape, optional=value.const_value is not None)
+
+
+def _write_tokenizer(checkpoint: Checkpoint, original: Any, directory: Path) -> TokenizerSpec:
+    source = original.tokenizer
+    backend = getattr(source, "backend_tokenizer", None)
+    if backend is None:
+        raise UnsupportedError(f"{type(source).__name__} is a tokenizer in Python, without a tokenizer.json.")
+    limit = original.max_seq_length
+    if checkpoint.max_positions is not None:
+        limit = min(limit or checkpoint.max_positions, checkpoint.max_positions)
+    if limit is None or limit > 1_000_000:  # what transformers says where a tokenizer has no limit
+        raise UnsupportedError("Neither the checkpoint nor its tokenizer limits the length of a text.")
+    pad = source.pad_token_id if source.pad_token_id is not None else 0
+    # A copy: the original stays as it is. The file carries the settings too, for use without stonnx.
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    copy.enable_truncation(limit, strategy="longest_first", direction=source.truncation_side)
+    copy.enable_padding(
+        direction="right",
+        pad_id=pad,
+        pad_type_id=source.pad_token_type_id,
+        pad_token=source.pad_token or copy.id_to_token(pad) or "[PAD]",
+    )
+    copy.save(str(directory / "tokenizer.json"))
+    return TokenizerSpec(
+        file="tokenizer.json",
+        max_seq_length=int(limit),
+        max_positions=checkpoint.max_positions,
+        pad_token_id=pad,
+        pad_token_type_id=source.pad_token_type_id,
+        truncation_side=source.truncation_side,
+        add_special_tokens=True,
+        special_token_ids=tuple(sorted(set(source.all_special_ids))),
+    )
+
+
+def _manifest(checkpoint: Checkpoint, route: Route, recipe: Recipe, source: Source, directory: Path) -> Manifest:
+    embedding = next(spec for spec in route.outputs if spec.name == "sentence_embedding")
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        task="embedding",
+        source=source,
+        architecture=checkpoint.architecture,
+        modules=tuple(_describe(module) for module in checkpoint.chain),
+        routes={DEFAULT_ROUTE: route},
+        precision=recipe.precision,
+        recipe=recipe.name,
+        requires_cpu_features=recipe.requires_cpu_features,
+        embedding_dimension=int(embedding.shape[-1]),
+        normalized=isinstance(checkpoint.chain[-1], Normalize),
+        similarity_fn_name=checkpoint.similarity_fn_name,
+        prompts=checkpoint.prompts,
+        default_prompt_name=checkpoint.default_prompt_name,
+        truncate_dim=checkpoint.truncate_dim,
+        num_labels=None,
+        labels=(),
+        activation=None,
+        files=hash_files(directory, sorted(file.name for file in directory.iterdir())),
+        exporter=_versions(),
+        fidelity=None,
+    )
+
+
+def _describe(module: Transformer | Pooling | Dense | LayerNorm | Normalize) -> Module:
+    match module:
+        case Transformer():
+            return Module("Transformer", {"max_seq_length": module.max_seq_length})
+        case Pooling():
+            return Module("Pooling", {"modes": list(module.modes), "include_prompt": module.include_prompt})
+        case Dense():
+            out_features, in_features = module.weight.shape
+            settings = {"in_features": in_features, "out_features": out_features, "activation": module.activation}
+            return Module("Dense", settings | {"use_residual": module.residual})
+        case _:
+            return Module(type(module).__name__)
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "sentence-transformers", "onnx", "onnx-ir", "onnxruntime")
+    versions = {"stonnx": stonnx.__version__}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # onnxruntime has other names for other devices
+            continue
+    return versions
+
+
+def _oracle() -> str:
+    versions = _versions()
+    peer, engine = versions["sentence-transformers"], versions["torch"]
+    return f"sentence-transformers {peer} with PyTorch {engine}, float32, on the CPU"

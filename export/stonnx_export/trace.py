@@ -1,0 +1,89 @@
+"""A PyTorch network to an ONNX graph: ids and mask in, token embeddings out."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+
+from stonnx_export.graph import OPSET
+
+# The example that is traced. Every dimension is one that no network has by chance, and no dimension is 1, which the
+# tracer would take for a constant.
+_BATCH, _SEQUENCE = 2, 7
+
+
+class _Network(torch.nn.Module):  # type: ignore[misc]
+    """A transformers model with the inputs and the output that a bundle has."""
+
+    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+
+    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+        feeds = dict(zip(self.inputs, values, strict=True))
+        output: torch.Tensor = self.model(**feeds, return_dict=True).last_hidden_state
+        return output
+
+
+def trace(model: torch.nn.Module, *, token_types: bool) -> ir.Model:
+    """Trace a transformers model.
+
+    Args:
+        model: The network, in float32.
+        token_types: Whether its tokenizer tells the two texts of a pair apart by ``token_type_ids``.
+
+    Returns:
+        A graph with the inputs ``input_ids``, ``attention_mask`` and, where used, ``token_type_ids``, all int64
+        [batch, sequence], and one float32 output [batch, sequence, hidden].
+    """
+    names = ["input_ids", "attention_mask"]
+    if token_types and "token_type_ids" in inspect.signature(model.forward).parameters:
+        names.append("token_type_ids")
+    ids = torch.full((_BATCH, _SEQUENCE), 1, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[1, _SEQUENCE - 2 :] = 0
+    example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    dimensions = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            _Network(model, tuple(names)).eval(),
+            tuple(example[name] for name in names),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=names,
+            output_names=["hidden_states"],
+            dynamic_shapes=(tuple(dimensions for _ in names),),
+            verbose=False,
+        )
+    assert program is not None
+    traced: ir.Model = program.model
+    for value in traced.graph.inputs:
+        value.shape = ir.Shape(("batch", "sequence"))
+    hidden = traced.graph.outputs[0].shape
+    assert hidden is not None
+    traced.graph.outputs[0].shape = ir.Shape(("batch", "sequence", hidden[2]))
+    return traced
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracer logs and warns about matters of its own that no user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

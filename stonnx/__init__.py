@@ -1,0 +1,44 @@
+"""sentence-transformers inference without PyTorch.
+
+Example:
+    >>> from stonnx import SentenceTransformer
+    >>> model = SentenceTransformer("path/to/bundle")  # doctest: +SKIP
+    >>> embeddings = model.encode(["The weather is lovely today."])  # doctest: +SKIP
+"""
+
+from stonnx._errors import (
+    BundleError,
+    BundleFormatError,
+    BundleIntegrityError,
+    DeviceError,
+    ExportError,
+    FidelityError,
+    InvalidArgumentError,
+    InvalidInputError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    StonnxError,
+    UnsupportedError,
+)
+from stonnx._model import ModelInfo
+from stonnx.sentence_transformer import SentenceTransformer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BundleError",
+    "BundleFormatError",
+    "BundleIntegrityError",
+    "DeviceError",
+    "ExportError",
+    "FidelityError",
+    "InvalidArgumentError",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "SentenceTransformer",
+    "StonnxError",
+    "UnsupportedError",
+    "__version__",
+]

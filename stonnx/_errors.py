@@ -1,0 +1,71 @@
+"""Every error that stonnx raises on purpose.
+
+Each one says what was wrong, what is allowed, and what to do; each is also the builtin that people already catch::
+
+    StonnxError
+    ├── ModelNotFoundError        (FileNotFoundError)   no bundle or checkpoint behind a name or path
+    ├── BundleError               (ValueError)          a bundle that cannot be used
+    │   ├── BundleFormatError                           its manifest is no manifest, or of a newer schema
+    │   └── BundleIntegrityError  (OSError)             a file is missing, truncated or changed
+    ├── InvalidInputError         (TypeError, ValueError)   an input that is no text; carries its index
+    ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
+    ├── UnsupportedError          (ValueError, NotImplementedError)   something stonnx does not do, by name
+    ├── DeviceError               (RuntimeError)        a device that was asked for and does not work
+    ├── MissingDependencyError    (ImportError)         a package that has to be installed first
+    └── ExportError               (RuntimeError)        an export that failed; nothing was written
+        └── FidelityError                               the bundle is too far from the original
+"""
+
+from __future__ import annotations
+
+
+class StonnxError(Exception):
+    """Base of all errors that stonnx raises on purpose."""
+
+
+class ModelNotFoundError(StonnxError, FileNotFoundError):
+    """There is no model behind a name or path."""
+
+
+class BundleError(StonnxError, ValueError):
+    """A bundle cannot be used."""
+
+
+class BundleFormatError(BundleError):
+    """A manifest cannot be read, or was written by a newer schema than this version knows."""
+
+
+class BundleIntegrityError(BundleError, OSError):
+    """A file of a bundle is missing, truncated or changed."""
+
+
+class InvalidInputError(StonnxError, TypeError, ValueError):
+    """An input is no text. ``index`` is its position in the list, or None for a single input."""
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class InvalidArgumentError(StonnxError, ValueError):
+    """An argument is outside what is allowed."""
+
+
+class UnsupportedError(StonnxError, ValueError, NotImplementedError):
+    """Something that stonnx does not do; the message names it and says what works instead."""
+
+
+class DeviceError(StonnxError, RuntimeError):
+    """A device that was asked for does not work here."""
+
+
+class MissingDependencyError(StonnxError, ImportError):
+    """A package has to be installed first; the message has the command."""
+
+
+class ExportError(StonnxError, RuntimeError):
+    """An export failed. Nothing was written to the output directory."""
+
+
+class FidelityError(ExportError):
+    """The exported bundle is further from the original than its recipe tolerates. Nothing was written."""

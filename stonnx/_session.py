@@ -1,0 +1,122 @@
+"""Batches to arrays: an ONNX Runtime session and its threads. The only file that knows ``onnxruntime``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._errors import BundleFormatError, DeviceError, InvalidArgumentError, MissingDependencyError
+from stonnx._providers import provider_for
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+# Every one of these wheels installs the same directory `onnxruntime`; the last one installed wins.
+_WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
+_INSTALL = 'pip install "stonnx[cpu]"  (or "stonnx[gpu]" for NVIDIA GPUs)'
+
+
+class Session:
+    """One graph, loaded for one device. ``run`` may be called from many threads at once."""
+
+    def __init__(self, graph: Path, *, device: str | None = None, threads: int | None = None) -> None:
+        ort = _import_onnxruntime()
+        provider, options = provider_for(device, ort.get_available_providers())
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise InvalidArgumentError(f"threads must be a positive integer or None, got {threads!r}.")
+        self.device = str(device or provider.device)
+        self.threads = threads or available_cpus()
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = self.threads
+        settings.log_severity_level = 3
+        # The exporter finished the graph. Higher levels would put back fused kernels that are slower on the CPU.
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        # Memory patterns are cached for each input shape, and ours always differ.
+        settings.enable_mem_pattern = False
+        providers: list[Any] = [(provider.name, options)]
+        if provider.device != "cpu":
+            providers.append("CPUExecutionProvider")
+        try:
+            self._session = ort.InferenceSession(str(graph), settings, providers=providers)
+        except Exception as error:  # onnxruntime's errors share no public base class
+            raise BundleFormatError(
+                f"onnxruntime {ort.__version__} cannot load {graph}: {error} "
+                "If the bundle is intact, a newer onnxruntime may help: pip install -U onnxruntime"
+            ) from error
+        if self._session.get_providers()[0] != provider.name:
+            raise DeviceError(
+                f"device {self.device!r} was asked for, but onnxruntime runs on {self._session.get_providers()[0]}: "
+                f"a library that {provider.name} needs is missing. Install it with: {provider.install}"
+            )
+        # Inputs with a default inside the graph are not in get_inputs().
+        optional = {node.name for node in self._session.get_overridable_initializers()}
+        self.inputs = {node.name for node in self._session.get_inputs()} | optional
+        self.outputs = {node.name for node in self._session.get_outputs()}
+        self.version: str = ort.__version__
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any] | None]) -> list[npt.NDArray[Any]]:
+        """Run the graph. Feeds that are None, or that the graph does not have, are left out."""
+        known = {name: value for name, value in feeds.items() if value is not None and name in self.inputs}
+        results: list[npt.NDArray[Any]] = self._session.run(list(outputs), known)
+        return results
+
+
+def available_cpus() -> int:
+    """The CPUs that this process may use: its affinity, and the quota of its control group where there is one."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cpus(Path("/sys/fs/cgroup"))
+    return count if quota is None else max(1, min(count, int(np.ceil(quota))))
+
+
+def _cgroup_cpus(root: Path) -> float | None:
+    """CPUs granted by cgroup v2 (``cpu.max``) or v1 (``cpu.cfs_quota_us``), or None where there is no limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    try:
+        cpus = float(quota) / float(period)
+    except (ValueError, ZeroDivisionError):  # "max": no limit
+        return None
+    return cpus if cpus > 0 else None
+
+
+def _import_onnxruntime() -> onnxruntime:
+    installed = [wheel for wheel in _WHEELS if _is_installed(wheel)]
+    if len(installed) > 1:
+        warnings.warn(
+            f"{' and '.join(installed)} are both installed and overwrite each other's files: which devices work is "
+            f"chance. Repair it with: pip uninstall -y {' '.join(installed)} && {_INSTALL}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(f"onnxruntime cannot be imported: {error}. Install it with: {_INSTALL}") from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # What is left of the directory after one of two wheels was uninstalled.
+        raise MissingDependencyError(
+            "onnxruntime is only partly installed, as happens when one of two onnxruntime wheels is uninstalled. "
+            f"Repair it with: pip uninstall -y {' '.join(_WHEELS[:2])} && {_INSTALL}"
+        )
+    return onnxruntime
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,219 @@
+"""The command ``stonnx``: export, encode, info."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import stonnx
+from stonnx._bundle import MANIFEST_NAME, Manifest, read_manifest, verify_files
+from stonnx._errors import MissingDependencyError, ModelNotFoundError, StonnxError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0 done, 1 failed with a message, 2 wrong usage, 130 Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.command
+    try:
+        command(arguments)
+    except (StonnxError, OSError) as error:
+        print(f"stonnx {arguments.name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stonnx {arguments.name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="stonnx", description="sentence-transformers inference without PyTorch")
+    parser.add_argument("--version", action="version", version=f"stonnx {stonnx.__version__}")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    export = commands.add_parser("export", help="turn a PyTorch checkpoint into a bundle")
+    export.add_argument("model", help="checkpoint directory or Hub id")
+    export.add_argument("-o", "--output", type=Path, help="directory of the bundle (default: MODEL-DTYPE)")
+    export.add_argument("--dtype", default="fp32", help="recipe of the bundle (default: fp32)")
+    export.add_argument("--name", help="how the bundle names its source (default: MODEL)")
+    export.add_argument("--revision", help="branch, tag or commit on the Hub")
+    export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
+    export.add_argument("--quiet", action="store_true", help="do not print the stages")
+    export.set_defaults(command=_export)
+
+    encode = commands.add_parser(
+        "encode",
+        help="encode the lines of a file",
+        description="Encode every line of a file. An interrupted run is continued by running the same command again.",
+    )
+    encode.add_argument("model", help="bundle directory or Hub id")
+    encode.add_argument("input", help="text lines or JSONL; - for standard input")
+    encode.add_argument("-o", "--output", type=Path, required=True, help="file ending in .npy, .jsonl or .safetensors")
+    encode.add_argument("--input-format", choices=("lines", "jsonl"), help="default: by the ending of the input")
+    encode.add_argument("--output-format", choices=("npy", "jsonl", "safetensors"), help="default: by the ending")
+    encode.add_argument("--field", default="text", help="the field of a JSONL record that is encoded (default: text)")
+    prompt = encode.add_mutually_exclusive_group()
+    prompt.add_argument("--query", action="store_true", help="encode as queries")
+    prompt.add_argument("--document", action="store_true", help="encode as documents")
+    prompt.add_argument("--prompt-name", help="a prompt of the model to put in front of each text")
+    prompt.add_argument("--prompt", help="a text to put in front of each text")
+    encode.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
+    encode.add_argument("--truncate-dim", type=int, help="cut vectors to this many dimensions")
+    encode.add_argument(
+        "--precision",
+        choices=("float32", "binary", "ubinary"),
+        default="float32",
+        help="int8 and uint8 are not offered: their range has to be known before the first row is written",
+    )
+    encode.add_argument("--batch-size", type=int, default=32, help="in units of 32 tokens (default: 32)")
+    encode.add_argument("--device", help="cpu, cuda, cuda:1 (default: cpu)")
+    encode.add_argument("--threads", type=int, help="threads of the session (default: all CPUs of the process)")
+    encode.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    encode.add_argument("--quiet", action="store_true", help="no progress bar")
+    encode.set_defaults(command=_encode)
+
+    info = commands.add_parser("info", help="show what a bundle is")
+    info.add_argument("bundle", type=Path, help="bundle directory")
+    info.add_argument("--json", action="store_true", help="print the manifest as it is")
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    try:
+        from stonnx_export import export
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The exporter needs {error.name or error}, which is not installed. "
+            'Install it with: pip install "stonnx[cpu,export]"'
+        ) from error
+    path = export(
+        arguments.model,
+        arguments.output,
+        dtype=arguments.dtype,
+        overwrite=arguments.overwrite,
+        name=arguments.name,
+        revision=arguments.revision,
+        show_progress=not arguments.quiet,
+    )
+    print(f"{path}: {_summary(read_manifest(path))}")
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    from stonnx._encode_file import encode_file
+    from stonnx._progress import progress_bar
+
+    model = stonnx.SentenceTransformer(arguments.model, device=arguments.device, threads=arguments.threads)
+    method = model.encode_query if arguments.query else model.encode_document if arguments.document else model.encode
+    options: dict[str, Any] = {
+        "prompt_name": arguments.prompt_name,
+        "prompt": arguments.prompt,
+        "normalize_embeddings": arguments.normalize,
+        "truncate_dim": arguments.truncate_dim,
+        "precision": arguments.precision,
+    }
+    # Refuse wrong options before the input is read.
+    sample = method(["a"], **options)
+    manifest = model._engine.manifest
+    identity = options | {
+        "task": "query" if arguments.query else "document" if arguments.document else None,
+        "files": {name: entry.sha256 for name, entry in manifest.files.items()},
+    }
+    source = None if arguments.input == "-" else Path(arguments.input)
+    total = source.stat().st_size if source is not None and source.is_file() else None
+    with progress_bar(total, not arguments.quiet, "B" if total else "text") as advance:
+        done = 0
+
+        def progress(now: int, _: int | None) -> None:
+            nonlocal done
+            advance(now - done)
+            done = now
+
+        report = encode_file(
+            lambda texts: method(texts, batch_size=arguments.batch_size, **options),
+            source,
+            arguments.output,
+            identity=identity,
+            input_format=arguments.input_format,
+            output_format=arguments.output_format,
+            text_field=arguments.field,
+            overwrite=arguments.overwrite,
+            dimension=sample.shape[1],
+            dtype=sample.dtype.name,
+            progress=progress,
+        )
+    if report.restarted:
+        print(f"An earlier run was not continued: {report.restarted}", file=sys.stderr)
+    continued = f", {report.resumed_rows:,} of them from an earlier run" if report.resumed_rows else ""
+    print(f"{report.output}: {report.rows:,} x {report.dimension}{continued}, {report.seconds:.1f} s")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    directory: Path = arguments.bundle
+    if not (directory / MANIFEST_NAME).is_file():
+        raise ModelNotFoundError(f"{directory} is no bundle: it has no {MANIFEST_NAME}.")
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest)
+    if arguments.json:
+        print((directory / MANIFEST_NAME).read_text(encoding="utf-8"), end="")
+        return
+    for key, value in describe(manifest):
+        print(f"{key:<16}{value}")
+
+
+def describe(manifest: Manifest) -> list[tuple[str, str]]:
+    """A manifest in lines that a person can read: (what, value)."""
+    size = sum(entry.size for entry in manifest.files.values())
+    lines = [
+        ("model", manifest.source.name + (f" at {manifest.source.revision}" if manifest.source.revision else "")),
+        ("task", manifest.task),
+        ("architecture", manifest.architecture),
+        ("modules", " > ".join(_module(module.type, module.settings) for module in manifest.modules)),
+        ("precision", f"{manifest.precision} (recipe {manifest.recipe})"),
+    ]
+    if manifest.embedding_dimension is not None:
+        unit = ", vectors of length 1" if manifest.normalized else ""
+        lines.append(("dimensions", f"{manifest.embedding_dimension}{unit}"))
+    if manifest.task != "rerank":
+        lines.append(("similarity", manifest.similarity_fn_name or "cosine (not set by the model)"))
+    for name, prompt in manifest.prompts.items():
+        default = " (used by default)" if name == manifest.default_prompt_name else ""
+        lines.append((f"prompt {name}", repr(prompt) + default))
+    for name, route in manifest.routes.items():
+        where = "" if len(manifest.routes) == 1 else f" ({name})"
+        inputs = ", ".join(spec.name + ("?" if spec.optional else "") for spec in route.inputs)
+        outputs = ", ".join(f"{spec.name} {list(spec.shape)}".replace("'", "") for spec in route.outputs)
+        lines += [
+            (f"graph{where}", f"{route.graph}, opset {route.opset}"),
+            ("  inputs", inputs),
+            ("  outputs", outputs),
+            ("  longest text", f"{route.tokenizer.max_seq_length} tokens"),
+        ]
+    if manifest.fidelity is not None:
+        lines.append(("fidelity", _fidelity(manifest)))
+        lines.append(("  compared with", f"{manifest.fidelity.compared_with}, {manifest.fidelity.texts} texts"))
+    lines.append(("files", f"{len(manifest.files)}, {size / 1e6:.1f} MB, hashes verified"))
+    lines.append(("exported with", ", ".join(f"{name} {version}" for name, version in manifest.exporter.items())))
+    return lines
+
+
+def _summary(manifest: Manifest) -> str:
+    size = sum(entry.size for entry in manifest.files.values())
+    return f"{manifest.task}, {manifest.precision}, {size / 1e6:.1f} MB; {_fidelity(manifest)}"
+
+
+def _fidelity(manifest: Manifest) -> str:
+    fidelity = manifest.fidelity
+    if fidelity is None:
+        return "not verified"
+    return (
+        f"cosine to PyTorch mean {fidelity.cosine_mean:.7f}, lowest {fidelity.cosine_min:.7f}, "
+        f"largest difference {fidelity.max_abs_difference:.1e}"
+    )
+
+
+def _module(name: str, settings: Any) -> str:
+    shown = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
+    return f"{name}({shown})" if shown else name

@@ -1,0 +1,347 @@
+"""Dense embeddings: ``SentenceTransformer``, with the API of sentence-transformers 6."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._errors import InvalidArgumentError
+from stonnx._inputs import parse_inputs
+from stonnx._model import Model
+from stonnx._outputs import PRECISIONS, finish_embeddings, to_torch
+from stonnx._progress import progress_bar
+
+logger = logging.getLogger("stonnx")
+
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+
+class SentenceTransformer(Model):
+    """Text to dense vectors, from a bundle.
+
+    Args:
+        model_name_or_path: The directory of a bundle, or a Hub id. A bare name belongs to ``sentence-transformers/``.
+            A checkpoint without a bundle is exported on first use where the exporter is installed.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``. None means ``"cpu"``.
+        prompts: Texts to put in front, by name. They win over those of the model.
+        default_prompt_name: The prompt that :meth:`encode` uses when none is asked for.
+        cache_folder: Where downloads are kept. None: the Hugging Face cache.
+        revision: Branch, tag or commit on the Hub.
+        local_files_only: Never ask the network.
+        token: Hub token.
+        similarity_fn_name: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``. None: the model's own.
+        truncate_dim: Cut vectors to this many dimensions.
+        dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
+        threads: Threads of the session. None: the CPUs that this process may use.
+        modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend: Accepted so
+            that code written for sentence-transformers runs; anything that would change the result is refused.
+
+    Raises:
+        ModelNotFoundError: There is no model of that name.
+        BundleError: The bundle is damaged, or of a newer schema.
+        DeviceError: The device does not work here.
+
+    Example:
+        >>> model = SentenceTransformer("all-MiniLM-L6-v2-fp32")  # doctest: +SKIP
+        >>> model.encode(["The weather is lovely today.", "He drove to the stadium."]).shape  # doctest: +SKIP
+        (2, 384)
+    """
+
+    default_huggingface_organization = "sentence-transformers"
+    _task = "embedding"
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        modules: None = None,
+        device: str | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        cache_folder: str | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        token: bool | str | None = None,
+        use_auth_token: bool | str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        config_kwargs: Mapping[str, Any] | None = None,
+        model_card_data: None = None,
+        backend: Literal["onnx", "torch"] = "onnx",
+        similarity_fn_name: str | None = None,
+        truncate_dim: int | None = None,
+        dtype: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if use_auth_token is not None:
+            warnings.warn("use_auth_token is deprecated, use token instead.", FutureWarning, stacklevel=2)
+            token = use_auth_token if token is None else token
+        super().__init__(
+            model_name_or_path,
+            modules=modules,
+            device=device,
+            prompts=prompts,
+            default_prompt_name=default_prompt_name,
+            cache_folder=cache_folder,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            local_files_only=local_files_only,
+            token=token,
+            model_kwargs=model_kwargs,
+            processor_kwargs=processor_kwargs,
+            config_kwargs=config_kwargs,
+            model_card_data=model_card_data,
+            backend=backend,
+            dtype=dtype,
+            threads=threads,
+        )
+        manifest = self._engine.manifest
+        self.truncate_dim = manifest.truncate_dim if truncate_dim is None else truncate_dim
+        self.similarity_fn_name = similarity_fn_name or manifest.similarity_fn_name or "cosine"
+
+    def encode(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
+        precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Vectors of texts.
+
+        Args:
+            inputs: A text, or a list, tuple or array of texts. A pair of texts is one input of two segments.
+            prompt_name: Name of the prompt to put in front of each text.
+            prompt: The prompt itself; wins over ``prompt_name``.
+            batch_size: Size of a run in units of 32 padded tokens: 32 stands for at most 1,024 tokens at a time.
+            show_progress_bar: None shows it when the logger ``stonnx`` is at INFO or DEBUG.
+            output_value: ``"sentence_embedding"``, ``"token_embeddings"`` (a list of [tokens, hidden]), or None for a
+                dict of everything for each text.
+            precision: ``"float32"``, or ``"int8"``, ``"uint8"``, ``"binary"``, ``"ubinary"`` to quantize the vectors.
+            convert_to_numpy: False returns a list with one vector for each text.
+            convert_to_tensor: Return a torch tensor; needs torch.
+            device: None, or the device that the model was loaded for.
+            normalize_embeddings: Scale vectors to length 1.
+            truncate_dim: Cut vectors to this many dimensions.
+
+        Returns:
+            float32 array [texts, dim], or [dim] for a single text. No texts: ``np.array([])``, as the original does.
+
+        Raises:
+            InvalidInputError: An input is no text; ``.index`` says which.
+            InvalidArgumentError: An argument is outside what is allowed.
+        """
+        task = kwargs.pop("task", None)
+        self._check_call(batch_size, device, kwargs)
+        if precision is not None and precision not in PRECISIONS:
+            raise InvalidArgumentError(f"precision {precision!r} is not supported. Allowed: {', '.join(PRECISIONS)}.")
+        if output_value not in ("sentence_embedding", "token_embeddings", None):
+            raise InvalidArgumentError(
+                f"output_value {output_value!r} is not known. Allowed: 'sentence_embedding', 'token_embeddings', None."
+            )
+        prompt = self._resolve_prompt(prompt, prompt_name)
+        texts, single = parse_inputs(inputs, prompt)
+        if output_value == "sentence_embedding":
+            width = self.truncate_dim if truncate_dim is None else truncate_dim
+            result: Any = self._sentence_embeddings(texts, prompt, task, batch_size, show_progress_bar)
+            result = finish_embeddings(result, width, normalize_embeddings, precision) if texts else np.array([])
+            if convert_to_tensor:
+                result = to_torch(result.astype(np.float32) if not texts else result)
+            elif not convert_to_numpy:
+                result = list(result)
+            return result[0] if single else result
+        features = self._features(texts, prompt, task, batch_size, show_progress_bar)
+        items: list[Any] = [item["token_embeddings"] for item in features] if output_value else features
+        return items[0] if single else items
+
+    def encode_query(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
+        precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """:meth:`encode` for search queries: with the prompt named ``query``, unless another is given."""
+        if prompt_name is None and prompt is None and "query" in self.prompts:
+            prompt_name = "query"
+        return self.encode(
+            inputs,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            output_value=output_value,
+            precision=precision,
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            device=device,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            task="query",
+            **kwargs,
+        )
+
+    def encode_document(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
+        precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """:meth:`encode` for documents: with the first prompt named ``document``, ``passage`` or ``corpus``."""
+        if prompt_name is None and prompt is None:
+            prompt_name = next((name for name in ("document", "passage", "corpus") if name in self.prompts), None)
+        return self.encode(
+            inputs,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            output_value=output_value,
+            precision=precision,
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            device=device,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            task="document",
+            **kwargs,
+        )
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Similarity of every vector of one collection to every vector of another.
+
+        Args:
+            embeddings1: [n, dim] or [dim].
+            embeddings2: [m, dim] or [dim].
+
+        Returns:
+            float32 array [n, m]; a torch tensor where one was passed.
+        """
+        from stonnx.util import SimilarityFunction
+
+        return SimilarityFunction.to_similarity_fn(self.similarity_fn_name)(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Similarity of ``embeddings1[i]`` to ``embeddings2[i]``: float32 array [n]."""
+        from stonnx.util import SimilarityFunction
+
+        return SimilarityFunction.to_similarity_pairwise_fn(self.similarity_fn_name)(embeddings1, embeddings2)
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``."""
+        return self._similarity_fn_name
+
+    @similarity_fn_name.setter
+    def similarity_fn_name(self, value: str | None) -> None:
+        name = getattr(value, "value", value) or "cosine"
+        if name not in _SIMILARITIES:
+            allowed = ", ".join(_SIMILARITIES)
+            raise InvalidArgumentError(f"similarity_fn_name {value!r} is not known. Allowed: {allowed}.")
+        self._similarity_fn_name = name
+
+    def get_embedding_dimension(self) -> int | None:
+        """Number of dimensions of the vectors, after ``truncate_dim``."""
+        dimension = self._engine.manifest.embedding_dimension
+        if self.truncate_dim is None or dimension is None:
+            return self.truncate_dim if dimension is None else dimension
+        return min(dimension, self.truncate_dim)
+
+    def get_sentence_embedding_dimension(self) -> int | None:
+        """Old name of :meth:`get_embedding_dimension`."""
+        return self.get_embedding_dimension()
+
+    @contextmanager
+    def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
+        """Within this context, vectors are cut to ``truncate_dim`` dimensions."""
+        before = self.truncate_dim
+        self.truncate_dim = truncate_dim
+        try:
+            yield
+        finally:
+            self.truncate_dim = before
+
+    def _sentence_embeddings(
+        self, texts: Sequence[Any], prompt: str | None, task: str | None, batch_size: int, show: bool | None
+    ) -> npt.NDArray[np.float32]:
+        route = self._engine.route(task)
+        dimension = self._engine.manifest.embedding_dimension
+        result = np.empty((len(texts), dimension or 0), dtype=np.float32)
+        batches = route.stream(
+            texts,
+            ["sentence_embedding"],
+            batch_size=batch_size,
+            prompt_length=self._excluded_prompt(route, prompt),
+        )
+        with progress_bar(len(texts), show) as advance:
+            for batch in batches:
+                result[batch.indices] = batch.outputs[0]
+                advance(len(batch.indices))
+        return result
+
+    def _features(
+        self, texts: Sequence[Any], prompt: str | None, task: str | None, batch_size: int, show: bool | None
+    ) -> list[dict[str, Any]]:
+        """Everything that is known of each text, without padding."""
+        route = self._engine.route(task)
+        result: list[dict[str, Any]] = [{} for _ in texts]
+        prompt_length = route.tokenizer.prompt_length(prompt) if prompt else None
+        batches = route.stream(
+            texts,
+            ["token_embeddings", "sentence_embedding"],
+            batch_size=batch_size,
+            prompt_length=self._excluded_prompt(route, prompt),
+        )
+        has_token_types = "token_type_ids" in route.session.inputs
+        with progress_bar(len(texts), show) as advance:
+            for batch in batches:
+                types = batch.tokens.token_type_ids
+                for row, index in enumerate(batch.indices):
+                    length = int(batch.tokens.attention_mask[row].sum())
+                    item = result[index]
+                    item["input_ids"] = batch.tokens.input_ids[row, :length]
+                    if has_token_types:
+                        item["token_type_ids"] = np.zeros(length, np.int64) if types is None else types[row, :length]
+                    item["attention_mask"] = batch.tokens.attention_mask[row, :length]
+                    item["modality"] = "text"
+                    if prompt_length is not None:
+                        item["prompt_length"] = prompt_length
+                    item["token_embeddings"] = batch.outputs[0][row, :length]
+                    item["sentence_embedding"] = batch.outputs[1][row]
+                advance(len(batch.indices))
+        return result

@@ -1,0 +1,50 @@
+"""The row operations that dense and CSR matrices share. Every result except a normalized matrix is dense."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stonnx.util._arrays import FloatArray, Matrix, is_sparse
+
+_SMALLEST_NORM = 1e-12  # torch.nn.functional.normalize divides by no less, so a row of zeros stays zeros
+_BLOCK_ELEMENTS = 1 << 22
+
+
+def unit_rows(matrix: Matrix) -> Matrix:
+    """Each row divided by its length, in a new matrix. A dense one may have any number of dimensions."""
+    norms = np.maximum(np.sqrt(row_dot(matrix, matrix)), _SMALLEST_NORM)
+    if not is_sparse(matrix):
+        return matrix / norms[..., None]
+    unit = matrix.copy()
+    unit.data /= np.repeat(norms, np.diff(matrix.indptr))
+    return unit
+
+
+def transposed(matrix: Matrix) -> Matrix:
+    """The transpose in the layout that :func:`product` multiplies fastest."""
+    return matrix.T.tocsr() if is_sparse(matrix) else matrix.T
+
+
+def product(a: Matrix, b_transposed: Matrix) -> FloatArray:
+    """``a @ b_transposed`` of [n, d] and [d, m] as a dense [n, m] array."""
+    if not (is_sparse(a) and is_sparse(b_transposed)):
+        return np.ascontiguousarray(a @ b_transposed)
+    shape = (a.shape[0], b_transposed.shape[1])
+    result = np.empty(shape, np.result_type(a.dtype, b_transposed.dtype))
+    # In blocks: the sparse product of nearly dense rows takes several times the memory of the result.
+    step = max(1, _BLOCK_ELEMENTS // max(1, shape[1]))
+    for start in range(0, shape[0], step):
+        (a[start : start + step] @ b_transposed).toarray(out=result[start : start + step])
+    return result
+
+
+def row_dot(a: Matrix, b: Matrix) -> FloatArray:
+    """The dot product of each row of ``a`` with the same row of ``b``: [n]. A single row meets every row."""
+    if is_sparse(a):
+        return np.asarray(a.multiply(b).sum(axis=1))
+    return np.asarray(np.einsum("...i,...i->...", a, b))
+
+
+def row_abs_sum(matrix: Matrix) -> FloatArray:
+    """The sum of the absolute values of each row: [n]."""
+    return np.asarray(abs(matrix).sum(axis=1))

@@ -1,0 +1,82 @@
+"""Embeddings made unit length, and made shorter."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._errors import InvalidArgumentError
+from stonnx.util._arrays import Embeddings, is_sparse, result_like, to_array, to_float
+from stonnx.util._matrix import unit_rows
+
+
+@overload
+def normalize_embeddings(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+@overload
+def normalize_embeddings(embeddings: Embeddings) -> Any: ...
+def normalize_embeddings(embeddings: Embeddings) -> Any:
+    """Divide each embedding by its Euclidean length, or by 1e-12 if it is shorter than that.
+
+    Args:
+        embeddings: [..., dimension] dense, or [dimension] or [rows, dimension] sparse.
+
+    Returns:
+        New embeddings of the same shape, float32 (float64 for dense float64 input). Zeros stay zeros. A scipy
+        sparse input gives a ``csr_array``, a tensor a tensor of the same layout.
+
+    Raises:
+        InvalidArgumentError: The values are no real numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> normalize_embeddings(np.array([[3.0, 4.0], [0.0, 0.0]]))
+        array([[0.6, 0.8],
+               [0. , 0. ]])
+    """
+    return _like_input(embeddings, unit_rows(to_float(to_array(embeddings))))
+
+
+@overload
+def truncate_embeddings(embeddings: npt.NDArray[np.float32], truncate_dim: int | None) -> npt.NDArray[np.float32]: ...
+@overload
+def truncate_embeddings(embeddings: Embeddings, truncate_dim: int | None) -> Any: ...
+def truncate_embeddings(embeddings: Embeddings, truncate_dim: int | None) -> Any:
+    """Keep the first dimensions of each embedding, as models trained for it allow (Matryoshka, arXiv:2205.13147).
+
+    The result does not have unit length: normalize it afterwards to compare by dot product.
+
+    Args:
+        embeddings: [..., dimension] dense, or [dimension] or [rows, dimension] sparse.
+        truncate_dim: How many dimensions to keep. None, or more than there are, keeps all.
+
+    Returns:
+        [..., truncate_dim] of the same dtype; a view for numpy arrays and dense tensors, as slicing gives.
+
+    Raises:
+        InvalidArgumentError: ``truncate_dim`` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> truncate_embeddings(np.eye(2, 8), 3)
+        array([[1., 0., 0.],
+               [0., 1., 0.]])
+    """
+    if truncate_dim is not None and truncate_dim < 1:
+        raise InvalidArgumentError(
+            f"truncate_dim is {truncate_dim}; it is the number of dimensions to keep, so 1 or more is allowed, or "
+            "None to keep all."
+        )
+    array = to_array(embeddings)
+    if is_sparse(array):
+        return _like_input(embeddings, array[:, :truncate_dim])
+    # Slicing the tensor itself keeps its dtype, bfloat16 among them, its device and its gradient.
+    sliceable = embeddings if hasattr(embeddings, "ndim") else result_like(embeddings)(array)
+    return sliceable[..., :truncate_dim]
+
+
+def _like_input(embeddings: Embeddings, matrix: Any) -> Any:
+    result = result_like(embeddings)(matrix)
+    was_sparse_vector = is_sparse(matrix) and getattr(embeddings, "ndim", 2) == 1
+    return result[0] if was_sparse_vector else result

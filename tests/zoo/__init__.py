@@ -1,0 +1,6 @@
+"""A zoo of small checkpoints in the published configuration of real models: the oracle's input in every parity test."""
+
+from .checkpoints import build_checkpoint
+from .table import ROWS, ModelRow, row
+
+__all__ = ["ROWS", "ModelRow", "build_checkpoint", "row"]

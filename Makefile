@@ -12,7 +12,7 @@ JOBS ?= 2
 .PHONY: demo test test-all lint format bench clean
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/python examples/semantic_search.py
+	$(BIN)/python -m examples.semantic_search
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m "not slow"
@@ -30,9 +30,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-demo
-	$(BIN)/python examples/semantic_search.py --quiet
-	$(BIN)/python -m benchmarks.throughput
-	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m examples.semantic_search --export-only
+	$(BIN)/python -m benchmarks.throughput --bundle bundles/all-MiniLM-L6-v2-fp32
+	$(BIN)/python -m benchmarks.startup --bundle bundles/all-MiniLM-L6-v2-fp32
 
 clean:
 	rm -rf $(VENV) bundles

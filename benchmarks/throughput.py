@@ -114,12 +114,14 @@ def table(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the PyTorch checkpoint")
+    parser.add_argument("--checkpoint", type=Path, help="the PyTorch checkpoint (default: the embedded model)")
     parser.add_argument("--bundle", type=Path, required=True, help="the bundle made from it")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
-    rows = compare(arguments.checkpoint, arguments.bundle, arguments.rounds)
+    from examples.semantic_search import embedded_checkpoint
+
+    rows = compare(arguments.checkpoint or embedded_checkpoint(), arguments.bundle, arguments.rounds)
     print(f"{platform.machine()}, Python {platform.python_version()}, {arguments.rounds} rounds")
     print(table(rows))
     if arguments.json:

@@ -386,6 +386,7 @@ def test_a_stream_takes_over_the_part_file_of_a_file(tmp_path: Path) -> None:
     write_lines(tmp_path / "in.txt", 9)
     with pytest.raises(StopError):
         run(tmp_path / "in.txt", tmp_path / "out.npy", window=2, encode=stop_after(4))
+    (tmp_path / "out.npy.part.json.tmp").touch()  # it was killed while it wrote a journal
     report = run(None, tmp_path / "out.npy", stdin=io.BytesIO(b"x\n"))
     assert report.rows == 1
     assert "stream" in (report.restarted or "")
@@ -435,17 +436,17 @@ def test_long_lines_end_a_window_early(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
     with (tmp_path / "in.txt").open("w") as file:
-        for _ in range(100):
-            file.write(("x" * 499 + "\n") * 1000)
-    zeros = np.zeros((1000, 128), np.float32)
+        for _ in range(50):
+            file.write(("x" * 999 + "\n") * 1000)
+    zeros = np.zeros((1000, 256), np.float32)
     tracemalloc.start()
     try:
         report = run(tmp_path / "in.txt", tmp_path / "out.npy", window=1000, encode=lambda texts: zeros[: len(texts)])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert report.rows == 100_000
-    assert peak < 6e6  # two windows of text, one of vectors, and the read buffer; the files have 50 and 51 MB
+    assert report.rows == 50_000
+    assert peak < 7e6  # two windows of text, one of vectors, and the read buffer; the files have 50 and 51 MB
 
 
 # --- an interrupted run is continued ---------------------------------------------------------------------------------
@@ -465,13 +466,40 @@ def test_resume(tmp_path: Path, suffix: str, error: BaseException) -> None:
         f"whole.{suffix}",
     ]
     with (tmp_path / f"out.{suffix}.part").open("ab") as file:
-        file.write(b"written, but not in the journal")
+        file.write(b"written, but not in the journal" * 1000)
     calls: list[tuple[int, int | None]] = []
     report = run(tmp_path / "in.txt", output, window=13, progress=lambda *call: calls.append(call))
     assert (report.rows, report.resumed_rows, report.restarted) == (100, 56, None)
     assert len(calls) == 4
     assert output.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
     assert names(tmp_path) == ["in.txt", output.name, f"whole.{suffix}"]
+
+
+def test_lines_are_counted_from_the_start_of_the_file_after_a_resume(tmp_path: Path) -> None:
+    content = "é\n".encode() * 20 + b"bad \xff\n"
+    (tmp_path / "in.txt").write_bytes(content)
+    with pytest.raises(InvalidInputError):
+        run(tmp_path / "in.txt", tmp_path / "out.npy", window=4)
+    with pytest.raises(InvalidInputError, match="line 21: byte 0xff at byte offset 64 ") as error:
+        run(tmp_path / "in.txt", tmp_path / "out.npy", window=4, encode=stop_after(0))
+    assert error.value.index == 20
+
+
+def test_a_clean_start_leaves_nothing_of_the_earlier_run(tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.txt", 30)
+    with pytest.raises(StopError):
+        run(tmp_path / "in.txt", tmp_path / "out.npy", window=4, encode=stop_after(20))
+    part = tmp_path / "out.npy.part"
+    part.write_bytes(b"\x93NUMPY" + part.read_bytes()[6:])
+
+    def encode(texts: list[str]) -> np.ndarray:
+        assert part.read_bytes() == b"\0" * 128
+        assert names(tmp_path) == ["in.txt", "out.npy.part"]
+        raise StopError
+
+    with pytest.raises(StopError):
+        run(tmp_path / "in.txt", tmp_path / "out.npy", identity={}, encode=encode)
+    assert names(tmp_path) == ["in.txt"]
 
 
 def change_identity(directory: Path, options: dict[str, Any]) -> None:
@@ -578,7 +606,17 @@ def child(body: str) -> list[str]:
 @posix
 @pytest.mark.parametrize("suffix", ["npy", "jsonl"])
 def test_kill_9_at_every_line_of_code(tmp_path: Path, suffix: str) -> None:
-    """A run of three windows is killed before each line that it executes, and then continued."""
+    """A run of three windows is killed before each line that it executes, and then continued.
+
+    Resumed rows are 0, 3, 6 or all 8; a kill after the last rename finds the output complete.
+    """
+    # In memory, where there is such a place: thousands of small files are replaced.
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else tmp_path) as name:
+        _kill_at_every_line(Path(name), suffix)
+
+
+def _kill_at_every_line(tmp_path: Path, suffix: str) -> None:
     write_lines(tmp_path / "in.txt", 8)
     script = """
         source, output, expected = map(Path, sys.argv[1:])
@@ -590,7 +628,8 @@ def test_kill_9_at_every_line_of_code(tmp_path: Path, suffix: str) -> None:
         def killed_at(step):
             def trace(frame, event, argument):
                 nonlocal step
-                if Path(frame.f_code.co_filename).parent.name != "stonnx":
+                # The formats are left out: they change no files.
+                if os.path.basename(frame.f_code.co_filename) not in ("_encode_file.py", "_part_file.py"):
                     return None
                 step -= event == "line"
                 if step == 0:
@@ -636,32 +675,32 @@ def test_kill_9_again_and_again_at_random_moments(tmp_path: Path, suffix: str) -
     output, expected = tmp_path / f"out.{suffix}", tmp_path / f"expected.{suffix}"
     run(tmp_path / "in.txt", expected)
     script = """
-        report = encode_file(
+        encode_file(
             fake_encode, Path(sys.argv[1]), Path(sys.argv[2]), identity=IDENTITY, window=10,
             progress=lambda done, total: print(done, flush=True),
         )
-        print("rows", report.resumed_rows)
     """
     seed = random.randrange(2**32)
     print("seed", seed)  # pytest shows it when the test fails
     moments = random.Random(seed)
-    kills = 0
-    while True:
-        with subprocess.Popen(
-            [*child(script), str(tmp_path / "in.txt"), str(output)], stdout=subprocess.PIPE
-        ) as process:
+    command = [*child(script), str(tmp_path / "in.txt"), str(output)]
+    interrupted = 0
+    for _ in range(5):
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            for _ in range(moments.randrange(1, 60) if kills < 5 else 10_000):
-                line = process.stdout.readline()
+            for _ in range(moments.randrange(1, 50)):
+                process.stdout.readline()
             time.sleep(moments.random() * 0.003)
             process.kill()
-        if process.returncode == 0:
-            break
-        kills += 1
-        assert not output.exists()
-        assert (tmp_path / f"out.{suffix}.part.json").exists()
-    assert kills == 5
-    assert line == b""
+        if output.exists():  # the kill came too late
+            assert output.read_bytes() == expected.read_bytes()
+            output.unlink()
+        else:
+            assert (tmp_path / f"out.{suffix}.part.json").exists()
+            interrupted += 1
+    report = run(tmp_path / "in.txt", output)
+    assert interrupted > 0
+    assert report.restarted is None
     assert output.read_bytes() == expected.read_bytes()
     assert names(tmp_path) == sorted(["in.txt", output.name, expected.name])
 
@@ -783,9 +822,10 @@ def test_a_disk_that_is_full_at_any_call(tmp_path: Path, monkeypatch: pytest.Mon
             original(arguments[0], arguments[1][: len(arguments[1]) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left on device\. Free some") as error:
+    with monkeypatch.context() as patch:
         patch.setattr(holder, name, full)
-        run(tmp_path / "in.txt", tmp_path / "out.npy", window=3)
+        with pytest.raises(OSError, match=r"No space left on device\. Free some space") as error:
+            run(tmp_path / "in.txt", tmp_path / "out.npy", window=3)
     assert error.value.errno == errno.ENOSPC
     assert isinstance(error.value.__cause__, OSError)
     left = [] if time == 1 else ["out.npy.part", "out.npy.part.json"]
@@ -886,7 +926,7 @@ def test_no_more_than_one_fsync_a_window(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(descriptor) or fsync(descriptor))
     write_lines(tmp_path / "in.txt", 40)
     run(tmp_path / "in.txt", tmp_path / "out.npy", window=4)
-    assert 11 <= len(calls) <= 12  # ten windows, the header, the directory
+    assert len(calls) == (11 if sys.platform == "win32" else 12)  # ten windows, the header, and the directory
 
 
 @pytest.mark.parametrize("module", [_encode_file, _embedding_writers, _part_file])

@@ -146,8 +146,8 @@ def _token_ids(row: ModelRow) -> dict[str, int]:
     special.setdefault("eos_token", special.get("sep_token", ""))
     defaults = AutoConfig.for_model(row.backbone.model_type)
     named = [name for name in special if name == "pad_token" or getattr(defaults, f"{name}_id", None) is not None]
-    tokenizer = build_tokenizer(row.backbone.tokenizer)
-    return {f"{name}_id": tokenizer.token_to_id(special[name]) for name in named}
+    vocabulary = build_tokenizer(row.backbone.tokenizer).get_vocab()
+    return {f"{name}_id": vocabulary[special[name]] for name in named}
 
 
 def _auto_class(row: ModelRow) -> type[AutoModel]:
@@ -173,14 +173,18 @@ def _randomize(model: nn.Module, generator: torch.Generator) -> None:
             parameter += (_BIAS_SCALE if name.endswith("bias") else _NORM_SCALE) * noise
             parameter += _HEAD_NORM_SHIFT if _HEAD_NORM.search(name) else 0.0
             continue
-        scale = next((scale for pattern, scale in _EMBEDDING_SCALES if pattern.search(name)), None)
-        if scale is None:
-            scale = next(scale for pattern, scale in _LINEAR_SCALES if pattern.search(name)) / math.sqrt(
-                parameter.shape[-1]
-            )
-        parameter.copy_(scale * noise)
+        parameter.copy_(_deviation(name, inputs=parameter.shape[-1]) * noise)
     if isinstance(model, PreTrainedModel):
         _fit_vocabulary(model)
+
+
+def _deviation(name: str, *, inputs: int) -> float:
+    """The standard deviation of a matrix."""
+    for pattern, scale in _EMBEDDING_SCALES:
+        if pattern.search(name):
+            return scale
+    gain = next(scale for pattern, scale in _LINEAR_SCALES if pattern.search(name))
+    return gain / math.sqrt(inputs)
 
 
 def _fit_vocabulary(model: PreTrainedModel) -> None:

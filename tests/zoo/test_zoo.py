@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ from .checkpoints import build_checkpoint
 from .table import ROWS, TOKENIZERS, ModelRow, row
 from .tokenizers import CORPUS
 
-Model = SentenceTransformer | SparseEncoder | CrossEncoder
-Load = Callable[[ModelRow], Model]
+Model: TypeAlias = SentenceTransformer | SparseEncoder | CrossEncoder
+Load: TypeAlias = Callable[[ModelRow], Model]
 
 TEXTS = (
     "To reset a password, open the settings page, choose the security tab and write to info@example.org.",

@@ -14,7 +14,7 @@ back parent face others level office door health person art war history party re
 research girl guy moment air teacher force education foot boy age policy process music market sense nation plan
 college interest death experience effect use class control field development role effort rate heart drug show
 leader light voice wife police mind price report decision son view relationship town road arm difference value
-""".split()
+""".split()  # noqa: SIM905
 # fmt: on
 
 

@@ -54,7 +54,8 @@ class TokenizerSpec:
     """How texts become ids. It overrides the truncation and padding that ``tokenizer.json`` carries by itself."""
 
     file: str
-    max_seq_length: int
+    # None: texts are never cut.
+    max_seq_length: int | None
     # The number of positions the network has: max_seq_length can be raised up to here. None: no such limit.
     max_positions: int | None
     pad_token_id: int
@@ -88,6 +89,7 @@ class Fidelity:
     """How close the bundle is to the original: measured by the exporter, on the texts that it describes."""
 
     compared_with: str
+    # Texts, or pairs of texts. A reranker's cosines are those of its logits over all pairs, label by label.
     texts: int
     cosine_mean: float
     cosine_min: float
@@ -132,6 +134,8 @@ class Manifest:
     files: Mapping[str, FileEntry]
     exporter: Mapping[str, str]
     fidelity: Fidelity | None
+    # The route of texts that are called neither query nor document.
+    default_route: str = DEFAULT_ROUTE
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -168,8 +172,8 @@ def read_manifest(directory: Path) -> Manifest:
     for name in _referenced_files(manifest):
         if name not in manifest.files:
             raise BundleFormatError(f"{path} uses {name!r} without listing its hash under 'files'. {_EXPORT_AGAIN}")
-    if DEFAULT_ROUTE not in manifest.routes and not {"query", "document"} <= set(manifest.routes):
-        raise BundleFormatError(f"{path} must have the route 'default', or both 'query' and 'document'.")
+    if manifest.default_route not in manifest.routes:
+        raise BundleFormatError(f"{path} has the default route {manifest.default_route!r} but no graph for it.")
     return manifest
 
 

@@ -128,8 +128,8 @@ class Writer:
     body: Callable[[npt.NDArray[Any], Sequence[Row], str], Iterator[bytes]]
 
 
-# Room for every shape with 20 digits of rows and 10 of dimension. It is fixed because the number of rows is only known
-# at the end, and a multiple of 64 because npy promises aligned data; np.save arrives at the same 128 bytes.
+# Room for the shape of every file below 2**63 bytes. It is fixed because the number of rows is only known at the end,
+# and a multiple of 64 because npy promises aligned data; np.save arrives at the same 128 bytes.
 _HEADER_SIZE = 128
 
 
@@ -205,7 +205,7 @@ def _parse_json(line: str, text_field: str) -> Row:
         fields = ", ".join(json.dumps(key) for key in list(value)[:10]) or "none"
         raise ValueError(
             f"the object has no field {json.dumps(text_field)}; its fields: {fields}. {_allowed(text_field)} "
-            "Name the field that holds the text with --text-field."
+            "Name the field that holds the text with --field."
         )
     elif not isinstance(value[text_field], str):
         raise ValueError(f"the field {json.dumps(text_field)} holds {_kind(value[text_field])}. {_allowed(text_field)}")

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx._batching import TOKENS_PER_BATCH_UNIT, plan_batches, windows
-from stonnx._bundle import DEFAULT_ROUTE, Manifest, Route, read_manifest, verify_files
-from stonnx._errors import InvalidInputError, UnsupportedError
+from stonnx._bundle import Manifest, Route, read_manifest, verify_files
+from stonnx._errors import InvalidInputError
 from stonnx._session import Session
 from stonnx._tokenize import Text, TokenBatch, Tokenizer
 
@@ -43,22 +43,23 @@ class Engine:
         self.manifest: Manifest = read_manifest(directory)
         verify_files(directory, self.manifest)
         self._routes = {
-            name: _LoadedRoute(directory, route, device, threads) for name, route in self.manifest.routes.items()
+            name: LoadedRoute(directory, route, device, threads) for name, route in self.manifest.routes.items()
         }
-        # A model with routes for queries and documents treats plain text as a document.
-        self.default_route = DEFAULT_ROUTE if DEFAULT_ROUTE in self._routes else "document"
 
-    def route(self, task: str | None = None) -> _LoadedRoute:
-        """The route for a task (``query``, ``document``), or the only one there is."""
-        return self._routes.get(task or self.default_route) or self._routes[self.default_route]
+    def route(self, task: str | None = None) -> LoadedRoute:
+        """The route for a task (``query``, ``document``), or the default one."""
+        default = self.manifest.default_route
+        return self._routes.get(task or default) or self._routes[default]
 
     @property
-    def routes(self) -> tuple[_LoadedRoute, ...]:
+    def routes(self) -> tuple[LoadedRoute, ...]:
         """All routes."""
         return tuple(self._routes.values())
 
 
-class _LoadedRoute:
+class LoadedRoute:
+    """The tokenizer and the session of one route."""
+
     def __init__(self, directory: Path, route: Route, device: str | None, threads: int | None) -> None:
         self.spec = route
         self.tokenizer = Tokenizer(directory / route.tokenizer.file, route.tokenizer)
@@ -114,8 +115,6 @@ class _LoadedRoute:
             "token_type_ids": tokens.token_type_ids,
             "prompt_length": np.array(prompt_length, dtype=np.int64) if prompt_length else None,
         }
-        if tokens.input_ids.shape[1] == 0:
-            raise UnsupportedError("This model's tokenizer gives no token at all for an empty text.")
         return self.session.run(outputs, feeds)
 
 

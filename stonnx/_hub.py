@@ -12,10 +12,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stonnx._bundle import MANIFEST_NAME, read_manifest
+from stonnx._bundle import MANIFEST_NAME, Task, read_manifest
 from stonnx._errors import MissingDependencyError, ModelNotFoundError, UnsupportedError
 
 logger = logging.getLogger("stonnx")
+
+# The organization that a bare name belongs to, as in sentence-transformers.
+ORGANIZATIONS: dict[Task, str] = {
+    "embedding": "sentence-transformers",
+    "sparse": "sparse-encoder",
+    "rerank": "cross-encoder",
+}
 
 # A directory with one of these is a checkpoint that can be exported.
 _CHECKPOINT_FILES = ("modules.json", "config.json")
@@ -26,7 +33,7 @@ _DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors", "*/*.safetensors",
 def find_bundle(
     name_or_path: str | os.PathLike[str],
     *,
-    organization: str,
+    task: Task,
     dtype: str | None = None,
     cache_folder: str | None = None,
     revision: str | None = None,
@@ -37,7 +44,7 @@ def find_bundle(
 
     Args:
         name_or_path: A directory, or the id of a Hub repository.
-        organization: The Hub organization that a bare name belongs to.
+        task: What the model is for; it decides which Hub organization a bare name belongs to.
         dtype: The recipe for an export on first use. None: ``fp32``, or whatever an existing bundle has.
         cache_folder: Where downloads are kept. None: the Hugging Face cache.
         revision: Branch, tag or commit of the repository.
@@ -56,7 +63,7 @@ def find_bundle(
         if (path / MANIFEST_NAME).is_file():
             return _with_dtype(path, dtype)
         if any((path / file).is_file() for file in _CHECKPOINT_FILES):
-            return _exported(name, _local_identity(path), dtype)
+            return _exported(name, _local_identity(path), task, dtype)
         raise ModelNotFoundError(
             f"{name} is no model: it has neither {MANIFEST_NAME} (a bundle) nor {' or '.join(_CHECKPOINT_FILES)} "
             "(a checkpoint that `stonnx export` turns into a bundle)."
@@ -64,12 +71,12 @@ def find_bundle(
     if not name or name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")):
         raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
     if "/" not in name:
-        name = f"{organization}/{name}"
+        name = f"{ORGANIZATIONS[task]}/{name}"
     directory = download(name, revision, token, cache_folder, local_files_only)
     if (directory / MANIFEST_NAME).is_file():
         return _with_dtype(directory, dtype)
     # The directory of a snapshot is named after its commit: that identifies the weights.
-    return _exported(str(directory), f"{name}@{directory.name}", dtype, name=name)
+    return _exported(str(directory), f"{name}@{directory.name}", task, dtype, name=name)
 
 
 def cache_directory() -> Path:
@@ -90,7 +97,7 @@ def _with_dtype(directory: Path, dtype: str | None) -> Path:
     return directory
 
 
-def _exported(source: str, identity: str, dtype: str | None, *, name: str | None = None) -> Path:
+def _exported(source: str, identity: str, task: Task, dtype: str | None, *, name: str | None = None) -> Path:
     """The bundle of a checkpoint from the cache, exported into it if it is not there yet."""
     label = name or source
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("sentence_transformers") is None:
@@ -102,7 +109,7 @@ def _exported(source: str, identity: str, dtype: str | None, *, name: str | None
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     recipe = dtype or "fp32"
-    digest = hashlib.sha256(f"{identity}\0{recipe}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{identity}\0{task}\0{recipe}".encode()).hexdigest()[:16]
     target = cache_directory() / f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe}-{digest}"
     if (target / MANIFEST_NAME).is_file():
         return target
@@ -113,7 +120,7 @@ def _exported(source: str, identity: str, dtype: str | None, *, name: str | None
             from stonnx_export import export
 
             logger.warning("Exporting %s to a %s bundle for first use, into %s", label, recipe, target)
-            export(source, target, dtype=recipe, name=name)
+            export(source, target, dtype=recipe, task=task, name=name)
     return target
 
 

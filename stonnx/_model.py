@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import tokenizers
 
 from stonnx._bundle import Task
-from stonnx._engine import Engine, _LoadedRoute
+from stonnx._engine import Engine, LoadedRoute
 from stonnx._errors import InvalidArgumentError, UnsupportedError
 from stonnx._hub import find_bundle
 
@@ -81,7 +81,7 @@ class Model:
             logger.warning("trust_remote_code=True has no effect: stonnx never runs code from a model repository.")
         directory = find_bundle(
             model_name_or_path,
-            organization=self.default_huggingface_organization,
+            task=self._task,
             dtype=dtype,
             cache_folder=cache_folder or os.environ.get("SENTENCE_TRANSFORMERS_HOME"),
             revision=revision,
@@ -131,7 +131,7 @@ class Model:
         return self._route.tokenizer.backend
 
     @property
-    def max_seq_length(self) -> int:
+    def max_seq_length(self) -> int | None:
         """Texts are cut to this many tokens, special tokens included. It can be set, up to the model's positions."""
         return self._route.tokenizer.max_seq_length
 
@@ -140,7 +140,7 @@ class Model:
         for route in self._engine.routes:
             route.tokenizer.max_seq_length = value
 
-    def get_max_seq_length(self) -> int:
+    def get_max_seq_length(self) -> int | None:
         """Old name of :attr:`max_seq_length`."""
         return self.max_seq_length
 
@@ -165,7 +165,7 @@ class Model:
         return f"{type(self).__name__}({self.info})"
 
     @property
-    def _route(self) -> _LoadedRoute:
+    def _route(self) -> LoadedRoute:
         return self._engine.route()
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
@@ -180,7 +180,7 @@ class Model:
             raise InvalidArgumentError(f"prompt_name {name!r} is not among the prompts: {list(self.prompts)}.")
         return self.prompts[name]
 
-    def _excluded_prompt(self, route: _LoadedRoute, prompt: str | None) -> int:
+    def _excluded_prompt(self, route: LoadedRoute, prompt: str | None) -> int:
         """Tokens of the prompt that the pooling leaves out: only models with include_prompt=False leave out any."""
         if not prompt or "prompt_length" not in route.session.inputs:
             return 0

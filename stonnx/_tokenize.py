@@ -38,8 +38,7 @@ class Tokenizer:
         self._spec = spec
         self._path = path
         self._max_seq_length = spec.max_seq_length
-        self._backend.no_padding()
-        self._set_truncation(self._backend, spec.max_seq_length)
+        self._configure(self._backend, spec.max_seq_length)
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
@@ -47,8 +46,8 @@ class Tokenizer:
         return self._backend
 
     @property
-    def max_seq_length(self) -> int:
-        """Texts are cut to this many tokens, special tokens included."""
+    def max_seq_length(self) -> int | None:
+        """Texts are cut to this many tokens, special tokens included; None: never."""
         return self._max_seq_length
 
     @max_seq_length.setter
@@ -56,18 +55,23 @@ class Tokenizer:
         limit = self._spec.max_positions
         if value is None:
             value = self._spec.max_seq_length if limit is None else limit
+            if value is None:
+                return
         special = self._backend.num_special_tokens_to_add(False)
         if isinstance(value, bool) or not isinstance(value, int) or value <= special or (limit and value > limit):
             bounds = f"more than the {special} special tokens" + (f" and at most {limit} positions" if limit else "")
             raise InvalidArgumentError(f"max_seq_length must be an integer, {bounds}; got {value!r}.")
         # A tokenizer may be in use by another thread, and changing one that is in use fails: swap in a fresh one.
         fresh = tokenizers.Tokenizer.from_file(str(self._path))
-        fresh.no_padding()
-        self._set_truncation(fresh, value)
+        self._configure(fresh, value)
         self._backend, self._max_seq_length = fresh, value
 
-    def _set_truncation(self, backend: tokenizers.Tokenizer, max_length: int) -> None:
-        backend.enable_truncation(max_length, strategy="longest_first", direction=self._spec.truncation_side)
+    def _configure(self, backend: tokenizers.Tokenizer, max_length: int | None) -> None:
+        backend.no_padding()
+        if max_length is None:
+            backend.no_truncation()
+        else:
+            backend.enable_truncation(max_length, strategy="longest_first", direction=self._spec.truncation_side)
 
     def encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
         """Token ids of each text, truncated, not padded.
@@ -92,7 +96,8 @@ class Tokenizer:
         """Put encodings into arrays, padded on the right to the longest of them."""
         ids = [encoding.ids for encoding in encodings]
         lengths = np.array([len(row) for row in ids])
-        width = int(lengths.max(initial=0))
+        # A text may have no token at all where the model adds no special tokens; its row is padding only.
+        width = int(lengths.max(initial=1))
         pairs = any(encoding.n_sequences > 1 for encoding in encodings)
         if (lengths == width).all():
             input_ids = np.array(ids, dtype=np.int64).reshape(len(ids), width)
@@ -100,7 +105,7 @@ class Tokenizer:
         else:
             attention_mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
             input_ids = np.full((len(ids), width), self._spec.pad_token_id, dtype=np.int64)
-            input_ids[attention_mask.astype(bool)] = np.concatenate(ids)
+            input_ids[attention_mask.astype(bool)] = [token for row in ids for token in row]
         token_type_ids = None
         if pairs:
             token_type_ids = np.full_like(input_ids, self._spec.pad_token_type_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime
@@ -50,11 +49,11 @@ def minilm_bundle(minilm_checkpoint: Path, shared_directory: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm_original(minilm_checkpoint: Path) -> Iterator[object]:
+def minilm_original(minilm_checkpoint: Path) -> object:
     """all-MiniLM-L6-v2 in sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
-    yield SentenceTransformer(str(minilm_checkpoint), device="cpu")
+    return SentenceTransformer(str(minilm_checkpoint), device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -1,90 +1,38 @@
 """A checkpoint directory to a typed chain of modules: what has to become part of the graph.
 
-Reads the layout that sentence-transformers writes (``modules.json``), with the module paths of version 6 and the older
-``sentence_transformers.models``. Nothing here imports torch.
+Reads the layouts that sentence-transformers writes (``modules.json``, ``router_config.json``), with the module paths of
+version 6 and the older ones, and plain transformers checkpoints. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from stonnx._bundle import DEFAULT_ROUTE, Task
+from stonnx._errors import ModelNotFoundError, UnsupportedError
+from stonnx_export.modules import (
+    Module,
+    Pooling,
+    SparseAutoEncoder,
+    SparseStaticEmbedding,
+    SpladePooling,
+    StaticEmbedding,
+    Transformer,
+    activation_name,
+    read_json,
+    read_module,
+)
 
-from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
-
-POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-
-# Name of the setting in older checkpoints -> pooling mode, in the order in which the results are concatenated.
-_OLD_POOLING_SETTINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
+_FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
+_TASK_OF_MODEL_TYPE: Mapping[str, Task] = {
+    "SentenceTransformer": "embedding",
+    "SparseEncoder": "sparse",
+    "CrossEncoder": "rerank",
 }
-
-# torch class of an activation -> the name under which heads.py builds it.
-ACTIVATIONS = {
-    "Identity": "identity",
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-    "ReLU": "relu",
-    "GELU": "gelu",
-    "SiLU": "silu",
-    "LeakyReLU": "leaky_relu",
-    "Softplus": "softplus",
-    "ELU": "elu",
-}
-
-
-@dataclass(frozen=True)
-class Transformer:
-    """The network itself: its texts are cut to ``max_seq_length`` tokens, or to what the tokenizer says if None."""
-
-    max_seq_length: int | None
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """Token embeddings to one vector, the results of several modes concatenated."""
-
-    modes: tuple[str, ...]
-    include_prompt: bool
-
-
-@dataclass(frozen=True)
-class Dense:
-    """activation(x W^T + b), and x (or x R^T) added to it where the layer is residual."""
-
-    weight: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32] | None
-    activation: str
-    residual: bool
-    residual_weight: npt.NDArray[np.float32] | None
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """Layer normalization of the sentence embedding."""
-
-    weight: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
-    epsilon: float
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """Division by the L2 norm."""
-
-
-Module = Transformer | Pooling | Dense | LayerNorm | Normalize
 
 
 @dataclass(frozen=True)
@@ -92,143 +40,145 @@ class Checkpoint:
     """What a checkpoint directory says, apart from the weights of the network."""
 
     directory: Path
+    task: Task
     architecture: str
     max_positions: int | None
-    chain: tuple[Module, ...]
+    # One chain for each route; a model without a Router has the route "default".
+    routes: Mapping[str, tuple[Module, ...]]
+    default_route: str
     prompts: Mapping[str, str]
     default_prompt_name: str | None
     similarity_fn_name: str | None
     truncate_dim: int | None
+    # Rerankers only.
+    num_labels: int | None
+    labels: tuple[str, ...]
+    activation: str | None
     weights_sha256: str
 
+    @property
+    def chain(self) -> tuple[Module, ...]:
+        """The modules of the default route."""
+        return self.routes[self.default_route]
 
-def read_checkpoint(directory: Path) -> Checkpoint:
+
+def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
     """Read a checkpoint directory.
+
+    Args:
+        directory: The checkpoint.
+        task: What the model is for. None: what the checkpoint says.
 
     Raises:
         ModelNotFoundError: It is no checkpoint.
         UnsupportedError: It has a module, or a setting of one, that cannot become part of the graph; named.
         ExportError: One of its files is damaged.
     """
-    config_file = directory / "config.json"
-    modules_file = directory / "modules.json"
-    if not modules_file.is_file() and not config_file.is_file():
+    if not any((directory / name).is_file() for name in ("modules.json", "config.json")):
         raise ModelNotFoundError(f"{directory} is no checkpoint: it has neither modules.json nor config.json.")
-    if modules_file.is_file():
-        rows = _read_json(modules_file)
-        chain = tuple(module for row in rows if (module := _read_module(directory, row)) is not None)
-        folder = directory / rows[0].get("path", "") if rows else directory
-        config_file = folder / "config.json"
-    else:
-        # What sentence-transformers does with a plain transformers checkpoint.
-        chain = (Transformer(None), Pooling(("mean",), True))
-        folder = directory
-    if not chain or not isinstance(chain[0], Transformer):
-        raise UnsupportedError(f"{directory}: the first module is no Transformer. Only such models can be exported.")
-    config = _read_json(config_file)
     settings_file = directory / "config_sentence_transformers.json"
-    settings = _read_json(settings_file) if settings_file.is_file() else {}
+    settings = read_json(settings_file) if settings_file.is_file() else {}
+    routes, default_route, folder = _read_routes(directory)
+    config_file = folder / "config.json"
+    config = read_json(config_file) if config_file.is_file() else {}
+    task = task or _task(settings, config, routes)
+    if not (directory / "modules.json").is_file() and task != "embedding":
+        # sentence-transformers adds a pooling to plain transformers checkpoints, as far as the task has one.
+        modules: tuple[Module, ...] = (Transformer(),)
+        routes = {DEFAULT_ROUTE: modules if task == "rerank" else (*modules, SpladePooling("max", twice=False))}
+    labels = _labels(config) if task == "rerank" else ()
+    num_labels = len(labels) if task == "rerank" else None
     return Checkpoint(
         directory=directory,
-        architecture=str(config.get("model_type", "unknown")),
+        task=task,
+        architecture=str(config.get("model_type", "static")),
         max_positions=_positions(config),
-        chain=chain,
+        routes=routes,
+        default_route=default_route,
         prompts=settings.get("prompts") or {},
         default_prompt_name=settings.get("default_prompt_name"),
         similarity_fn_name=settings.get("similarity_fn_name"),
         truncate_dim=settings.get("truncate_dim"),
+        num_labels=num_labels,
+        labels=labels,
+        activation=_activation(settings, config, num_labels) if task == "rerank" else None,
         weights_sha256=_hash_weights(directory),
     )
 
 
-def _read_module(directory: Path, row: Mapping[str, Any]) -> Module | None:
-    reference = str(row.get("type", ""))
-    package, _, name = reference.rpartition(".")
-    if not (package == "sentence_transformers" or package.startswith("sentence_transformers.")):
-        raise UnsupportedError(
-            f"The module {reference!r} is code of the model repository. stonnx never runs such code, so this model "
-            "cannot be exported."
+def _read_routes(directory: Path) -> tuple[dict[str, tuple[Module, ...]], str, Path]:
+    """The chain of each route, the default route, and the folder of the network."""
+    modules_file = directory / "modules.json"
+    if not modules_file.is_file():
+        # What sentence-transformers does with a plain transformers checkpoint.
+        config = read_json(directory / "config.json")
+        architecture = (config.get("architectures") or [""])[0]
+        causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
+        return (
+            {DEFAULT_ROUTE: (Transformer(), Pooling(("lasttoken" if causal else "mean",), True))},
+            "default",
+            directory,
         )
-    if name == "Dropout":  # does nothing at inference
-        return None
-    reader = _READERS.get(name)
-    if reader is None:
-        known = ", ".join(sorted([*_READERS, "Dropout"]))
-        raise UnsupportedError(f"The module {reference!r} cannot be exported. Modules that can: {known}.")
-    folder = directory / str(row.get("path", ""))
-    if not folder.resolve().is_relative_to(directory.resolve()):
-        raise ExportError(f"modules.json points outside the checkpoint: {row.get('path')!r}.")
-    return reader(folder)
+    rows = [(str(row.get("type", "")), str(row.get("path", ""))) for row in read_json(modules_file)]
+    if rows and rows[0][0].rpartition(".")[2] in ("Router", "Asym"):
+        return _read_router(directory, rows)
+    folder = directory / rows[0][1] if rows else directory
+    return {DEFAULT_ROUTE: _read_chain(directory, rows)}, DEFAULT_ROUTE, folder
 
 
-def _read_transformer(folder: Path) -> Transformer:
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
-        file = folder / f"sentence_{kind}_config.json"
-        if file.is_file():
-            return Transformer(_read_json(file).get("max_seq_length"))
-    return Transformer(None)
+def _read_router(directory: Path, rows: list[tuple[str, str]]) -> tuple[dict[str, tuple[Module, ...]], str, Path]:
+    root = directory / rows[0][1]
+    config = read_json(root / "router_config.json")
+    types, structure = config["types"], config["structure"]
+    if set(structure) != {"query", "document"} or config.get("parameters", {}).get("route_mappings"):
+        raise UnsupportedError(
+            f"A Router with the routes {', '.join(structure)} cannot be exported. Known: query and document."
+        )
+    routes, network = {}, root
+    for name, parts in structure.items():
+        route_rows = [(str(types[part]), f"{rows[0][1]}/{part}".strip("/")) for part in parts]
+        routes[name] = _read_chain(directory, [*route_rows, *rows[1:]])
+        if isinstance(routes[name][0], Transformer):
+            network = directory / route_rows[0][1]
+    return routes, config.get("parameters", {}).get("default_route") or next(iter(structure)), network
 
 
-def _read_pooling(folder: Path) -> Pooling:
-    settings = _read_json(folder / "config.json")
-    modes = settings.get("pooling_mode")
-    if modes is None:
-        modes = [mode for key, mode in _OLD_POOLING_SETTINGS.items() if settings.get(key)] or ["mean"]
-        unknown = [key for key in settings if key.startswith("pooling_mode") and settings[key]]
-        unknown = [key for key in unknown if key not in _OLD_POOLING_SETTINGS]
-    else:
-        modes = [modes] if isinstance(modes, str) else list(modes)
-        unknown = [mode for mode in modes if mode not in POOLING_MODES]
-    if unknown:
-        raise UnsupportedError(f"Pooling mode {unknown[0]!r} is not known. Known modes: {', '.join(POOLING_MODES)}.")
-    return Pooling(tuple(modes), bool(settings.get("include_prompt", True)))
+def _read_chain(directory: Path, rows: list[tuple[str, str]]) -> tuple[Module, ...]:
+    modules = (read_module(directory, reference, path) for reference, path in rows)
+    chain = tuple(module for module in modules if module is not None)
+    if not chain or not isinstance(chain[0], _FIRST_MODULES):
+        known = ", ".join(kind.__name__ for kind in _FIRST_MODULES)
+        raise UnsupportedError(f"{directory}: the first module must be one of {known}.")
+    return chain
 
 
-def _read_dense(folder: Path) -> Dense:
-    settings = _read_json(folder / "config.json")
-    for key in ("module_input_name", "module_output_name"):
-        if settings.get(key) not in (None, "sentence_embedding"):
-            raise UnsupportedError(f"A Dense module with {key}={settings[key]!r} cannot be exported.")
-    weights = _read_weights(folder)
-    activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-    return Dense(
-        weight=weights["linear.weight"],
-        bias=weights.get("linear.bias"),
-        activation=activation_name(activation),
-        residual=bool(settings.get("use_residual", False)),
-        residual_weight=weights.get("residual.weight"),
+def _task(settings: Mapping[str, Any], config: Mapping[str, Any], routes: Mapping[str, tuple[Module, ...]]) -> Task:
+    if settings.get("model_type") in _TASK_OF_MODEL_TYPE:
+        return _TASK_OF_MODEL_TYPE[settings["model_type"]]
+    sparse = (SpladePooling, SparseAutoEncoder, SparseStaticEmbedding)
+    if any(isinstance(module, sparse) for chain in routes.values() for module in chain):
+        return "sparse"
+    architecture = (config.get("architectures") or [""])[0]
+    if architecture.endswith("ForSequenceClassification") and not settings:
+        return "rerank"
+    return "embedding"
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("id2label") or {str(index): f"LABEL_{index}" for index in range(config.get("num_labels", 2))}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _activation(settings: Mapping[str, Any], config: Mapping[str, Any], num_labels: int | None) -> str:
+    """The activation of a reranker, from the places where its versions have written it."""
+    written = (
+        settings.get("activation_fn")
+        or (config.get("sentence_transformers") or {}).get("activation_fn")
+        or config.get("sbert_ce_default_activation_function")
     )
-
-
-def activation_name(reference: str | None) -> str:
-    """The name of an activation given as the path of a torch class, such as ``torch.nn.modules.activation.Tanh``."""
-    package, _, name = str(reference or "torch.nn.Identity").rpartition(".")
-    if not package.startswith("torch.nn") or name not in ACTIVATIONS:
-        raise UnsupportedError(f"The activation {reference!r} cannot be exported. Known: {', '.join(ACTIVATIONS)}.")
-    return ACTIVATIONS[name]
-
-
-def _read_layer_norm(folder: Path) -> LayerNorm:
-    weights = _read_weights(folder)
-    return LayerNorm(weights["norm.weight"], weights["norm.bias"], 1e-5)
-
-
-def _read_normalize(folder: Path) -> Normalize:
-    file = folder / "config.json"
-    settings = _read_json(file) if file.is_file() else {}
-    for key in ("module_input_name", "module_output_name"):
-        if settings.get(key) not in (None, "sentence_embedding"):
-            raise UnsupportedError(f"A Normalize module with {key}={settings[key]!r} cannot be exported.")
-    return Normalize()
-
-
-_READERS: Mapping[str, Callable[[Path], Module]] = {
-    "Transformer": _read_transformer,
-    "Pooling": _read_pooling,
-    "Dense": _read_dense,
-    "LayerNorm": _read_layer_norm,
-    "Normalize": _read_normalize,
-}
+    if written is None:
+        return "sigmoid" if num_labels == 1 else "identity"
+    return activation_name(written)
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
@@ -240,31 +190,6 @@ def _positions(config: Mapping[str, Any]) -> int | None:
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl"):
         return positions - int(config.get("pad_token_id", 1)) - 1
     return positions
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExportError(f"The checkpoint lacks {path}.") from None
-    except ValueError as error:
-        raise ExportError(f"{path} is no readable JSON: {error}") from error
-
-
-def _read_weights(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """The weights of a small module, as float32."""
-    file = folder / "model.safetensors"
-    if file.is_file():
-        from safetensors.numpy import load_file
-
-        return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(str(file)).items()}
-    file = folder / "pytorch_model.bin"
-    if file.is_file():
-        import torch
-
-        state = torch.load(str(file), map_location="cpu", weights_only=True)
-        return {name: tensor.float().numpy() for name, tensor in state.items()}
-    raise ExportError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin.")
 
 
 def _hash_weights(directory: Path) -> str:

@@ -41,6 +41,15 @@ class GraphBuilder:
 
         return node
 
+    def multiple(self, operator: str, *inputs: ir.Value, outputs: int, **attributes: Any) -> tuple[ir.Value, ...]:
+        """The values of a node with several outputs."""
+        first = getattr(self, operator)(*inputs, **attributes)
+        node = first.producer()
+        node.resize_outputs(outputs)
+        for value in node.outputs[1:]:
+            value.name = self._fresh(operator)
+        return tuple(node.outputs)
+
     def constant(self, array: npt.NDArray[Any], name: str = "constant") -> ir.Value:
         """An initializer. Equal small arrays are one."""
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 import tokenizers
-import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
 import stonnx
@@ -26,19 +25,31 @@ from stonnx._bundle import (
     Module,
     Route,
     Source,
+    Task,
     TensorSpec,
     TokenizerSpec,
     hash_files,
     write_manifest,
 )
+from stonnx._engine import Engine
 from stonnx._errors import ExportError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
+from stonnx._hub import ORGANIZATIONS, download
 from stonnx_export import heads, model_card
-from stonnx_export.checkpoint import Checkpoint, Dense, LayerNorm, Normalize, Pooling, Transformer, read_checkpoint
+from stonnx_export.checkpoint import Checkpoint, read_checkpoint
 from stonnx_export.graph import OPSET
+from stonnx_export.modules import (
+    Normalize,
+    Pooling,
+    SparseStaticEmbedding,
+    StaticEmbedding,
+    WeightedLayerPooling,
+    describe,
+)
+from stonnx_export.original import load_original, route_modules, route_tokenizer
 from stonnx_export.passes import PassResult
 from stonnx_export.recipes import RECIPES, Recipe
-from stonnx_export.trace import trace
-from stonnx_export.verify import verify_embeddings
+from stonnx_export.trace import Output, trace
+from stonnx_export.verify import verify
 
 # One file holds a protobuf of up to 2 GB; larger weights go beside it.
 _MAX_EMBEDDED_BYTES = 1_900_000_000
@@ -49,6 +60,7 @@ def export(
     output: str | os.PathLike[str] | None = None,
     *,
     dtype: str = "fp32",
+    task: Task | None = None,
     overwrite: bool = False,
     name: str | None = None,
     revision: str | None = None,
@@ -66,6 +78,7 @@ def export(
         model: A checkpoint directory, or a Hub id. A bare name belongs to ``sentence-transformers/``.
         output: Directory of the bundle. None: ``MODEL-DTYPE`` in the current directory.
         dtype: The recipe: see ``stonnx_export.RECIPES``.
+        task: ``"embedding"``, ``"sparse"`` or ``"rerank"``. None: what the checkpoint is for.
         overwrite: Replace a bundle that is there already.
         name: How the manifest names the source. None: ``model`` as it was given.
         revision, token, cache_folder, local_files_only: As for a download from the Hub.
@@ -89,22 +102,20 @@ def export(
     stage = _Stages(sys.stderr.isatty() if show_progress is None else show_progress)
     with _staging(target, overwrite) as staging:
         with stage("reading the checkpoint"):
-            directory = _find_checkpoint(label, revision, token, cache_folder, local_files_only)
-            checkpoint = read_checkpoint(directory)
-            original = _load_original(directory)
+            directory = _find_checkpoint(label, task, revision, token, cache_folder, local_files_only)
+            checkpoint = read_checkpoint(directory, task)
+            original = load_original(checkpoint)
         with stage("tracing the network"):
-            graph = _trace(original)
+            graphs = {route: _trace(checkpoint, original, route) for route in checkpoint.routes}
         with stage("building the graph"):
-            results = _build(graph, checkpoint, recipe)
+            results = [result for route, graph in graphs.items() for result in _build(graph, checkpoint, route, recipe)]
         with stage("writing the files"):
-            route = _write_graph(graph, checkpoint, original, staging)
+            routes = _write_routes(graphs, checkpoint, original, staging)
             source = Source(name or label, revision, checkpoint.weights_sha256)
-            manifest = _manifest(checkpoint, route, recipe, source, staging)
+            manifest = _manifest(checkpoint, routes, recipe, source, staging)
             write_manifest(staging, manifest)
         with stage("verifying against PyTorch"):
-            bundle = stonnx.SentenceTransformer(staging, device="cpu")
-            fidelity = verify_embeddings(bundle, original, recipe.tolerance, _oracle())
-            del bundle
+            fidelity = verify(Engine(staging), original, recipe.tolerance[checkpoint.task], _oracle())
         with stage("writing the manifest"):
             manifest = dataclasses.replace(manifest, fidelity=fidelity)
             (staging / model_card.NAME).write_text(model_card.render(manifest, results), encoding="utf-8")
@@ -195,7 +206,12 @@ def _is_running(pid: str) -> bool:
 
 
 def _find_checkpoint(
-    name: str, revision: str | None, token: bool | str | None, cache_folder: str | None, local_files_only: bool
+    name: str,
+    task: Task | None,
+    revision: str | None,
+    token: bool | str | None,
+    cache_folder: str | None,
+    local_files_only: bool,
 ) -> Path:
     path = Path(name)
     if path.is_dir():
@@ -204,42 +220,32 @@ def _find_checkpoint(
         raise ModelNotFoundError(f"{name} is a file. Pass the directory of the checkpoint.")
     if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
-    from stonnx._hub import download
-
-    full = name if "/" in name else f"{stonnx.SentenceTransformer.default_huggingface_organization}/{name}"
+    full = name if "/" in name else f"{ORGANIZATIONS[task or 'embedding']}/{name}"
     return download(full, revision, token, cache_folder, local_files_only)
 
 
-def _load_original(directory: Path) -> Any:
-    """The checkpoint in sentence-transformers itself: what is traced, and what the bundle is compared with."""
-    from sentence_transformers import SentenceTransformer
-
-    with _silence():
-        return SentenceTransformer(
-            str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
-        ).eval()
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """transformers draws a progress bar while it loads weights; our own stages say enough."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def _trace(checkpoint: Checkpoint, original: Any, route: str) -> ir.Model:
+    """The graph of a route's first module: traced, or built where it is only a table."""
+    chain = checkpoint.routes[route]
+    match chain[0]:
+        case StaticEmbedding():
+            return heads.static_embedding(chain[0].weight)
+        case SparseStaticEmbedding():
+            return heads.sparse_static_embedding(chain[0].weight)
+    layered = any(isinstance(module, WeightedLayerPooling) for module in chain)
+    # SPLADE starts from logits; a sparse model with a Pooling (CSR) from token embeddings.
+    dense = checkpoint.task == "embedding" or any(isinstance(module, Pooling) for module in chain)
+    output: Output = "hidden_states" if layered else "last_hidden_state" if dense else "logits"
+    network = route_modules(original, route)[0].auto_model
+    tokenizer = route_tokenizer(original, route)
+    return trace(network, token_types="token_type_ids" in tokenizer.model_input_names, output=output)
 
 
-def _trace(original: Any) -> ir.Model:
-    return trace(original[0].auto_model, token_types="token_type_ids" in original.tokenizer.model_input_names)
-
-
-def _build(graph: ir.Model, checkpoint: Checkpoint, recipe: Recipe) -> list[PassResult]:
-    heads.graft(graph, checkpoint.chain)
+def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, recipe: Recipe) -> list[PassResult]:
+    if checkpoint.task == "rerank":
+        heads.graft_scores(graph, checkpoint.activation or "identity")
+    else:
+        heads.graft(graph, checkpoint.routes[route], task=checkpoint.task)
     results = [rewrite(graph) for rewrite in recipe.passes]
     RemoveUnusedNodesPass()(graph)
     # The tracer notes the stack of each node, with the paths of this machine.
@@ -249,18 +255,27 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, recipe: Recipe) -> list[Pass
     return results
 
 
-def _write_graph(graph: ir.Model, checkpoint: Checkpoint, original: Any, directory: Path) -> Route:
+def _write_routes(
+    graphs: dict[str, ir.Model], checkpoint: Checkpoint, original: Any, directory: Path
+) -> dict[str, Route]:
+    routes = {}
+    for route, graph in graphs.items():
+        prefix = "" if route == DEFAULT_ROUTE else f"{route}-"
+        file = _write_graph(graph, directory, f"{prefix}model.onnx")
+        routes[route] = Route(
+            graph=file,
+            opset=OPSET,
+            inputs=tuple(_spec(value) for value in graph.graph.inputs),
+            outputs=tuple(_spec(value) for value in graph.graph.outputs),
+            tokenizer=_write_tokenizer(checkpoint, original, route, directory, f"{prefix}tokenizer.json"),
+        )
+    return routes
+
+
+def _write_graph(graph: ir.Model, directory: Path, name: str) -> str:
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    external = "model.onnx.data" if size > _MAX_EMBEDDED_BYTES else None
-    ir.save(graph, directory / "model.onnx", external_data=external)
-    tokenizer = _write_tokenizer(checkpoint, original, directory)
-    return Route(
-        graph="model.onnx",
-        opset=OPSET,
-        inputs=tuple(_spec(value) for value in graph.graph.inputs),
-        outputs=tuple(_spec(value) for value in graph.graph.outputs),
-        tokenizer=tokenizer,
-    )
+    ir.save(graph, directory / name, external_data=f"{name}.data" if size > _MAX_EMBEDDED_BYTES else None)
+    return name
 
 
 def _spec(value: ir.Value) -> TensorSpec:
@@ -271,78 +286,78 @@ def _spec(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name, value.dtype.numpy().name, shape, optional=value.const_value is not None)
 
 
-def _write_tokenizer(checkpoint: Checkpoint, original: Any, directory: Path) -> TokenizerSpec:
-    source = original.tokenizer
-    backend = getattr(source, "backend_tokenizer", None)
-    if backend is None:
-        raise UnsupportedError(f"{type(source).__name__} is a tokenizer in Python, without a tokenizer.json.")
-    limit = original.max_seq_length
+def _write_tokenizer(checkpoint: Checkpoint, original: Any, route: str, directory: Path, name: str) -> TokenizerSpec:
+    source = route_tokenizer(original, route)
+    static = isinstance(checkpoint.routes[route][0], StaticEmbedding)
+    special = not isinstance(checkpoint.routes[route][0], StaticEmbedding | SparseStaticEmbedding)
+    side: Literal["left", "right"] = "right"
+    backend: Any = source
+    pad, pad_type, special_ids = 0, 0, ()
+    if not isinstance(source, tokenizers.Tokenizer):  # StaticEmbedding has a bare one, which knows no padding
+        backend = getattr(source, "backend_tokenizer", None)
+        if backend is None:
+            raise UnsupportedError(f"{type(source).__name__} is a tokenizer in Python, without a tokenizer.json.")
+        pad = source.pad_token_id if source.pad_token_id is not None else 0
+        pad_type, side = source.pad_token_type_id, source.truncation_side
+        special_ids = tuple(sorted(set(source.all_special_ids)))
+    limit = None if static else _limit(checkpoint, source.model_max_length)
+    # A copy: the original stays as it is. The file carries the settings too, for use without stonnx.
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    if limit is None:
+        copy.no_truncation()
+    else:
+        copy.enable_truncation(limit, strategy="longest_first", direction=side)
+    copy.enable_padding(direction="right", pad_id=pad, pad_type_id=pad_type, pad_token=copy.id_to_token(pad) or "[PAD]")
+    copy.save(str(directory / name))
+    return TokenizerSpec(
+        file=name,
+        max_seq_length=limit,
+        max_positions=None if static else checkpoint.max_positions,
+        pad_token_id=pad,
+        pad_token_type_id=pad_type,
+        truncation_side=side,
+        add_special_tokens=special,
+        special_token_ids=special_ids,
+    )
+
+
+def _limit(checkpoint: Checkpoint, limit: int | None) -> int:
+    """The longest text in tokens: what the tokenizer says, as far as the network has positions for it."""
     if checkpoint.max_positions is not None:
         limit = min(limit or checkpoint.max_positions, checkpoint.max_positions)
     if limit is None or limit > 1_000_000:  # what transformers says where a tokenizer has no limit
         raise UnsupportedError("Neither the checkpoint nor its tokenizer limits the length of a text.")
-    pad = source.pad_token_id if source.pad_token_id is not None else 0
-    # A copy: the original stays as it is. The file carries the settings too, for use without stonnx.
-    copy = tokenizers.Tokenizer.from_str(backend.to_str())
-    copy.enable_truncation(limit, strategy="longest_first", direction=source.truncation_side)
-    copy.enable_padding(
-        direction="right",
-        pad_id=pad,
-        pad_type_id=source.pad_token_type_id,
-        pad_token=source.pad_token or copy.id_to_token(pad) or "[PAD]",
-    )
-    copy.save(str(directory / "tokenizer.json"))
-    return TokenizerSpec(
-        file="tokenizer.json",
-        max_seq_length=int(limit),
-        max_positions=checkpoint.max_positions,
-        pad_token_id=pad,
-        pad_token_type_id=source.pad_token_type_id,
-        truncation_side=source.truncation_side,
-        add_special_tokens=True,
-        special_token_ids=tuple(sorted(set(source.all_special_ids))),
-    )
+    return int(limit)
 
 
-def _manifest(checkpoint: Checkpoint, route: Route, recipe: Recipe, source: Source, directory: Path) -> Manifest:
-    embedding = next(spec for spec in route.outputs if spec.name == "sentence_embedding")
+def _manifest(
+    checkpoint: Checkpoint, routes: dict[str, Route], recipe: Recipe, source: Source, directory: Path
+) -> Manifest:
+    width = routes[checkpoint.default_route].outputs[0].shape[-1]
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        task="embedding",
+        task=checkpoint.task,
         source=source,
         architecture=checkpoint.architecture,
-        modules=tuple(_describe(module) for module in checkpoint.chain),
-        routes={DEFAULT_ROUTE: route},
+        modules=tuple(Module(*describe(module)) for module in checkpoint.chain),
+        routes=routes,
         precision=recipe.precision,
         recipe=recipe.name,
         requires_cpu_features=recipe.requires_cpu_features,
-        embedding_dimension=int(embedding.shape[-1]),
+        embedding_dimension=None if checkpoint.task == "rerank" else int(width),
         normalized=isinstance(checkpoint.chain[-1], Normalize),
         similarity_fn_name=checkpoint.similarity_fn_name,
         prompts=checkpoint.prompts,
         default_prompt_name=checkpoint.default_prompt_name,
         truncate_dim=checkpoint.truncate_dim,
-        num_labels=None,
-        labels=(),
-        activation=None,
+        num_labels=int(width) if checkpoint.task == "rerank" else None,
+        labels=checkpoint.labels,
+        activation=checkpoint.activation,
         files=hash_files(directory, sorted(file.name for file in directory.iterdir())),
         exporter=_versions(),
         fidelity=None,
+        default_route=checkpoint.default_route,
     )
-
-
-def _describe(module: Transformer | Pooling | Dense | LayerNorm | Normalize) -> Module:
-    match module:
-        case Transformer():
-            return Module("Transformer", {"max_seq_length": module.max_seq_length})
-        case Pooling():
-            return Module("Pooling", {"modes": list(module.modes), "include_prompt": module.include_prompt})
-        case Dense():
-            out_features, in_features = module.weight.shape
-            settings = {"in_features": in_features, "out_features": out_features, "activation": module.activation}
-            return Module("Dense", settings | {"use_residual": module.residual})
-        case _:
-            return Module(type(module).__name__)
 
 
 def _versions() -> dict[str, str]:

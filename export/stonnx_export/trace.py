@@ -1,4 +1,4 @@
-"""A PyTorch network to an ONNX graph: ids and mask in, token embeddings out."""
+"""A PyTorch network to an ONNX graph: ids and mask in, token embeddings or logits out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
 
-from stonnx_export.graph import OPSET
+from stonnx_export.graph import OPSET, last_dimension
+
+Output = Literal["last_hidden_state", "logits", "hidden_states"]
 
 # The example that is traced. Every dimension is one that no network has by chance, and no dimension is 1, which the
 # tracer would take for a constant.
@@ -20,29 +23,32 @@ _BATCH, _SEQUENCE = 2, 7
 
 
 class _Network(torch.nn.Module):  # type: ignore[misc]
-    """A transformers model with the inputs and the output that a bundle has."""
+    """A transformers model with the inputs and the output that a bundle needs."""
 
-    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...]) -> None:
+    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], output: str) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
+        self.output = output
 
-    def forward(self, *values: torch.Tensor) -> torch.Tensor:
-        feeds = dict(zip(self.inputs, values, strict=True))
-        output: torch.Tensor = self.model(**feeds, return_dict=True).last_hidden_state
-        return output
+    def forward(self, *values: torch.Tensor) -> Any:
+        feeds: dict[str, Any] = dict(zip(self.inputs, values, strict=True))
+        if self.output == "hidden_states":
+            feeds["output_hidden_states"] = True
+        return getattr(self.model(**feeds, return_dict=True), self.output)
 
 
-def trace(model: torch.nn.Module, *, token_types: bool) -> ir.Model:
+def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_hidden_state") -> ir.Model:
     """Trace a transformers model.
 
     Args:
         model: The network, in float32.
         token_types: Whether its tokenizer tells the two texts of a pair apart by ``token_type_ids``.
+        output: What is read off: ``"last_hidden_state"``, ``"logits"``, or the ``"hidden_states"`` of every layer.
 
     Returns:
         A graph with the inputs ``input_ids``, ``attention_mask`` and, where used, ``token_type_ids``, all int64
-        [batch, sequence], and one float32 output [batch, sequence, hidden].
+        [batch, sequence], and float32 outputs [batch, sequence, features], or [batch, labels] for a classifier.
     """
     names = ["input_ids", "attention_mask"]
     if token_types and "token_type_ids" in inspect.signature(model.forward).parameters:
@@ -54,12 +60,11 @@ def trace(model: torch.nn.Module, *, token_types: bool) -> ir.Model:
     dimensions = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _Network(model, tuple(names)).eval(),
+            _Network(model, tuple(names), output).eval(),
             tuple(example[name] for name in names),
             dynamo=True,
             opset_version=OPSET,
             input_names=names,
-            output_names=["hidden_states"],
             dynamic_shapes=(tuple(dimensions for _ in names),),
             verbose=False,
         )
@@ -67,9 +72,10 @@ def trace(model: torch.nn.Module, *, token_types: bool) -> ir.Model:
     traced: ir.Model = program.model
     for value in traced.graph.inputs:
         value.shape = ir.Shape(("batch", "sequence"))
-    hidden = traced.graph.outputs[0].shape
-    assert hidden is not None
-    traced.graph.outputs[0].shape = ir.Shape(("batch", "sequence", hidden[2]))
+    for value in traced.graph.outputs:
+        features = last_dimension(value)
+        rank = 2 if value.shape is not None and len(value.shape) == 2 else 3
+        value.shape = ir.Shape(("batch", "sequence", features) if rank == 3 else ("batch", features))
     return traced
 
 

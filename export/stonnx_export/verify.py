@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-import stonnx
-from stonnx._bundle import Fidelity
+from stonnx._bundle import Fidelity, Task
+from stonnx._engine import Engine, LoadedRoute
 from stonnx._errors import FidelityError
+from stonnx._tokenize import Text
+from stonnx_export.original import outputs, set_max_seq_length, token_ids
+
+_OUTPUT_OF_TASK: Mapping[Task, str] = {
+    "embedding": "sentence_embedding",
+    "sparse": "sparse_embedding",
+    "rerank": "logits",
+}
 
 # Vectors are compared up to this length: the original takes minutes for longer ones on a laptop. Ids are compared at
 # the model's true limit in any case.
@@ -49,30 +57,64 @@ def verification_texts(max_seq_length: int, special_tokens: int) -> list[str]:
     return [*_TEXTS, *(" ".join(["a"] * count) for count in counts if 0 < count <= limit + 40)]
 
 
-def verify_embeddings(
-    bundle: stonnx.SentenceTransformer, original: Any, tolerance: Mapping[str, float], compared_with: str
-) -> Fidelity:
-    """Compare a bundle with the ``sentence_transformers.SentenceTransformer`` that it was made from.
+def verify(engine: Engine, original: Any, tolerance: Mapping[str, float], compared_with: str) -> Fidelity:
+    """Compare a bundle with the model of sentence-transformers that it was made from.
 
     Raises:
-        FidelityError: Ids differ, or a vector is outside the tolerance.
+        FidelityError: Ids differ, or a vector or logit is outside the tolerance.
     """
-    limit = bundle.max_seq_length
-    texts = verification_texts(limit, bundle.tokenizer.num_special_tokens_to_add(False))
-    _compare_ids(bundle, original, [*texts, " ".join(["a"] * (limit + 8))])
-    shortened = limit > _LONGEST
-    if shortened:
-        original.max_seq_length = bundle.max_seq_length = _LONGEST
-    try:
-        expected = _original_vectors(original, texts)
-        batched = np.asarray(bundle.encode(texts), dtype=np.float32)
-        alone = np.stack([bundle.encode(text) for text in texts])
-    finally:
+    manifest = engine.manifest
+    reports = []
+    for name in manifest.routes:
+        route = engine.route(name)
+        limit = route.tokenizer.max_seq_length
+        special = (
+            route.tokenizer.backend.num_special_tokens_to_add(False) if route.spec.tokenizer.add_special_tokens else 0
+        )
+        texts: list[Text] = list(verification_texts(limit or _LONGEST, special))
+        if manifest.task == "rerank":
+            # Each text beside one of another length, so that both sides of a pair get to be the longer one.
+            texts = list(zip(texts, texts[7:] + texts[:7], strict=True))  # type: ignore[arg-type]
+        _compare_ids(route, original, name, texts, limit)
+        shortened = limit is not None and limit > _LONGEST
         if shortened:
-            original.max_seq_length = bundle.max_seq_length = limit
-    fidelity = measure(expected, batched, alone, tolerance, compared_with)
+            route.tokenizer.max_seq_length = _LONGEST
+            set_max_seq_length(original, name, _LONGEST)
+        expected = outputs(original, manifest.task, name, texts)
+        batched, alone = _outputs(route, manifest.task, texts, 32), _outputs(route, manifest.task, texts, 1)
+        if shortened and limit is not None:
+            route.tokenizer.max_seq_length = limit
+            set_max_seq_length(original, name, limit)
+        if manifest.task == "rerank":
+            # A cosine says nothing about a single number: take those of each label's logits over all pairs.
+            expected, batched, alone = expected.T, batched.T, alone.T
+        report = measure(expected, batched, alone, tolerance, compared_with)
+        reports.append(dataclasses.replace(report, texts=len(texts)))
+    fidelity = _worst(reports)
     check(fidelity)
     return fidelity
+
+
+def _outputs(route: LoadedRoute, task: Task, texts: list[Text], batch_size: int) -> npt.NDArray[np.float32]:
+    """The bundle's vectors or logits, [texts, features]: alone for a batch size of 1."""
+    result: dict[int, npt.NDArray[np.float32]] = {}
+    pieces = [texts] if batch_size > 1 else [[text] for text in texts]
+    for start, piece in enumerate(pieces):
+        for batch in route.stream(piece, [_OUTPUT_OF_TASK[task]], batch_size=batch_size):
+            result |= {start + int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
+    return np.stack([result[index] for index in range(len(texts))])
+
+
+def _worst(reports: list[Fidelity]) -> Fidelity:
+    """One report for all routes: the worst of each figure."""
+    return dataclasses.replace(
+        reports[0],
+        texts=sum(report.texts for report in reports),
+        cosine_mean=min(report.cosine_mean for report in reports),
+        cosine_min=min(report.cosine_min for report in reports),
+        max_abs_difference=max(report.max_abs_difference for report in reports),
+        batch_invariance=max(report.batch_invariance for report in reports),
+    )
 
 
 def measure(
@@ -122,20 +164,14 @@ def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDAr
     return cosines
 
 
-def _original_vectors(original: Any, texts: list[str]) -> npt.NDArray[np.float32]:
-    # One at a time: no padding, so nothing that the original itself does to padded texts can be mistaken for ours.
-    with torch.inference_mode():
-        vectors = [original.encode(text, show_progress_bar=False) for text in texts]
-    return np.asarray(np.stack(vectors), dtype=np.float32)
-
-
-def _compare_ids(bundle: stonnx.SentenceTransformer, original: Any, texts: list[str]) -> None:
-    for text in texts:
-        expected = original.preprocess([text]) if hasattr(original, "preprocess") else original.tokenize([text])
-        expected_ids = expected["input_ids"][0].tolist()
-        ids = bundle.tokenizer.encode(text).ids
-        if ids != expected_ids:
+def _compare_ids(route: LoadedRoute, original: Any, name: str, texts: list[Text], limit: int | None) -> None:
+    # The last one is beyond the limit, however long that is.
+    long = " ".join(["a"] * ((limit or _LONGEST) + 8))
+    for text in [*texts, (long, "a b c") if isinstance(texts[0], tuple) else long]:
+        expected = token_ids(original, name, text)
+        (encoding,) = route.tokenizer.encode([text])
+        if encoding.ids != expected:
             raise FidelityError(
-                f"The tokenizer differs from the original's for {text[:60]!r}: {len(ids)} ids instead of "
-                f"{len(expected_ids)}, starting {ids[:8]} instead of {expected_ids[:8]}. Nothing was written."
+                f"The tokenizer differs from the original's for {str(text)[:60]!r}: {len(encoding.ids)} ids instead of "
+                f"{len(expected)}, starting {encoding.ids[:8]} instead of {expected[:8]}. Nothing was written."
             )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+
 from stonnx_export.verify import verification_texts
 
 TEXTS = [

@@ -163,13 +163,19 @@ def assert_hits(actual: list[Any], expected: list[Any]) -> None:
 @pytest.mark.parametrize("rescore", [True, False])
 @pytest.mark.parametrize("quantized_queries", [False, True])
 @pytest.mark.parametrize("queries", [1, 6])
-@pytest.mark.parametrize("rows", [3, 8, 200])
-@pytest.mark.parametrize(("library", "precision"), INDEXES)
+@pytest.mark.parametrize(
+    ("library", "precision", "rows"),
+    [
+        (library, precision, rows)
+        for library, precision in INDEXES
+        for rows in (3, 8, 200)
+        # usearch chooses among equally distant rows by chance, so what is rescored differs from run to run.
+        if not (library == "usearch" and "binary" in precision and rows == 200)
+    ],
+)
 def test_index_search(
     library: str, precision: str, rows: int, queries: int, quantized_queries: bool, rescore: bool
 ) -> None:
-    if library == "usearch" and rows == 200 and "binary" in precision:
-        pytest.skip("equally distant rows make the choice of what is rescored random")
     ours, theirs = search_functions(library)
     calibration = {"calibration_embeddings": random_rows(300, seed=3)}
     corpus = original.quantize_embeddings(random_rows(rows), precision, **calibration)

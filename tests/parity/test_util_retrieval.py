@@ -6,7 +6,7 @@ The same rows in the same order, with scores within 1e-6 of the largest one.
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,15 @@ KINDS: dict[str, tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any]]
     "csr": (scipy.sparse.csr_array, lambda x: torch.from_numpy(x).to_sparse()),
     "sparse tensor": (lambda x: torch.from_numpy(x).to_sparse(), lambda x: torch.from_numpy(x).to_sparse()),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_torch_thread() -> Iterator[None]:
+    # On small arrays and busy cores, threads mostly wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def random_rows(rows: int, dimension: int = 24, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant", "ignore:Spars
 
 MATRIX = ["cos_sim", "dot_score", "euclidean_sim", "manhattan_sim"]
 PAIRWISE = [*(f"pairwise_{name}" for name in MATRIX), "pairwise_angle_sim"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_torch_thread() -> Iterator[None]:
+    # On small arrays and busy cores, threads mostly wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def embeddings(rows: int, dimension: int = 33, seed: int = 0) -> np.ndarray:
@@ -56,6 +65,7 @@ KINDS: dict[str, tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any]]
     "tensor with gradient": (lambda x: torch.tensor(x, requires_grad=True), torch.from_numpy),
     "list of tensors": (lambda x: list(torch.from_numpy(x)), lambda x: list(torch.from_numpy(x))),
     "csr_array": (scipy.sparse.csr_array, to_sparse_tensor),
+    "float64 csr_array": (lambda x: scipy.sparse.csr_array(x.astype(np.float64)), to_sparse_tensor),
     "coo_matrix": (scipy.sparse.coo_matrix, to_sparse_tensor),
     "list of csr rows": (lambda x: [scipy.sparse.csr_array(row[None]) for row in x], to_sparse_tensor),
     "sparse tensor": (to_sparse_tensor, to_sparse_tensor),
@@ -154,6 +164,8 @@ def test_euclidean_of_near_rows() -> None:
     expected, actual = original.euclidean_sim(a, b).numpy() ** 2, util.euclidean_sim(a, b) ** 2
     assert np.isfinite(actual).all()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE * 2 * (a**2).sum(1).max())
+    # Of equal rows some squares come out below zero.
+    assert np.abs(util.euclidean_sim(a, a).diagonal()).max() < 3e-4 * np.sqrt((a**2).sum(1).max())
     # Up to 25 rows it is exact.
     np.testing.assert_allclose(util.euclidean_sim(a[:5], b[:5]).diagonal(), -1e-3 * 384**0.5, rtol=1e-4)
 
@@ -172,10 +184,11 @@ def test_sparse_product_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_repeated_sparse_entries_are_summed_and_input_stays() -> None:
-    matrix = scipy.sparse.csr_array((np.float32([1, 2, 4]), [1, 1, 0], [0, 3]), shape=(1, 3))
+    matrix = scipy.sparse.csr_array((np.float32([-1, 4, 4]), [1, 1, 0], [0, 3]), shape=(1, 3))
     assert util.dot_score(matrix, [4.0, 3.0, 0.0]) == 25
     assert util.pairwise_cos_sim(matrix, [4.0, 3.0, 0.0]) == 1
-    assert matrix.data.tolist() == [1, 2, 4]
+    assert util.manhattan_sim(matrix, [[4.0, 3.0, 0.0], [0.0, 0.0, 0.0]]).tolist() == [[0, -7]]
+    assert matrix.data.tolist() == [-1, 4, 4]
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, bool])

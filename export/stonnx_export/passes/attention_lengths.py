@@ -1,8 +1,9 @@
 """Attention with a padding mask to attention with the length of each text.
 
-Requires: ONNX ``Attention`` nodes (opset 24) and right-padded batches. Ensures: nodes whose mask says no more than
-which tokens are padding read ``nonpad_kv_seqlen`` instead, take and give [batch, sequence, hidden] without transposes
-where they can, and the computation of the mask disappears. Exact; the fastest attention of the CPU provider.
+Requires: ONNX ``Attention`` nodes (opset 24), right-padded batches, and the pass ``shapes`` before this one. Ensures:
+nodes whose mask says no more than which tokens are padding read ``nonpad_kv_seqlen`` instead, those whose mask is
+causal besides have ``is_causal``; both take and give [batch, sequence, hidden] without transposes where they can, and
+the computation of the mask disappears. Exact; the fastest attention of the CPU provider.
 
 That a mask is a padding mask (or a causal padding mask) is not guessed from the shape of the graph, which every
 network draws differently: the part of the graph that computes it is run on masks of several lengths.
@@ -21,6 +22,8 @@ from stonnx_export.passes._result import PassResult
 _NAME = "attention_lengths"
 # Lengths of the texts in each batch on which a mask is probed, right-padded to the longest.
 _PROBES = ((1,), (5, 2), (3, 7, 1), (300, 40))
+# The widest mask that is probed has this many tokens on each side.
+_WIDEST = 8192
 
 
 def run(model: ir.Model) -> PassResult:
@@ -45,31 +48,40 @@ def run(model: ir.Model) -> PassResult:
             reason = "its mask is more than padding" if kind is None else "it has past keys or further outputs"
             declined.append(f"{node.name}: {reason}")
             continue
-        if lengths is None:
+        causal = kind == "causal" or _is_causal(node)
+        if lengths is None and not causal:
             op = GraphBuilder(graph, before=graph[0])
             lengths = op.ReduceSum(mask_input, op.vector([1]), keepdims=0)
-        _replace(graph, node, lengths, causal=kind == "causal")
+        _replace(graph, node, None if causal else lengths)
         fired += 1
     RemoveUnusedNodesPass()(model)
     return PassResult(_NAME, fired, tuple(declined))
 
 
-def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value, *, causal: bool) -> None:
+def _is_causal(node: ir.Node) -> bool:
+    return "is_causal" in node.attributes and node.attributes["is_causal"].as_int() == 1
+
+
+def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None) -> None:
+    """Give a node the lengths of the texts instead of a mask; without lengths, causal attention.
+
+    Padding on the right is behind every token that causal attention reads from, so no lengths are needed; they would
+    even be wrong, since the operator takes the tokens of a text with a length for the last ones of its keys.
+    """
     op = GraphBuilder(graph, before=node)
     attributes = {name: attribute.value for name, attribute in node.attributes.items() if name in ("scale", "softcap")}
-    if causal:
+    instead_of_mask = (None, None, None, lengths) if lengths is not None else ()
+    if lengths is None:
         attributes["is_causal"] = 1
     query, key, value = node.inputs[:3]
     flat = [_before_split_into_heads(part) for part in (query, key, value)]
     merged = _after_merge_of_heads(node.outputs[0])
     if None not in flat and merged is not None:
         heads = [part.shape[1] for part in (query, key)]  # type: ignore[union-attr,index]
-        result = op.Attention(
-            *flat, None, None, None, lengths, q_num_heads=heads[0], kv_num_heads=heads[1], **attributes
-        )
+        result = op.Attention(*flat, *instead_of_mask, q_num_heads=heads[0], kv_num_heads=heads[1], **attributes)
         replaced = merged
     else:
-        result = op.Attention(query, key, value, None, None, None, lengths, **attributes)
+        result = op.Attention(query, key, value, *instead_of_mask, **attributes)
         replaced = node.outputs[0]
     result.shape, result.type = replaced.shape, replaced.type
     replaced.replace_all_uses_with(result)
@@ -118,8 +130,11 @@ def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
         )
     except Exception:  # what cannot run on its own is no padding mask
         return None
+    probes = _probes(part)
+    if max(map(max, probes)) > _WIDEST:
+        return None
     kinds = {"padding", "causal"}
-    for lengths in _PROBES:
+    for lengths in probes:
         width = max(lengths)
         attention_mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
         feeds = {"input_ids": np.ones_like(attention_mask), "attention_mask": attention_mask}
@@ -144,3 +159,17 @@ def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
             if kind in kinds and np.array_equal(allowed[real], pattern[real])
         }
     return kinds.pop() if len(kinds) == 1 else None
+
+
+def _probes(part: ir.Graph) -> list[tuple[int, ...]]:
+    """The batches to probe a mask with: some of every kind, and one that is longer than each number in its graph.
+
+    A sliding window has its size there, and its mask looks like padding for every text that is shorter.
+    """
+    constants = [*part.initializers.values(), *(value for node in part for value in node.outputs)]
+    arrays = [tensor.numpy() for value in constants if (tensor := ir.convenience.get_const_tensor(value)) is not None]
+    integers = [array for array in arrays if array.dtype.kind in "iu" and array.size]
+    numbers = {abs(int(number)) for array in integers for number in (array.min(), array.max())}
+    longest = max(map(max, _PROBES))
+    # Larger ones are no lengths: the tracer writes the end of an open slice as the largest integer.
+    return [*_PROBES, *((number + 2,) for number in sorted(numbers) if longest <= number + 1 < 2**31)]

@@ -1,0 +1,386 @@
+"""Several processes for one call: start workers, hand chunks of texts out, put results in order, notice dead workers.
+
+Each worker has a pipe of its own. A queue shared by all of them, as sentence-transformers uses, is guarded by locks
+that a killed worker takes with it; the end of a pipe is noticed at once, by the parent and by the worker alike.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._errors import InvalidArgumentError, InvalidInputError, StonnxError
+
+# What start_multi_process_pool returns. "input" and "output" are both a _Workers, where sentence-transformers has
+# queues.
+Pool = dict[Literal["input", "output", "processes"], Any]
+
+# Never more texts in a chunk than this, and never fewer chunks than this for each worker: sentence-transformers' own.
+_LARGEST_CHUNK = 5000
+_CHUNKS_PER_WORKER = 10
+
+_SIGTERM_GRACE_SECONDS = 5.0
+
+
+class PoolError(StonnxError, RuntimeError):
+    """A pool cannot be used: a worker process died, or the pool was stopped."""
+
+
+class Loadable(Protocol):
+    """What a worker needs of a model class: pickling as a path and options. Called methods take texts first."""
+
+    def __setstate__(self, state: dict[str, Any], /) -> None: ...
+
+
+def start_pool(kind: type[Loadable], states: Sequence[tuple[str, dict[str, Any]]], threads: Sequence[int]) -> Pool:
+    """Start worker processes and wait until each has loaded its model.
+
+    Args:
+        kind: Class of the model.
+        states: For each worker its device, for messages, and the state that the model is loaded from.
+        threads: For each worker how many threads its tokenizer may use.
+
+    Raises:
+        PoolError: A worker died before it was ready.
+        Exception: Whatever the loading raised in a worker.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers = _Workers()
+    try:
+        for (device, state), count in zip(states, threads, strict=True):
+            ours, theirs = context.Pipe()
+            workers.connections.append(ours)
+            process = context.Process(
+                target=_work, args=(theirs, kind, state, count), name=f"stonnx on {device}", daemon=True
+            )
+            try:
+                process.start()
+            finally:
+                theirs.close()
+            workers.processes.append(process)
+        loading = set(workers.connections)
+        while loading:
+            for connection, (_, error) in workers.replies(loading):
+                if error is not None:
+                    raise error
+                loading.remove(connection)
+        workers.ready = True
+    except BaseException:
+        workers.stop()
+        raise
+    return {"input": workers, "output": workers, "processes": workers.processes}
+
+
+def stop_pool(pool: Mapping[Any, Any]) -> None:
+    """Stop the workers of a pool. A pool that is stopped already stays stopped.
+
+    Raises:
+        InvalidArgumentError: It is no pool.
+    """
+    _workers_of(pool).stop()
+
+
+def run_in_pool(
+    pool: Mapping[Any, Any],
+    method: str,
+    texts: Sequence[Any],
+    arguments: tuple[Any, ...],
+    *,
+    chunk_size: int | None,
+    advance: Callable[[int], None],
+) -> list[Any]:
+    """Call ``method(chunk, *arguments)`` of the workers' models for all chunks of some texts.
+
+    Args:
+        pool: What :func:`start_pool` returned.
+        method: Name of the method.
+        texts: At least one.
+        arguments: Further arguments; they must be picklable.
+        chunk_size: Texts in a chunk. None: a tenth of a worker's share, at most 5,000.
+        advance: Called with the number of texts of each finished chunk.
+
+    Returns:
+        The result for each chunk, in the order of the texts.
+
+    Raises:
+        PoolError: A worker died, which stops the others, or the pool was stopped.
+        Exception: What the method raised in a worker, with the worker's traceback as a note. The pool stays usable.
+    """
+    workers = _workers_of(pool)
+    with workers.lock:
+        workers.check()
+        size = chunk_size or default_chunk_size(len(texts), len(workers.processes))
+        starts = range(0, len(texts), size)
+        results: list[Any] = [None] * len(starts)
+        failed: dict[int, BaseException] = {}
+        try:
+            waiting = iter(enumerate(starts))
+            busy: dict[Connection, tuple[int, int]] = {}
+            idle = list(workers.connections)
+            while True:
+                # One chunk at a time for each worker: with more, both ends of a full pipe could wait for each other.
+                while idle and not failed and (chunk := next(waiting, None)) is not None:
+                    job = (method, texts[chunk[1] : chunk[1] + size], arguments)
+                    busy[connection := idle.pop()] = chunk
+                    workers.send(connection, pickle.dumps(job, pickle.HIGHEST_PROTOCOL))
+                if not busy:
+                    break
+                for connection, (result, error) in workers.replies(busy):
+                    number, start = busy.pop(connection)
+                    idle.append(connection)
+                    if error is None:
+                        results[number] = result
+                        advance(min(size, len(texts) - start))
+                    else:
+                        failed[number] = _moved(error, start)
+        except BaseException:
+            # Ctrl-C, or a dead worker: the others may be in the middle of something, and nobody waits for it.
+            workers.stop()
+            raise
+    if failed:
+        raise failed[min(failed)]
+    return results
+
+
+@contextmanager
+def borrowed(pool: Pool | None, start: Callable[[], Pool]) -> Iterator[Pool]:
+    """The pool itself, or where there is none a new one that is stopped at the end."""
+    if pool is not None:
+        yield pool
+        return
+    temporary = start()
+    try:
+        yield temporary
+    finally:
+        stop_pool(temporary)
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise InvalidArgumentError unless a chunk size is a positive integer or None."""
+    if chunk_size is None:
+        return
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size <= 0:
+        raise InvalidArgumentError(
+            f"chunk_size must be a positive integer, or None for a size that fits the pool; got {chunk_size!r}."
+        )
+
+
+def default_chunk_size(texts: int, workers: int) -> int:
+    """Texts in a chunk: small enough that all workers finish at about the same time.
+
+    Example:
+        >>> default_chunk_size(1000, 4), default_chunk_size(3, 4), default_chunk_size(10**6, 4)
+        (25, 1, 5000)
+    """
+    return max(1, min(math.ceil(texts / workers / _CHUNKS_PER_WORKER), _LARGEST_CHUNK))
+
+
+def thread_shares(cpus: int, workers: int) -> list[int]:
+    """Threads for each worker: together as many as there are CPUs, and at least one each.
+
+    Example:
+        >>> thread_shares(8, 4), thread_shares(7, 4), thread_shares(2, 3)
+        ([2, 2, 2, 2], [2, 2, 2, 1], [1, 1, 1])
+    """
+    share, left = divmod(cpus, workers)
+    return [max(1, share + (number < left)) for number in range(workers)]
+
+
+def join_rows(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Arrays of the same shape but for their rows, one below the other. The list is emptied, to free each at once.
+
+    Example:
+        >>> join_rows([np.zeros((2, 3)), np.ones((1, 3))]).shape
+        (3, 3)
+    """
+    if len(parts) == 1:
+        return parts.pop()
+    end = sum(len(part) for part in parts)
+    result = np.empty((end, *parts[0].shape[1:]), dtype=parts[0].dtype)
+    while parts:
+        part = parts.pop()
+        result[end - len(part) : end] = part
+        end -= len(part)
+    return result
+
+
+class _Workers:
+    """The parent's side of a pool: a process and a pipe for each worker. One call at a time; others wait."""
+
+    def __init__(self) -> None:
+        self.connections: list[Connection] = []
+        self.processes: list[SpawnProcess] = []
+        self.lock = threading.RLock()
+        self.ready = False
+        self._stopped: str | None = None
+        self._owner = os.getpid()
+
+    def check(self) -> None:
+        if self._owner != os.getpid():
+            raise PoolError(f"This pool belongs to the process {self._owner}. {_NEW_POOL}")
+        if self._stopped:
+            raise PoolError(f"{self._stopped} {_NEW_POOL}")
+
+    def send(self, connection: Connection, message: bytes) -> None:
+        try:
+            connection.send_bytes(message)
+        except OSError:
+            raise self._death() from None
+
+    def replies(self, among: Mapping[Connection, Any] | set[Connection]) -> list[tuple[Connection, tuple[Any, Any]]]:
+        """What has arrived on some of the connections, (result, error) each. Waits until something does."""
+        arrived = wait([*among, *(process.sentinel for process in self.processes)])
+        connections = [connection for connection in among if connection in arrived]
+        if not connections:  # a worker died that has nothing to do at the moment
+            raise self._death()
+        try:
+            return [(connection, pickle.loads(connection.recv_bytes())) for connection in connections]
+        except (EOFError, OSError):
+            raise self._death() from None
+
+    def stop(self, reason: str = "This pool was stopped.") -> None:
+        """End the processes. A call that uses the pool in another thread raises PoolError."""
+        if self._stopped or self._owner != os.getpid():
+            return
+        self._stopped = reason
+        for process in self.processes:
+            process.terminate()
+        with self.lock:
+            for process in self.processes:
+                process.join(_SIGTERM_GRACE_SECONDS)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+                process.close()
+            for connection in self.connections:
+                connection.close()
+
+    def _death(self) -> PoolError:
+        """Stop the pool because of a dead worker. Returns the error that tells which, and of what."""
+        if self._stopped:
+            return PoolError(f"This pool was stopped while a call was using it. {_NEW_POOL}")
+        wait([process.sentinel for process in self.processes], timeout=_SIGTERM_GRACE_SECONDS)
+        deaths = [
+            f"process {process.pid} ({process.name}) died with exit code {_exit_code(process.exitcode)}"
+            for process in self.processes
+            if process.exitcode is not None
+        ]
+        told = f"A worker is gone: {', '.join(deaths) or 'its pipe is closed'}."
+        self.stop(told)
+        hint = "Start a new one, with fewer workers if memory was short."
+        if not self.ready:
+            hint = (
+                "It happened before the worker was ready; what it printed says why. Workers import the main script: "
+                "everything there that starts a pool must stand under `if __name__ == '__main__':`."
+            )
+        return PoolError(f"{told} The pool was stopped. {hint}")
+
+
+_NEW_POOL = "Start a new one with: model.start_multi_process_pool()"
+
+
+def _workers_of(pool: Mapping[Any, Any]) -> _Workers:
+    workers = pool.get("input") if isinstance(pool, Mapping) else None
+    if not isinstance(workers, _Workers):
+        raise InvalidArgumentError(
+            f"pool must be what model.start_multi_process_pool() returns, got {type(pool).__name__} ({pool!r:.60})."
+        )
+    return workers
+
+
+def _exit_code(code: int | None) -> str:
+    if code is None or code >= 0:
+        return str(code)
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return str(code)
+    return f"{code} ({name}{', often because memory ran out' if name == 'SIGKILL' else ''})"
+
+
+def _moved(error: BaseException, start: int) -> BaseException:
+    """An error about an input of a chunk, as one about an input of the whole call."""
+    if isinstance(error, InvalidInputError) and error.index is not None and start:
+        index = error.index + start
+        moved = InvalidInputError(str(error).replace(f" {error.index} ", f" {index} ", 1), index)
+        for note in error.__notes__:
+            moved.add_note(note)
+        return moved
+    return error
+
+
+# --- in a worker -----------------------------------------------------------------------------------------------------
+
+
+def _work(connection: Connection, kind: type[Loadable], state: dict[str, Any], threads: int) -> None:
+    """The life of a worker: load the model, say so, then answer jobs until the pipe is closed."""
+    # Ctrl-C in a terminal reaches every process of the group: what happens then is the parent's business.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, name="stonnx-exit-with-parent", daemon=True).start()
+    # The tokenizers package reads it when it first works in parallel, and would use every CPU in every worker.
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    try:
+        model = kind.__new__(kind)
+        model.__setstate__(state)
+        reply = pickle.dumps((None, None))
+    except BaseException as error:
+        _reply(connection, _failure(error))
+        return
+    while _reply(connection, reply):
+        try:
+            job = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            method, texts, arguments = pickle.loads(job)
+            result = getattr(model, method)(texts, *arguments)
+            reply = pickle.dumps((result, None), pickle.HIGHEST_PROTOCOL)
+        except BaseException as error:
+            reply = _failure(error)
+
+
+def _reply(connection: Connection, message: bytes) -> bool:
+    try:
+        connection.send_bytes(message)
+    except OSError:  # the parent is gone
+        return False
+    return True
+
+
+def _failure(error: BaseException) -> bytes:
+    """The reply for an error, with the traceback as a note: tracebacks themselves cannot be sent."""
+    told = "".join(traceback.format_exception(error))
+    note = f"It was raised in a worker process:\n\n{told.rstrip()}"
+    error.add_note(note)
+    try:
+        message = pickle.dumps((None, error))
+        if type(pickle.loads(message)[1]) is type(error):
+            return message
+    except Exception:  # whatever the exception class does when it is copied
+        pass
+    substitute = PoolError(f"{type(error).__name__}: {error}")
+    substitute.add_note(note)
+    return pickle.dumps((None, substitute))
+
+
+def _exit_with_parent() -> None:
+    """End this process when the parent does, however that ends and whatever is being computed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # The sentinel stays open as long as any process that the parent forked: ask for the parent itself as well.
+    while not wait([parent.sentinel], timeout=1.0) and os.getppid() == parent.pid:
+        pass
+    os._exit(1)

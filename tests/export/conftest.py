@@ -1,0 +1,120 @@
+"""Fixtures for the exporter's tests: a tiny checkpoint built in memory, its bundle, and a way to run a graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+Run = Callable[..., list[np.ndarray]]
+
+MAX_SEQ_LENGTH = 40
+HIDDEN = 32
+CORPUS = (
+    "The weather is lovely today. It's so sunny outside! He drove to the stadium in the rain.",
+    "A man is playing a large flute on the stage while a crowd of people listens to the music.",
+    "Ein kleines Mädchen spielt im Garten, während die Großmutter liest. 12,345.67 = a_b-c/d",
+    "Сегодня утром в парке было тихо. 我们昨天晚上在河边看到了很多星星。 أعيش في مدينة صغيرة قرب البحر.",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_progress_bars() -> None:
+    """transformers draws bars on standard error while it saves and loads, also where tests read standard error."""
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """``run(model, **feeds)``: the outputs of a graph under plain onnxruntime. Feeds that it has no input for are left
+    out."""
+
+    def run(model: ir.Model | Path, **feeds: Any) -> list[np.ndarray]:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        source = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        known = {value.name for value in [*session.get_inputs(), *session.get_overridable_initializers()]}
+        return session.run(None, {name: np.asarray(array) for name, array in feeds.items() if name in known})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BERT with 2 layers of 32 features, mean pooling, Normalize and two prompts, as sentence-transformers saves it."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    network = tmp_path_factory.mktemp("network")
+    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64).save_pretrained(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=HIDDEN,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            # Far from uniform attention, so that a mistake in it shows.
+            initializer_range=0.5,
+        )
+        BertModel(config).save_pretrained(network)
+    model = SentenceTransformer(
+        modules=[Transformer(str(network), max_seq_length=MAX_SEQ_LENGTH), Pooling(HIDDEN, "mean"), Normalize()],
+        device="cpu",
+        prompts={"query": "find: ", "document": ""},
+        similarity_fn_name="dot",
+    )
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    model.save_pretrained(str(directory), create_model_card=False)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_original(tiny_checkpoint: Path) -> SentenceTransformer:
+    """The tiny checkpoint in sentence-transformers."""
+    return SentenceTransformer(str(tiny_checkpoint), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the tiny checkpoint, exported under the name ``acme/tiny``. Not to be changed."""
+    from stonnx_export import export
+
+    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-fp32", name="acme/tiny")
+
+
+def padded(lengths: tuple[int, ...]) -> np.ndarray:
+    """The attention mask of texts of these lengths, padded on the right to the longest."""
+    return (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def tiny_feeds() -> Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]:
+    """``feeds(lengths)``: random ids and the mask of a batch of texts of these lengths."""
+
+    def feeds(lengths: tuple[int, ...]) -> Mapping[str, np.ndarray]:
+        mask = padded(lengths)
+        ids = np.random.default_rng(sum(lengths)).integers(5, 50, mask.shape)
+        return {"input_ids": np.where(mask > 0, ids, 0), "attention_mask": mask}
+
+    return feeds

@@ -167,13 +167,19 @@ def read_manifest(directory: Path) -> Manifest:
     manifest = _decode(Manifest, data, path, "")
     for name in (*manifest.files, *_referenced_files(manifest)):
         # A manifest comes from outside: it may only ever name plain files beside itself.
-        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or ":" in name:
+        if Path(name).name != name or name in ("", ".", "..") or set(name) & {"\\", ":"} or not name.isprintable():
             raise BundleFormatError(f"{path} names {name!r}, which is no file directly inside the bundle.")
     for name in _referenced_files(manifest):
         if name not in manifest.files:
             raise BundleFormatError(f"{path} uses {name!r} without listing its hash under 'files'. {_EXPORT_AGAIN}")
     if manifest.default_route not in manifest.routes:
         raise BundleFormatError(f"{path} has the default route {manifest.default_route!r} but no graph for it.")
+    for route_name, route in manifest.routes.items():
+        limit = route.tokenizer.max_seq_length
+        if limit is not None and not 1 <= limit < 2**31:
+            raise BundleFormatError(
+                f"{path}: routes.{route_name}.tokenizer.max_seq_length must be a number of tokens, found {limit}."
+            )
     return manifest
 
 
@@ -186,20 +192,23 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     """Check that every file of a bundle is there with the size and hash that the manifest has.
 
     Raises:
-        BundleIntegrityError: A file is missing, truncated, changed, or a link to somewhere outside.
+        BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.
     """
     for name, entry in manifest.files.items():
         path = directory / name
         try:
             size = path.stat().st_size
-            if size != entry.size:
-                raise BundleIntegrityError(
-                    f"{path} has {size:,} bytes instead of {entry.size:,}: it is truncated or changed. {_REPAIR}"
-                )
-            if _sha256(path) != entry.sha256:
-                raise BundleIntegrityError(f"{path} has changed since it was exported (SHA-256 differs). {_REPAIR}")
+            intact = size == entry.size and _sha256(path) == entry.sha256
         except FileNotFoundError:
             raise BundleIntegrityError(f"{path} is missing, but listed in {MANIFEST_NAME}. {_REPAIR}") from None
+        except OSError as error:
+            raise BundleIntegrityError(f"{path} cannot be read: {error.strerror}. {_REPAIR}") from error
+        if size != entry.size:
+            raise BundleIntegrityError(
+                f"{path} has {size:,} bytes instead of {entry.size:,}: it is truncated or changed. {_REPAIR}"
+            )
+        if not intact:
+            raise BundleIntegrityError(f"{path} has changed since it was exported (SHA-256 differs). {_REPAIR}")
 
 
 _EXPORT_AGAIN = "Export the model again with: stonnx export MODEL -o DIRECTORY"

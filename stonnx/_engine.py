@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from stonnx._batching import TOKENS_PER_BATCH_UNIT, plan_batches, windows
 from stonnx._bundle import Manifest, Route, read_manifest, verify_files
-from stonnx._errors import InvalidInputError
 from stonnx._session import Session
 from stonnx._tokenize import Text, TokenBatch, Tokenizer
 
@@ -85,12 +84,7 @@ class LoadedRoute:
         """Tokenize one piece ahead of the one that is running: both release the interpreter lock."""
 
         def encode(indices: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], list[Any]]:
-            try:
-                return indices, self.tokenizer.encode([texts[index] for index in indices])
-            except InvalidInputError as error:  # the index within the piece becomes the index within the call
-                index = int(indices[error.index or 0])
-                message = str(error).replace(f"Text {error.index} ", f"Text {index} ", 1)
-                raise InvalidInputError(message, index) from None
+            return indices, self.tokenizer.encode([texts[index] for index in indices])
 
         piece = next(pieces, None)
         if piece is None:

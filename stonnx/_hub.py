@@ -59,7 +59,7 @@ def find_bundle(
     path = Path(name)
     if path.is_file():
         raise ModelNotFoundError(f"{name} is a file. Pass the directory of the bundle instead: {path.parent}")
-    if path.is_dir():
+    if name and path.is_dir():  # an empty name would be the working directory
         if (path / MANIFEST_NAME).is_file():
             return _with_dtype(path, dtype)
         if any((path / file).is_file() for file in _CHECKPOINT_FILES):
@@ -135,7 +135,12 @@ def download(
     name: str, revision: str | None, token: bool | str | None, cache_folder: str | None, local_files_only: bool
 ) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     place: dict[str, Any] = {"repo_id": name, "cache_dir": cache_folder, "token": token}
     place["local_files_only"] = local_files_only
@@ -153,7 +158,7 @@ def download(
             commit = manifest.parent.name
             return Path(huggingface_hub.snapshot_download(revision=commit, allow_patterns=files, **place))
         return Path(huggingface_hub.snapshot_download(revision=revision, allow_patterns=_DOWNLOADED, **place))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = "in the local cache" if local_files_only else "on the Hub or in the local cache"
         raise ModelNotFoundError(
             f"{name} is no directory here, and was not found {where}: {str(error).splitlines()[0]}\n"

@@ -10,6 +10,8 @@ from stonnx._errors import InvalidInputError
 from stonnx._tokenize import Text
 
 _ALLOWED = "Allowed are str, a pair of str, or {'text': str}"
+# None, and what pandas has for it beside NaN; recognised by name so that pandas need not be imported.
+_MISSING = ("NoneType", "NAType", "NaTType")
 
 
 def parse_inputs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bool]:
@@ -19,7 +21,7 @@ def parse_inputs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bo
     is one text pair, whose first text takes the prompt.
 
     Raises:
-        InvalidInputError: An input is no text; the error has its index.
+        InvalidInputError: An input or the prompt is no text, or not valid Unicode; the error has the input's index.
 
     Example:
         >>> parse_inputs(["a", ("b", "c")], prompt="query: ")
@@ -27,17 +29,22 @@ def parse_inputs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bo
     """
     single = not is_batch(inputs)
     items = [inputs] if single else (inputs.tolist() if isinstance(inputs, np.ndarray) else inputs)
-    prompt = prompt or ""
+    if prompt is None:
+        prompt = ""
+    elif not isinstance(prompt, str):
+        raise InvalidInputError(f"The prompt is no text but {_describe(prompt)}. Allowed are str and None.")
+    _check_unicode(prompt, "The prompt")
     texts: list[Text] = []
     for index, item in enumerate(items):
         if isinstance(item, dict) and item.keys() == {"text"}:
             item = item["text"]
+        where = None if single else index
         if isinstance(item, str):
-            texts.append(prompt + item)
+            texts.append(prompt + _check_unicode(item, where))
         elif isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
-            texts.append((prompt + item[0], item[1]))
+            texts.append((prompt + _check_unicode(item[0], where), _check_unicode(item[1], where)))
         else:
-            raise _not_text(item, None if single else index)
+            raise _not_text(item, where)
     return texts, single
 
 
@@ -50,13 +57,38 @@ def is_batch(inputs: Any) -> bool:
 
 
 def _not_text(item: Any, index: int | None) -> InvalidInputError:
-    where = "The input" if index is None else f"Input {index}"
-    found = "None" if item is None else f"{type(item).__name__} ({item!r:.60})"
-    hint = ""
-    if isinstance(item, bytes):
-        hint = " Decode bytes first: data.decode('utf-8')."
-    elif item is None or item != item:  # NaN is the one value that differs from itself
-        hint = " Missing values have to be dropped or replaced first, for example by ''."
+    if isinstance(item, bytes | bytearray):
+        remedy = "Decode bytes first: data.decode('utf-8')."
+    elif type(item).__name__ in _MISSING or (isinstance(item, float | np.floating) and np.isnan(item)):
+        remedy = "Missing values have to be dropped or replaced first, for example by ''."
+    elif isinstance(item, dict):
+        remedy = "Pass only the text of it."
     elif index is None and hasattr(item, "__iter__"):
-        hint = " To encode many texts, pass a list."
-    return InvalidInputError(f"{where} is no text but {found}. {_ALLOWED}.{hint}", index)
+        remedy = "To encode many texts, pass a list."
+    elif isinstance(item, list | tuple):
+        remedy = "To encode its parts each by itself, put them into the list directly."
+    else:
+        remedy = "Convert it first: str(value)."
+    return InvalidInputError(f"{_name(index)} is no text but {_describe(item)}. {_ALLOWED}. {remedy}", index)
+
+
+def _check_unicode(text: str, where: int | str | None) -> str:
+    """The text itself, if it has an encoding; tokenizers refuse a lone surrogate without saying where it is."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                f"{_name(where)} is no valid Unicode: {text[error.start]!r} at character {error.start} is half of a "
+                "surrogate pair. Replace such characters first: text.encode('utf-8', 'replace').decode()",
+                where if isinstance(where, int) else None,
+            ) from None
+    return text
+
+
+def _name(where: int | str | None) -> str:
+    return f"Input {where}" if isinstance(where, int) else where or "The input"
+
+
+def _describe(item: Any) -> str:
+    return "None" if item is None else f"{type(item).__name__} ({item!r:.60})"

@@ -38,6 +38,17 @@ def finish_embeddings(
     return np.ascontiguousarray(embeddings)
 
 
+def finish_token_embeddings(
+    embeddings: list[npt.NDArray[np.float32]], precision: Precision | None
+) -> list[npt.NDArray[Any]]:
+    """Quantize the token embeddings [tokens, hidden] of texts, with ranges that all texts share."""
+    if precision and precision != "float32" and embeddings:
+        from stonnx.util.quantization import quantize_embeddings
+
+        return list(quantize_embeddings(embeddings, precision=precision))
+    return list(embeddings)
+
+
 def to_torch(array: npt.NDArray[Any]) -> torch.Tensor:
     """A torch tensor of an array. torch is imported here and nowhere else in the runtime.
 

@@ -2,12 +2,13 @@
 
 Each worker has a pipe of its own. A queue shared by all of them, as sentence-transformers uses, is guarded by locks
 that a killed worker takes with it; the end of a pipe is noticed at once, by the parent and by the worker alike.
+
+``multiprocessing`` is imported where it is used: most programs that import stonnx never start a pool.
 """
 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import pickle
 import signal
@@ -15,14 +16,16 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from stonnx._errors import InvalidArgumentError, InvalidInputError, StonnxError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
 
 # What start_multi_process_pool returns. "input" and "output" are both a _Workers, where sentence-transformers has
 # queues.
@@ -57,6 +60,8 @@ def start_pool(kind: type[Loadable], states: Sequence[tuple[str, dict[str, Any]]
         PoolError: A worker died before it was ready.
         Exception: Whatever the loading raised in a worker.
     """
+    import multiprocessing
+
     context = multiprocessing.get_context("spawn")
     workers = _Workers()
     try:
@@ -108,7 +113,7 @@ def run_in_pool(
         pool: What :func:`start_pool` returned.
         method: Name of the method.
         texts: At least one.
-        arguments: Further arguments; they must be picklable.
+        arguments: Further arguments; they must be picklable. They are pickled once for all chunks.
         chunk_size: Texts in a chunk. None: a tenth of a worker's share, at most 5,000.
         advance: Called with the number of texts of each finished chunk.
 
@@ -120,6 +125,7 @@ def run_in_pool(
         Exception: What the method raised in a worker, with the worker's traceback as a note. The pool stays usable.
     """
     workers = _workers_of(pool)
+    call = pickle.dumps((method, arguments))
     with workers.lock:
         workers.check()
         size = chunk_size or default_chunk_size(len(texts), len(workers.processes))
@@ -133,7 +139,7 @@ def run_in_pool(
             while True:
                 # One chunk at a time for each worker: with more, both ends of a full pipe could wait for each other.
                 while idle and not failed and (chunk := next(waiting, None)) is not None:
-                    job = (method, texts[chunk[1] : chunk[1] + size], arguments)
+                    job = (call, texts[chunk[1] : chunk[1] + size])
                     busy[connection := idle.pop()] = chunk
                     workers.send(connection, pickle.dumps(job, pickle.HIGHEST_PROTOCOL))
                 if not busy:
@@ -242,6 +248,8 @@ class _Workers:
 
     def replies(self, among: Mapping[Connection, Any] | set[Connection]) -> list[tuple[Connection, tuple[Any, Any]]]:
         """What has arrived on some of the connections, (result, error) each. Waits until something does."""
+        from multiprocessing.connection import wait
+
         arrived = wait([*among, *(process.sentinel for process in self.processes)])
         connections = [connection for connection in among if connection in arrived]
         if not connections:  # a worker died that has nothing to do at the moment
@@ -272,6 +280,8 @@ class _Workers:
         """Stop the pool because of a dead worker. Returns the error that tells which, and of what."""
         if self._stopped:
             return PoolError(f"This pool was stopped while a call was using it. {_NEW_POOL}")
+        from multiprocessing.connection import wait
+
         wait([process.sentinel for process in self.processes], timeout=_SIGTERM_GRACE_SECONDS)
         deaths = [
             f"process {process.pid} ({process.name}) died with exit code {_exit_code(process.exitcode)}"
@@ -316,7 +326,7 @@ def _moved(error: BaseException, start: int) -> BaseException:
     if isinstance(error, InvalidInputError) and error.index is not None and start:
         index = error.index + start
         moved = InvalidInputError(str(error).replace(f" {error.index} ", f" {index} ", 1), index)
-        for note in error.__notes__:
+        for note in getattr(error, "__notes__", ()):
             moved.add_note(note)
         return moved
     return error
@@ -331,7 +341,7 @@ def _work(connection: Connection, kind: type[Loadable], state: dict[str, Any], t
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, name="stonnx-exit-with-parent", daemon=True).start()
     # The tokenizers package reads it when it first works in parallel, and would use every CPU in every worker.
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     try:
         model = kind.__new__(kind)
         model.__setstate__(state)
@@ -345,7 +355,8 @@ def _work(connection: Connection, kind: type[Loadable], state: dict[str, Any], t
         except (EOFError, OSError):
             return
         try:
-            method, texts, arguments = pickle.loads(job)
+            call, texts = pickle.loads(job)
+            method, arguments = pickle.loads(call)
             result = getattr(model, method)(texts, *arguments)
             reply = pickle.dumps((result, None), pickle.HIGHEST_PROTOCOL)
         except BaseException as error:
@@ -378,7 +389,10 @@ def _failure(error: BaseException) -> bytes:
 
 def _exit_with_parent() -> None:
     """End this process when the parent does, however that ends and whatever is being computed."""
-    parent = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+    from multiprocessing.connection import wait
+
+    parent = parent_process()
     assert parent is not None
     # The sentinel stays open as long as any process that the parent forked: ask for the parent itself as well.
     while not wait([parent.sentinel], timeout=1.0) and os.getppid() == parent.pid:

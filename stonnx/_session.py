@@ -28,10 +28,11 @@ class Session:
 
     def __init__(self, graph: Path, *, device: str | None = None, threads: int | None = None) -> None:
         ort = _import_onnxruntime()
-        provider, options = provider_for(device, ort.get_available_providers())
+        # `None` alone means the default: 0, which is a GPU in PyTorch, must not become the CPU.
+        provider, options = provider_for(None if device is None else str(device), ort.get_available_providers())
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InvalidArgumentError(f"threads must be a positive integer or None, got {threads!r}.")
-        self.device = str(device or provider.device)
+        self.device = provider.device if device is None else str(device)
         self.threads = threads or available_cpus()
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads
@@ -46,6 +47,11 @@ class Session:
         try:
             self._session = ort.InferenceSession(str(graph), settings, providers=providers)
         except Exception as error:  # onnxruntime's errors share no public base class
+            if provider.device != "cpu":
+                raise DeviceError(
+                    f"onnxruntime {ort.__version__} cannot load {graph} on device {self.device!r}: {error} "
+                    "See whether the device and its driver work, and whether device='cpu' loads the bundle."
+                ) from error
             raise BundleFormatError(
                 f"onnxruntime {ort.__version__} cannot load {graph}: {error} "
                 "If the bundle is intact, a newer onnxruntime may help: pip install -U onnxruntime"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tokenizers
 
 from stonnx._bundle import TokenizerSpec
-from stonnx._errors import BundleFormatError, InvalidArgumentError, InvalidInputError
+from stonnx._errors import BundleFormatError, InvalidArgumentError
 
 # What a model reads: a text, or a pair of texts.
 Text = str | tuple[str, str]
@@ -58,9 +58,15 @@ class Tokenizer:
             if value is None:
                 return
         special = self._backend.num_special_tokens_to_add(False)
-        if isinstance(value, bool) or not isinstance(value, int) or value <= special or (limit and value > limit):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | np.integer)
+            or value <= special
+            or (limit and value > limit)
+        ):
             bounds = f"more than the {special} special tokens" + (f" and at most {limit} positions" if limit else "")
             raise InvalidArgumentError(f"max_seq_length must be an integer, {bounds}; got {value!r}.")
+        value = int(value)
         # A tokenizer may be in use by another thread, and changing one that is in use fails: swap in a fresh one.
         fresh = tokenizers.Tokenizer.from_file(str(self._path))
         self._configure(fresh, value)
@@ -74,22 +80,14 @@ class Tokenizer:
             backend.enable_truncation(max_length, strategy="longest_first", direction=self._spec.truncation_side)
 
     def encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
-        """Token ids of each text, truncated, not padded.
-
-        Raises:
-            InvalidInputError: A text cannot be encoded as UTF-8 (lone surrogates).
-        """
+        """Token ids of each text, truncated, not padded. The texts are valid Unicode."""
         backend = self._backend
-        try:
-            if len(texts) == 1:
-                first, second = texts[0] if isinstance(texts[0], tuple) else (texts[0], None)
-                return [backend.encode(first, second, add_special_tokens=self._spec.add_special_tokens)]
-            encodings: list[tokenizers.Encoding] = backend.encode_batch_fast(
-                list(texts), add_special_tokens=self._spec.add_special_tokens
-            )
-        except (TypeError, UnicodeEncodeError):
-            _explain_bad_text(texts)
-            raise
+        if len(texts) == 1:
+            first, second = texts[0] if isinstance(texts[0], tuple) else (texts[0], None)
+            return [backend.encode(first, second, add_special_tokens=self._spec.add_special_tokens)]
+        encodings: list[tokenizers.Encoding] = backend.encode_batch_fast(
+            list(texts), add_special_tokens=self._spec.add_special_tokens
+        )
         return encodings
 
     def pad(self, encodings: Sequence[tokenizers.Encoding]) -> TokenBatch:
@@ -116,16 +114,3 @@ class Tokenizer:
         """Tokens of a prompt alone, without a special token at its end."""
         ids = self.encode([prompt])[0].ids
         return len(ids) - (len(ids) > 0 and ids[-1] in self._spec.special_token_ids)
-
-
-def _explain_bad_text(texts: Sequence[Text]) -> None:
-    for index, text in enumerate(texts):
-        for part in text if isinstance(text, tuple) else (text,):
-            try:
-                part.encode()
-            except UnicodeEncodeError as error:
-                raise InvalidInputError(
-                    f"Text {index} is no valid Unicode: {part[error.start]!r} at character {error.start} is half of a "
-                    "surrogate pair. Replace such characters with: text.encode('utf-8', 'replace').decode()",
-                    index,
-                ) from None

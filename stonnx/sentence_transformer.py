@@ -15,7 +15,8 @@ import numpy.typing as npt
 from stonnx._errors import InvalidArgumentError
 from stonnx._inputs import parse_inputs
 from stonnx._model import Model
-from stonnx._outputs import PRECISIONS, finish_embeddings, to_torch
+from stonnx._outputs import PRECISIONS, finish_embeddings, finish_token_embeddings, to_torch
+from stonnx._pool import Pool, join_rows
 from stonnx._progress import progress_bar
 
 logger = logging.getLogger("stonnx")
@@ -83,7 +84,9 @@ class SentenceTransformer(Model):
     ) -> None:
         if use_auth_token is not None:
             warnings.warn("use_auth_token is deprecated, use token instead.", FutureWarning, stacklevel=2)
-            token = use_auth_token if token is None else token
+            if token is not None:
+                raise InvalidArgumentError("Both token and use_auth_token were given. Pass only token.")
+            token = use_auth_token
         super().__init__(
             model_name_or_path,
             modules=modules,
@@ -105,7 +108,7 @@ class SentenceTransformer(Model):
         )
         manifest = self._engine.manifest
         self.truncate_dim = manifest.truncate_dim if truncate_dim is None else truncate_dim
-        self.similarity_fn_name = similarity_fn_name or manifest.similarity_fn_name or "cosine"
+        self.similarity_fn_name = manifest.similarity_fn_name if similarity_fn_name is None else similarity_fn_name
 
     def encode(
         self,
@@ -118,9 +121,11 @@ class SentenceTransformer(Model):
         precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
-        device: str | None = None,
+        device: str | list[str] | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        pool: Pool | None = None,
+        chunk_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Vectors of texts.
@@ -134,11 +139,15 @@ class SentenceTransformer(Model):
             output_value: ``"sentence_embedding"``, ``"token_embeddings"`` (a list of [tokens, hidden]), or None for a
                 dict of everything for each text.
             precision: ``"float32"``, or ``"int8"``, ``"uint8"``, ``"binary"``, ``"ubinary"`` to quantize the vectors.
+                int8 and uint8 take their ranges from the texts of the call, of which there should be 100 or more.
             convert_to_numpy: False returns a list with one vector for each text.
             convert_to_tensor: Return a torch tensor; needs torch.
-            device: None, or the device that the model was loaded for.
+            device: None, or the device that the model was loaded for. A list of devices encodes in one process for
+                each of them, started for this call; :meth:`start_multi_process_pool` starts them for many calls.
             normalize_embeddings: Scale vectors to length 1.
             truncate_dim: Cut vectors to this many dimensions.
+            pool: Encode in the processes that :meth:`start_multi_process_pool` started; ``device`` is not used then.
+            chunk_size: Texts that a process gets at a time. None: a tenth of its share, at most 5,000.
 
         Returns:
             float32 array [texts, dim], or [dim] for a single text. No texts: ``np.array([])``, as the original does.
@@ -146,28 +155,42 @@ class SentenceTransformer(Model):
         Raises:
             InvalidInputError: An input is no text; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
+            PoolError: A process of the pool died, or the pool was stopped.
         """
         task = kwargs.pop("task", None)
-        self._check_call(batch_size, device, kwargs)
+        self._check_call(batch_size, device if pool is None else None, kwargs)
         if precision is not None and precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision {precision!r} is not supported. Allowed: {', '.join(PRECISIONS)}.")
         if output_value not in ("sentence_embedding", "token_embeddings", None):
             raise InvalidArgumentError(
                 f"output_value {output_value!r} is not known. Allowed: 'sentence_embedding', 'token_embeddings', None."
             )
+        if output_value is None and precision not in (None, "float32"):
+            raise InvalidArgumentError(
+                f"output_value=None gives everything as it is, not in precision {precision!r}. Leave out precision, or "
+                "ask for 'sentence_embedding' or 'token_embeddings'."
+            )
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = parse_inputs(inputs, prompt)
+        where: dict[str, Any] = {"show": show_progress_bar, "pool": pool, "device": device, "chunk_size": chunk_size}
+        width = self.truncate_dim if truncate_dim is None else truncate_dim
         if output_value == "sentence_embedding":
-            width = self.truncate_dim if truncate_dim is None else truncate_dim
-            result: Any = self._sentence_embeddings(texts, prompt, task, batch_size, show_progress_bar)
-            result = finish_embeddings(result, width, normalize_embeddings, precision) if texts else np.array([])
+            parts = self._infer(self._sentence_embeddings, texts, prompt, task, batch_size, **where)
+            result: Any = np.array([])
+            if texts:
+                result = finish_embeddings(join_rows(parts), width, normalize_embeddings, precision)
             if convert_to_tensor:
                 result = to_torch(result.astype(np.float32) if not texts else result)
             elif not convert_to_numpy:
                 result = list(result)
             return result[0] if single else result
-        features = self._features(texts, prompt, task, batch_size, show_progress_bar)
-        items: list[Any] = [item["token_embeddings"] for item in features] if output_value else features
+        chunks = self._infer(self._features, texts, prompt, task, batch_size, **where)
+        items: list[Any] = [item for chunk in chunks for item in chunk]
+        if output_value == "token_embeddings":
+            items = finish_token_embeddings([item["token_embeddings"] for item in items], precision)
+        else:
+            for item in items:
+                item["sentence_embedding"] = item["sentence_embedding"][:width]
         return items[0] if single else items
 
     def encode_query(
@@ -181,9 +204,11 @@ class SentenceTransformer(Model):
         precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
-        device: str | None = None,
+        device: str | list[str] | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        pool: Pool | None = None,
+        chunk_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """:meth:`encode` for search queries: with the prompt named ``query``, unless another is given."""
@@ -202,6 +227,8 @@ class SentenceTransformer(Model):
             device=device,
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
+            pool=pool,
+            chunk_size=chunk_size,
             task="query",
             **kwargs,
         )
@@ -217,9 +244,11 @@ class SentenceTransformer(Model):
         precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
-        device: str | None = None,
+        device: str | list[str] | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        pool: Pool | None = None,
+        chunk_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """:meth:`encode` for documents: with the first prompt named ``document``, ``passage`` or ``corpus``."""
@@ -238,9 +267,44 @@ class SentenceTransformer(Model):
             device=device,
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
+            pool=pool,
+            chunk_size=chunk_size,
             task="document",
             **kwargs,
         )
+
+    def encode_multi_process(
+        self,
+        sentences: list[str],
+        pool: Pool,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        chunk_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """Old name of :meth:`encode` with a ``pool``."""
+        warnings.warn(
+            "encode_multi_process is deprecated, use encode with the same arguments instead.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        embeddings: npt.NDArray[Any] = self.encode(
+            sentences,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            precision=precision,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            pool=pool,
+            chunk_size=chunk_size,
+        )
+        return embeddings
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Similarity of every vector of one collection to every vector of another.
@@ -269,7 +333,7 @@ class SentenceTransformer(Model):
 
     @similarity_fn_name.setter
     def similarity_fn_name(self, value: str | None) -> None:
-        name = getattr(value, "value", value) or "cosine"
+        name = "cosine" if value is None else getattr(value, "value", value)
         if name not in _SIMILARITIES:
             allowed = ", ".join(_SIMILARITIES)
             raise InvalidArgumentError(f"similarity_fn_name {value!r} is not known. Allowed: {allowed}.")

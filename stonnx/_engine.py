@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from stonnx._batching import TOKENS_PER_BATCH_UNIT, plan_batches, windows
 from stonnx._bundle import Manifest, Route, read_manifest, verify_files
+from stonnx._errors import InvalidArgumentError
 from stonnx._session import Session
 from stonnx._tokenize import Text, TokenBatch, Tokenizer
 
@@ -46,7 +47,13 @@ class Engine:
         }
 
     def route(self, task: str | None = None) -> LoadedRoute:
-        """The route for a task (``query``, ``document``), or the default one."""
+        """The route for a task (``query``, ``document``), or the default one. With a single route, tasks mean nothing.
+
+        Raises:
+            InvalidArgumentError: There are routes, but none for the task.
+        """
+        if task and task not in self._routes and len(self._routes) > 1:
+            raise InvalidArgumentError(f"There is no route for the task {task!r}. Allowed: {', '.join(self._routes)}.")
         default = self.manifest.default_route
         return self._routes.get(task or default) or self._routes[default]
 

@@ -26,26 +26,26 @@ def accept_old_arguments(
         positional: Names of arguments that could once follow the first one by position.
     """
 
+    new_names = renamed or {}
+
     def decorate(method: Callable[_P, _R]) -> Callable[_P, _R]:
+        call = cast(Callable[..., Any], method)
+        where = method.__qualname__.removesuffix(".__init__")
+
         @functools.wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            where = method.__qualname__.removesuffix(".__init__")
-            # `self` and the first argument stay positional; what is beyond the names that are known stays an error.
-            old, beyond = args[2 : 2 + len(positional)], args[2 + len(positional) :]
-            if positional and old and not beyond:
-                args = args[:2]
-                for name, value in zip(positional, old, strict=False):
-                    _warn_once(f"{where} takes {name} by name now, not by position: use {name}=....")
-                    kwargs.setdefault(name, value)
-            for name in set(kwargs) & set(ignored):
+            # `self` and the first argument stay positional; more than the known names is an error, as ever.
+            old = args[2:] if positional and len(args) <= 2 + len(positional) else ()
+            for name, value in zip(positional, old, strict=False):
+                _warn_once(f"{where} takes {name} by name now, not by position.")
+                kwargs.setdefault(name, value)
+            for name in [name for name in kwargs if name in ignored]:
                 _warn_once(f"{where} ignores {name}, which has no effect.")
                 del kwargs[name]
-            for name in set(kwargs) & set(renamed or {}):
-                new = cast(Mapping[str, str], renamed)[name]
-                _warn_once(f"{where} takes {new}, which is what {name} is called now.")
-                value = kwargs.pop(name)
-                kwargs.setdefault(new, value)
-            return cast(Callable[..., Any], method)(*args, **kwargs)
+            for name in [name for name in kwargs if name in new_names]:
+                _warn_once(f"{where} takes {new_names[name]}, which is the new name of {name}.")
+                kwargs.setdefault(new_names[name], kwargs.pop(name))
+            return call(*(args[:2] if old else args), **kwargs)
 
         return cast(Callable[_P, _R], wrapper)
 

@@ -35,7 +35,8 @@ Pool = dict[Literal["input", "output", "processes"], Any]
 _LARGEST_CHUNK = 5000
 _CHUNKS_PER_WORKER = 10
 
-_SIGTERM_GRACE_SECONDS = 5.0
+# For what takes milliseconds, unless the machine is very busy: to die of a signal, to leave an exit code.
+_GRACE_SECONDS = 5.0
 
 
 class PoolError(StonnxError, RuntimeError):
@@ -268,7 +269,7 @@ class _Workers:
             process.terminate()
         with self.lock:
             for process in self.processes:
-                process.join(_SIGTERM_GRACE_SECONDS)
+                process.join(_GRACE_SECONDS)
                 if process.is_alive():
                     process.kill()
                     process.join()
@@ -282,11 +283,13 @@ class _Workers:
             return PoolError(f"This pool was stopped while a call was using it. {_NEW_POOL}")
         from multiprocessing.connection import wait
 
-        wait([process.sentinel for process in self.processes], timeout=_SIGTERM_GRACE_SECONDS)
+        ended = wait([process.sentinel for process in self.processes], timeout=_GRACE_SECONDS)
+        dead = [process for process in self.processes if process.sentinel in ended]
+        for process in dead:  # its end is seen a moment before its exit code is there
+            process.join(_GRACE_SECONDS)
         deaths = [
             f"process {process.pid} ({process.name}) died with exit code {_exit_code(process.exitcode)}"
-            for process in self.processes
-            if process.exitcode is not None
+            for process in dead
         ]
         told = f"A worker is gone: {', '.join(deaths) or 'its pipe is closed'}."
         self.stop(told)
@@ -378,7 +381,8 @@ def _failure(error: BaseException) -> bytes:
     error.add_note(note)
     try:
         message = pickle.dumps((None, error))
-        if type(pickle.loads(message)[1]) is type(error):
+        # What is no Exception, as SystemExit, is meant for the process that it was raised in.
+        if isinstance(error, Exception) and type(pickle.loads(message)[1]) is type(error):
             return message
     except Exception:  # whatever the exception class does when it is copied
         pass

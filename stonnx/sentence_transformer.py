@@ -15,6 +15,7 @@ import numpy.typing as npt
 from stonnx._errors import InvalidArgumentError
 from stonnx._inputs import parse_inputs
 from stonnx._model import Model
+from stonnx._old_names import accept_old_arguments
 from stonnx._outputs import PRECISIONS, finish_embeddings, finish_token_embeddings, to_torch
 from stonnx._pool import Pool, join_rows
 from stonnx._progress import progress_bar
@@ -58,6 +59,7 @@ class SentenceTransformer(Model):
     default_huggingface_organization = "sentence-transformers"
     _task = "embedding"
 
+    @accept_old_arguments(renamed={"tokenizer_kwargs": "processor_kwargs"})
     def __init__(
         self,
         model_name_or_path: str | os.PathLike[str],
@@ -110,6 +112,7 @@ class SentenceTransformer(Model):
         self.truncate_dim = manifest.truncate_dim if truncate_dim is None else truncate_dim
         self.similarity_fn_name = manifest.similarity_fn_name if similarity_fn_name is None else similarity_fn_name
 
+    @accept_old_arguments(renamed={"sentences": "inputs"})
     def encode(
         self,
         inputs: Any,
@@ -193,6 +196,7 @@ class SentenceTransformer(Model):
                 item["sentence_embedding"] = item["sentence_embedding"][:width]
         return items[0] if single else items
 
+    @accept_old_arguments(renamed={"sentences": "inputs"})
     def encode_query(
         self,
         inputs: Any,
@@ -233,6 +237,7 @@ class SentenceTransformer(Model):
             **kwargs,
         )
 
+    @accept_old_arguments(renamed={"sentences": "inputs"})
     def encode_document(
         self,
         inputs: Any,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from stonnx_export import pipeline
+from stonnx_export.checkpoint import read_checkpoint
+from stonnx_export.original_torch import TorchOriginal
 from transformers import BertConfig, BertModel, BertTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -32,10 +36,12 @@ CORPUS = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_progress_bars() -> None:
-    """transformers draws bars on standard error while it saves and loads, also where tests read standard error."""
+def _quiet_and_small() -> None:
+    """No progress bars on the standard error that tests read, and no threads for networks this small: where several
+    test processes share the cores, threads that wait for each other take most of the time."""
     transformers_logging.disable_progress_bar()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -90,17 +96,39 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_original(tiny_checkpoint: Path) -> SentenceTransformer:
+def tiny_model(tiny_checkpoint: Path) -> SentenceTransformer:
     """The tiny checkpoint in sentence-transformers."""
     return SentenceTransformer(str(tiny_checkpoint), device="cpu")
+
+
+class TracedOnce(TorchOriginal):
+    """An original that is traced at the first call only."""
+
+    @cache
+    def _traced(self, route: str) -> ir.Model:
+        return super().graph(route)
+
+    def graph(self, route: str) -> ir.Model:
+        return self._traced(route).clone()
+
+
+@pytest.fixture(scope="session")
+def tiny_original(tiny_checkpoint: Path) -> TracedOnce:
+    """The tiny checkpoint as the exporter has it."""
+    return TracedOnce(read_checkpoint(tiny_checkpoint))
+
+
+@pytest.fixture
+def traced_once(tiny_original: TracedOnce, monkeypatch: pytest.MonkeyPatch) -> TracedOnce:
+    """Every export in this test takes the tiny original, and with it the graph that was traced before."""
+    monkeypatch.setattr(pipeline, "_load_original", lambda checkpoint: tiny_original)
+    return tiny_original
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the tiny checkpoint, exported under the name ``acme/tiny``. Not to be changed."""
-    from stonnx_export import export
-
-    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-fp32", name="acme/tiny")
+    return pipeline.export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-fp32", name="acme/tiny")
 
 
 def padded(lengths: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,350 @@
+"""Scores of text pairs: ``CrossEncoder``, with the API of sentence-transformers 6."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._activations import ACTIVATIONS, Activation, resolve_activation, softmax
+from stonnx._errors import BundleFormatError, InvalidArgumentError, InvalidInputError, UnsupportedError
+from stonnx._model import Model
+from stonnx._old_names import accept_old_arguments
+from stonnx._outputs import to_torch
+from stonnx._pairs import parse_pairs
+from stonnx._pool import Pool, join_rows
+from stonnx._progress import progress_bar
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """The labels of a reranker, under the names of a transformers configuration."""
+
+    num_labels: int
+    id2label: Mapping[int, str]
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The index of each label."""
+        return {label: index for index, label in self.id2label.items()}
+
+
+class CrossEncoder(Model):
+    """Pairs of texts to scores, from a bundle.
+
+    Args:
+        model_name_or_path: The directory of a bundle, or a Hub id. A bare name belongs to ``cross-encoder/``.
+            A checkpoint without a bundle is exported on first use where the exporter is installed.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``. None means ``"cpu"``.
+        prompts: Texts to put in front of the first text of each pair, by name. They win over those of the model.
+        default_prompt_name: The prompt that is used when none is asked for.
+        cache_folder: Where downloads are kept. None: the Hugging Face cache.
+        revision: Branch, tag or commit on the Hub.
+        local_files_only: Never ask the network.
+        token: Hub token.
+        num_labels: The number of labels that the bundle must have. None: any.
+        max_length: Cut pairs to this many tokens, special tokens included, up to the model's positions.
+        activation_fn: Turns logits into scores instead of the model's own activation: see :meth:`predict`.
+        dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
+        threads: Threads of the session. None: the CPUs that this process may use.
+        modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend,
+            keep_in_fp32_modules: Accepted so that code written for sentence-transformers runs; anything that would
+            change the result is refused.
+
+    Raises:
+        ModelNotFoundError: There is no model of that name.
+        BundleError: The bundle is damaged, or of a newer schema.
+        DeviceError: The device does not work here.
+
+    Example:
+        >>> model = CrossEncoder("cross-encoder/ms-marco-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> query = "How many people live in Berlin?"
+        >>> model.predict([(query, "Berlin has 3.5 million inhabitants."), (query, "Its museums!")])  # doctest: +SKIP
+        array([ 8.7, -4.3], dtype=float32)
+    """
+
+    default_huggingface_organization = "cross-encoder"
+    _task = "rerank"
+
+    @accept_old_arguments(
+        renamed={
+            "model_name": "model_name_or_path",
+            "automodel_args": "model_kwargs",
+            "tokenizer_args": "processor_kwargs",
+            "tokenizer_kwargs": "processor_kwargs",
+            "config_args": "config_kwargs",
+            "cache_dir": "cache_folder",
+            "default_activation_function": "activation_fn",
+        },
+        ignored=("classifier_dropout",),
+        positional=("num_labels", "max_length", "activation_fn", "device"),
+    )
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        modules: None = None,
+        device: str | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        cache_folder: str | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        token: bool | str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        config_kwargs: Mapping[str, Any] | None = None,
+        model_card_data: None = None,
+        backend: Literal["onnx", "torch"] = "onnx",
+        num_labels: int | None = None,
+        max_length: int | None = None,
+        activation_fn: Activation | str | None = None,
+        keep_in_fp32_modules: list[str] | None = None,
+        dtype: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if keep_in_fp32_modules:
+            raise UnsupportedError("keep_in_fp32_modules belongs to PyTorch. For the precision use dtype='...'.")
+        super().__init__(
+            model_name_or_path,
+            modules=modules,
+            device=device,
+            prompts=prompts,
+            default_prompt_name=default_prompt_name,
+            cache_folder=cache_folder,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            local_files_only=local_files_only,
+            token=token,
+            model_kwargs=model_kwargs,
+            processor_kwargs=processor_kwargs,
+            config_kwargs=config_kwargs,
+            model_card_data=model_card_data,
+            backend=backend,
+            dtype=dtype,
+            threads=threads,
+        )
+        manifest = self._engine.manifest
+        if manifest.num_labels is None or manifest.activation not in ACTIVATIONS:
+            raise BundleFormatError(
+                f"{self._engine.directory} has num_labels {manifest.num_labels!r} and activation "
+                f"{manifest.activation!r}; a reranker has a number and one of {', '.join(ACTIVATIONS)}. "
+                "Export the model again with: stonnx export, or upgrade stonnx."
+            )
+        if num_labels not in (None, manifest.num_labels):
+            raise UnsupportedError(
+                f"num_labels={num_labels} would be another model: this one has {manifest.num_labels}. Leave it out."
+            )
+        if max_length is not None:
+            self.max_seq_length = max_length
+        self.activation_fn = activation_fn
+
+    def _initial_prompts(self) -> dict[str, str]:
+        return {}
+
+    @accept_old_arguments(renamed={"sentences": "inputs", "activation_fct": "activation_fn"}, ignored=("num_workers",))
+    def predict(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Activation | str | None = None,
+        apply_softmax: bool | None = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | list[str] | None = None,
+        pool: Pool | None = None,
+        chunk_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Scores of pairs of texts.
+
+        Args:
+            inputs: A pair of texts as a list or tuple, or a list, tuple or array of pairs.
+            prompt_name: Name of the prompt to put in front of the first text of each pair.
+            prompt: The prompt itself; wins over ``prompt_name``.
+            batch_size: Size of a run in units of 32 padded tokens: 32 stands for at most 1,024 tokens at a time.
+            show_progress_bar: None shows it when the logger ``stonnx`` is at INFO or DEBUG.
+            activation_fn: Turns logits into scores: a name as ``"sigmoid"``, the path of a torch class as
+                ``"torch.nn.Sigmoid"``, an object of such a class, or a function that gets the logits of all pairs,
+                float32 [pairs, labels], and returns as many rows. None: :attr:`activation_fn`.
+            apply_softmax: Take the softmax over the labels, after the activation; without effect for one label.
+            convert_to_numpy: False returns a list with the scores of each pair.
+            convert_to_tensor: Return a torch tensor; needs torch.
+            device: None, or the device that the model was loaded for. A list of devices predicts in one process for
+                each of them, started for this call; :meth:`start_multi_process_pool` starts them for many calls.
+            pool: Predict in the processes that :meth:`start_multi_process_pool` started; ``device`` is not used then.
+            chunk_size: Pairs that a process gets at a time. None: a tenth of its share, at most 5,000.
+
+        Returns:
+            float32 array [pairs], or [pairs, labels] for several labels; without the first dimension, so an
+            ``np.float32`` or an array [labels], for a single pair. No pairs: ``np.array([])``, as the original does.
+
+        Raises:
+            InvalidInputError: An input is no pair of texts; ``.index`` says which.
+            InvalidArgumentError: An argument is outside what is allowed.
+            UnsupportedError: The activation is not known.
+            PoolError: A process of the pool died, or the pool was stopped.
+        """
+        self._check_call(batch_size, device if pool is None else None, kwargs)
+        activation = self._activation if activation_fn is None else resolve_activation(activation_fn)
+        prompt = self._resolve_prompt(prompt, prompt_name)
+        pairs, single = parse_pairs(inputs, prompt)
+        parts = self._infer(
+            self._outputs,
+            pairs,
+            "scores" if activation is None else "logits",
+            prompt,
+            batch_size,
+            show=show_progress_bar,
+            pool=pool,
+            device=device,
+            chunk_size=chunk_size,
+        )
+        scores: npt.NDArray[Any] = np.array([])
+        if pairs:
+            scores = _finish(join_rows(parts), activation, bool(apply_softmax))
+        if convert_to_tensor:
+            tensor = to_torch(scores.astype(np.float32, copy=False))
+            return tensor[0] if single else tensor
+        return scores[0] if single else scores if convert_to_numpy else list(scores)
+
+    @accept_old_arguments(
+        renamed={"activation_fct": "activation_fn"},
+        ignored=("num_workers", "apply_softmax", "convert_to_numpy", "convert_to_tensor"),
+    )
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Activation | str | None = None,
+        device: str | list[str] | None = None,
+        pool: Pool | None = None,
+        chunk_size: int | None = None,
+    ) -> list[dict[Literal["corpus_id", "score", "text"], int | float | str]]:
+        """Documents by descending score for a query; those of equal score stay in their order.
+
+        Args:
+            query: The first text of every pair.
+            documents: The second texts.
+            top_k: How many of the best to return. None: all.
+            return_documents: Return the texts as well.
+            prompt_name, prompt, batch_size, show_progress_bar, activation_fn, device, pool, chunk_size: As in
+                :meth:`predict`.
+
+        Returns:
+            For each document ``"corpus_id"``, its position, ``"score"``, a Python float, and, if asked for,
+            ``"text"``.
+
+        Raises:
+            InvalidArgumentError: The model has several labels, which give no order.
+            InvalidInputError: A document is no text; ``.index`` says which.
+
+        Example:
+            >>> model.rank("Who wrote Emma?", ["A novel.", "Jane Austen did."], top_k=1)  # doctest: +SKIP
+            [{'corpus_id': 1, 'score': 7.93}]
+        """
+        if self.num_labels != 1:
+            raise InvalidArgumentError(
+                f"rank works for models with one label, and this one has {self.num_labels}. Use predict with pairs."
+            )
+        if isinstance(documents, str):
+            raise InvalidInputError("documents is a single str, and must be a list of them: pass [document].")
+        texts = list(documents)
+        scores = self.predict(
+            [(query, text) for text in texts],
+            prompt_name=prompt_name,
+            prompt=prompt,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            activation_fn=activation_fn,
+            device=device,
+            pool=pool,
+            chunk_size=chunk_size,
+        ).tolist()
+        results: list[dict[Literal["corpus_id", "score", "text"], int | float | str]] = []
+        for index in sorted(range(len(texts)), key=scores.__getitem__, reverse=True)[:top_k]:
+            results.append({"corpus_id": index, "score": scores[index]})
+            if return_documents:
+                results[-1]["text"] = texts[index]
+        return results
+
+    @property
+    def activation_fn(self) -> Activation:
+        """The function that turns logits into scores. Set to None, it is the model's own again."""
+        return ACTIVATIONS[str(self._engine.manifest.activation)] if self._activation is None else self._activation
+
+    @activation_fn.setter
+    def activation_fn(self, value: Activation | str | None) -> None:
+        # None stands for the model's own, which is part of the graph.
+        self._activation = None if value is None else resolve_activation(value)
+
+    @property
+    def default_activation_function(self) -> Activation:
+        """Old name of :attr:`activation_fn`."""
+        return self.activation_fn
+
+    @property
+    def num_labels(self) -> int:
+        """Number of scores for a pair."""
+        labels = self._engine.manifest.num_labels
+        assert labels is not None  # the constructor checked it
+        return labels
+
+    @property
+    def config(self) -> LabelConfig:
+        """Number and names of the labels; ``config.id2label[int(scores.argmax())]`` is the best one's name."""
+        names = self._engine.manifest.labels or [f"LABEL_{index}" for index in range(self.num_labels)]
+        return LabelConfig(self.num_labels, dict(enumerate(names)))
+
+    @property
+    def max_length(self) -> int | None:
+        """Old name of :attr:`max_seq_length`."""
+        return self.max_seq_length
+
+    @max_length.setter
+    def max_length(self, value: int | None) -> None:
+        self.max_seq_length = value
+
+    def _outputs(
+        self, pairs: Sequence[Any], output: str, prompt: str | None, batch_size: int, show: bool | None
+    ) -> npt.NDArray[np.float32]:
+        route = self._engine.route()
+        result = np.empty((len(pairs), self.num_labels), dtype=np.float32)
+        batches = route.stream(
+            pairs, [output], batch_size=batch_size, prompt_length=self._excluded_prompt(route, prompt)
+        )
+        with progress_bar(len(pairs), show, unit="pair") as advance:
+            for batch in batches:
+                result[batch.indices] = batch.outputs[0]
+                advance(len(batch.indices))
+        return result
+
+
+def _finish(
+    scores: npt.NDArray[np.float32], activation: Activation | None, apply_softmax: bool
+) -> npt.NDArray[np.float32]:
+    """Activation, then [pairs, 1] to [pairs], then softmax, in the order of sentence-transformers."""
+    pairs, labels = scores.shape
+    if activation is not None:
+        scores = np.asarray(activation(scores), dtype=np.float32)
+        if scores.shape[:1] != (pairs,):
+            raise InvalidArgumentError(
+                f"activation_fn must return a row for each of the {pairs} pairs, and returned the shape {scores.shape}."
+            )
+    if labels == 1 and scores.ndim > 1:
+        scores = scores.squeeze(-1)
+    return softmax(scores, dim=1) if apply_softmax and scores.ndim > 1 else scores

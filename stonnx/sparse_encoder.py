@@ -1,0 +1,413 @@
+"""Sparse embeddings: ``SparseEncoder``, with the API of sentence-transformers 6 and scipy's arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx import _csr
+from stonnx._embedding_model import EmbeddingModel
+from stonnx._errors import BundleFormatError, InvalidArgumentError, UnsupportedError
+from stonnx._inputs import parse_inputs
+from stonnx._old_names import accept_old_arguments
+from stonnx._pool import Pool, join_rows
+from stonnx._progress import progress_bar
+
+
+class SparseEncoder(EmbeddingModel):
+    """Text to sparse vectors, one dimension for each token of the vocabulary (SPLADE) or latent (CSR), from a bundle.
+
+    Where the original returns a torch COO tensor, this returns a ``scipy.sparse.csr_array``, which needs
+    ``pip install "stonnx[sparse]"``; dense results and their similarity do without scipy.
+
+    Args:
+        model_name_or_path: The directory of a bundle, or a Hub id. A bare name belongs to ``sparse-encoder/``.
+            A checkpoint without a bundle is exported on first use where the exporter is installed.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``. None means ``"cpu"``.
+        prompts: Texts to put in front, by name. They win over those of the model.
+        default_prompt_name: The prompt that :meth:`encode` uses when none is asked for.
+        cache_folder: Where downloads are kept. None: the Hugging Face cache.
+        revision: Branch, tag or commit on the Hub.
+        local_files_only: Never ask the network.
+        token: Hub token.
+        similarity_fn_name: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``. None: the model's own, or dot.
+        max_active_dims: Keep only this many values of each vector, those of largest magnitude.
+        dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
+        threads: Threads of the session. None: the CPUs that this process may use.
+        modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend: Accepted so
+            that code written for sentence-transformers runs; anything that would change the result is refused.
+
+    Raises:
+        ModelNotFoundError: There is no model of that name.
+        BundleError: The bundle is damaged, or of a newer schema.
+        DeviceError: The device does not work here.
+
+    Example:
+        >>> model = SparseEncoder("naver/splade-v3")  # doctest: +SKIP
+        >>> embeddings = model.encode(["The weather is lovely today.", "He drove to the stadium."])  # doctest: +SKIP
+        >>> embeddings.shape, embeddings.nnz  # doctest: +SKIP
+        ((2, 30522), 96)
+    """
+
+    default_huggingface_organization = "sparse-encoder"
+    _task = "sparse"
+    _default_similarity = "dot"
+
+    @accept_old_arguments(renamed={"tokenizer_kwargs": "processor_kwargs"})
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        modules: None = None,
+        device: str | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        cache_folder: str | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        token: bool | str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        config_kwargs: Mapping[str, Any] | None = None,
+        model_card_data: None = None,
+        backend: Literal["onnx", "torch"] = "onnx",
+        similarity_fn_name: str | None = None,
+        max_active_dims: int | None = None,
+        dtype: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(
+            model_name_or_path,
+            modules=modules,
+            device=device,
+            prompts=prompts,
+            default_prompt_name=default_prompt_name,
+            cache_folder=cache_folder,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            local_files_only=local_files_only,
+            token=token,
+            model_kwargs=model_kwargs,
+            processor_kwargs=processor_kwargs,
+            config_kwargs=config_kwargs,
+            model_card_data=model_card_data,
+            backend=backend,
+            dtype=dtype,
+            threads=threads,
+        )
+        manifest = self._engine.manifest
+        if manifest.embedding_dimension is None:
+            raise BundleFormatError(
+                f"{self._engine.directory} has no embedding_dimension. Export the model again with: stonnx export"
+            )
+        self.similarity_fn_name = similarity_fn_name or manifest.similarity_fn_name or "dot"
+        self.max_active_dims = self._check_active_dims(max_active_dims) or self._active_dims_of_graph
+
+    @accept_old_arguments(renamed={"sentences": "inputs"})
+    def encode(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = True,
+        convert_to_sparse_tensor: bool = True,
+        save_to_cpu: bool = False,
+        device: str | list[str] | None = None,
+        max_active_dims: int | None = None,
+        pool: Pool | None = None,
+        chunk_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Sparse vectors of texts.
+
+        Memory is that of the result and one batch, however many texts there are.
+
+        Args:
+            inputs: A text, or a list, tuple or array of texts.
+            prompt_name: Name of the prompt to put in front of each text.
+            prompt: The prompt itself; wins over ``prompt_name``.
+            batch_size: Size of a run in units of 32 padded tokens: 32 stands for at most 1,024 tokens at a time.
+            show_progress_bar: None shows it when the logger ``stonnx`` is at INFO or DEBUG.
+            convert_to_tensor: False returns a list with one vector for each text. No torch tensor is ever returned.
+            convert_to_sparse_tensor: False returns dense numpy arrays instead of sparse ones.
+            save_to_cpu: Accepted; results are always there.
+            device: None, or the device that the model was loaded for. A list of devices encodes in one process for
+                each of them, started for this call; :meth:`start_multi_process_pool` starts them for many calls.
+            max_active_dims: Keep only this many values of each vector, those of largest magnitude; of equal ones the
+                first. None: the model's :attr:`max_active_dims`.
+            pool: Encode in the processes that :meth:`start_multi_process_pool` started; ``device`` is not used then.
+            chunk_size: Texts that a process gets at a time. None: a tenth of its share, at most 5,000.
+            task: ``"query"`` or ``"document"``: which half of a model with a Router encodes. None: its default one.
+
+        Returns:
+            A float32 ``scipy.sparse.csr_array`` [texts, dim], or [dim] for a single text; with
+            ``convert_to_sparse_tensor=False`` a float32 numpy array of that shape. No texts: a csr_array [0, dim], an
+            array of shape (0,), or an empty list.
+
+        Raises:
+            InvalidInputError: An input is no text; ``.index`` says which.
+            InvalidArgumentError: An argument is outside what is allowed.
+            UnsupportedError: ``max_active_dims`` is more than the model's graph gives.
+            MissingDependencyError: scipy is not installed.
+            PoolError: A process of the pool died, or the pool was stopped.
+        """
+        task = kwargs.pop("task", None)
+        self._check_call(batch_size, device if pool is None else None, kwargs)
+        active = self._check_active_dims(self.max_active_dims if max_active_dims is None else max_active_dims)
+        prompt = self._resolve_prompt(prompt, prompt_name)
+        texts, single = parse_inputs(inputs, prompt)
+        compute = self._sparse_vectors if convert_to_sparse_tensor else self._dense_vectors
+        parts = self._infer(
+            compute,
+            texts,
+            prompt,
+            task,
+            batch_size,
+            active,
+            show=show_progress_bar,
+            pool=pool,
+            device=device,
+            chunk_size=chunk_size,
+        )
+        if not convert_to_sparse_tensor:
+            rows: npt.NDArray[np.float32] = join_rows(parts) if texts else np.zeros(0, dtype=np.float32)
+            return rows[0] if single else rows if convert_to_tensor else list(rows)
+        matrix = _csr.join_csr(parts) if texts else _csr.empty_csr(self._width)
+        if single:
+            return _csr.csr_row(matrix, 0)
+        return matrix if convert_to_tensor else [_csr.csr_row(matrix, index) for index in range(len(texts))]
+
+    @accept_old_arguments(renamed={"sentences": "inputs"})
+    def encode_query(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = True,
+        convert_to_sparse_tensor: bool = True,
+        save_to_cpu: bool = False,
+        device: str | list[str] | None = None,
+        max_active_dims: int | None = None,
+        pool: Pool | None = None,
+        chunk_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """:meth:`encode` for search queries: with the prompt named ``query``, unless another is given."""
+        return self.encode(
+            inputs,
+            prompt_name=self._prompt_name("query", prompt_name, prompt),
+            prompt=prompt,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            convert_to_tensor=convert_to_tensor,
+            convert_to_sparse_tensor=convert_to_sparse_tensor,
+            save_to_cpu=save_to_cpu,
+            device=device,
+            max_active_dims=max_active_dims,
+            pool=pool,
+            chunk_size=chunk_size,
+            task="query",
+            **kwargs,
+        )
+
+    @accept_old_arguments(renamed={"sentences": "inputs"})
+    def encode_document(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = True,
+        convert_to_sparse_tensor: bool = True,
+        save_to_cpu: bool = False,
+        device: str | list[str] | None = None,
+        max_active_dims: int | None = None,
+        pool: Pool | None = None,
+        chunk_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """:meth:`encode` for documents: with the first prompt named ``document``, ``passage`` or ``corpus``."""
+        return self.encode(
+            inputs,
+            prompt_name=self._prompt_name("document", prompt_name, prompt),
+            prompt=prompt,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            convert_to_tensor=convert_to_tensor,
+            convert_to_sparse_tensor=convert_to_sparse_tensor,
+            save_to_cpu=save_to_cpu,
+            device=device,
+            max_active_dims=max_active_dims,
+            pool=pool,
+            chunk_size=chunk_size,
+            task="document",
+            **kwargs,
+        )
+
+    @staticmethod
+    def sparsity(embeddings: Any) -> dict[str, float]:
+        """How sparse vectors are.
+
+        Args:
+            embeddings: [dim] or [texts, dim]: a scipy sparse array, a numpy array or a torch tensor.
+
+        Returns:
+            ``"active_dims"``, the mean number of non-zero values of a vector, and ``"sparsity_ratio"``, the mean share
+            of zeros. Zeros that a sparse array stores count as active, as in the original. No vectors: 0 and 1.
+
+        Raises:
+            InvalidInputError: ``embeddings`` is none of these; it is a TypeError, as in the original.
+            InvalidArgumentError: It has neither one nor two dimensions.
+
+        Example:
+            >>> SparseEncoder.sparsity(np.array([[0.0, 1.5, 0.0, 0.5], [2.0, 0.0, 0.0, 0.0]]))
+            {'active_dims': 1.5, 'sparsity_ratio': 0.625}
+        """
+        return _csr.sparsity(embeddings)
+
+    @staticmethod
+    def intersection(embeddings_1: Any, embeddings_2: Any) -> Any:
+        """What a vector has in common with others: the product in each dimension where it is positive.
+
+        Args:
+            embeddings_1: [dim]: a scipy sparse array, a numpy array or a torch tensor.
+            embeddings_2: [dim] or [texts, dim] likewise.
+
+        Returns:
+            A csr_array of the shape of ``embeddings_2``, float32 (float64 for dense float64 input); a sparse torch
+            tensor where a tensor was passed.
+
+        Raises:
+            InvalidInputError: An argument is none of these.
+            InvalidArgumentError: ``embeddings_1`` is no single vector, or the dimensions differ.
+
+        Example:
+            >>> SparseEncoder.intersection(np.array([0.0, 2.0, 3.0]), np.array([1.0, 2.0, 0.0])).toarray()
+            array([0., 4., 0.])
+        """
+        return _csr.intersection(embeddings_1, embeddings_2)
+
+    def decode(
+        self, embeddings: Any, top_k: int | None = None
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        """The tokens that the dimensions of vectors stand for, with their weights.
+
+        Args:
+            embeddings: [dim] or [texts, dim]: a scipy sparse array, a numpy array or a torch tensor.
+            top_k: At most this many tokens of each vector. None: all that are not zero.
+
+        Returns:
+            (token, weight) by descending weight, of equal weights the lower token id first; a list of such lists for
+            [texts, dim]. As in the original, the latents of a CSR model get the token of the same number, which means
+            nothing, and None beyond the vocabulary.
+
+        Raises:
+            InvalidInputError: ``embeddings`` is none of these; it is a TypeError, as in the original.
+            InvalidArgumentError: It has neither one nor two dimensions, or ``top_k`` is not positive.
+
+        Example:
+            >>> model.decode(model.encode("lovely weather"), top_k=2)  # doctest: +SKIP
+            [('weather', 2.76), ('lovely', 2.58)]
+        """
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k <= 0):
+            raise InvalidArgumentError(f"top_k must be a positive integer or None, got {top_k!r}.")
+        matrix, single = _csr.read_sparse(embeddings)
+        token: Callable[[int], Any] = self.tokenizer.id_to_token
+        decoded = []
+        for start, end in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
+            weights = matrix.data[start:end]
+            order = np.argsort(-weights, kind="stable")[:top_k]
+            columns = matrix.indices[start:end][order]
+            decoded.append([(token(int(i)), float(w)) for i, w in zip(columns, weights[order], strict=True)])
+        return decoded[0] if single else decoded
+
+    def get_embedding_dimension(self) -> int | None:
+        """Number of dimensions of the vectors."""
+        return self._width
+
+    def get_sentence_embedding_dimension(self) -> int | None:
+        """Old name of :meth:`get_embedding_dimension`."""
+        return self.get_embedding_dimension()
+
+    @property
+    def _width(self) -> int:
+        width = self._engine.manifest.embedding_dimension
+        assert width is not None  # the constructor checked it
+        return width
+
+    @property
+    def _active_dims_of_graph(self) -> int | None:
+        """The most values that the graph itself gives: the ``k`` of a SparseAutoEncoder."""
+        modules = self._engine.manifest.modules
+        return next((module.settings.get("k") for module in modules if module.type == "SparseAutoEncoder"), None)
+
+    def _check_active_dims(self, value: int | None) -> int | None:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value <= 0:
+            raise InvalidArgumentError(f"max_active_dims must be a positive integer or None, got {value!r}.")
+        limit = self._active_dims_of_graph
+        if limit is not None and value > limit:
+            raise UnsupportedError(
+                f"max_active_dims={value} is more than the {limit} values that this bundle's graph gives. For more, "
+                "set k in the config.json of the checkpoint's SparseAutoEncoder and export it again."
+            )
+        return int(value)
+
+    def _sparse_vectors(
+        self,
+        texts: Sequence[Any],
+        prompt: str | None,
+        task: str | None,
+        batch_size: int,
+        active: int | None,
+        show: bool | None,
+    ) -> Any:
+        rows = _csr.CsrRows(len(texts), self._width)
+        self._each_batch(rows.add, texts, prompt, task, batch_size, active, show)
+        return rows.matrix()
+
+    def _dense_vectors(
+        self,
+        texts: Sequence[Any],
+        prompt: str | None,
+        task: str | None,
+        batch_size: int,
+        active: int | None,
+        show: bool | None,
+    ) -> npt.NDArray[np.float32]:
+        rows = np.empty((len(texts), self._width), dtype=np.float32)
+        self._each_batch(rows.__setitem__, texts, prompt, task, batch_size, active, show)
+        return rows
+
+    def _each_batch(
+        self,
+        put: Callable[[npt.NDArray[np.intp], npt.NDArray[np.float32]], None],
+        texts: Sequence[Any],
+        prompt: str | None,
+        task: str | None,
+        batch_size: int,
+        active: int | None,
+        show: bool | None,
+    ) -> None:
+        route = self._engine.route(task)
+        batches = route.stream(
+            texts,
+            ["sparse_embedding"],
+            batch_size=batch_size,
+            prompt_length=self._excluded_prompt(route, prompt),
+        )
+        with progress_bar(len(texts), show) as advance:
+            for batch in batches:
+                put(batch.indices, _csr.select_max_active_dims(batch.outputs[0], active))
+                advance(len(batch.indices))

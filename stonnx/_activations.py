@@ -19,7 +19,7 @@ from stonnx._errors import UnsupportedError
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Activation: TypeAlias = Callable[[FloatArray], Any]
 
-_erf = np.vectorize(math.erf, otypes=[np.float32])
+_erfc = np.vectorize(math.erfc, otypes=[np.float32])
 
 
 def identity(x: FloatArray) -> FloatArray:
@@ -52,7 +52,7 @@ def gelu(x: FloatArray, approximate: str = "none") -> FloatArray:
     """x times the normal distribution's probability below x; with ``approximate="tanh"`` its usual approximation."""
     if approximate == "tanh":
         return x * sigmoid(np.float32(2 * math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3))
-    below: FloatArray = (1 + _erf(x / np.float32(math.sqrt(2)))) / 2
+    below: FloatArray = _erfc(x / np.float32(-math.sqrt(2))) / 2
     return x * below
 
 

@@ -34,16 +34,16 @@ def select_max_active_dims(embeddings: npt.NDArray[np.float32], max_active_dims:
     """
     if max_active_dims is None:
         return embeddings
-    rows, columns = np.nonzero(embeddings)
-    counts = np.bincount(rows, minlength=len(embeddings))
+    active, counts = _active(embeddings)
     if counts.max(initial=0) <= max_active_dims:
         return embeddings
-    # By row, and within it by descending magnitude; lexsort is stable, and columns ascend within a row.
-    order = np.lexsort((-np.abs(embeddings[rows, columns]), rows))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    dropped = order[rank >= max_active_dims]
     result = embeddings.copy()
-    result[rows[dropped], columns[dropped]] = 0
+    values = result.reshape(-1)
+    # By row, and within it by descending magnitude; lexsort is stable, and columns ascend within a row.
+    rows = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((-np.abs(values[active]), rows))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    values[active[order[rank >= max_active_dims]]] = 0
     return result
 
 
@@ -59,11 +59,8 @@ class CsrRows:
 
     def add(self, indices: npt.NDArray[np.intp], batch: npt.NDArray[np.float32]) -> None:
         """Keep a batch [len(indices), width], whose row ``i`` is row ``indices[i]`` of the result."""
-        width = self._shape[1]
-        flat = np.flatnonzero(batch)
-        ends = np.searchsorted(flat, np.arange(1, len(batch) + 1) * width)
-        self._counts[indices] = np.diff(ends, prepend=0)
-        self._pieces.append((indices, (flat % width).astype(np.int32), batch.ravel()[flat]))
+        active, self._counts[indices] = _active(batch)
+        self._pieces.append((indices, (active % self._shape[1]).astype(np.int32), batch.reshape(-1)[active]))
 
     def matrix(self) -> CsrArray:
         """The rows as a float32 ``csr_array`` [rows, width]. Call it once: the batches are freed on the way."""
@@ -78,6 +75,13 @@ class CsrRows:
             columns[target] = piece_columns
             values[target] = piece_values
         return self._sparse.csr_array((values, columns, starts), shape=self._shape)
+
+
+def _active(batch: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The positions of the non-zero values in a flattened batch [rows, width], and how many each row has."""
+    positions = np.flatnonzero(batch != 0)  # of booleans it is ten times faster than of floats
+    ends = np.searchsorted(positions, np.arange(1, len(batch) + 1) * batch.shape[1])
+    return positions, np.diff(ends, prepend=0)
 
 
 def join_csr(parts: list[CsrArray]) -> CsrArray:

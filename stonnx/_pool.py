@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._errors import InvalidArgumentError, InvalidInputError, StonnxError
+from stonnx._errors import InvalidArgumentError, StonnxError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -131,35 +131,34 @@ def run_in_pool(
         workers.check()
         size = chunk_size or default_chunk_size(len(texts), len(workers.processes))
         starts = range(0, len(texts), size)
-        results: list[Any] = [None] * len(starts)
-        failed: dict[int, BaseException] = {}
+        results: dict[int, Any] = {}
+        errors: dict[int, BaseException] = {}
+        busy: dict[Connection, int] = {}
+        idle, waiting = list(workers.connections), iter(starts)
         try:
-            waiting = iter(enumerate(starts))
-            busy: dict[Connection, tuple[int, int]] = {}
-            idle = list(workers.connections)
             while True:
                 # One chunk at a time for each worker: with more, both ends of a full pipe could wait for each other.
-                while idle and not failed and (chunk := next(waiting, None)) is not None:
-                    job = (call, texts[chunk[1] : chunk[1] + size])
-                    busy[connection := idle.pop()] = chunk
+                while idle and not errors and (start := next(waiting, None)) is not None:
+                    busy[connection := idle.pop()] = start
+                    job = (call, texts[start : start + size])
                     workers.send(connection, pickle.dumps(job, pickle.HIGHEST_PROTOCOL))
                 if not busy:
                     break
                 for connection, (result, error) in workers.replies(busy):
-                    number, start = busy.pop(connection)
                     idle.append(connection)
+                    start = busy.pop(connection)
                     if error is None:
-                        results[number] = result
+                        results[start] = result
                         advance(min(size, len(texts) - start))
                     else:
-                        failed[number] = _moved(error, start)
+                        errors[start] = error
         except BaseException:
             # Ctrl-C, or a dead worker: the others may be in the middle of something, and nobody waits for it.
             workers.stop()
             raise
-    if failed:
-        raise failed[min(failed)]
-    return results
+    if errors:
+        raise errors[min(errors)]
+    return [results.pop(start) for start in starts]
 
 
 @contextmanager
@@ -322,17 +321,6 @@ def _exit_code(code: int | None) -> str:
     except ValueError:
         return str(code)
     return f"{code} ({name}{', often because memory ran out' if name == 'SIGKILL' else ''})"
-
-
-def _moved(error: BaseException, start: int) -> BaseException:
-    """An error about an input of a chunk, as one about an input of the whole call."""
-    if isinstance(error, InvalidInputError) and error.index is not None and start:
-        index = error.index + start
-        moved = InvalidInputError(str(error).replace(f" {error.index} ", f" {index} ", 1), index)
-        for note in getattr(error, "__notes__", ()):
-            moved.add_note(note)
-        return moved
-    return error
 
 
 # --- in a worker -----------------------------------------------------------------------------------------------------

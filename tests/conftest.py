@@ -23,7 +23,9 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that run side by side: a file stays on one worker, except where it is about many models."""
     for item in items:
-        row = item.callspec.params.get("row") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+        row = (
+            item.callspec.params.get("row") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+        )
         item.add_marker(pytest.mark.xdist_group(getattr(row, "name", item.path.name)))
 
 

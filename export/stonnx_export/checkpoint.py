@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stonnx._bundle import DEFAULT_ROUTE, Task
-from stonnx._errors import ModelNotFoundError, UnsupportedError
+from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
 from stonnx_export.modules import (
     Module,
     Pooling,
@@ -45,6 +45,8 @@ class Checkpoint:
     max_positions: int | None
     # One chain for each route; a model without a Router has the route "default".
     routes: Mapping[str, tuple[Module, ...]]
+    # The folder of the first module of each route: its tokenizer lies there, and its network.
+    folders: Mapping[str, Path]
     default_route: str
     prompts: Mapping[str, str]
     default_prompt_name: str | None
@@ -77,10 +79,12 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
     if not any((directory / name).is_file() for name in ("modules.json", "config.json")):
         raise ModelNotFoundError(f"{directory} is no checkpoint: it has neither modules.json nor config.json.")
     settings_file = directory / "config_sentence_transformers.json"
-    settings = read_json(settings_file) if settings_file.is_file() else {}
-    routes, default_route, folder = _read_routes(directory)
+    settings = _read_object(settings_file) if settings_file.is_file() else {}
+    routes, default_route, folders = _read_routes(directory)
+    networks = [folders[route] for route, chain in routes.items() if isinstance(chain[0], Transformer)]
+    folder = networks[0] if networks else folders[default_route]
     config_file = folder / "config.json"
-    config = read_json(config_file) if config_file.is_file() else {}
+    config = _read_object(config_file) if networks or config_file.is_file() else {}
     task = task or _task(settings, config, routes)
     if not (directory / "modules.json").is_file() and task != "embedding":
         # sentence-transformers adds a pooling to plain transformers checkpoints, as far as the task has one.
@@ -94,6 +98,7 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
         architecture=str(config.get("model_type", "static")),
         max_positions=_positions(config),
         routes=routes,
+        folders=folders,
         default_route=default_route,
         prompts=settings.get("prompts") or {},
         default_prompt_name=settings.get("default_prompt_name"),
@@ -106,41 +111,45 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
     )
 
 
-def _read_routes(directory: Path) -> tuple[dict[str, tuple[Module, ...]], str, Path]:
-    """The chain of each route, the default route, and the folder of the network."""
+def _read_routes(directory: Path) -> tuple[dict[str, tuple[Module, ...]], str, dict[str, Path]]:
+    """The chain of each route, the default route, and the folder of each route's first module."""
     modules_file = directory / "modules.json"
     if not modules_file.is_file():
         # What sentence-transformers does with a plain transformers checkpoint.
-        config = read_json(directory / "config.json")
+        config = _read_object(directory / "config.json")
         architecture = (config.get("architectures") or [""])[0]
         causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
         return (
             {DEFAULT_ROUTE: (Transformer(), Pooling(("lasttoken" if causal else "mean",), True))},
-            "default",
-            directory,
+            DEFAULT_ROUTE,
+            {DEFAULT_ROUTE: directory},
         )
-    rows = [(str(row.get("type", "")), str(row.get("path", ""))) for row in read_json(modules_file)]
+    entries = read_json(modules_file)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ExportError(f"{modules_file} is no list of modules.")
+    rows = [(str(entry.get("type", "")), str(entry.get("path", ""))) for entry in entries]
     if rows and rows[0][0].rpartition(".")[2] in ("Router", "Asym"):
         return _read_router(directory, rows)
     folder = directory / rows[0][1] if rows else directory
-    return {DEFAULT_ROUTE: _read_chain(directory, rows)}, DEFAULT_ROUTE, folder
+    return {DEFAULT_ROUTE: _read_chain(directory, rows)}, DEFAULT_ROUTE, {DEFAULT_ROUTE: folder}
 
 
-def _read_router(directory: Path, rows: list[tuple[str, str]]) -> tuple[dict[str, tuple[Module, ...]], str, Path]:
+def _read_router(
+    directory: Path, rows: list[tuple[str, str]]
+) -> tuple[dict[str, tuple[Module, ...]], str, dict[str, Path]]:
     root = directory / rows[0][1]
-    config = read_json(root / "router_config.json")
+    config = _read_object(root / "router_config.json")
     types, structure = config["types"], config["structure"]
     if set(structure) != {"query", "document"} or config.get("parameters", {}).get("route_mappings"):
         raise UnsupportedError(
             f"A Router with the routes {', '.join(structure)} cannot be exported. Known: query and document."
         )
-    routes, network = {}, root
+    routes, folders = {}, {}
     for name, parts in structure.items():
         route_rows = [(str(types[part]), f"{rows[0][1]}/{part}".strip("/")) for part in parts]
         routes[name] = _read_chain(directory, [*route_rows, *rows[1:]])
-        if isinstance(routes[name][0], Transformer):
-            network = directory / route_rows[0][1]
-    return routes, config.get("parameters", {}).get("default_route") or next(iter(structure)), network
+        folders[name] = directory / route_rows[0][1]
+    return routes, config.get("parameters", {}).get("default_route") or next(iter(structure)), folders
 
 
 def _read_chain(directory: Path, rows: list[tuple[str, str]]) -> tuple[Module, ...]:
@@ -188,13 +197,23 @@ def _positions(config: Mapping[str, Any]) -> int | None:
         return None
     # These count positions from the padding id on, which the first of them never reach.
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl"):
-        return positions - int(config.get("pad_token_id", 1)) - 1
+        padding_id = config.get("pad_token_id")
+        return positions - (1 if padding_id is None else int(padding_id)) - 1
     return positions
+
+
+def _read_object(path: Path) -> Any:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ExportError(f"{path} is no JSON object.")
+    return value
 
 
 def _hash_weights(directory: Path) -> str:
     """One SHA-256 over all weight files and their names."""
     files = [file for pattern in ("*.safetensors", "*.bin", "*.onnx*") for file in directory.rglob(pattern)]
+    if not files:
+        raise ExportError(f"{directory} has no weights: no file ends in .safetensors or .bin.")
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.relative_to(directory).as_posix().encode())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._errors import ExportError, UnsupportedError
+from stonnx._errors import ExportError, MissingDependencyError, UnsupportedError
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -48,9 +48,13 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Transformer:
-    """The network itself: its texts are cut to ``max_seq_length`` tokens, or to what the tokenizer says if None."""
+    """The network itself: its texts are cut to ``max_seq_length`` tokens, or to what the tokenizer says if None.
+
+    ``do_lower_case`` puts texts into lower case first, whatever the tokenizer does by itself.
+    """
 
     max_seq_length: int | None = None
+    do_lower_case: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,8 @@ def _read_transformer(folder: Path) -> Transformer:
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
         file = folder / f"sentence_{kind}_config.json"
         if file.is_file():
-            return Transformer(read_json(file).get("max_seq_length"))
+            settings = read_json(file)
+            return Transformer(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
     return Transformer()
 
 
@@ -338,8 +343,13 @@ def _read_weights(folder: Path) -> dict[str, FloatArray]:
         return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(str(file)).items()}
     file = folder / "pytorch_model.bin"
     if file.is_file():
-        import torch
-
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{folder} has its weights as pytorch_model.bin only, which PyTorch has to read. Install it with: pip "
+                "install torch   Or use a version of the checkpoint with model.safetensors in that folder."
+            ) from error
         state = torch.load(str(file), map_location="cpu", weights_only=True)
         return {name: tensor.float().numpy() for name, tensor in state.items()}
     raise ExportError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin.")

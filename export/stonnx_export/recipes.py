@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from stonnx._bundle import Task
-from stonnx_export.passes import PassResult, attention_lengths, shapes
+from stonnx_export.passes import PassResult, attention_lengths, shapes, splade_chunks
 
 # A pass rewrites a model in place and says how often it fired and why it declined.
 Pass = Callable[[ir.Model], PassResult]
@@ -35,7 +35,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="fp32",
             precision="float32",
-            passes=(shapes.run, attention_lengths.run),
+            passes=(shapes.run, attention_lengths.run, splade_chunks.run),
             tolerance={
                 "embedding": {"cosine_min": 0.99999, "max_abs_difference": 1e-5, "batch_invariance": 1e-6},
                 # Not normalized: differences of sums that are large themselves.

@@ -120,13 +120,11 @@ def result_like(*values: Embeddings) -> Callable[[Any], Any]:
 
 
 def _from_list(items: list[Any] | tuple[Any, ...]) -> Any:
-    if any(is_sparse(item) or is_tensor(item) for item in items):
-        arrays = [to_array(item) for item in items]
-        if any(map(is_sparse, arrays)):
-            return _to_csr(sys.modules["scipy.sparse"].vstack([as_csr(as_rows(array)) for array in arrays]))
-    else:
-        arrays = list(items)
+    holds_objects = any(is_sparse(item) or is_tensor(item) for item in items)
+    arrays = [to_array(item) for item in items] if holds_objects else items
     try:
+        if any(map(is_sparse, arrays)):
+            return _to_csr(_scipy_sparse().vstack([as_csr(as_rows(array)) for array in arrays]))
         array = np.asarray(arrays)
     except ValueError as error:
         raise InvalidArgumentError(

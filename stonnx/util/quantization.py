@@ -72,7 +72,7 @@ def quantize_embeddings(
     """
     if precision not in get_args(Precision):
         raise InvalidArgumentError(f"Precision {precision!r} is not supported; use {', '.join(get_args(Precision))}.")
-    if isinstance(embeddings, list):
+    if isinstance(embeddings, list | tuple):
         if not embeddings:
             return []
         embeddings = [_to_dense(item) for item in embeddings]

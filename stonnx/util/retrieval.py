@@ -185,7 +185,7 @@ def paraphrase_mining_embeddings(
         best_pairs, first = np.unique(np.concatenate((best_pairs, pairs)), return_index=True)
         best_scores = np.concatenate((best_scores, scores[wanted]))[first]
         if len(best_pairs) > max_pairs:
-            kept = np.sort(descending(best_scores)[:max_pairs])
+            kept = descending(best_scores)[:max_pairs]
             best_pairs, best_scores = best_pairs[kept], best_scores[kept]
     order = descending(best_scores)
     first_ids, second_ids = np.divmod(best_pairs[order], max(count, 1))

@@ -81,7 +81,7 @@ def euclidean_sim(a: Embeddings, b: Embeddings) -> FloatArray:
     """Negative Euclidean distance of each row of ``a`` to each row of ``b``.
 
     With more than 25 rows on a side, or sparse input, it is computed as ``sqrt(|a|² + |b|² - 2ab)``, as torch.cdist
-    does. In float32 that leaves about ``3e-4 * |a|`` of a distance that is really 0.
+    does. In float32 that can leave ``1e-3 * |a|`` of a distance that is really 0.
 
     Args:
         a: [n, dimension], or one vector.

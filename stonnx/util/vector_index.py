@@ -30,7 +30,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Found: TypeAlias = tuple[Array, Array, npt.NDArray[np.bool_]]
 """Scores, corpus rows, and which of them are filled: [queries, k] each. Both libraries pad short results."""
 
-SearchResult: TypeAlias = tuple[list[list[SearchHit]], float] | tuple[list[list[SearchHit]], float, Any]
+SearchResult: TypeAlias = tuple[Any, ...]
+"""``(results, seconds)``, or with ``output_index`` ``(results, seconds, index)``."""
 
 
 @dataclass(frozen=True)
@@ -120,27 +121,15 @@ def semantic_search_usearch(
 ) -> SearchResult:
     """Find the rows of a corpus nearest to each query, with usearch. Needs ``pip install usearch``.
 
-    Arguments, result and errors are those of :func:`semantic_search_faiss`, but for these:
+    Arguments, results and errors are those of :func:`semantic_search_faiss`, except for these.
 
     Args:
-        query_embeddings: As there, like all that are not named here.
-        corpus_embeddings: As there.
-        corpus_index: As there.
         corpus_precision: "float32" is compared by cosine, "int8" by dot product, "binary" and "ubinary" by Hamming
-            distance. A score that is not rescored is a distance, so lower is better: for "float32" 1 - cosine.
-        top_k: As there.
-        ranges: As there, for "int8".
-        calibration_embeddings: As there.
-        rescore: As there.
-        rescore_multiplier: As there.
-        exact: Search every row; otherwise search approximately (HNSW). The index is the same.
-        output_index: As there.
-
-    Returns:
-        As there.
+            distance. A score that is not rescored is a distance, so lower is better: for "float32" it is 1 - cosine.
+        ranges: For "int8" only.
+        exact: Compare with every row; otherwise search approximately (HNSW) in the same index.
 
     Raises:
-        InvalidArgumentError: As there.
         MissingDependencyError: usearch is not installed.
 
     Example:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from stonnx_export import pipeline
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.original_torch import TorchOriginal
 from transformers import BertConfig, BertModel, BertTokenizerFast
 from transformers.utils import logging as transformers_logging
+
+from stonnx_export import pipeline
+from stonnx_export.checkpoint import Checkpoint, read_checkpoint
+from stonnx_export.original_torch import TorchOriginal
 
 Run = Callable[..., list[np.ndarray]]
 
@@ -104,12 +104,14 @@ def tiny_model(tiny_checkpoint: Path) -> SentenceTransformer:
 class TracedOnce(TorchOriginal):
     """An original that is traced at the first call only."""
 
-    @cache
-    def _traced(self, route: str) -> ir.Model:
-        return super().graph(route)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._traced: dict[str, ir.Model] = {}
 
     def graph(self, route: str) -> ir.Model:
-        return self._traced(route).clone()
+        if route not in self._traced:
+            self._traced[route] = super().graph(route)
+        return self._traced[route].clone()
 
 
 @pytest.fixture(scope="session")
@@ -126,22 +128,19 @@ def traced_once(tiny_original: TracedOnce, monkeypatch: pytest.MonkeyPatch) -> T
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny_checkpoint: Path, tiny_original: TracedOnce, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the tiny checkpoint, exported under the name ``acme/tiny``. Not to be changed."""
-    return pipeline.export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-fp32", name="acme/tiny")
-
-
-def padded(lengths: tuple[int, ...]) -> np.ndarray:
-    """The attention mask of texts of these lengths, padded on the right to the longest."""
-    return (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(pipeline, "_load_original", lambda checkpoint: tiny_original)
+        return pipeline.export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-fp32", name="acme/tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_feeds() -> Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]:
-    """``feeds(lengths)``: random ids and the mask of a batch of texts of these lengths."""
+    """``feeds(lengths)``: random ids and the mask of texts of these lengths, padded on the right to the longest."""
 
     def feeds(lengths: tuple[int, ...]) -> Mapping[str, np.ndarray]:
-        mask = padded(lengths)
+        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
         ids = np.random.default_rng(sum(lengths)).integers(5, 50, mask.shape)
         return {"input_ids": np.where(mask > 0, ids, 0), "attention_mask": mask}
 

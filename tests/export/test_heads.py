@@ -39,9 +39,7 @@ def network() -> ir.Model:
         shape=ir.Shape(("batch", "sequence", HIDDEN)),
         type=ir.TensorType(ir.DataType.FLOAT),
     )
-    mask = ir.Value(
-        name="attention_mask", shape=ir.Shape(("batch", "sequence")), type=ir.TensorType(ir.DataType.INT64)
-    )
+    mask = ir.Value(name="attention_mask", shape=ir.Shape(("batch", "sequence")), type=ir.TensorType(ir.DataType.INT64))
     node = ir.node("Identity", [states], name="network")
     (output,) = node.outputs
     output.name, output.shape, output.type = "last_hidden_state", states.shape, states.type

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from stonnx_export import RECIPES, export, heads, recipes, verify
-from stonnx_export.original_torch import TorchOriginal
-from stonnx_export.passes import PassResult
-from stonnx_export.verify import check, measure, verification_texts
 
 from stonnx._bundle import Fidelity
 from stonnx._engine import Engine
 from stonnx._errors import FidelityError
+from stonnx_export import RECIPES, export, heads, recipes, verify
+from stonnx_export.original_torch import TorchOriginal
+from stonnx_export.passes import PassResult
+from stonnx_export.verify import check, measure, verification_texts
 
 TOLERANCE = {"cosine_min": 0.999, "max_abs_difference": 1e-3, "batch_invariance": 1e-4}
 ORACLE = "the original"
@@ -228,7 +228,7 @@ class TestExportRefusesWrongGraphs:
     @staticmethod
     def export_with(passes: tuple[recipes.Pass, ...], monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> Path:
         recipe = dataclasses.replace(RECIPES["fp32"], passes=(*RECIPES["fp32"].passes, *passes))
-        monkeypatch.setitem(RECIPES, "fp32", recipe)  # type: ignore[arg-type]
+        monkeypatch.setitem(RECIPES, "fp32", recipe)
         return export(*arguments)
 
     @pytest.mark.parametrize("scale", [1e-3, 1.0, math.nan])
@@ -247,7 +247,7 @@ class TestExportRefusesWrongGraphs:
     def test_another_pooling(
         self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
     ) -> None:
-        monkeypatch.setitem(heads._POOLINGS, "mean", heads._POOLINGS[mode])  # type: ignore[arg-type]
+        monkeypatch.setitem(heads._POOLINGS, "mean", heads._POOLINGS[mode])
         with pytest.raises(FidelityError, match="lowest cosine"):
             export(tiny_checkpoint, tmp_path / "bundle")
         assert not list(tmp_path.iterdir())
@@ -256,7 +256,7 @@ class TestExportRefusesWrongGraphs:
         self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         strict = {"embedding": {"cosine_min": 1.1, "max_abs_difference": -1.0, "batch_invariance": -1.0}}
-        monkeypatch.setitem(RECIPES, "fp32", dataclasses.replace(RECIPES["fp32"], tolerance=strict))  # type: ignore[arg-type]
+        monkeypatch.setitem(RECIPES, "fp32", dataclasses.replace(RECIPES["fp32"], tolerance=strict))
         with pytest.raises(FidelityError, match=r"lowest cosine.*max_abs_difference.*batch_invariance"):
             export(tiny_checkpoint, tmp_path / "bundle")
         assert not list(tmp_path.iterdir())

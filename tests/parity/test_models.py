@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import sentence_transformers
+from zoo import ROWS, ModelRow, build_checkpoint
+
 import stonnx
 from stonnx._engine import Engine
 from stonnx_export.checkpoint import read_checkpoint
 from stonnx_export.original_torch import TorchOriginal
 from stonnx_export.verify import verification_texts, verify
-from zoo import ROWS, ModelRow, build_checkpoint
 
 CLASSES = {"embedding": "SentenceTransformer", "sparse": "SparseEncoder", "rerank": "CrossEncoder"}
 # Sums of sparse models and rerankers are large themselves; dense vectors are compared to their largest value.
@@ -161,5 +162,5 @@ def test_a_difference_is_refused(case: Case) -> None:
 
     different = Different(read_checkpoint(case.checkpoint, case.row.task))
     tolerance = stonnx._bundle.read_manifest(case.bundle).fidelity.tolerance
-    with pytest.raises(stonnx.FidelityError, match="lowest cosine|max_abs_difference"):
+    with pytest.raises(stonnx.FidelityError, match=r"lowest cosine|max_abs_difference"):
         verify(Engine(case.bundle), different, tolerance)

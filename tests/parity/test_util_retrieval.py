@@ -169,11 +169,12 @@ def test_search_errors() -> None:
         util.semantic_search(corpus, corpus, score_function=util.pairwise_cos_sim)
 
     def score(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
-        return np.where((queries[:, :1] == 3) & (corpus[:, 0] == 17), np.nan, 0)
+        return np.where((queries[:, :1] == 3) & (corpus[:, 0] == 29), np.nan, 0)
 
     numbers = np.arange(30.0)[:, None]
-    with pytest.raises(InvalidArgumentError, match="query 3 and row 17 of the corpus is NaN"):
-        util.semantic_search(numbers, numbers, 2, 16, score_function=score)
+    for top_k in (1, 10):
+        with pytest.raises(InvalidArgumentError, match="query 3 and row 29 of the corpus is NaN"):
+            util.semantic_search(numbers, numbers, 2, 16, top_k, score)
 
 
 def assert_pairs(actual: list[Any], expected: list[Any]) -> None:
@@ -205,15 +206,18 @@ def test_paraphrase_mining_embeddings(options: dict[str, int], kind: str) -> Non
     assert [type(value) for value in actual[0]] == [float, int, int]
 
 
-def test_paraphrase_mining_with_another_score() -> None:
-    rows = clusters(6, 5, 0.5)
-    options = {"query_chunk_size": 8, "top_k": 4}
-    actual = util.paraphrase_mining_embeddings(rows, score_function=util.euclidean_sim, **options)
+@pytest.mark.parametrize("name", ["dot_score", "euclidean_sim"])
+@pytest.mark.parametrize("top_k", [1, 4])
+def test_paraphrase_mining_with_another_score(top_k: int, name: str) -> None:
+    # Rows of different lengths: by dot product, few are among the nearest to themselves.
+    rows = clusters(6, 5, 0.5) * np.linspace(0.2, 2, 60, dtype=np.float32)[:, None]
+    options = {"query_chunk_size": 8, "top_k": top_k}
+    actual = util.paraphrase_mining_embeddings(rows, score_function=getattr(util, name), **options)
     expected = original.paraphrase_mining_embeddings(
-        torch.from_numpy(rows), score_function=original.euclidean_sim, **options
+        torch.from_numpy(rows), score_function=getattr(original, name), **options
     )
-    # The matrix form rounds the squares, so nearly equal distances may change places.
-    assert {tuple(pair[1:]) for pair in actual} == {tuple(pair[1:]) for pair in expected}
+    # The matrix form of the distance rounds the squares, so nearly equal distances may change places.
+    assert sorted(pair[1:] for pair in actual) == sorted(pair[1:] for pair in expected)
 
 
 def test_paraphrase_mining_of_equal_rows_is_in_order() -> None:
@@ -296,6 +300,14 @@ def test_threshold_is_inclusive_and_float32() -> None:
         assert util.community_detection(rows, **options) == original.community_detection(rows, **options)
     rows = np.array([[1.0, 0.0], [2.0, 0.0]], np.float32)
     assert util.community_detection(rows, threshold=1.0, min_community_size=2) == [[0, 1]]
+
+
+def test_centre_comes_first() -> None:
+    # The cosines of these rows are all 1 but for rounding, so the centre may not be the nearest to itself.
+    rows = np.outer(np.linspace(0.1, 3, 50), random_rows(1)[0]).astype(np.float32)
+    (community,) = util.community_detection(rows)
+    assert community[0] == 0
+    assert sorted(community) == list(range(50))
 
 
 def test_equal_members_are_in_the_order_of_the_rows() -> None:

@@ -1,0 +1,434 @@
+"""CrossEncoder against sentence-transformers: the same toy network on both sides, and every activation against torch."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentence_transformers
+import torch
+from toy_bundles import pair_graph, pair_network, toy_table, write_bundle
+
+import stonnx
+from stonnx._activations import ACTIVATIONS, resolve_activation
+from stonnx_export import heads, modules
+
+# What the sums over tokens leave of float32, at scores of up to about 2.
+TOLERANCE: dict[str, float] = {"rtol": 1e-6, "atol": 1e-6}
+LABELS = ("contradiction", "entailment", "neutral")
+PROMPTS = {"query": "question : ", "shout": "zzz "}
+QUERY = "what is the city of bread ?"
+DOCUMENTS = [
+    "the river flows",
+    "",
+    "bread rises and the sun shines and the river flows " * 2,
+    "Straße 42 ?",
+    "the city of bread",
+    "a",
+]
+PAIRS = [(QUERY, document) for document in DOCUMENTS] + [("a", "b"), ("b", "a"), (DOCUMENTS[2], QUERY)]
+
+
+def _tables(labels: int) -> tuple[np.ndarray, np.ndarray]:
+    return toy_table(labels, labels, active=0.5), np.linspace(0.5, -1, labels, dtype=np.float32)
+
+
+def _write(directory: Path, labels: int, activation: str, operator: str, **fields: Any) -> Path:
+    graphs = {"default": pair_graph(*_tables(labels), operator)}
+    facts = {"task": "rerank", "num_labels": labels, "activation": activation, "prompts": PROMPTS}
+    return write_bundle(directory, graphs, **(facts | fields))
+
+
+def _original(labels: int) -> Any:
+    class Original(sentence_transformers.CrossEncoder):
+        # The original asks its transformer, which a toy network does not have.
+        num_labels = labels
+
+    return Original(modules=[pair_network(*_tables(labels))], device="cpu", prompts=PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("rerank") / "one", 1, "sigmoid", "Sigmoid")
+
+
+@pytest.fixture(scope="module")
+def one(bundle: Path) -> stonnx.CrossEncoder:
+    """A reranker, with a sigmoid."""
+    return stonnx.CrossEncoder(bundle)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> stonnx.CrossEncoder:
+    """A classifier into three labels, which gives logits."""
+    path = tmp_path_factory.mktemp("rerank") / "three"
+    return stonnx.CrossEncoder(_write(path, 3, "identity", "Identity", labels=LABELS))
+
+
+@pytest.fixture(scope="module")
+def original_one() -> Any:
+    return _original(1)
+
+
+@pytest.fixture(scope="module")
+def original_three() -> Any:
+    return _original(3)
+
+
+def _assert_close(expected: Any, result: Any) -> None:
+    assert type(result) is type(expected)
+    assert result.shape == expected.shape
+    assert result.dtype == expected.dtype
+    np.testing.assert_allclose(result, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        PAIRS,
+        [list(pair) for pair in PAIRS],
+        tuple(PAIRS),
+        np.array(PAIRS),
+        np.array(PAIRS, dtype=object),
+        PAIRS[:1],
+        PAIRS[0],
+        list(PAIRS[0]),
+        np.array(PAIRS[0]),
+    ],
+    ids=["tuples", "lists", "tuple", "array", "objects", "one in a list", "pair", "list pair", "array pair"],
+)
+def test_scores_equal_the_original(
+    one: stonnx.CrossEncoder, three: stonnx.CrossEncoder, original_one: Any, original_three: Any, inputs: Any
+) -> None:
+    _assert_close(original_one.predict(inputs), one.predict(inputs))
+    _assert_close(original_three.predict(inputs), three.predict(inputs))
+
+
+def test_a_single_pair_is_a_number(one: stonnx.CrossEncoder, three: stonnx.CrossEncoder) -> None:
+    assert type(one.predict(PAIRS[0])) is np.float32
+    assert one.predict(PAIRS[0]) == one.predict(PAIRS)[0]
+    assert three.predict(PAIRS[0]).shape == (3,)
+
+
+def test_the_order_of_the_two_texts_counts(one: stonnx.CrossEncoder) -> None:
+    scores = one.predict(PAIRS)
+    assert scores[6] != scores[7]
+
+
+TORCH_ACTIVATIONS = [
+    torch.nn.Identity(),
+    torch.nn.Sigmoid(),
+    torch.nn.Tanh(),
+    torch.nn.ReLU(),
+    torch.nn.GELU(),
+    torch.nn.GELU(approximate="tanh"),
+    torch.nn.SiLU(),
+    torch.nn.LeakyReLU(),
+    torch.nn.LeakyReLU(0.3),
+    torch.nn.Softplus(),
+    torch.nn.Softplus(beta=2.0, threshold=5.0),
+    torch.nn.ELU(),
+    torch.nn.ELU(alpha=0.5),
+    torch.nn.Softmax(dim=-1),
+    torch.nn.Softmax(dim=0),
+]
+
+
+@pytest.mark.parametrize("activation", TORCH_ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("apply_softmax", [False, True])
+def test_activations_of_a_call_equal_the_original(
+    one: stonnx.CrossEncoder,
+    three: stonnx.CrossEncoder,
+    original_one: Any,
+    original_three: Any,
+    activation: Any,
+    apply_softmax: bool,
+) -> None:
+    options = {"activation_fn": activation, "apply_softmax": apply_softmax}
+    for model, original in ((one, original_one), (three, original_three)):
+        _assert_close(original.predict(PAIRS, **options), model.predict(PAIRS, **options))
+
+
+@pytest.mark.parametrize("activation", TORCH_ACTIVATIONS, ids=str)
+def test_activations_equal_torch(activation: Any) -> None:
+    values = np.concatenate([np.linspace(-30, 30, 601), [-1000, -100, -88, 0, 88, 100, 1000]]).astype(np.float32)
+    values = values.reshape(-1, 2)
+    result = resolve_activation(activation)(values)
+    assert result.dtype == np.float32
+    expected = activation(torch.from_numpy(values)).numpy()
+    np.testing.assert_allclose(result, expected, rtol=2e-6, atol=2e-7 if "GELU" in str(activation) else 1e-37)
+
+
+def test_softmax_without_a_dimension_is_over_the_labels(three: stonnx.CrossEncoder) -> None:
+    scores = three.predict(PAIRS, activation_fn=torch.nn.Softmax())
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(scores, three.predict(PAIRS, activation_fn="softmax"))
+
+
+def test_the_names_are_those_of_the_exporter() -> None:
+    assert set(ACTIVATIONS) == set(heads.ACTIVATIONS) == set(modules.ACTIVATIONS.values())
+    for torch_name, name in modules.ACTIVATIONS.items():
+        assert resolve_activation(f"torch.nn.modules.activation.{torch_name}") is ACTIVATIONS[name]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "tanh",
+        "torch.nn.Tanh",
+        "torch.nn.modules.activation.Tanh",
+        torch.nn.Tanh(),
+        torch.tanh,
+        np.tanh,
+        ACTIVATIONS["tanh"],
+        lambda logits: np.tanh(logits.astype(np.float64)),
+    ],
+    ids=["name", "path", "long path", "module", "torch function", "ufunc", "ours", "lambda"],
+)
+def test_an_activation_can_be_named_in_many_ways(one: stonnx.CrossEncoder, original_one: Any, activation: Any) -> None:
+    _assert_close(
+        original_one.predict(PAIRS, activation_fn=torch.nn.Tanh()), one.predict(PAIRS, activation_fn=activation)
+    )
+
+
+class _OwnModule(torch.nn.Module):
+    pass
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "swish",
+        "mypackage.Sigmoid",
+        "torch.nn.Bilinear",
+        torch.nn.Bilinear(1, 1, 1),
+        torch.nn.Sigmoid,
+        torch.exp,
+        _OwnModule(),
+        3,
+    ],
+    ids=str,
+)
+def test_an_unknown_activation_is_refused(one: stonnx.CrossEncoder, activation: Any) -> None:
+    with pytest.raises(stonnx.UnsupportedError, match=r"not known\. Allowed are the names identity, tanh"):
+        one.predict(PAIRS, activation_fn=activation)
+
+
+def test_an_activation_must_return_a_row_for_each_pair(one: stonnx.CrossEncoder) -> None:
+    with pytest.raises(stonnx.InvalidArgumentError, match="a row for each of the 9 pairs"):
+        one.predict(PAIRS, activation_fn=np.sum)
+
+
+def test_the_activation_of_the_model_can_be_replaced(bundle: Path, one: stonnx.CrossEncoder) -> None:
+    logits, scores = one.predict(PAIRS, activation_fn="identity"), one.predict(PAIRS)
+    assert np.abs(logits - scores).min() > 0.01
+    model = stonnx.CrossEncoder(bundle, activation_fn=torch.nn.Identity())
+    np.testing.assert_array_equal(logits, model.predict(PAIRS))
+    assert model.activation_fn is ACTIVATIONS["identity"]
+    model.activation_fn = None
+    np.testing.assert_array_equal(scores, model.predict(PAIRS))
+    assert model.activation_fn is model.default_activation_function is ACTIVATIONS["sigmoid"]
+    np.testing.assert_allclose(model.activation_fn(logits), scores, **TOLERANCE)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_kinds_of_results_equal_the_original(three: stonnx.CrossEncoder, original_three: Any, count: int) -> None:
+    pairs = PAIRS[:count]
+    _assert_close(original_three.predict(pairs), three.predict(pairs))
+    expected = original_three.predict(pairs, convert_to_tensor=True)
+    torch.testing.assert_close(three.predict(pairs, convert_to_tensor=True), expected, **TOLERANCE)
+    expected = original_three.predict(pairs, convert_to_numpy=False)
+    result = three.predict(pairs, convert_to_numpy=False)
+    assert isinstance(result, list)
+    for wanted, scores in zip(expected, result, strict=True):
+        np.testing.assert_allclose(scores, wanted.numpy(), **TOLERANCE)
+
+
+def test_a_single_pair_as_a_tensor(one: stonnx.CrossEncoder, original_one: Any) -> None:
+    expected = original_one.predict(PAIRS[0], convert_to_tensor=True)
+    torch.testing.assert_close(one.predict(PAIRS[0], convert_to_tensor=True), expected, **TOLERANCE)
+
+
+def test_softmax_over_labels(three: stonnx.CrossEncoder) -> None:
+    scores = three.predict(PAIRS, apply_softmax=True)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(scores.argmax(axis=1), three.predict(PAIRS).argmax(axis=1))
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt": "what is "}, {"prompt_name": "shout"}, {"prompt_name": "query"}])
+def test_prompts_equal_the_original(one: stonnx.CrossEncoder, original_one: Any, options: dict[str, Any]) -> None:
+    _assert_close(original_one.predict(PAIRS, **options), one.predict(PAIRS, **options))
+
+
+def test_the_prompt_stands_before_the_first_text(bundle: Path, one: stonnx.CrossEncoder) -> None:
+    assert one.predict(("a", "b"), prompt="zzz ") == one.predict(("zzz a", "b")) != one.predict(("a", "zzz b"))
+    model = stonnx.CrossEncoder(bundle, default_prompt_name="shout")
+    assert model.predict(("a", "b")) == one.predict(("zzz a", "b"))
+    assert model.prompts == PROMPTS  # no "query" and "document" of their own, as in the original
+
+
+@pytest.mark.parametrize("length", [6, 16, 24])
+def test_long_pairs_are_cut_as_in_the_original(bundle: Path, length: int) -> None:
+    model, original = stonnx.CrossEncoder(bundle, max_length=length), _original(1)
+    assert model.max_length == model.max_seq_length == length
+    original[0].max_seq_length = length
+    pairs = [("bread rises " * 10, "the river"), ("the river", "bread rises " * 10), ("city " * 20, "sun " * 20)]
+    _assert_close(original.predict(pairs), model.predict(pairs))
+    model.max_length = 16
+    assert model.max_seq_length == 16
+
+
+def test_a_length_beyond_the_positions_is_refused(bundle: Path) -> None:
+    with pytest.raises(stonnx.InvalidArgumentError, match="at most 24 positions"):
+        stonnx.CrossEncoder(bundle, max_length=25)
+
+
+def test_many_pairs_come_back_in_order(three: stonnx.CrossEncoder) -> None:
+    pairs = [(f"{'bread ' * (index % 5)}{'abcdefghij'[index % 10]}", f"river {index}") for index in range(1500)]
+    scores = three.predict(pairs, batch_size=3)
+    for index in (0, 1, 127, 128, 129, 1151, 1152, 1499):
+        np.testing.assert_allclose(scores[index], three.predict(pairs[index]), **TOLERANCE)
+
+
+def test_a_pool_gives_the_same_scores(three: stonnx.CrossEncoder) -> None:
+    pool = three.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        options = {"activation_fn": lambda logits: logits * 2, "apply_softmax": True}
+        pooled = three.predict(PAIRS, pool=pool, chunk_size=2, **options)
+    finally:
+        three.stop_multi_process_pool(pool)
+    np.testing.assert_allclose(pooled, three.predict(PAIRS, **options), **TOLERANCE)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_k": 100}, {"return_documents": True}, {"prompt": "zzz "}])
+def test_ranking_equals_the_original(one: stonnx.CrossEncoder, original_one: Any, options: dict[str, Any]) -> None:
+    expected, result = original_one.rank(QUERY, DOCUMENTS, **options), one.rank(QUERY, DOCUMENTS, **options)
+    for wanted, found in zip(expected, result, strict=True):
+        assert found.keys() == wanted.keys()
+        assert found["corpus_id"] == wanted["corpus_id"]
+        assert type(found["score"]) is float
+        assert found["score"] == pytest.approx(wanted["score"], rel=1e-6)
+        assert found.get("text") == wanted.get("text")
+
+
+def test_equal_documents_stay_in_their_order(one: stonnx.CrossEncoder, original_one: Any) -> None:
+    documents = ["a", "the river", "a", "the river", "a"]
+    expected = [result["corpus_id"] for result in original_one.rank(QUERY, documents)]
+    assert [result["corpus_id"] for result in one.rank(QUERY, documents)] == expected
+    assert [index for index in expected if documents[index] == "a"] == [0, 2, 4]
+
+
+def test_ranking_takes_any_documents(one: stonnx.CrossEncoder) -> None:
+    expected = one.rank(QUERY, DOCUMENTS, return_documents=True)
+    assert one.rank(QUERY, (document for document in DOCUMENTS), return_documents=True) == expected
+    assert one.rank(QUERY, []) == []
+
+
+def test_ranking_refuses_what_gives_no_order(one: stonnx.CrossEncoder, three: stonnx.CrossEncoder) -> None:
+    with pytest.raises(ValueError, match="one label, and this one has 3"):
+        three.rank(QUERY, DOCUMENTS)
+    with pytest.raises(TypeError, match="single str"):
+        one.rank(QUERY, "the river")
+    with pytest.raises(stonnx.InvalidInputError, match="Input 1 is no pair") as raised:
+        one.rank(QUERY, ["the river", None])  # type: ignore[list-item]
+    assert raised.value.index == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "index", "message"),
+    [
+        ("a", None, r"The input is no pair of texts but str \('a'\)"),
+        (3, None, "but int"),
+        (("a",), None, "a tuple of 1"),
+        (["a", "b", "c"], None, "a list of 3"),
+        (["a", None], None, "as its second text"),
+        (zip(["a"], ["b"], strict=True), None, r"list\(zip\(queries, documents\)\)"),
+        ([("a", "b"), "c"], 1, r"Input 1 is no pair of texts but str \('c'\)"),
+        ([("a", "b"), ("c", "d", "e")], 1, "a tuple of 3"),
+        ([("a", "b"), ("c", "d"), (None, "f")], 2, r"has NoneType \(None\) as its first text"),
+        ([("a", "b"), ("c", float("nan"))], 1, "has float"),
+        ([("a", "b"), ("c", b"d")], 1, "has bytes"),
+        ([("a", "b"), ("c", "\ud800")], 1, "surrogate"),
+    ],
+)
+def test_what_is_no_pair_is_refused_with_its_index(
+    one: stonnx.CrossEncoder, inputs: Any, index: int | None, message: str
+) -> None:
+    with pytest.raises(stonnx.InvalidInputError, match=message) as raised:
+        one.predict(inputs)
+    assert raised.value.index == index
+
+
+def test_errors_of_a_call(one: stonnx.CrossEncoder) -> None:
+    with pytest.raises(ValueError, match="does not take the argument normalize"):
+        one.predict(PAIRS, normalize=True)
+    with pytest.raises(ValueError, match="batch_size"):
+        one.predict(PAIRS, batch_size=0)
+    with pytest.raises(ValueError, match="prompt_name 'absent'"):
+        one.predict(PAIRS, prompt_name="absent")
+
+
+def test_old_arguments_of_the_constructor(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="stonnx")
+    model = stonnx.CrossEncoder(bundle, 1, 8, torch.nn.Identity(), "cpu")  # type: ignore[misc]
+    assert (model.num_labels, model.max_length, model.activation_fn) == (1, 8, ACTIVATIONS["identity"])
+    assert "CrossEncoder takes max_length by name now, not by position." in caplog.messages
+    model = stonnx.CrossEncoder(model_name=bundle, default_activation_function="tanh", classifier_dropout=0.1)  # type: ignore[call-arg]
+    assert model.activation_fn is ACTIVATIONS["tanh"]
+    assert "CrossEncoder ignores classifier_dropout, which has no effect." in caplog.messages
+    with pytest.raises(TypeError, match="positional"):
+        stonnx.CrossEncoder(bundle, 1, 8, None, "cpu", "more")  # type: ignore[misc]
+    with pytest.raises(stonnx.UnsupportedError, match="model_kwargs"):
+        stonnx.CrossEncoder(bundle, automodel_args={"torch_dtype": "float16"})  # type: ignore[call-arg]
+
+
+def test_old_arguments_of_calls(one: stonnx.CrossEncoder) -> None:
+    logits = one.predict(PAIRS, activation_fn="identity")
+    np.testing.assert_array_equal(
+        logits,
+        one.predict(sentences=PAIRS, activation_fct=torch.nn.Identity(), num_workers=2),
+    )
+    expected = one.rank(QUERY, DOCUMENTS, activation_fn="identity")
+    old = {"activation_fct": "identity", "num_workers": 1, "convert_to_tensor": True, "apply_softmax": True}
+    assert one.rank(QUERY, DOCUMENTS, **old) == expected
+
+
+def test_what_would_be_another_model_is_refused(bundle: Path) -> None:
+    assert stonnx.CrossEncoder(bundle, num_labels=1).num_labels == 1
+    with pytest.raises(stonnx.UnsupportedError, match="num_labels=2"):
+        stonnx.CrossEncoder(bundle, num_labels=2)
+    with pytest.raises(stonnx.UnsupportedError, match="keep_in_fp32_modules"):
+        stonnx.CrossEncoder(bundle, keep_in_fp32_modules=["0.model.classifier"])
+
+
+@pytest.mark.parametrize("fields", [{"num_labels": None}, {"activation": None}, {"activation": "swish"}])
+def test_a_bundle_without_labels_or_activation_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    path = _write(tmp_path / "bundle", 1, "sigmoid", "Sigmoid", **fields)
+    with pytest.raises(stonnx.BundleFormatError, match="num_labels .* activation"):
+        stonnx.CrossEncoder(path)
+
+
+def test_labels_by_index(one: stonnx.CrossEncoder, three: stonnx.CrossEncoder) -> None:
+    assert three.config.id2label == dict(enumerate(LABELS))
+    assert three.config.label2id == {label: index for index, label in enumerate(LABELS)}
+    assert three.config.num_labels == three.num_labels == 3
+    assert one.config.id2label == {0: "LABEL_0"}
+
+
+def test_signatures_equal_the_original() -> None:
+    for method, changed in (("predict", set()), ("rank", set())):
+        theirs = inspect.signature(getattr(sentence_transformers.CrossEncoder, method)).parameters
+        ours = inspect.signature(getattr(stonnx.CrossEncoder, method)).parameters
+        facts = [
+            [(p.name, p.kind, p.default) for p in side.values() if p.name not in changed] for side in (theirs, ours)
+        ]
+        assert facts[0] == facts[1]
+    theirs = inspect.signature(sentence_transformers.CrossEncoder.__init__).parameters
+    ours = inspect.signature(stonnx.CrossEncoder.__init__).parameters
+    assert [*theirs, "dtype", "threads"] == list(ours)
+    assert all(ours[name].kind == theirs[name].kind for name in theirs)
+    assert stonnx.CrossEncoder.default_huggingface_organization == "cross-encoder"

@@ -1,0 +1,203 @@
+"""Bundles of toy networks, written by hand, and the same networks in torch for sentence-transformers to run.
+
+A toy network looks up a row of a table for each token. It is small, exact, and needs no exporter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import tokenizers
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from sentence_transformers.base.modules import InputModule
+from tokenizers import models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from stonnx._bundle import (
+    SCHEMA_VERSION,
+    Manifest,
+    Module,
+    Route,
+    Source,
+    TensorSpec,
+    TokenizerSpec,
+    hash_files,
+    write_manifest,
+)
+
+MAX_SEQ_LENGTH, MAX_POSITIONS = 16, 24
+_WORDS = ("the", "is", "of", "and", "what", "city", "bread", "rises", "river", "flows", "sun", "shines")
+_OTHERS = ("question", "document", ":", "?", ".")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *_WORDS, *_OTHERS, *_LETTERS, *(f"##{c}" for c in _LETTERS)]
+
+
+def toy_tokenizer() -> tokenizers.Tokenizer:
+    """An uncased WordPiece tokenizer: known words, and letters for the others."""
+    ids = {token: index for index, token in enumerate(VOCABULARY)}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    return tokenizer
+
+
+def toy_table(width: int, seed: int, *, active: float = 0.3) -> np.ndarray:
+    """A random row for each token, a share of it positive: [vocabulary, width] float32, no two values equal."""
+    rng = np.random.default_rng(seed)
+    values = rng.permutation(np.linspace(0.1, 3.0, len(VOCABULARY) * width)).reshape(len(VOCABULARY), width)
+    return np.where(rng.random(values.shape) < active, values, -values).astype(np.float32)
+
+
+def sparse_graph(table: np.ndarray) -> onnx.ModelProto:
+    """relu(max over tokens of table[token]): the output ``sparse_embedding``."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"], axis=0),
+        helper.make_node("Cast", ["attention_mask"], ["kept"], to=TensorProto.BOOL),
+        helper.make_node("Unsqueeze", ["kept", "last"], ["kept_rows"]),
+        helper.make_node("Where", ["kept_rows", "rows", "lowest"], ["masked"]),
+        helper.make_node("ReduceMax", ["masked", "middle"], ["largest"], keepdims=0),
+        helper.make_node("Relu", ["largest"], ["sparse_embedding"]),
+    ]
+    constants = {"table": table, "last": [2], "middle": [1], "lowest": np.float32(-1e9)}
+    return _model(nodes, ["input_ids", "attention_mask"], {"sparse_embedding": table.shape[1]}, constants)
+
+
+def pair_graph(table: np.ndarray, second: np.ndarray, activation: str) -> onnx.ModelProto:
+    """The mean of table[token], plus ``second`` for tokens of the second text: ``logits``, and from them ``scores``."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"], axis=0),
+        helper.make_node("Gather", ["types", "token_type_ids"], ["type_rows"], axis=0),
+        helper.make_node("Add", ["rows", "type_rows"], ["tokens"]),
+        helper.make_node("Cast", ["attention_mask"], ["weights"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["weights", "last"], ["weights_3d"]),
+        helper.make_node("Mul", ["tokens", "weights_3d"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "middle"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["weights", "middle"], ["count"], keepdims=1),
+        helper.make_node("Div", ["sum", "count"], ["logits"]),
+        helper.make_node(activation, ["logits"], ["scores"]),
+    ]
+    constants = {"table": table, "types": np.stack([np.zeros_like(second), second]), "last": [2], "middle": [1]}
+    inputs = ["input_ids", "attention_mask", "token_type_ids"]
+    return _model(nodes, inputs, {"logits": len(second), "scores": len(second)}, constants)
+
+
+def _model(
+    nodes: list[onnx.NodeProto], inputs: list[str], outputs: Mapping[str, int], constants: Mapping[str, Any]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name, width in outputs.items()],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def write_bundle(directory: Path, graphs: Mapping[str, onnx.ModelProto], **fields: Any) -> Path:
+    """A bundle with a graph for each route. ``fields`` are those of the manifest, ``task`` among them."""
+    directory.mkdir(parents=True)
+    toy_tokenizer().save(str(directory / "tokenizer.json"))
+    tokenizer = TokenizerSpec("tokenizer.json", MAX_SEQ_LENGTH, MAX_POSITIONS, 0, 0, "right", True, (0, 1, 2, 3))
+    routes = {}
+    for name, graph in graphs.items():
+        onnx.save(graph, directory / f"{name}.onnx")
+        inputs, outputs = (tuple(map(_spec, values)) for values in (graph.graph.input, graph.graph.output))
+        routes[name] = Route(f"{name}.onnx", 18, inputs, outputs, tokenizer)
+    settings: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "source": Source("toy", None, None),
+        "architecture": "toy",
+        "modules": (Module("Toy"),),
+        "routes": routes,
+        "precision": "fp32",
+        "recipe": "fp32",
+        "requires_cpu_features": (),
+        "embedding_dimension": None,
+        "normalized": False,
+        "similarity_fn_name": None,
+        "prompts": {},
+        "default_prompt_name": None,
+        "truncate_dim": None,
+        "num_labels": None,
+        "labels": (),
+        "activation": None,
+        "files": hash_files(directory, sorted(file.name for file in directory.iterdir())),
+        "exporter": {},
+        "fidelity": None,
+        "default_route": next(iter(routes)),
+    }
+    write_manifest(directory, Manifest(**(settings | fields)))
+    return directory
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(size.dim_param or size.dim_value for size in tensor.shape.dim)
+    return TensorSpec(value.name, "float32" if tensor.elem_type == TensorProto.FLOAT else "int64", shape)
+
+
+class ToyNetwork(InputModule):
+    """A toy network as a module of sentence-transformers: ``compute`` gets ids, mask and token types."""
+
+    def __init__(self, output: str, compute: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.output, self.compute, self.max_seq_length = output, compute, MAX_SEQ_LENGTH
+        self.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=toy_tokenizer(), pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        )
+
+    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        prompt = prompt or ""
+        texts = [prompt + text if isinstance(text, str) else [prompt + text[0], text[1]] for text in inputs]
+        return dict(
+            self.tokenizer(
+                texts,
+                padding=True,
+                truncation="longest_first",
+                max_length=self.max_seq_length,
+                return_token_type_ids=True,
+                return_tensors="pt",
+            )
+        )
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return features | {self.output: self.compute(*(features[name] for name in names))}
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+
+def sparse_network(table: np.ndarray) -> ToyNetwork:
+    """The network of :func:`sparse_graph`."""
+    rows = torch.from_numpy(table)
+
+    def compute(ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+        masked = torch.where(mask[..., None].bool(), rows[ids], torch.tensor(-1e9))
+        return torch.relu(masked.max(dim=1).values)
+
+    return ToyNetwork("sentence_embedding", compute)
+
+
+def pair_network(table: np.ndarray, second: np.ndarray) -> ToyNetwork:
+    """The network of :func:`pair_graph`, up to its logits."""
+    rows, second_row = torch.from_numpy(table), torch.from_numpy(second)
+
+    def compute(ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+        tokens = rows[ids] + types[..., None] * second_row
+        return (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+    return ToyNetwork("scores", compute)

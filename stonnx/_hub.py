@@ -135,6 +135,7 @@ def download(
     name: str, revision: str | None, token: bool | str | None, cache_folder: str | None, local_files_only: bool
 ) -> Path:
     import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -142,6 +143,12 @@ def download(
         LocalEntryNotFoundError,
     )
 
+    if local_files_only or HF_HUB_OFFLINE:
+        # Straight from the cache: even for that, the client's download function may ask the network something.
+        cached = huggingface_hub.try_to_load_from_cache(name, MANIFEST_NAME, cache_folder, revision)
+        directory = Path(cached).parent if isinstance(cached, str) else None
+        if directory is not None and all((directory / file).is_file() for file in read_manifest(directory).files):
+            return directory
     place: dict[str, Any] = {"repo_id": name, "cache_dir": cache_folder, "token": token}
     place["local_files_only"] = local_files_only
     try:
@@ -153,10 +160,10 @@ def download(
         except EntryNotFoundError:
             pass
         else:
-            files = [*read_manifest(manifest.parent).files, MANIFEST_NAME]
-            # The commit in the path of the manifest pins the other files to the same version.
-            commit = manifest.parent.name
-            return Path(huggingface_hub.snapshot_download(revision=commit, allow_patterns=files, **place))
+            for file in read_manifest(manifest.parent).files:
+                # The commit in the path of the manifest pins the other files to the same version.
+                huggingface_hub.hf_hub_download(filename=file, revision=manifest.parent.name, **place)
+            return manifest.parent
         return Path(huggingface_hub.snapshot_download(revision=revision, allow_patterns=_DOWNLOADED, **place))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = "in the local cache" if local_files_only else "on the Hub or in the local cache"

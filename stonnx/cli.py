@@ -1,4 +1,4 @@
-"""The command ``stonnx``: export, encode, info."""
+"""The command ``stonnx``: export, encode, info, models."""
 
 from __future__ import annotations
 
@@ -78,6 +78,23 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("bundle", type=Path, help="bundle directory")
     info.add_argument("--json", action="store_true", help="print the manifest as it is")
     info.set_defaults(command=_info)
+
+    models = commands.add_parser(
+        "models",
+        help="list published models, and recommend one",
+        description="List the published models of the guide, or rank those that fit and say which to take.",
+    )
+    models.add_argument("--task", help="embedding, sparse or rerank")
+    models.add_argument("--for", dest="use", metavar="USE", help="general, search, multilingual, rerank, ...")
+    models.add_argument(
+        "--language", action="append", default=[], metavar="CODE", help="a language it must know; may be repeated"
+    )
+    models.add_argument("--max-dim", type=int, metavar="N", help="vectors of at most N dimensions")
+    preference = models.add_mutually_exclusive_group()
+    preference.add_argument("--fast", dest="prefer", action="store_const", const="fast", help="rank by speed")
+    preference.add_argument("--best", dest="prefer", action="store_const", const="best", help="rank by quality")
+    models.add_argument("--json", action="store_true", help="print everything that is known, as JSON")
+    models.set_defaults(command=_models)
     return parser
 
 
@@ -161,6 +178,17 @@ def _info(arguments: argparse.Namespace) -> None:
         return
     for key, value in describe(manifest):
         print(f"{key:<16}{value}")
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from stonnx._guide import Query, read_guide, recommend
+    from stonnx._guide_table import as_json, table
+
+    languages = tuple(arguments.language)
+    query = Query(arguments.task, arguments.use, languages, arguments.prefer, arguments.max_dim)
+    guide = read_guide()
+    answer = recommend(guide, query) if query else None
+    print((as_json if arguments.json else table)(guide, answer))
 
 
 def describe(manifest: Manifest) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""CrossEncoder against sentence-transformers: the same toy network on both sides, and every activation against torch."""
+"""CrossEncoder against sentence-transformers with the same toy network, and every activation against torch."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ DOCUMENTS = [
     "the city of bread",
     "a",
 ]
-PAIRS = [(QUERY, document) for document in DOCUMENTS] + [("a", "b"), ("b", "a"), (DOCUMENTS[2], QUERY)]
+PAIRS = [(QUERY, document) for document in DOCUMENTS] + [("the river", "a"), ("a", "the river"), (DOCUMENTS[2], QUERY)]
 
 
 def _tables(labels: int) -> tuple[np.ndarray, np.ndarray]:
     return toy_table(labels, labels, active=0.5), np.linspace(0.5, -1, labels, dtype=np.float32)
 
 
-def _write(directory: Path, labels: int, activation: str, operator: str, **fields: Any) -> Path:
-    graphs = {"default": pair_graph(*_tables(labels), operator)}
-    facts = {"task": "rerank", "num_labels": labels, "activation": activation, "prompts": PROMPTS}
+def _write(directory: Path, count: int, operator: str, **fields: Any) -> Path:
+    graphs = {"default": pair_graph(*_tables(count), operator)}
+    facts = {"task": "rerank", "num_labels": count, "activation": operator.lower(), "prompts": PROMPTS}
     return write_bundle(directory, graphs, **(facts | fields))
 
 
@@ -53,7 +53,7 @@ def _original(labels: int) -> Any:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _write(tmp_path_factory.mktemp("rerank") / "one", 1, "sigmoid", "Sigmoid")
+    return _write(tmp_path_factory.mktemp("rerank") / "one", 1, "Sigmoid")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def one(bundle: Path) -> stonnx.CrossEncoder:
 def three(tmp_path_factory: pytest.TempPathFactory) -> stonnx.CrossEncoder:
     """A classifier into three labels, which gives logits."""
     path = tmp_path_factory.mktemp("rerank") / "three"
-    return stonnx.CrossEncoder(_write(path, 3, "identity", "Identity", labels=LABELS))
+    return stonnx.CrossEncoder(_write(path, 3, "Identity", labels=LABELS))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_single_pair_is_a_number(one: stonnx.CrossEncoder, three: stonnx.Cross
 
 def test_the_order_of_the_two_texts_counts(one: stonnx.CrossEncoder) -> None:
     scores = one.predict(PAIRS)
-    assert scores[6] != scores[7]
+    assert abs(scores[6] - scores[7]) > 0.01
 
 
 TORCH_ACTIVATIONS = [
@@ -160,7 +160,8 @@ def test_activations_equal_torch(activation: Any) -> None:
     result = resolve_activation(activation)(values)
     assert result.dtype == np.float32
     expected = activation(torch.from_numpy(values)).numpy()
-    np.testing.assert_allclose(result, expected, rtol=2e-6, atol=2e-7 if "GELU" in str(activation) else 1e-37)
+    # torch's GELU computes 1 + erf(x), which loses 5e-7 of results near zero.
+    np.testing.assert_allclose(result, expected, rtol=2e-6, atol=1e-6 if "GELU" in str(activation) else 1e-37)
 
 
 def test_softmax_without_a_dimension_is_over_the_labels(three: stonnx.CrossEncoder) -> None:
@@ -407,8 +408,8 @@ def test_what_would_be_another_model_is_refused(bundle: Path) -> None:
 
 @pytest.mark.parametrize("fields", [{"num_labels": None}, {"activation": None}, {"activation": "swish"}])
 def test_a_bundle_without_labels_or_activation_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
-    path = _write(tmp_path / "bundle", 1, "sigmoid", "Sigmoid", **fields)
-    with pytest.raises(stonnx.BundleFormatError, match="num_labels .* activation"):
+    path = _write(tmp_path / "bundle", 1, "Sigmoid", **fields)
+    with pytest.raises(stonnx.BundleFormatError, match=r"num_labels .* activation"):
         stonnx.CrossEncoder(path)
 
 
@@ -420,12 +421,10 @@ def test_labels_by_index(one: stonnx.CrossEncoder, three: stonnx.CrossEncoder) -
 
 
 def test_signatures_equal_the_original() -> None:
-    for method, changed in (("predict", set()), ("rank", set())):
+    for method in ("predict", "rank"):
         theirs = inspect.signature(getattr(sentence_transformers.CrossEncoder, method)).parameters
         ours = inspect.signature(getattr(stonnx.CrossEncoder, method)).parameters
-        facts = [
-            [(p.name, p.kind, p.default) for p in side.values() if p.name not in changed] for side in (theirs, ours)
-        ]
+        facts = [[(p.name, p.kind, p.default) for p in side.values()] for side in (theirs, ours)]
         assert facts[0] == facts[1]
     theirs = inspect.signature(sentence_transformers.CrossEncoder.__init__).parameters
     ours = inspect.signature(stonnx.CrossEncoder.__init__).parameters

@@ -169,12 +169,12 @@ def test_search_errors() -> None:
         util.semantic_search(corpus, corpus, score_function=util.pairwise_cos_sim)
 
     def score(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
-        return np.where((queries[:, :1] == 3) & (corpus[:, 0] == 29), np.nan, 0)
+        return np.where((queries[:, :1] == 3) & (corpus[:, 0] == 1002), np.nan, 0)
 
-    numbers = np.arange(30.0)[:, None]
-    for top_k in (1, 10):
-        with pytest.raises(InvalidArgumentError, match="query 3 and row 29 of the corpus is NaN"):
-            util.semantic_search(numbers, numbers, 2, 16, top_k, score)
+    numbers = np.arange(1003.0)[:, None]
+    for corpus_chunk_size in (1003, 16):
+        with pytest.raises(InvalidArgumentError, match="query 3 and row 1002 of the corpus is NaN"):
+            util.semantic_search(numbers[:5], numbers, 2, corpus_chunk_size, score_function=score)
 
 
 def assert_pairs(actual: list[Any], expected: list[Any]) -> None:

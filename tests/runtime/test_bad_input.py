@@ -153,7 +153,7 @@ LONE = "\ud800"
         ({"text": ("a", f"b{LONE}")}, None, 1),
         ([f"é{LONE}"], 0, 1),
         ([("a", "b"), ("a", f"bc{LONE}d")], 1, 2),
-        # Two halves are no pair: Python reads the whole character from "\U0001f600".
+        # Two halves beside each other are no character either: UTF-8 has none of them.
         (["a", "\ud83d\ude00"], 1, 0),
         ([*MANY[:2100], f"x{LONE}", *MANY[2100:], LONE], 2100, 1),
     ],
@@ -175,17 +175,15 @@ def test_lone_surrogates(
 
 def test_a_lone_surrogate_in_the_prompt(minilm: Any) -> None:
     for output_value in ("sentence_embedding", None):
-        with pytest.raises(InvalidInputError, match="^The prompt is no valid Unicode") as error:
+        with pytest.raises(InvalidInputError, match=r"^The prompt is no valid Unicode") as error:
             minilm.encode(["a", "b"], prompt=LONE, output_value=output_value)
         assert error.value.index is None
 
 
 def test_the_remedy_for_lone_surrogates_works(minilm: Any) -> None:
-    repaired = f"a {LONE} b".encode("utf-8", "replace").decode()
     np.testing.assert_array_equal(
         minilm.encode(f"a {LONE} b".encode("utf-8", "replace").decode()), minilm.encode("a ? b")
     )
-    assert repaired == "a ? b"
 
 
 # Texts that are unusual, and allowed.
@@ -265,7 +263,7 @@ def test_threads(minilm_bundle: Path, threads: Any) -> None:
 
 @pytest.mark.parametrize("device", ["foo", "CPU", "cuda:x", "mps", 0], ids=repr)
 def test_unknown_devices(minilm_bundle: Path, device: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match="is not known. Allowed: cpu, cuda, cuda:0"):
+    with pytest.raises(InvalidArgumentError, match=r"is not known\. Allowed: cpu, cuda, cuda:0"):
         SentenceTransformer(minilm_bundle, device=device)
 
 
@@ -302,14 +300,14 @@ def test_names_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_file(minilm_bundle: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="is a file. Pass the directory of the bundle instead") as error:
+    with pytest.raises(ModelNotFoundError, match=r"is a file\. Pass the directory of the bundle instead") as error:
         SentenceTransformer(minilm_bundle / "model.onnx")
     assert str(error.value).endswith(str(minilm_bundle))
 
 
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "stonnx.json").mkdir()
-    with pytest.raises(ModelNotFoundError, match="neither stonnx.json .* nor modules.json or config.json"):
+    with pytest.raises(ModelNotFoundError, match=r"neither stonnx\.json .* nor modules\.json or config\.json"):
         SentenceTransformer(tmp_path)
 
 
@@ -380,6 +378,6 @@ def test_what_is_left_of_two_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # Uninstalling one of two wheels removes the files of both, but not the directory.
     monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
     with pytest.raises(
-        MissingDependencyError, match="only partly installed.*pip uninstall -y onnxruntime onnxruntime-gpu"
+        MissingDependencyError, match=r"only partly installed.*pip uninstall -y onnxruntime onnxruntime-gpu"
     ):
         Session(tmp_path / "model.onnx")

@@ -28,6 +28,11 @@ ORGANIZATIONS: dict[Task, str] = {
 _CHECKPOINT_FILES = ("modules.json", "config.json")
 # What of a checkpoint is downloaded: settings, tokenizer and weights, but not the same weights in other formats.
 _DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors", "*/*.safetensors", "pytorch_model.bin", "*/*.bin"]
+# The same with the network as ONNX, and PyTorch's weights of the small modules only, which lie in their own folders.
+_DOWNLOADED_ONNX = [
+    *("*.json", "*.txt", "*.model", "*/model.safetensors", "*/pytorch_model.bin"),
+    *("model.onnx", "model.onnx[._]data", "*/model.onnx", "*/model.onnx[._]data"),
+]
 
 
 def find_bundle(
@@ -100,9 +105,11 @@ def _with_dtype(directory: Path, dtype: str | None) -> Path:
 def _exported(source: str, identity: str, task: Task, dtype: str | None, *, name: str | None = None) -> Path:
     """The bundle of a checkpoint from the cache, exported into it if it is not there yet."""
     label = name or source
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("sentence_transformers") is None:
+    directory = Path(source)
+    onnx = any((directory / file).is_file() for file in ("onnx/model.onnx", "model.onnx"))
+    if missing_for_pytorch() is not None and (not onnx or _is_missing("onnx_ir")):
         raise MissingDependencyError(
-            f"{label} is a PyTorch checkpoint, not a bundle. Export it once, on a machine that has the exporter "
+            f"{label} is a checkpoint, not a bundle. Export it once, on a machine that has the exporter "
             f'(pip install "stonnx[cpu,export]"), with: stonnx export {label} -o DIRECTORY\n'
             "Then load DIRECTORY here."
         )
@@ -124,6 +131,18 @@ def _exported(source: str, identity: str, task: Task, dtype: str | None, *, name
     return target
 
 
+def missing_for_pytorch() -> str | None:
+    """The first package that is not there of those that an export from PyTorch weights needs."""
+    return next((name for name in ("torch", "sentence_transformers") if _is_missing(name)), None)
+
+
+def _is_missing(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is None
+    except ImportError:  # an import hook refuses it
+        return True
+
+
 def _local_identity(path: Path) -> str:
     """Changes whenever a file of the checkpoint does."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -132,8 +151,19 @@ def _local_identity(path: Path) -> str:
 
 
 def download(
-    name: str, revision: str | None, token: bool | str | None, cache_folder: str | None, local_files_only: bool
+    name: str,
+    revision: str | None,
+    token: bool | str | None,
+    cache_folder: str | None,
+    local_files_only: bool,
+    *,
+    onnx: bool | None = None,
 ) -> Path:
+    """The directory of a bundle or checkpoint from the Hub; of a checkpoint, what an export needs.
+
+    ``onnx`` says whether the network is to come as an ONNX file. None: where PyTorch is not installed. Either way the
+    other form is downloaded where that one is not there.
+    """
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
@@ -164,7 +194,14 @@ def download(
                 # The commit in the path of the manifest pins the other files to the same version.
                 huggingface_hub.hf_hub_download(filename=file, revision=manifest.parent.name, **place)
             return manifest.parent
-        return Path(huggingface_hub.snapshot_download(revision=revision, allow_patterns=_DOWNLOADED, **place))
+        wanted = [(_DOWNLOADED, ("**/*.safetensors", "**/*.bin")), (_DOWNLOADED_ONNX, ("**/model.onnx",))]
+        if missing_for_pytorch() is not None if onnx is None else onnx:
+            wanted.reverse()
+        for patterns, weights in wanted:
+            snapshot = Path(huggingface_hub.snapshot_download(revision=revision, allow_patterns=patterns, **place))
+            if any(list(snapshot.glob(pattern)) for pattern in weights):
+                break
+        return snapshot
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = "in the local cache" if local_files_only else "on the Hub or in the local cache"
         raise ModelNotFoundError(

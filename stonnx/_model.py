@@ -15,6 +15,7 @@ from stonnx._bundle import MANIFEST_NAME, FileEntry, Task
 from stonnx._engine import Engine, LoadedRoute
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub import find_bundle
+from stonnx._inputs import is_batch, parse_inputs
 from stonnx._pool import Pool, borrowed, check_chunk_size, run_in_pool, start_pool, stop_pool, thread_shares
 from stonnx._progress import progress_bar
 from stonnx._session import available_cpus
@@ -303,6 +304,43 @@ class Model:
     def supports(self, modality: str) -> bool:
         """Whether the model reads a modality."""
         return modality in self.modalities
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """What the network reads of some texts.
+
+        Args:
+            inputs: Texts or pairs of texts.
+            prompt: A text to put in front of each.
+            **kwargs: ``task="query"`` or ``"document"`` picks the route of a model that has several.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and, where the network takes them, ``token_type_ids``: int64 arrays
+            [texts, longest], padded on the right; ``modality``; with a prompt, its ``prompt_length`` in tokens.
+        """
+        task = kwargs.pop("task", None)
+        if kwargs:
+            raise InvalidArgumentError(f"preprocess does not take {', '.join(kwargs)}. Allowed: task.")
+        texts, _ = parse_inputs(list(inputs), prompt)
+        if not texts:
+            return {}
+        route = self._engine.route(task)
+        tokens = route.tokenizer.pad(route.tokenizer.encode(texts))
+        features: dict[str, Any] = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+        if "token_type_ids" in route.session.inputs:
+            types = tokens.token_type_ids
+            features["token_type_ids"] = np.zeros_like(tokens.input_ids) if types is None else types
+        features["modality"] = "text"
+        if prompt:
+            features["prompt_length"] = route.tokenizer.prompt_length(prompt)
+        return features
+
+    def tokenize(self, texts: Sequence[Any], **kwargs: Any) -> dict[str, Any]:
+        """Old name of :meth:`preprocess`."""
+        return self.preprocess(texts, **kwargs)
+
+    def is_singular_input(self, inputs: Any) -> bool:
+        """Whether an argument is one input rather than a batch."""
+        return not is_batch(inputs)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.info})"

@@ -384,9 +384,9 @@ def _exit_with_parent() -> None:
     from multiprocessing import parent_process
     from multiprocessing.connection import wait
 
-    parent = parent_process()
+    parent, own = parent_process(), os.getppid()
     assert parent is not None
-    # The sentinel stays open as long as any process that the parent forked: ask for the parent itself as well.
-    while not wait([parent.sentinel], timeout=1.0) and os.getppid() == parent.pid:
+    # The sentinel stays open as long as any process that the parent forked: see who the parent is as well.
+    while not wait([parent.sentinel], timeout=1.0) and os.getppid() == own:
         pass
     os._exit(1)

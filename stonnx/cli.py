@@ -33,10 +33,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stonnx {stonnx.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
-    export = commands.add_parser("export", help="turn a PyTorch checkpoint into a bundle")
+    export = commands.add_parser("export", help="turn a checkpoint into a bundle")
     export.add_argument("model", help="checkpoint directory or Hub id")
     export.add_argument("-o", "--output", type=Path, help="directory of the bundle (default: MODEL-DTYPE)")
     export.add_argument("--dtype", default="fp32", help="recipe of the bundle (default: fp32)")
+    export.add_argument(
+        "--source",
+        choices=("auto", "torch", "onnx"),
+        default="auto",
+        help="take the network from PyTorch weights or from an ONNX file of the checkpoint, which needs no PyTorch "
+        "(default: auto, PyTorch weights where that is possible)",
+    )
     export.add_argument("--name", help="how the bundle names its source (default: MODEL)")
     export.add_argument("--revision", help="branch, tag or commit on the Hub")
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
@@ -110,6 +117,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.model,
         arguments.output,
         dtype=arguments.dtype,
+        source=arguments.source,
         overwrite=arguments.overwrite,
         name=arguments.name,
         revision=arguments.revision,
@@ -236,8 +244,9 @@ def _fidelity(manifest: Manifest) -> str:
     fidelity = manifest.fidelity
     if fidelity is None:
         return "not verified"
+    original = "PyTorch" if "PyTorch" in fidelity.compared_with else "the original"
     return (
-        f"cosine to PyTorch mean {fidelity.cosine_mean:.7f}, lowest {fidelity.cosine_min:.7f}, "
+        f"cosine to {original} mean {fidelity.cosine_mean:.7f}, lowest {fidelity.cosine_min:.7f}, "
         f"largest difference {fidelity.max_abs_difference:.1e}"
     )
 

@@ -365,6 +365,12 @@ class SentenceTransformer(Model):
         finally:
             self.truncate_dim = before
 
+    @contextmanager
+    def truncate_sentence_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
+        """Old name of :meth:`truncate_embeddings`."""
+        with self.truncate_embeddings(truncate_dim):
+            yield
+
     def _sentence_embeddings(
         self, texts: Sequence[Any], prompt: str | None, task: str | None, batch_size: int, show: bool | None
     ) -> npt.NDArray[np.float32]:

@@ -123,12 +123,15 @@ def test_prompts_equal_the_original(
     _assert_equal(getattr(original, method)(TEXTS, **options), getattr(model, method)(TEXTS, **options))
 
 
-def test_default_prompt_is_for_encode_only(bundle: Path) -> None:
+def test_default_prompt_is_for_encode_only(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = stonnx.SparseEncoder(bundle, prompts={"query": ""}, default_prompt_name="shout")
     plain, shouted = (model.encode(TEXTS, prompt=prompt).toarray() for prompt in ("", "zzz "))
     assert (plain != shouted).any()
     np.testing.assert_array_equal(shouted, model.encode(TEXTS).toarray())
     np.testing.assert_array_equal(plain, model.encode_query(TEXTS).toarray())
+    np.testing.assert_array_equal(plain, model.encode_document(TEXTS).toarray())
+    model.encode_query(TEXTS, prompt="zzz ")
+    assert not caplog.messages  # no complaint about a prompt name that the caller did not give
 
 
 @pytest.mark.parametrize(

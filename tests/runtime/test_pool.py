@@ -516,7 +516,7 @@ if __name__ == "__main__":
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_workers_end_with_the_parent(tmp_path: Path, number: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, *script(tmp_path, WORKING)],

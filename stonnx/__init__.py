@@ -17,6 +17,7 @@ from stonnx._errors import (
     InvalidInputError,
     MissingDependencyError,
     ModelNotFoundError,
+    PoolError,
     StonnxError,
     UnsupportedError,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelInfo",
     "ModelNotFoundError",
+    "PoolError",
     "SentenceTransformer",
     "SparseEncoder",
     "StonnxError",

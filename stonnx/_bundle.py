@@ -136,6 +136,8 @@ class Manifest:
     fidelity: Fidelity | None
     # The route of texts that are called neither query nor document.
     default_route: str = DEFAULT_ROUTE
+    # Sparse vectors only: how many values of each the model keeps, unless told otherwise.
+    max_active_dims: int | None = None
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

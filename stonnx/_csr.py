@@ -165,9 +165,9 @@ def scipy_sparse() -> Any:
     Raises:
         MissingDependencyError: scipy is not installed, or too old.
     """
-    from stonnx.util._arrays import _scipy_sparse
+    from stonnx.util._arrays import scipy_sparse
 
-    sparse = _scipy_sparse()
+    sparse = scipy_sparse()
     from scipy import __version__ as version
 
     if tuple(map(int, version.split(".")[:2])) < _OLDEST_SCIPY:

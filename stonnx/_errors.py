@@ -11,6 +11,7 @@ Each one says what was wrong, what is allowed, and what to do; each is also the 
     ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
     ├── UnsupportedError          (ValueError, NotImplementedError)   something stonnx does not do, by name
     ├── DeviceError               (RuntimeError)        a device that was asked for and does not work
+    ├── PoolError                (RuntimeError)        a pool whose process died, or that was stopped
     ├── MissingDependencyError    (ImportError)         a package that has to be installed first
     └── ExportError               (RuntimeError)        an export that failed; nothing was written
         └── FidelityError                               the bundle is too far from the original
@@ -57,6 +58,10 @@ class UnsupportedError(StonnxError, ValueError, NotImplementedError):
 
 class DeviceError(StonnxError, RuntimeError):
     """A device that was asked for does not work here."""
+
+
+class PoolError(StonnxError, RuntimeError):
+    """A pool of processes cannot be used: one of them died, or the pool was stopped."""
 
 
 class MissingDependencyError(StonnxError, ImportError):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._errors import InvalidArgumentError, StonnxError
+from stonnx._errors import InvalidArgumentError, PoolError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -37,10 +37,6 @@ _CHUNKS_PER_WORKER = 10
 
 # For what takes milliseconds, unless the machine is very busy: to die of a signal, to leave an exit code.
 _GRACE_SECONDS = 5.0
-
-
-class PoolError(StonnxError, RuntimeError):
-    """A pool cannot be used: a worker process died, or the pool was stopped."""
 
 
 class Loadable(Protocol):

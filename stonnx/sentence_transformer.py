@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._embedding_model import EmbeddingModel
 from stonnx._errors import InvalidArgumentError
 from stonnx._inputs import parse_inputs
-from stonnx._model import Model
 from stonnx._old_names import accept_old_arguments
 from stonnx._outputs import PRECISIONS, finish_embeddings, finish_token_embeddings, to_torch
 from stonnx._pool import Pool, join_rows
@@ -22,10 +22,8 @@ from stonnx._progress import progress_bar
 
 logger = logging.getLogger("stonnx")
 
-_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
-
-class SentenceTransformer(Model):
+class SentenceTransformer(EmbeddingModel):
     """Text to dense vectors, from a bundle.
 
     Args:
@@ -58,6 +56,7 @@ class SentenceTransformer(Model):
 
     default_huggingface_organization = "sentence-transformers"
     _task = "embedding"
+    _default_similarity = "cosine"
 
     @accept_old_arguments(renamed={"tokenizer_kwargs": "processor_kwargs"})
     def __init__(
@@ -216,11 +215,9 @@ class SentenceTransformer(Model):
         **kwargs: Any,
     ) -> Any:
         """:meth:`encode` for search queries: with the prompt named ``query``, unless another is given."""
-        if prompt_name is None and prompt is None and "query" in self.prompts:
-            prompt_name = "query"
         return self.encode(
             inputs,
-            prompt_name=prompt_name,
+            prompt_name=self._prompt_name("query", prompt_name, prompt),
             prompt=prompt,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
@@ -257,11 +254,9 @@ class SentenceTransformer(Model):
         **kwargs: Any,
     ) -> Any:
         """:meth:`encode` for documents: with the first prompt named ``document``, ``passage`` or ``corpus``."""
-        if prompt_name is None and prompt is None:
-            prompt_name = next((name for name in ("document", "passage", "corpus") if name in self.prompts), None)
         return self.encode(
             inputs,
-            prompt_name=prompt_name,
+            prompt_name=self._prompt_name("document", prompt_name, prompt),
             prompt=prompt,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
@@ -310,39 +305,6 @@ class SentenceTransformer(Model):
             chunk_size=chunk_size,
         )
         return embeddings
-
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Similarity of every vector of one collection to every vector of another.
-
-        Args:
-            embeddings1: [n, dim] or [dim].
-            embeddings2: [m, dim] or [dim].
-
-        Returns:
-            float32 array [n, m]; a torch tensor where one was passed.
-        """
-        from stonnx.util import SimilarityFunction
-
-        return SimilarityFunction.to_similarity_fn(self.similarity_fn_name)(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Similarity of ``embeddings1[i]`` to ``embeddings2[i]``: float32 array [n]."""
-        from stonnx.util import SimilarityFunction
-
-        return SimilarityFunction.to_similarity_pairwise_fn(self.similarity_fn_name)(embeddings1, embeddings2)
-
-    @property
-    def similarity_fn_name(self) -> str:
-        """``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``."""
-        return self._similarity_fn_name
-
-    @similarity_fn_name.setter
-    def similarity_fn_name(self, value: str | None) -> None:
-        name = "cosine" if value is None else getattr(value, "value", value)
-        if name not in _SIMILARITIES:
-            allowed = ", ".join(_SIMILARITIES)
-            raise InvalidArgumentError(f"similarity_fn_name {value!r} is not known. Allowed: {allowed}.")
-        self._similarity_fn_name = name
 
     def get_embedding_dimension(self) -> int | None:
         """Number of dimensions of the vectors, after ``truncate_dim``."""

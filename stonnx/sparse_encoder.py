@@ -106,7 +106,8 @@ class SparseEncoder(EmbeddingModel):
                 f"{self._engine.directory} has no embedding_dimension. Export the model again with: stonnx export"
             )
         self.similarity_fn_name = similarity_fn_name or manifest.similarity_fn_name
-        self.max_active_dims = self._check_active_dims(max_active_dims) or self._active_dims_of_graph
+        wanted = manifest.max_active_dims if max_active_dims is None else max_active_dims
+        self.max_active_dims = self._check_active_dims(wanted) or self._active_dims_of_graph
 
     @accept_old_arguments(renamed={"sentences": "inputs"})
     def encode(

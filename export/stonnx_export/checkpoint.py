@@ -52,6 +52,7 @@ class Checkpoint:
     default_prompt_name: str | None
     similarity_fn_name: str | None
     truncate_dim: int | None
+    max_active_dims: int | None
     # Rerankers only.
     num_labels: int | None
     labels: tuple[str, ...]
@@ -104,6 +105,7 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
         default_prompt_name=settings.get("default_prompt_name"),
         similarity_fn_name=settings.get("similarity_fn_name"),
         truncate_dim=settings.get("truncate_dim"),
+        max_active_dims=settings.get("max_active_dims"),
         num_labels=num_labels,
         labels=labels,
         activation=_activation(settings, config, num_labels) if task == "rerank" else None,

@@ -96,6 +96,7 @@ class TorchOriginal:
             options |= {"prompt": ""} | ({} if route == DEFAULT_ROUTE else {"task": route})
             if task == "sparse":
                 options["convert_to_sparse_tensor"] = False
+                self._model.max_active_dims = None
             else:
                 self._model.truncate_dim = None
         run = self._model.predict if task == "rerank" else self._model.encode

@@ -124,7 +124,7 @@ def _from_list(items: list[Any] | tuple[Any, ...]) -> Any:
     arrays = [to_array(item) for item in items] if holds_objects else items
     try:
         if any(map(is_sparse, arrays)):
-            return _to_csr(_scipy_sparse().vstack([as_csr(as_rows(array)) for array in arrays]))
+            return _to_csr(scipy_sparse().vstack([as_csr(as_rows(array)) for array in arrays]))
         array = np.asarray(arrays)
     except ValueError as error:
         raise InvalidArgumentError(
@@ -152,7 +152,7 @@ def _from_tensor(tensor: Any) -> Any:
         tensor = tensor.unsqueeze(0)
     tensor = tensor.coalesce()
     rows, columns = tensor.indices().numpy()
-    return _scipy_sparse().csr_array((tensor.values().numpy(), (rows, columns)), shape=tuple(tensor.shape))
+    return scipy_sparse().csr_array((tensor.values().numpy(), (rows, columns)), shape=tuple(tensor.shape))
 
 
 def _to_tensor(result: Any, device: Any) -> Any:
@@ -169,14 +169,14 @@ def _to_tensor(result: Any, device: Any) -> Any:
 def _to_csr(value: Any) -> Any:
     if value.ndim == 1:
         value = value.reshape(1, -1)
-    csr = _scipy_sparse().csr_array(value)
+    csr = scipy_sparse().csr_array(value)
     if not csr.has_canonical_format:
         csr = csr.copy()  # it shares its memory with the caller's matrix
         csr.sum_duplicates()
     return csr
 
 
-def _scipy_sparse() -> Any:
+def scipy_sparse() -> Any:
     try:
         import scipy.sparse
     except ImportError as error:

@@ -14,11 +14,19 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-@pytest.fixture
-def directory(minilm_bundle: Path, tmp_path: Path) -> Path:
-    """A directory with the bundle under the name that the README uses."""
-    (tmp_path / "all-MiniLM-L6-v2-fp32").symlink_to(minilm_bundle)
-    return tmp_path
+@pytest.fixture(scope="module")
+def directory(minilm_bundle: Path, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with bundles under the names that the README uses: one real, two small ones of the same kind."""
+    from zoo import build_checkpoint, row
+
+    from stonnx_export import export
+
+    directory = tmp_path_factory.mktemp("readme")
+    (directory / "all-MiniLM-L6-v2-fp32").symlink_to(minilm_bundle)
+    for name in ("naver/splade-cocondenser-ensembledistil", "cross-encoder/ms-marco-MiniLM-L6-v2"):
+        checkpoint = build_checkpoint(row(name), shared_directory / "zoo")
+        export(checkpoint, directory / f"{name.partition('/')[2]}-fp32", name=name)
+    return directory
 
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=range(len(PYTHON_BLOCKS)))

@@ -26,8 +26,8 @@ with seeded random weights, smaller where the size adds nothing: see `tests/zoo/
 compared with sentence-transformers {ours} on PyTorch {torch}: texts in many scripts and of all lengths up to beyond the
 limit, alone and in batches. Token ids are equal in every row; otherwise the export would have been refused.
 `difference` is the largest one, relative to the largest value where that is over 1; `batching` is the largest change of
-a text's result by the texts beside it. `tests/parity/test_models.py` tests each row; `python -m tests.zoo.report` writes
-this page.
+a text's result by the texts beside it. `tests/parity/test_models.py` tests each row; `python -m tests.zoo.report`
+writes this page.
 
 | model | task | architecture | modules | lowest cosine | difference | batching |
 |---|---|---|---|---|---|---|

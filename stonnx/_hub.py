@@ -105,9 +105,8 @@ def _with_dtype(directory: Path, dtype: str | None) -> Path:
 def _exported(source: str, identity: str, task: Task, dtype: str | None, *, name: str | None = None) -> Path:
     """The bundle of a checkpoint from the cache, exported into it if it is not there yet."""
     label = name or source
-    directory = Path(source)
-    onnx = any((directory / file).is_file() for file in ("onnx/model.onnx", "model.onnx"))
-    if missing_for_pytorch() is not None and (not onnx or _is_missing("onnx_ir")):
+    # With the exporter but without PyTorch, a checkpoint may still have an ONNX file: the exporter looks for it.
+    if missing_for_pytorch() is not None and _is_missing("onnx_ir"):
         raise MissingDependencyError(
             f"{label} is a checkpoint, not a bundle. Export it once, on a machine that has the exporter "
             f'(pip install "stonnx[cpu,export]"), with: stonnx export {label} -o DIRECTORY\n'
@@ -173,15 +172,15 @@ def download(
         LocalEntryNotFoundError,
     )
 
-    if local_files_only or HF_HUB_OFFLINE:
-        # Straight from the cache: even for that, the client's download function may ask the network something.
-        cached = huggingface_hub.try_to_load_from_cache(name, MANIFEST_NAME, cache_folder, revision)
-        directory = Path(cached).parent if isinstance(cached, str) else None
-        if directory is not None and all((directory / file).is_file() for file in read_manifest(directory).files):
-            return directory
     place: dict[str, Any] = {"repo_id": name, "cache_dir": cache_folder, "token": token}
     place["local_files_only"] = local_files_only
     try:
+        if local_files_only or HF_HUB_OFFLINE:
+            # Straight from the cache: even for that, the client's download function may ask the network something.
+            cached = huggingface_hub.try_to_load_from_cache(name, MANIFEST_NAME, cache_folder, revision)
+            directory = Path(cached).parent if isinstance(cached, str) else None
+            if directory is not None and all((directory / file).is_file() for file in read_manifest(directory).files):
+                return directory
         try:
             manifest = Path(huggingface_hub.hf_hub_download(filename=MANIFEST_NAME, revision=revision, **place))
         except LocalEntryNotFoundError:  # not in the cache; it is an EntryNotFoundError too

@@ -55,11 +55,12 @@ def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "e
             raise UnsupportedError(f"{type(module).__name__} cannot be exported at this place of the chain.")
     if vector is None:
         raise UnsupportedError("A chain without a Pooling module gives no sentence embedding.")
-    dimension = output_dimension(chain, last_dimension(states[-1]))
-    op.name_output(vector, "sparse_embedding" if task == "sparse" else "sentence_embedding", ("batch", dimension))
+    features = last_dimension(states[-1])
+    name = "sparse_embedding" if task == "sparse" else "sentence_embedding"
+    op.name_output(vector, name, ("batch", output_dimension(chain, features)))
     graph.outputs[:] = [vector]
     if task == "embedding" and tokens is not None:
-        op.name_output(tokens, "token_embeddings", ("batch", "sequence", last_dimension(tokens)))
+        op.name_output(tokens, "token_embeddings", ("batch", "sequence", features))
         graph.outputs.append(tokens)
 
 

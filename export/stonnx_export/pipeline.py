@@ -7,10 +7,12 @@ import os
 import shutil
 import sys
 import time
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 import tokenizers
@@ -31,8 +33,14 @@ from stonnx._bundle import (
     write_manifest,
 )
 from stonnx._engine import Engine
-from stonnx._errors import ExportError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
-from stonnx._hub import ORGANIZATIONS, download
+from stonnx._errors import (
+    ExportError,
+    InvalidArgumentError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    UnsupportedError,
+)
+from stonnx._hub import ORGANIZATIONS, download, missing_for_pytorch
 from stonnx_export import heads, model_card
 from stonnx_export.checkpoint import Checkpoint, read_checkpoint
 from stonnx_export.graph import OPSET
@@ -41,6 +49,9 @@ from stonnx_export.original import Original
 from stonnx_export.passes import PassResult
 from stonnx_export.recipes import RECIPES, Recipe
 from stonnx_export.verify import verify
+
+# What the network is made from: PyTorch's weights, or an ONNX file of the checkpoint.
+SourceKind = Literal["auto", "torch", "onnx"]
 
 # One file holds a protobuf of up to 2 GB; larger weights go beside it.
 _MAX_EMBEDDED_BYTES = 1_900_000_000
@@ -52,6 +63,7 @@ def export(
     *,
     dtype: str = "fp32",
     task: Task | None = None,
+    source: SourceKind = "auto",
     overwrite: bool = False,
     name: str | None = None,
     revision: str | None = None,
@@ -70,6 +82,9 @@ def export(
         output: Directory of the bundle. None: ``MODEL-DTYPE`` in the current directory.
         dtype: The recipe: see ``stonnx_export.RECIPES``.
         task: ``"embedding"``, ``"sparse"`` or ``"rerank"``. None: what the checkpoint is for.
+        source: ``"torch"`` takes the PyTorch weights; ``"onnx"`` takes the ONNX file that the checkpoint has in
+            ``onnx/model.onnx`` or ``model.onnx``, and needs no PyTorch. ``"auto"``: the weights where they are there
+            and PyTorch is installed, otherwise the ONNX file.
         overwrite: Replace a bundle that is there already.
         name: How the manifest names the source. None: ``model`` as it was given.
         revision, token, cache_folder, local_files_only: As for a download from the Hub.
@@ -81,31 +96,40 @@ def export(
     Raises:
         ModelNotFoundError: There is no checkpoint.
         UnsupportedError: A module or setting of it cannot be exported.
+        MissingDependencyError: The source needs a package that is not installed.
         FidelityError: The result is further from the original than the recipe tolerates.
         ExportError: The output directory is in the way, or cannot be written.
     """
     recipe = RECIPES.get(dtype)
     if recipe is None:
         raise InvalidArgumentError(f"dtype {dtype!r} is not known. Allowed: {', '.join(RECIPES)}.")
+    if source not in typing.get_args(SourceKind):
+        raise InvalidArgumentError(
+            f"source {source!r} is not known. Allowed: {', '.join(typing.get_args(SourceKind))}."
+        )
     label = os.fspath(model)
     target = Path(output) if output is not None else Path(f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe.name}")
     _check_target(target, overwrite)
     stage = _Stages(sys.stderr.isatty() if show_progress is None else show_progress)
     with _staging(target, overwrite) as staging:
         with stage("reading the checkpoint"):
-            directory = _find_checkpoint(label, task, revision, token, cache_folder, local_files_only)
+            onnx = source == "onnx" or (source == "auto" and missing_for_pytorch() is not None)
+            directory = _find_checkpoint(label, task, revision, token, cache_folder, local_files_only, onnx)
             checkpoint = read_checkpoint(directory, task)
-            original = _load_original(checkpoint)
-        with stage("tracing the network"):
+            if _choose_source(checkpoint, source) == "torch":
+                original = _load_original(checkpoint)
+            else:
+                checkpoint, original = _load_onnx_original(checkpoint)
+        with stage("reading the network"):
             graphs = {route: original.graph(route) for route in checkpoint.routes}
         with stage("building the graph"):
             results = [result for route, graph in graphs.items() for result in _build(graph, checkpoint, route, recipe)]
         with stage("writing the files"):
             routes = _write_routes(graphs, checkpoint, original, staging)
-            source = Source(name or label, revision, checkpoint.weights_sha256)
-            manifest = _manifest(checkpoint, routes, recipe, source, staging)
+            origin = Source(name or label, revision, checkpoint.weights_sha256)
+            manifest = _manifest(checkpoint, routes, recipe, origin, staging)
             write_manifest(staging, manifest)
-        with stage("verifying against PyTorch"):
+        with stage("verifying against the original"):
             fidelity = verify(Engine(staging), original, recipe.tolerance[checkpoint.task])
         with stage("writing the manifest"):
             manifest = dataclasses.replace(manifest, fidelity=fidelity)
@@ -203,6 +227,7 @@ def _find_checkpoint(
     token: bool | str | None,
     cache_folder: str | None,
     local_files_only: bool,
+    onnx: bool,
 ) -> Path:
     path = Path(name)
     if path.is_dir():
@@ -212,13 +237,59 @@ def _find_checkpoint(
     if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
     full = name if "/" in name else f"{ORGANIZATIONS[task or 'embedding']}/{name}"
-    return download(full, revision, token, cache_folder, local_files_only)
+    return download(full, revision, token, cache_folder, local_files_only, onnx=onnx)
+
+
+def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
+    missing = missing_for_pytorch()
+    if source == "onnx" or (source == "torch" and missing is None):
+        return source
+    folders = {*checkpoint.folders.values()}
+    weights = any(list(folder.glob(pattern)) for folder in folders for pattern in ("*.safetensors", "*.bin"))
+    if source == "auto":
+        if weights and missing is None:
+            return "torch"
+        with _exporter_needed():
+            from stonnx_export.original_onnx import is_exportable
+        if is_exportable(checkpoint):
+            return "onnx"
+        if not weights:
+            raise ModelNotFoundError(
+                f"{checkpoint.directory} has no weights that can be exported: neither PyTorch's (*.safetensors, *.bin) "
+                "nor an ONNX file (onnx/model.onnx or model.onnx). Download the checkpoint again with one of them."
+            )
+    raise MissingDependencyError(
+        f"{checkpoint.directory} is to be exported from its PyTorch weights, and {missing} is not installed. Install "
+        'the exporter with: pip install "stonnx[cpu,export]"\n'
+        "Without PyTorch, a checkpoint that has onnx/model.onnx can be exported from that: --source onnx"
+    )
 
 
 def _load_original(checkpoint: Checkpoint) -> Original:
-    from stonnx_export.original_torch import TorchOriginal
+    with _exporter_needed():
+        from stonnx_export.original_torch import TorchOriginal
 
     return TorchOriginal(checkpoint)
+
+
+def _load_onnx_original(checkpoint: Checkpoint) -> tuple[Checkpoint, Original]:
+    """The checkpoint too: without modules.json, its chain is what the ONNX file turns out to have."""
+    with _exporter_needed():
+        from stonnx_export.original_onnx import OnnxOriginal
+
+    original = OnnxOriginal(checkpoint)
+    return original.checkpoint, original
+
+
+@contextmanager
+def _exporter_needed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The exporter needs {error.name or error}, which is not installed. Install it with: pip install "
+            '"stonnx[cpu,export]"'
+        ) from error
 
 
 def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, recipe: Recipe) -> list[PassResult]:
@@ -333,6 +404,7 @@ def _manifest(
         exporter=_versions(),
         fidelity=None,
         default_route=checkpoint.default_route,
+        max_active_dims=checkpoint.max_active_dims,
     )
 
 

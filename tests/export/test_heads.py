@@ -11,11 +11,13 @@ import onnx_ir as ir
 import pytest
 import torch
 from sentence_transformers.base.modules import Dense, Normalize
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, WeightedLayerPooling
+from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SpladePooling
 
+from stonnx._bundle import Task
 from stonnx._errors import UnsupportedError
 from stonnx_export import heads, modules
-from stonnx_export.graph import OPSET
+from stonnx_export.graph import OPSET, GraphBuilder
 from stonnx_export.modules import ACTIVATIONS, POOLING_MODES
 
 Run = Callable[..., list[np.ndarray]]
@@ -32,24 +34,27 @@ PAIRS = tuple(itertools.combinations(POOLING_MODES, 2))
 PROMPT_LENGTHS = (0, 1, 3, 20)
 
 
-def network() -> ir.Model:
-    """A graph that gives its input ``hidden_states`` [batch, sequence, 6] back, in place of a network."""
-    states = ir.Value(
-        name="hidden_states",
-        shape=ir.Shape(("batch", "sequence", HIDDEN)),
-        type=ir.TensorType(ir.DataType.FLOAT),
-    )
-    mask = ir.Value(name="attention_mask", shape=ir.Shape(("batch", "sequence")), type=ir.TensorType(ir.DataType.INT64))
-    node = ir.node("Identity", [states], name="network")
-    (output,) = node.outputs
-    output.name, output.shape, output.type = "last_hidden_state", states.shape, states.type
-    graph = ir.Graph([states, mask], [output], nodes=[node], opset_imports={"": OPSET}, name="network")
+def network(layers: int = 1) -> ir.Model:
+    """A graph that gives its input ``hidden_states`` [batch, sequence, 6] back, in place of a network; the outputs of
+    further layers are its multiples."""
+
+    def value(name: str, dtype: ir.DataType, *shape: int | str) -> ir.Value:
+        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+    states = value("hidden_states", ir.DataType.FLOAT, "batch", "sequence", HIDDEN)
+    mask = value("attention_mask", ir.DataType.INT64, "batch", "sequence")
+    graph = ir.Graph([states, mask], [], nodes=[], opset_imports={"": OPSET}, name="network")
+    op = GraphBuilder(graph)
+    for layer in range(1, layers + 1):
+        output = op.Mul(states, op.constant(np.array(layer, dtype=np.float32)))
+        output.shape, output.type = states.shape, states.type
+        graph.outputs.append(output)
     return ir.Model(graph, ir_version=11)
 
 
-def grafted(*chain: modules.Module) -> ir.Model:
+def grafted(*chain: modules.Module, task: Task = "embedding") -> ir.Model:
     model = network()
-    heads.graft(model, (modules.Transformer(), *chain))
+    heads.graft(model, (modules.Transformer(), *chain), task=task)
     return model
 
 
@@ -103,7 +108,7 @@ def test_prompt_length_is_optional_and_zero(run: Run, mode: str) -> None:
     np.testing.assert_allclose(vector, in_torch([Pooling(HIDDEN, mode)], feeds), **TOLERANCE)
 
 
-@pytest.mark.parametrize("mode", set(POOLING_MODES) - {"lasttoken"})
+@pytest.mark.parametrize("mode", [mode for mode in POOLING_MODES if mode != "lasttoken"])
 def test_an_excluded_prompt_changes_the_vector(run: Run, mode: str) -> None:
     feeds = batch((9, 5, 4, 7))
     feeds["hidden_states"][:, :3] += 5
@@ -253,9 +258,106 @@ def test_refused_chains(chain: tuple[modules.Module, ...], message: str) -> None
 def test_an_output_takes_its_name_from_a_value_of_the_network(run: Run) -> None:
     """A network may use the names of the bundle's outputs for values of its own."""
     model = network()
-    model.graph[0].outputs[0].name = "sentence_embedding"
+    model.graph.outputs[0].name = "sentence_embedding"
     heads.graft(model, (modules.Transformer(), modules.Pooling(("cls",), True)))
     feeds = batch((3, 2))
     vector, tokens = run(model, **feeds)
     np.testing.assert_array_equal(vector, feeds["hidden_states"][:, 0])
     np.testing.assert_array_equal(tokens, feeds["hidden_states"])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3], ids=["tiny", "usual", "large"])
+@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
+@pytest.mark.parametrize("strategy", ["max", "sum"])
+def test_splade(run: Run, strategy: str, activation: str, scale: float) -> None:
+    """Relative: log(1 + x) as it stands would lose all digits of a tiny x."""
+    feeds = batch((9, 1, 4, 7))
+    feeds["hidden_states"] *= scale
+    feeds["hidden_states"][2] = -np.abs(feeds["hidden_states"][2])  # a text without any term
+    module = modules.SpladePooling(strategy, activation == "log1p_relu")
+    (vector,) = run(grafted(module, task="sparse"), **feeds)
+    np.testing.assert_allclose(vector, in_torch([SpladePooling(strategy, activation)], feeds), rtol=2e-6, atol=0)
+    assert not vector[2].any()
+    assert vector[0].any()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_sparse_auto_encoder(run: Run, k: int, normalize: bool) -> None:
+    feeds = batch((9, 1, 4, 7))
+    original = SparseAutoEncoder(HIDDEN, 20, k=k, normalize=normalize).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    state = {name: tensor.numpy() for name, tensor in original.state_dict().items()}
+    module = modules.SparseAutoEncoder(state["pre_bias"], state["encoder.weight"], state["latent_bias"], k, normalize)
+    (vector,) = run(grafted(modules.Pooling(("mean",), True), module, task="sparse"), **feeds)
+    assert ((vector > 0).sum(axis=1) <= k).all()
+    assert (vector > 0).any()
+    np.testing.assert_allclose(vector, in_torch([Pooling(HIDDEN, "mean"), original], feeds), rtol=1e-5, atol=1e-5)
+
+
+def test_weighted_layers(run: Run) -> None:
+    feeds = batch((9, 1, 4, 7))
+    original = WeightedLayerPooling(HIDDEN, num_hidden_layers=4, layer_start=2)
+    with torch.no_grad():
+        original.layer_weights.copy_(torch.tensor([0.5, 2.0, 1.5]))
+    model = network(layers=5)
+    module = modules.WeightedLayerPooling(2, original.layer_weights.detach().numpy())
+    heads.graft(model, (modules.Transformer(), module, modules.Pooling(("mean",), True)))
+    layers = [torch.from_numpy(feeds["hidden_states"]) * layer for layer in range(1, 6)]
+    expected = in_torch([original, Pooling(HIDDEN, "mean")], feeds, all_layer_embeddings=layers)
+    vector, tokens = run(model, **feeds)
+    np.testing.assert_allclose(vector, expected, rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(tokens, original({"all_layer_embeddings": layers})["token_embeddings"].detach(), 1e-5)
+
+
+def test_other_layers_than_weights_are_refused() -> None:
+    model = network(layers=4)
+    module = modules.WeightedLayerPooling(2, np.ones(3, dtype=np.float32))
+    with pytest.raises(UnsupportedError, match="3 weights for 2 layers"):
+        heads.graft(model, (modules.Transformer(), module, modules.Pooling(("mean",), True)))
+
+
+class TestTables:
+    """Models without a network. Id 0 is padding and a token of the second text; the last text has no token."""
+
+    IDS = np.array([[1, 4, 4, 2], [3, 0, 0, 0], [0, 0, 0, 0]])
+    MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+
+    def test_static_embedding(self, run: Run) -> None:
+        weight = np.random.default_rng(0).normal(size=(5, HIDDEN)).astype(np.float32)
+        model = heads.static_embedding(weight)
+        heads.graft(model, (modules.StaticEmbedding(weight),))
+        (vector,) = run(model, input_ids=self.IDS, attention_mask=self.MASK)
+        ids, offsets = torch.from_numpy(self.IDS[self.MASK > 0]), torch.tensor([0, 4, 6])
+        expected = torch.nn.functional.embedding_bag(ids, torch.from_numpy(weight), offsets, mode="mean").numpy()
+        assert [output.name for output in model.graph.outputs] == ["sentence_embedding"]
+        np.testing.assert_allclose(vector, expected, **TOLERANCE)
+        assert not vector[2].any()
+
+    def test_sparse_static_embedding(self, run: Run) -> None:
+        weight = np.array([0.5, 1, 2, 3, 4], dtype=np.float32)
+        model = heads.sparse_static_embedding(weight)
+        heads.graft(model, (modules.SparseStaticEmbedding(weight),), task="sparse")
+        (vector,) = run(model, input_ids=self.IDS, attention_mask=self.MASK)
+        assert [output.name for output in model.graph.outputs] == ["sparse_embedding"]
+        np.testing.assert_array_equal(vector, [[0, 1, 2, 0, 4], [0.5, 0, 0, 3, 0], [0] * 5])
+
+
+@pytest.mark.parametrize("name", ["Sigmoid", "Identity", "Softmax", "Tanh"])
+def test_scores(run: Run, name: str) -> None:
+    """The outputs of a reranker, from a network that gives its token embeddings for logits."""
+    feeds = batch((5, 5))
+    model = network()
+    model.graph.outputs[0] = GraphBuilder(model.graph).ReduceMax(
+        model.graph.outputs[0], GraphBuilder(model.graph).vector([1]), keepdims=0
+    )
+    model.graph.outputs[0].shape = ir.Shape(("batch", HIDDEN))
+    heads.graft_scores(model, ACTIVATIONS[name])
+    logits, scores = run(model, **feeds)
+    activation = getattr(torch.nn, name)(**({"dim": -1} if name == "Softmax" else {}))
+    np.testing.assert_array_equal(logits, feeds["hidden_states"].max(axis=1))
+    np.testing.assert_allclose(scores, activation(torch.from_numpy(logits)).numpy(), **TOLERANCE)
+    assert [output.name for output in model.graph.outputs] == ["logits", "scores"]

@@ -320,6 +320,14 @@ class TestAttentionMasks:
         assert operators(after) == operators(before)
         assert_same_tokens(run, before, after, **tiny_feeds((7, 2)))
 
+    def test_layers_of_two_kinds(self, run: Run, tiny_feeds: Feeds) -> None:
+        """Each gets what its own mask says: lengths, or causal attention without them."""
+        before = attention_graph(padding, causal, padding)
+        after = before.clone()
+        assert attention_lengths.run(after) == PassResult("attention_lengths", 3)
+        for lengths in BATCHES:
+            assert_same_tokens(run, before, after, **tiny_feeds(lengths))
+
     def test_declines_one_layer_and_names_it(self, run: Run, tiny_feeds: Feeds) -> None:
         """ModernBERT and Gemma have windows in some layers only."""
         before = attention_graph(padding, window(3), padding)

@@ -34,10 +34,10 @@ Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]
 FILES = ["README.md", "model.onnx", "stonnx.json", "tokenizer.json"]
 STAGES = [
     "reading the checkpoint",
-    "tracing the network",
+    "reading the network",
     "building the graph",
     "writing the files",
-    "verifying against PyTorch",
+    "verifying against the original",
     "writing the manifest",
 ]
 TEXTS = [
@@ -232,7 +232,7 @@ class TestCard:
         assert code.count(own) == 1
         if texts is not None:
             code = code.replace(own, repr(texts))
-        code += f"\nnp.save({str(tmp_path / 'embeddings.npy')!r}, embeddings)"
+        code += f"\nnp.save({str(tmp_path / 'embeddings.npy')!r}, sentence_embedding)"
         result = subprocess.run(
             [sys.executable, "-X", "utf8", "-c", code], cwd=tiny_bundle, capture_output=True, text=True, timeout=120
         )
@@ -271,7 +271,7 @@ class TestArguments:
             ("./missing", "no directory here"),
             ("~/missing", "no directory here"),
             ("a/b/c", "no directory here"),
-            ("", "no directory here"),
+            ("", "neither modules.json nor config.json"),
             ("no-such-model-anywhere", "no-such-model-anywhere"),
             ("acme/no-such-model-anywhere", "acme/no-such-model-anywhere"),
             ("EMPTY", "neither modules.json nor config.json"),
@@ -451,7 +451,7 @@ class TestDamagedNetwork:
 class TestTarget:
     def test_existing_bundle(self, tiny_checkpoint: Path, old_bundle: Path) -> None:
         before = contents(old_bundle.parent)
-        with pytest.raises(ExportError, match="exists already.*-o.*--overwrite"):
+        with pytest.raises(ExportError, match=r"exists already\..* -o.* --overwrite"):
             export(tiny_checkpoint, old_bundle)
         assert contents(old_bundle.parent) == before
 
@@ -540,13 +540,20 @@ class TestTarget:
         assert contents(target) == contents(tiny_bundle)
         assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
-    def test_leftovers_of_others_stay(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "bundle",
+            pytest.param("bundle[1]", marks=pytest.mark.xfail(strict=True, reason="the name is taken as a glob")),
+        ],
+    )
+    def test_leftovers(self, tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
         """Only directories of dead processes go, and only those of this target."""
-        others = [tmp_path / f".bundle.partial-{os.getppid()}", tmp_path / ".other.partial-999999999"]
-        dead = tmp_path / ".bundle.partial-999999999"
+        others = [tmp_path / f".{name}.partial-{os.getppid()}", tmp_path / ".other.partial-999999999"]
+        dead = tmp_path / f".{name}.partial-999999999"
         for directory in (*others, dead):
             directory.mkdir()
-        export(tiny_checkpoint, tmp_path / "bundle")
+        export(tiny_checkpoint, tmp_path / name)
         assert all(directory.is_dir() for directory in others)
         assert not dead.exists()
 
@@ -724,8 +731,11 @@ def command_line(*arguments: object, cwd: Path | None = None) -> subprocess.Comp
 
 
 class TestCommandLine:
-    def test_export(self, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-        """Everything for real, in a process of its own: the graph is the same to the byte."""
+    def test_export(
+        self, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, tiny_feeds: Feeds, run: Run
+    ) -> None:
+        """Everything for real, in a process of its own: the graph computes the same to the bit."""
+        bundles = tmp_path / "tiny-fp32", tiny_bundle
         result = command_line(tiny_checkpoint, "--name", "acme/tiny", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert [line.partition(" ...")[0] for line in result.stderr.splitlines()] == STAGES
@@ -733,8 +743,10 @@ class TestCommandLine:
         assert "cosine to PyTorch mean 1.0000000" in result.stdout
         assert len(result.stdout.splitlines()) == 1
         assert sorted(contents(tmp_path)) == [f"tiny-fp32/{name}" for name in FILES]
-        assert (tmp_path / "tiny-fp32" / "model.onnx").read_bytes() == (tiny_bundle / "model.onnx").read_bytes()
         assert read_manifest(tmp_path / "tiny-fp32").source.name == "acme/tiny"
+        feeds = tiny_feeds((9, 4, 1))
+        for ours, expected in zip(*(run(bundle / "model.onnx", **feeds) for bundle in bundles), strict=True):
+            np.testing.assert_array_equal(ours, expected)
 
     @pytest.mark.parametrize(
         ("arguments", "status", "message"),
@@ -742,10 +754,7 @@ class TestCommandLine:
             pytest.param(("./missing", "-o", "bundle"), 1, "no directory here", id="no model"),
             pytest.param(("CHECKPOINT", "-o", "bundle", "--dtype", "fp64"), 1, "'fp64' is not known", id="dtype"),
             pytest.param(("CHECKPOINT", "-o", "file"), 1, "--overwrite", id="target exists"),
-            pytest.param(("CHECKPOINT", "-o", "file", "--overwrite"), 1, "is no bundle", id="target is no bundle"),
-            pytest.param(("CHECKPOINT", "-o", "file/bundle"), 1, "Cannot write to", id="no directory"),
             pytest.param((), 2, "the following arguments are required: model", id="no arguments"),
-            pytest.param(("CHECKPOINT", "--nonsense"), 2, "unrecognized arguments", id="unknown option"),
         ],
     )
     def test_failures(
@@ -763,17 +772,7 @@ class TestCommandLine:
     def test_errors_start_with_the_command(self, tmp_path: Path) -> None:
         assert command_line("./missing", cwd=tmp_path).stderr.splitlines()[-1].startswith("stonnx export: ")
 
-    LAZY = pytest.mark.xfail(strict=True, reason="imported in _load_original, behind the guard of the command line")
-
-    @pytest.mark.parametrize(
-        "package",
-        [
-            "onnx_ir",
-            pytest.param("torch", marks=LAZY),
-            pytest.param("sentence_transformers", marks=LAZY),
-            pytest.param("onnxscript", marks=LAZY),
-        ],
-    )
+    @pytest.mark.parametrize("package", ["onnx_ir", "torch", "sentence_transformers"])
     def test_without_the_extra(self, tiny_checkpoint: Path, tmp_path: Path, package: str) -> None:
         code = """
 import sys

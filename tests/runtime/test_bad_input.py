@@ -325,7 +325,7 @@ def test_a_checkpoint_without_the_exporter(missing: str, tmp_path: Path, monkeyp
     with pytest.raises(MissingDependencyError) as error:
         SentenceTransformer(tmp_path)
     message = str(error.value)
-    assert f"{tmp_path} is a PyTorch checkpoint, not a bundle" in message
+    assert f"{tmp_path} is a checkpoint, not a bundle" in message
     assert 'pip install "stonnx[cpu,export]"' in message
     assert f"stonnx export {tmp_path} -o DIRECTORY" in message
 

@@ -255,7 +255,7 @@ class TestOptimum:
         manifest = read_manifest(bundle)
         assert [module.type for module in manifest.modules] == ["Transformer", "Pooling", "Normalize"]
         assert manifest.modules[1].settings["modes"] == ["mean"]
-        assert manifest.routes["default"].tokenizer.max_seq_length == 64  # sentence_bert_config.json says 40
+        assert manifest.routes["default"].tokenizer.max_seq_length == 40  # as its tokenizer_config.json says
         assert manifest.fidelity is not None
         assert manifest.fidelity.compared_with.startswith("model.onnx of the checkpoint with onnxruntime")
         assert "has no modules.json" in caplog.text

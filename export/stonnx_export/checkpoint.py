@@ -215,7 +215,7 @@ def _hash_weights(directory: Path) -> str:
     """One SHA-256 over all weight files and their names."""
     files = [file for pattern in ("*.safetensors", "*.bin", "*.onnx*") for file in directory.rglob(pattern)]
     if not files:
-        raise ExportError(f"{directory} has no weights: no file ends in .safetensors or .bin.")
+        raise ExportError(f"{directory} has no weights: no file ends in .safetensors, .bin or .onnx.")
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.relative_to(directory).as_posix().encode())

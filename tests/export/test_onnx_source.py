@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import WeakFileLock, filter_repo_objects
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from zoo import build_checkpoint, row
 
 import stonnx
+from stonnx import _hub
 from stonnx._bundle import Manifest, read_manifest
 from stonnx._engine import Engine
 from stonnx_export import export, pipeline
@@ -144,8 +149,6 @@ class Pair:
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.id)
 def pair(request: pytest.FixtureRequest, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    from huggingface_hub.utils import WeakFileLock
-
     case: Case = request.param
     model = row(case.name)
     checkpoint = build_checkpoint(model, shared_directory / "zoo")
@@ -201,10 +204,12 @@ class TestHubRepositories:
     def test_the_report_names_the_file(self, pair: Pair) -> None:
         ours, theirs = pair.manifests
         heads = "" if ours.task == "rerank" else ", heads in numpy"
-        version = onnx_runtime_version()
         assert ours.fidelity is not None
         assert theirs.fidelity is not None
-        assert ours.fidelity.compared_with == f"onnx/model.onnx of the checkpoint with onnxruntime {version}{heads}"
+        assert (
+            ours.fidelity.compared_with
+            == f"onnx/model.onnx of the checkpoint with onnxruntime {onnxruntime.__version__}{heads}"
+        )
         assert ours.fidelity.texts == theirs.fidelity.texts
         assert ours.fidelity.max_abs_difference <= ours.fidelity.tolerance["max_abs_difference"]
 
@@ -216,12 +221,6 @@ class TestHubRepositories:
             producers = {output: node for node in model.graph.node for output in node.output}
             softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
             assert not [node for node in softmaxes if producers[node.input[0]].op_type == "Flatten"]
-
-
-def onnx_runtime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +358,8 @@ class TestChoice:
         shutil.copytree(tiny_checkpoint, directory)
         if "torch" not in request.param:
             (directory / "model.safetensors").unlink()
+            # A small module's are no network.
+            (directory / "1_Pooling" / "model.safetensors").write_bytes(b"")
         if "onnx" in request.param:
             (directory / "onnx").mkdir()
             (directory / "onnx" / "model.onnx").write_bytes(b"")
@@ -393,3 +394,51 @@ class TestChoice:
     def test_unknown_source(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(stonnx.StonnxError, match=r"'tensorflow' is not known\. Allowed: auto, torch, onnx"):
             export(tiny_checkpoint, tmp_path / "bundle", source="tensorflow")  # type: ignore[arg-type]
+
+
+class TestDownload:
+    """What of a repository is fetched from the Hub."""
+
+    FILES = (
+        *("config.json", "tokenizer.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "model.safetensors"),
+        *("onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_O3.onnx", "onnx/model_qint8_avx512.onnx"),
+    )
+    NEVER = ("onnx/model_O3.onnx", "onnx/model_qint8_avx512.onnx")
+
+    @pytest.mark.parametrize(
+        ("lacks", "onnx", "missing", "left_out"),
+        [
+            ("", False, None, ("onnx/model.onnx", "onnx/model.onnx_data")),
+            ("", True, None, ("model.safetensors",)),
+            ("", None, None, ("onnx/model.onnx", "onnx/model.onnx_data")),
+            ("", None, "torch", ("model.safetensors",)),
+            ("onnx/", True, None, ()),
+            ("safetensors", False, None, ()),
+        ],
+    )
+    def test_download(
+        self,
+        lacks: str,
+        onnx: bool | None,
+        missing: str | None,
+        left_out: tuple[str, ...],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        available = {name for name in self.FILES if not lacks or lacks not in name}
+
+        def no_bundle(**_: Any) -> str:
+            raise LocalEntryNotFoundError("no stonnx.json")
+
+        def snapshot(*, allow_patterns: list[str], **_: Any) -> str:
+            for name in filter_repo_objects(available, allow_patterns=allow_patterns):
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).touch()
+            return str(tmp_path)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_bundle)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+        monkeypatch.setattr(_hub, "missing_for_pytorch", lambda: missing)
+        directory = _hub.download("acme/model", None, None, str(tmp_path / "cache"), True, onnx=onnx)
+        found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+        assert found == available - {*left_out, *self.NEVER}

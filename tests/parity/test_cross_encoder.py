@@ -212,7 +212,8 @@ class _OwnModule(torch.nn.Module):
         _OwnModule(),
         3,
     ],
-    ids=str,
+    # Ids without addresses: pytest-xdist compares them between processes.
+    ids=["no-name", "no-torch", "dotted", "module", "class", "function", "own", "number"],
 )
 def test_an_unknown_activation_is_refused(one: stonnx.CrossEncoder, activation: Any) -> None:
     with pytest.raises(stonnx.UnsupportedError, match=r"not known\. Allowed are the names identity, tanh"):

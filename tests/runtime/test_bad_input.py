@@ -282,6 +282,7 @@ def test_a_gpu_without_the_wheel_for_it(minilm_bundle: Path, monkeypatch: pytest
 )
 def test_paths_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STONNX_HOME", str(tmp_path / "cache"))
     # An empty name must not become the working directory, even where that is a model.
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelNotFoundError, match="is no directory here, and no Hub id of the form organization/name"):
@@ -320,8 +321,9 @@ def test_names_that_are_no_text(name: Any) -> None:
 @pytest.mark.parametrize("missing", ["torch", "sentence_transformers"])
 def test_a_checkpoint_without_the_exporter(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "modules.json").write_text("[]", encoding="utf-8")
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name))
+    monkeypatch.setenv("STONNX_HOME", str(tmp_path / "cache"))
+    absent, find_spec = {missing, "onnx", "onnx_ir", "onnxscript"}, importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find_spec(name))
     with pytest.raises(MissingDependencyError) as error:
         SentenceTransformer(tmp_path)
     message = str(error.value)

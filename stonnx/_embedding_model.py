@@ -45,7 +45,7 @@ class EmbeddingModel(Model):
 
     @similarity_fn_name.setter
     def similarity_fn_name(self, value: str | None) -> None:
-        name = getattr(value, "value", value) or self._default_similarity
+        name = self._default_similarity if value is None else getattr(value, "value", value)
         if name not in _SIMILARITIES:
             allowed = ", ".join(_SIMILARITIES)
             raise InvalidArgumentError(f"similarity_fn_name {value!r} is not known. Allowed: {allowed}.")

@@ -38,9 +38,9 @@ def provider_for(device: str | None, available: list[str]) -> tuple[Provider, di
         InvalidArgumentError: The name is not in the table.
         DeviceError: The installed onnxruntime does not have the provider.
     """
-    name, _, index = str(device or "cpu").partition(":")
+    name, colon, index = ("cpu" if device is None else str(device)).partition(":")
     provider = next((row for row in PROVIDERS if row.device == name), None)
-    if provider is None or (index and not (provider.indexed and index.isdecimal())):
+    if provider is None or (colon and not (provider.indexed and index.isdecimal())):
         allowed = ", ".join(row.device + (f", {row.device}:0" if row.indexed else "") for row in PROVIDERS)
         raise InvalidArgumentError(f"device {device!r} is not known. Allowed: {allowed}.")
     if provider.name not in available:

@@ -20,10 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command(arguments)
     except (StonnxError, OSError) as error:
-        print(f"stonnx {arguments.name}: {error}", file=sys.stderr)
+        print(f"stonnx {arguments.command_name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"stonnx {arguments.name}: interrupted", file=sys.stderr)
+        print(f"stonnx {arguments.command_name}: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stonnx", description="sentence-transformers inference without PyTorch")
     parser.add_argument("--version", action="version", version=f"stonnx {stonnx.__version__}")
-    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
 
     export = commands.add_parser("export", help="turn a checkpoint into a bundle")
     export.add_argument("model", help="checkpoint directory or Hub id")

@@ -105,7 +105,7 @@ class SparseEncoder(EmbeddingModel):
             raise BundleFormatError(
                 f"{self._engine.directory} has no embedding_dimension. Export the model again with: stonnx export"
             )
-        self.similarity_fn_name = similarity_fn_name or manifest.similarity_fn_name
+        self.similarity_fn_name = manifest.similarity_fn_name if similarity_fn_name is None else similarity_fn_name
         wanted = manifest.max_active_dims if max_active_dims is None else max_active_dims
         self.max_active_dims = self._check_active_dims(wanted) or self._active_dims_of_graph
 

@@ -10,6 +10,8 @@ import onnxruntime
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Threads of PyTorch wait for each other by spinning: beside other test processes, more of them are much slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A developer's copy of the STSb dev sentences, beside the repository; the tests check more where it is.
 _STSB = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "stsb-en-dev.csv"
@@ -17,16 +19,6 @@ _STSB = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "stsb-en-dev.cs
 
 def pytest_report_header() -> str:
     return f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run side by side: a file stays on one worker, except where it is about many models."""
-    for item in items:
-        row = (
-            item.callspec.params.get("row") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
-        )
-        item.add_marker(pytest.mark.xdist_group(getattr(row, "name", item.path.name)))
 
 
 @pytest.fixture(scope="session")

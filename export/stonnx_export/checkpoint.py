@@ -25,6 +25,7 @@ from stonnx_export.modules import (
     activation_name,
     read_json,
     read_module,
+    read_object,
 )
 
 _FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
@@ -80,12 +81,12 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
     if not any((directory / name).is_file() for name in ("modules.json", "config.json")):
         raise ModelNotFoundError(f"{directory} is no checkpoint: it has neither modules.json nor config.json.")
     settings_file = directory / "config_sentence_transformers.json"
-    settings = _read_object(settings_file) if settings_file.is_file() else {}
+    settings = read_object(settings_file) if settings_file.is_file() else {}
     routes, default_route, folders = _read_routes(directory)
     networks = [folders[route] for route, chain in routes.items() if isinstance(chain[0], Transformer)]
     folder = networks[0] if networks else folders[default_route]
     config_file = folder / "config.json"
-    config = _read_object(config_file) if networks or config_file.is_file() else {}
+    config = read_object(config_file) if networks or config_file.is_file() else {}
     task = task or _task(settings, config, routes)
     if not (directory / "modules.json").is_file() and task != "embedding":
         # sentence-transformers adds a pooling to plain transformers checkpoints, as far as the task has one.
@@ -118,7 +119,7 @@ def _read_routes(directory: Path) -> tuple[dict[str, tuple[Module, ...]], str, d
     modules_file = directory / "modules.json"
     if not modules_file.is_file():
         # What sentence-transformers does with a plain transformers checkpoint.
-        config = _read_object(directory / "config.json")
+        config = read_object(directory / "config.json")
         architecture = (config.get("architectures") or [""])[0]
         causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
         return (
@@ -140,7 +141,7 @@ def _read_router(
     directory: Path, rows: list[tuple[str, str]]
 ) -> tuple[dict[str, tuple[Module, ...]], str, dict[str, Path]]:
     root = directory / rows[0][1]
-    config = _read_object(root / "router_config.json")
+    config = read_object(root / "router_config.json")
     types, structure = config["types"], config["structure"]
     if set(structure) != {"query", "document"} or config.get("parameters", {}).get("route_mappings"):
         raise UnsupportedError(
@@ -202,13 +203,6 @@ def _positions(config: Mapping[str, Any]) -> int | None:
         padding_id = config.get("pad_token_id")
         return positions - (1 if padding_id is None else int(padding_id)) - 1
     return positions
-
-
-def _read_object(path: Path) -> Any:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ExportError(f"{path} is no JSON object.")
-    return value
 
 
 def _hash_weights(directory: Path) -> str:

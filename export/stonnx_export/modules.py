@@ -7,7 +7,8 @@ refused by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._errors import ExportError, MissingDependencyError, UnsupportedError
+from stonnx._errors import ExportError, MissingDependencyError, StonnxError, UnsupportedError
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -172,14 +173,28 @@ def read_module(root: Path, reference: str, path: str) -> Module | None:
     folder = root / path
     if not folder.resolve().is_relative_to(root.resolve()):
         raise ExportError(f"The checkpoint names a folder outside itself: {path!r}.")
-    return reader(folder)
+    with _damage_named(folder):
+        return reader(folder)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Files of another shape than expected are an ExportError: each library has errors of its own for that."""
+    try:
+        yield
+    except StonnxError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{path} is damaged: {type(error).__name__}: {error}. Download the checkpoint again."
+        ) from error
 
 
 def describe(module: Module) -> tuple[str, dict[str, Any]]:
     """Name and settings of a module, without its weights: for the manifest."""
     settings: dict[str, Any] = {}
     for key, value in vars(module).items():
-        if isinstance(value, np.ndarray):
+        if value is None or isinstance(value, np.ndarray):
             continue
         settings[key] = list(value) if isinstance(value, tuple) else value
     if isinstance(module, Dense):
@@ -205,11 +220,19 @@ def read_json(path: Path) -> Any:
         raise ExportError(f"{path} is no readable JSON: {error}") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of the checkpoint that holds an object, as settings do."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ExportError(f"{path} is no JSON object.")
+    return value
+
+
 def _read_transformer(folder: Path) -> Transformer:
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
         file = folder / f"sentence_{kind}_config.json"
         if file.is_file():
-            settings = read_json(file)
+            settings = read_object(file)
             return Transformer(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
     return Transformer()
 
@@ -235,7 +258,7 @@ def _read_sparse_static_embedding(folder: Path) -> SparseStaticEmbedding:
 
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         weight = np.zeros(tokenizer.get_vocab_size(), dtype=np.float32)
-        for token, value in read_json(folder / Path(idf).name).items():
+        for token, value in read_object(folder / Path(idf).name).items():
             index = tokenizer.token_to_id(token)
             if index is not None:
                 weight[index] = value
@@ -244,12 +267,12 @@ def _read_sparse_static_embedding(folder: Path) -> SparseStaticEmbedding:
 
 
 def _read_weighted_layer_pooling(folder: Path) -> WeightedLayerPooling:
-    settings = read_json(folder / "config.json")
+    settings = read_object(folder / "config.json")
     return WeightedLayerPooling(int(settings.get("layer_start", 4)), _read_weights(folder)["layer_weights"])
 
 
 def _read_pooling(folder: Path) -> Pooling:
-    settings = read_json(folder / "config.json")
+    settings = read_object(folder / "config.json")
     modes = settings.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in _OLD_POOLING_SETTINGS.items() if settings.get(key)] or ["mean"]
@@ -264,7 +287,7 @@ def _read_pooling(folder: Path) -> Pooling:
 
 
 def _read_splade_pooling(folder: Path) -> SpladePooling:
-    settings = read_json(folder / "config.json")
+    settings = read_object(folder / "config.json")
     strategy, activation = settings.get("pooling_strategy", "max"), settings.get("activation_function", "relu")
     if strategy not in ("max", "sum") or activation not in ("relu", "log1p_relu"):
         raise UnsupportedError(
@@ -275,7 +298,7 @@ def _read_splade_pooling(folder: Path) -> SpladePooling:
 
 
 def _read_sparse_auto_encoder(folder: Path) -> SparseAutoEncoder:
-    settings, weights = read_json(folder / "config.json"), _read_weights(folder)
+    settings, weights = read_object(folder / "config.json"), _read_weights(folder)
     return SparseAutoEncoder(
         pre_bias=weights["pre_bias"],
         # The decoder shares the weight of the encoder, and files hold it under the name of either.
@@ -287,7 +310,7 @@ def _read_sparse_auto_encoder(folder: Path) -> SparseAutoEncoder:
 
 
 def _read_dense(folder: Path) -> Dense:
-    settings = read_json(folder / "config.json")
+    settings = read_object(folder / "config.json")
     _refuse_other_features("Dense", settings)
     weights = _read_weights(folder)
     return Dense(
@@ -331,7 +354,7 @@ def _refuse_other_features(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def _optional_json(path: Path) -> Any:
-    return read_json(path) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _read_weights(folder: Path) -> dict[str, FloatArray]:
@@ -340,7 +363,8 @@ def _read_weights(folder: Path) -> dict[str, FloatArray]:
     if file.is_file():
         from safetensors.numpy import load_file
 
-        return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(str(file)).items()}
+        with _damage_named(file):
+            return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(str(file)).items()}
     file = folder / "pytorch_model.bin"
     if file.is_file():
         try:
@@ -350,6 +374,7 @@ def _read_weights(folder: Path) -> dict[str, FloatArray]:
                 f"{folder} has its weights as pytorch_model.bin only, which PyTorch has to read. Install it with: pip "
                 "install torch   Or use a version of the checkpoint with model.safetensors in that folder."
             ) from error
-        state = torch.load(str(file), map_location="cpu", weights_only=True)
-        return {name: tensor.float().numpy() for name, tensor in state.items()}
+        with _damage_named(file):
+            state = torch.load(str(file), map_location="cpu", weights_only=True)
+            return {name: tensor.float().numpy() for name, tensor in state.items()}
     raise ExportError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin.")

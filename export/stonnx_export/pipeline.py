@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shutil
 import sys
 import time
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -52,6 +53,9 @@ from stonnx_export.verify import verify
 
 # What the network is made from: PyTorch's weights, or an ONNX file of the checkpoint.
 SourceKind = Literal["auto", "torch", "onnx"]
+
+# The end of the name under which a bundle waits while another takes its place.
+_REPLACED = "-old"
 
 # One file holds a protobuf of up to 2 GB; larger weights go beside it.
 _MAX_EMBEDDED_BYTES = 1_900_000_000
@@ -172,10 +176,10 @@ def _staging(target: Path, overwrite: bool) -> Iterator[Path]:
     """A directory beside the target that takes its place when the block succeeds, and disappears when it does not."""
     parent = target.absolute().parent
     try:
+        made = [directory for directory in (parent, *parent.parents) if not directory.exists()]
         parent.mkdir(parents=True, exist_ok=True)
-        for leftover in parent.glob(f".{target.name}.partial-*"):
-            if not _is_running(leftover.name.rsplit("-", 1)[-1]):  # a killed export's
-                shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in parent.glob(f".{glob.escape(target.name)}.partial-*"):
+            _clean_up(leftover, target)
         staging = parent / f".{target.name}.partial-{os.getpid()}"
         staging.mkdir()
     except OSError as error:
@@ -195,14 +199,32 @@ def _staging(target: Path, overwrite: bool) -> Iterator[Path]:
             ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for directory in made:  # the innermost first; those that hold the bundle now are not empty
+            with suppress(OSError):
+                directory.rmdir()
+
+
+def _clean_up(leftover: Path, target: Path) -> None:
+    """Remove what a killed export left, or bring back the bundle that it was replacing."""
+    replaced = leftover.name.endswith(_REPLACED)
+    if _is_running(leftover.name.removesuffix(_REPLACED).rsplit("-", 1)[-1]):
+        return
+    if replaced and not target.exists():
+        leftover.rename(target)
+    else:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _move_into_place(staging: Path, target: Path, overwrite: bool) -> None:
     _check_target(target, overwrite)  # another export may have finished meanwhile
     if target.is_dir() and any(target.iterdir()):
-        old = staging.with_name(staging.name + "-old")
+        old = staging.with_name(staging.name + _REPLACED)
         target.rename(old)
-        staging.rename(target)
+        try:
+            staging.rename(target)
+        except BaseException:
+            os.rename(old, target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         staging.rename(target)
@@ -269,7 +291,14 @@ def _load_original(checkpoint: Checkpoint) -> Original:
     with _exporter_needed():
         from stonnx_export.original_torch import TorchOriginal
 
-    return TorchOriginal(checkpoint)
+    try:
+        return TorchOriginal(checkpoint)
+    except stonnx.StonnxError:
+        raise
+    except Exception as error:  # of transformers, safetensors or torch, for whatever the checkpoint lacks
+        raise ExportError(
+            f"sentence-transformers cannot load {checkpoint.directory}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _load_onnx_original(checkpoint: Checkpoint) -> tuple[Checkpoint, Original]:

@@ -46,7 +46,6 @@ OLD_POOLING_KEYS = {
 }
 
 # AttributeError, KeyError, SafetensorError and UnpicklingError come through instead of ExportError.
-in_modules = pytest.mark.xfail(strict=True, reason="modules.py does not expect this damage")
 
 
 def write(directory: Path, *names: str, paths: str = "6.x", config: Mapping[str, Any] = BERT, **files: Any) -> Path:
@@ -434,7 +433,7 @@ class TestDamage:
         assert str(tmp_path / name) in str(raised.value)
 
     @pytest.mark.parametrize("content", [b"null", b"[1]", b'"text"', b"7"], ids=repr)
-    @pytest.mark.parametrize("name", [*FILES[:3], *(pytest.param(name, marks=in_modules) for name in FILES[3:])])
+    @pytest.mark.parametrize("name", FILES)
     def test_json_of_another_kind(self, tmp_path: Path, name: str, content: bytes) -> None:
         self.whole(tmp_path)
         (tmp_path / name).write_bytes(content)
@@ -459,13 +458,11 @@ class TestDamage:
         with pytest.raises(ExportError, match="has no weights"):
             read_checkpoint(tmp_path)
 
-    @in_modules
     def test_other_weights_than_expected(self, tmp_path: Path) -> None:
         save_file({"weight": torch.ones(3, 4)}, self.whole(tmp_path) / "2_Dense" / "model.safetensors")
         with pytest.raises(ExportError, match=r"linear\.weight"):
             read_checkpoint(tmp_path)
 
-    @in_modules
     @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
     def test_damaged_weights(self, tmp_path: Path, name: str) -> None:
         folder = self.whole(tmp_path) / "2_Dense"

@@ -344,7 +344,6 @@ STEPS = [
     "rename",
 ]
 # The old bundle has been moved aside by then, and nobody moves it back.
-LOST = pytest.mark.xfail(strict=True, reason="_move_into_place does not put the old bundle back")
 
 
 @pytest.mark.usefixtures("quick")
@@ -369,7 +368,7 @@ class TestAllOrNothing:
         assert not contents(tmp_path)
 
     @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-    @pytest.mark.parametrize("step", [*STEPS[:-1], pytest.param(STEPS[-1], marks=LOST)])
+    @pytest.mark.parametrize("step", STEPS)
     def test_a_failure_leaves_the_old_bundle(
         self,
         tiny_checkpoint: Path,
@@ -407,7 +406,6 @@ class TestAllOrNothing:
         export(tiny_checkpoint, target)
         assert seen == [False] * (1 + len(FILES))
 
-    @pytest.mark.xfail(strict=True, reason="_staging makes the directories before the model is looked for")
     def test_a_failure_leaves_no_parent_directories(self, tmp_path: Path) -> None:
         with pytest.raises(ModelNotFoundError):
             export("./missing", tmp_path / "new" / "deep" / "bundle")
@@ -435,7 +433,6 @@ class TestDamagedNetwork:
             ),
         ],
     )
-    @pytest.mark.xfail(strict=True, reason="errors of transformers come through, or as errors of the output")
     def test_says_that_the_checkpoint_is_to_blame(
         self, tiny_checkpoint: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
     ) -> None:
@@ -544,7 +541,7 @@ class TestTarget:
         "name",
         [
             "bundle",
-            pytest.param("bundle[1]", marks=pytest.mark.xfail(strict=True, reason="the name is taken as a glob")),
+            "bundle[1]",
         ],
     )
     def test_leftovers(self, tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
@@ -768,7 +765,6 @@ class TestCommandLine:
         assert "Traceback" not in result.stderr
         assert contents(tmp_path) == {"file": b"data"}
 
-    @pytest.mark.xfail(strict=True, reason="--name has the same dest as the name of the command")
     def test_errors_start_with_the_command(self, tmp_path: Path) -> None:
         assert command_line("./missing", cwd=tmp_path).stderr.splitlines()[-1].startswith("stonnx export: ")
 

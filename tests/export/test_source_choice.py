@@ -1,0 +1,113 @@
+"""PyTorch's weights or an ONNX file: which one is taken of a checkpoint, and which one is fetched from the Hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
+
+import stonnx
+from stonnx import _hub
+from stonnx_export import export, pipeline
+from stonnx_export.checkpoint import read_checkpoint
+
+
+class TestChoice:
+    """What ``source`` means where PyTorch's weights, an ONNX file, or neither are there."""
+
+    @pytest.fixture
+    def source(self, tiny_checkpoint: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+        """Files as the test's parameter says."""
+        directory = tmp_path / "source"
+        shutil.copytree(tiny_checkpoint, directory)
+        if "torch" not in request.param:
+            (directory / "model.safetensors").unlink()
+            # A small module's are no network.
+            (directory / "1_Pooling" / "model.safetensors").write_bytes(b"")
+        if "onnx" in request.param:
+            (directory / "onnx").mkdir()
+            (directory / "onnx" / "model.onnx").write_bytes(b"")
+        return read_checkpoint(directory)
+
+    @pytest.mark.parametrize(
+        ("source", "asked", "missing", "chosen"),
+        [
+            ("torch", "auto", None, "torch"),
+            ("torch onnx", "auto", None, "torch"),
+            ("torch onnx", "auto", "torch", "onnx"),
+            ("torch onnx", "onnx", None, "onnx"),
+            ("torch onnx", "torch", None, "torch"),
+            ("onnx", "auto", None, "onnx"),
+            ("onnx", "auto", "sentence_transformers", "onnx"),
+            ("torch", "auto", "torch", "torch is not installed"),
+            ("torch onnx", "torch", "torch", "torch is not installed"),
+            ("", "auto", None, "no weights that can be exported"),
+        ],
+        indirect=["source"],
+    )
+    def test_choice(
+        self, source: Any, asked: Any, missing: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pipeline, "missing_for_pytorch", lambda: missing)
+        if chosen in ("torch", "onnx"):
+            assert pipeline._choose_source(source, asked) == chosen
+        else:
+            with pytest.raises(stonnx.StonnxError, match=chosen):
+                pipeline._choose_source(source, asked)
+
+    def test_unknown_source(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        with pytest.raises(stonnx.StonnxError, match=r"'tensorflow' is not known\. Allowed: auto, torch, onnx"):
+            export(tiny_checkpoint, tmp_path / "bundle", source="tensorflow")  # type: ignore[arg-type]
+
+
+class TestDownload:
+    """What of a repository is fetched from the Hub."""
+
+    FILES = (
+        *("config.json", "tokenizer.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "model.safetensors"),
+        *("onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_O3.onnx", "onnx/model_qint8_avx512.onnx"),
+    )
+    NEVER = ("onnx/model_O3.onnx", "onnx/model_qint8_avx512.onnx")
+
+    @pytest.mark.parametrize(
+        ("lacks", "onnx", "missing", "left_out"),
+        [
+            ("", False, None, ("onnx/model.onnx", "onnx/model.onnx_data")),
+            ("", True, None, ("model.safetensors",)),
+            ("", None, None, ("onnx/model.onnx", "onnx/model.onnx_data")),
+            ("", None, "torch", ("model.safetensors",)),
+            ("onnx/", True, None, ()),
+            ("safetensors", False, None, ()),
+        ],
+    )
+    def test_download(
+        self,
+        lacks: str,
+        onnx: bool | None,
+        missing: str | None,
+        left_out: tuple[str, ...],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        available = {name for name in self.FILES if not lacks or lacks not in name}
+
+        def no_bundle(**_: Any) -> str:
+            raise LocalEntryNotFoundError("no stonnx.json")
+
+        def snapshot(*, allow_patterns: list[str], **_: Any) -> str:
+            for name in filter_repo_objects(available, allow_patterns=allow_patterns):
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).touch()
+            return str(tmp_path)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_bundle)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+        monkeypatch.setattr(_hub, "missing_for_pytorch", lambda: missing)
+        directory = _hub.download("acme/model", None, None, str(tmp_path / "cache"), True, onnx=onnx)
+        found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+        assert found == available - {*left_out, *self.NEVER}

@@ -175,7 +175,7 @@ class OnnxOriginal:
             if np.abs(np.concatenate(vectors) - expected).max() <= _SAME * max(1.0, float(np.abs(expected).max())):
                 logger.warning(
                     "%s has no modules.json. The graph's own sentence_embedding is %s, which the bundle gets. Prompts, "
-                    "similarity and a max_seq_length below the tokenizer's are unknown: %s",
+                    "similarity and a max_seq_length below the tokenizer's stay unknown. %s",
                     *(checkpoint.directory, " > ".join(str(module) for module in chain[1:]), _COPY),
                 )
                 return dataclasses.replace(checkpoint, routes={DEFAULT_ROUTE: chain})

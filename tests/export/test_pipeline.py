@@ -608,6 +608,8 @@ class TestOtherProcesses:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                # A shell starts what it runs in the background with Ctrl-C ignored, and that is inherited.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             try:
                 assert process.stdout is not None

@@ -18,12 +18,12 @@ import stonnx.util
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
 CLASSES = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
-# What PyTorch's own classes bring along is no API of sentence-transformers.
-INHERITED = set(dir(torch.nn.Sequential))
 
 
 def public_names(kind: type) -> list[str]:
-    return [name for name in dir(kind) if not name.startswith("_") and name not in INHERITED]
+    # What PyTorch's own classes bring along is no API of sentence-transformers. Looked up late: transformers adds some.
+    inherited = set(dir(torch.nn.Sequential))
+    return [name for name in dir(kind) if not name.startswith("_") and name not in inherited]
 
 
 def differences(ours: Any, original: Any) -> Iterator[str]:

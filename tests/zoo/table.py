@@ -20,8 +20,8 @@ TokenizerKind = Literal[
     "wordpiece-model2vec",
 ]
 
-FACTS = "facts page: shared/facts/models.md"
-LIBRARY = "facts page: shared/facts/sentence-transformers-6.2.md"
+FACTS = "the published configuration of the model"
+LIBRARY = "the tests and documentation of sentence-transformers 6.2"
 GENERAL = "general knowledge"
 
 

@@ -25,6 +25,12 @@ SCHEMA_VERSION = 1
 DEFAULT_ROUTE = "default"
 
 Task = Literal["embedding", "sparse", "rerank"]
+# The class that runs each task, here and in sentence-transformers.
+CLASS_OF_TASK: Mapping[Task, str] = {
+    "embedding": "SentenceTransformer",
+    "sparse": "SparseEncoder",
+    "rerank": "CrossEncoder",
+}
 
 _T = TypeVar("_T")
 

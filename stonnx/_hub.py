@@ -93,8 +93,10 @@ def cache_directory() -> Path:
 
 
 def _with_dtype(directory: Path, dtype: str | None) -> Path:
+    if dtype is None:
+        return directory
     recipe = read_manifest(directory).recipe
-    if dtype not in (None, recipe):
+    if dtype != recipe:
         raise UnsupportedError(
             f"{directory} was exported as {recipe!r}, not as {dtype!r}, and stonnx does not convert silently. "
             f"Export that precision from the checkpoint: stonnx export MODEL --dtype {dtype}"

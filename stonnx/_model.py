@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import tokenizers
 
-from stonnx._bundle import MANIFEST_NAME, FileEntry, Task
+from stonnx._bundle import CLASS_OF_TASK, MANIFEST_NAME, FileEntry, Task
 from stonnx._engine import Engine, LoadedRoute
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub import find_bundle
@@ -26,8 +26,6 @@ logger = logging.getLogger("stonnx")
 _POOL_PROCESSES = 4
 
 _T = TypeVar("_T")
-
-_CLASS_OF_TASK = {"embedding": "SentenceTransformer", "sparse": "SparseEncoder", "rerank": "CrossEncoder"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Model:
         if manifest.task != self._task:
             raise InvalidArgumentError(
                 f"{directory} is a bundle for the task {manifest.task!r}. Load it with "
-                f"stonnx.{_CLASS_OF_TASK[manifest.task]}, not with {type(self).__name__}."
+                f"stonnx.{CLASS_OF_TASK[manifest.task]}, not with {type(self).__name__}."
             )
         self.prompts: dict[str, str] = self._initial_prompts() | dict(manifest.prompts)
         for name, prompt in dict(prompts or {}).items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stonnx._bundle import DEFAULT_ROUTE, Task
+from stonnx._bundle import CLASS_OF_TASK, DEFAULT_ROUTE, Task
 from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
 from stonnx_export.modules import (
     Module,
@@ -29,11 +29,7 @@ from stonnx_export.modules import (
 )
 
 _FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
-_TASK_OF_MODEL_TYPE: Mapping[str, Task] = {
-    "SentenceTransformer": "embedding",
-    "SparseEncoder": "sparse",
-    "CrossEncoder": "rerank",
-}
+_TASK_OF_MODEL_TYPE: Mapping[str, Task] = {name: task for task, name in CLASS_OF_TASK.items()}
 
 
 @dataclass(frozen=True)

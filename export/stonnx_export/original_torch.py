@@ -17,7 +17,7 @@ import sentence_transformers
 import tokenizers
 import torch
 
-from stonnx._bundle import DEFAULT_ROUTE
+from stonnx._bundle import CLASS_OF_TASK, DEFAULT_ROUTE
 from stonnx._errors import UnsupportedError
 from stonnx._tokenize import Text
 from stonnx_export import heads
@@ -26,15 +26,13 @@ from stonnx_export.modules import Pooling, SparseStaticEmbedding, StaticEmbeddin
 from stonnx_export.original import OriginalTokenizer
 from stonnx_export.trace import Output, trace
 
-_CLASSES = {"embedding": "SentenceTransformer", "sparse": "SparseEncoder", "rerank": "CrossEncoder"}
-
 
 class TorchOriginal:
     """A checkpoint loaded in float32 on the CPU. Implements ``Original``."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        kind = getattr(sentence_transformers, _CLASSES[checkpoint.task])
+        kind = getattr(sentence_transformers, CLASS_OF_TASK[checkpoint.task])
         with _silence():
             model = kind(
                 str(checkpoint.directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}

@@ -72,6 +72,14 @@ class TokenizerSpec:
 
 
 @dataclass(frozen=True)
+class Scalar:
+    """A scalar initializer of a graph: its dtype as numpy names it, and its value."""
+
+    dtype: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Route:
     """One graph and the tokenizer in front of it. Attention masks are right-padded."""
 
@@ -80,6 +88,9 @@ class Route:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     tokenizer: TokenizerSpec
+    # int8 graphs only: values that take the place of initializers where the CPU adds two 8-bit products in 16 bits (x86
+    # without VNNI), so that the sum cannot saturate.
+    saturation_safe: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

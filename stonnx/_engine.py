@@ -69,7 +69,9 @@ class LoadedRoute:
     def __init__(self, directory: Path, route: Route, device: str | None, threads: int | None) -> None:
         self.spec = route
         self.tokenizer = Tokenizer(directory / route.tokenizer.file, route.tokenizer)
-        self.session = Session(directory / route.graph, device=device, threads=threads)
+        self.session = Session(
+            directory / route.graph, device=device, threads=threads, saturation_safe=route.saturation_safe
+        )
 
     def stream(
         self, texts: Sequence[Text], outputs: Sequence[str], *, batch_size: int, prompt_length: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stonnx import _int8_product
+from stonnx._bundle import Scalar
 from stonnx._errors import BundleFormatError, DeviceError, InvalidArgumentError, MissingDependencyError
 from stonnx._providers import provider_for
 
@@ -24,9 +27,26 @@ _INSTALL = 'pip install "stonnx[cpu]"  (or "stonnx[gpu]" for NVIDIA GPUs)'
 
 
 class Session:
-    """One graph, loaded for one device. ``run`` may be called from many threads at once."""
+    """One graph, loaded for one device. ``run`` may be called from many threads at once.
 
-    def __init__(self, graph: Path, *, device: str | None = None, threads: int | None = None) -> None:
+    Args:
+        graph: The ONNX file.
+        device: See :func:`stonnx._providers.provider_for`.
+        threads: Threads of one run. None: as many as the process may use CPUs.
+        saturation_safe: Initializers that are replaced where 8-bit products saturate.
+
+    Attributes:
+        form: Which of two forms of an int8 graph runs, ``full-range`` or ``saturation-safe``; empty where there is one.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        saturation_safe: Mapping[str, Scalar] | None = None,
+    ) -> None:
         ort = _import_onnxruntime()
         # `None` alone means the default: 0, which is a GPU in PyTorch, must not become the CPU.
         provider, options = provider_for(None if device is None else str(device), ort.get_available_providers())
@@ -41,12 +61,17 @@ class Session:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         # Memory patterns are cached for each input shape, and ours always differ.
         settings.enable_mem_pattern = False
+        self.form = ""
+        if saturation_safe:
+            self.form = "saturation-safe" if products_saturate() else "full-range"
         providers: list[Any] = [(provider.name, options)]
         if provider.device != "cpu":
             providers.append("CPUExecutionProvider")
         try:
+            if saturation_safe and self.form == "saturation-safe":
+                self._replaced = _replace_initializers(ort, settings, saturation_safe)
             self._session = ort.InferenceSession(str(graph), settings, providers=providers)
-        except Exception as error:  # onnxruntime's errors share no public base class
+        except Exception as error:  # onnxruntime's errors share no public base class, and a manifest may hold anything
             if provider.device != "cpu":
                 raise DeviceError(
                     f"onnxruntime {ort.__version__} cannot load {graph} on device {self.device!r}: {error} "
@@ -72,6 +97,25 @@ class Session:
         known = {name: value for name, value in feeds.items() if value is not None and name in self.inputs}
         results: list[npt.NDArray[Any]] = self._session.run(list(outputs), known)
         return results
+
+
+@functools.cache
+def products_saturate() -> bool:
+    """Whether 8-bit products can saturate on this CPU, so that int8 graphs need their saturation-safe form."""
+    return _int8_product.saturates(_import_onnxruntime())
+
+
+def _replace_initializers(ort: Any, settings: Any, scalars: Mapping[str, Scalar]) -> list[Any]:
+    """Have a session be created with other values of some initializers.
+
+    Returns:
+        What must live as long as the session: onnxruntime keeps pointers to it.
+    """
+    values = []
+    for name, scalar in scalars.items():
+        values.append(ort.OrtValue.ortvalue_from_numpy(np.array(scalar.value, dtype=scalar.dtype)))
+        settings.add_initializer(name, values[-1])
+    return values
 
 
 def available_cpus() -> int:

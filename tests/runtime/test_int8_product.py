@@ -119,7 +119,6 @@ def test_graphs_of_one_form(quantized_graph: Path, monkeypatch: pytest.MonkeyPat
     [
         {"scale": Scalar("no type", 1)},
         {"zero_point": Scalar("uint8", 256)},
-        {"no such initializer": Scalar("float32", 1)},
     ],
     ids=str,
 )

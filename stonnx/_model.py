@@ -12,13 +12,13 @@ import numpy as np
 import tokenizers
 
 from stonnx._bundle import CLASS_OF_TASK, MANIFEST_NAME, FileEntry, Task
+from stonnx._cpus import available_cpus
 from stonnx._engine import Engine, LoadedRoute
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub import find_bundle
 from stonnx._inputs import is_batch, parse_inputs
 from stonnx._pool import Pool, borrowed, check_chunk_size, run_in_pool, start_pool, stop_pool, thread_shares
 from stonnx._progress import progress_bar
-from stonnx._session import available_cpus
 
 logger = logging.getLogger("stonnx")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from stonnx import _int8_product
 from stonnx._bundle import Scalar
+from stonnx._cpus import available_cpus
 from stonnx._errors import BundleFormatError, DeviceError, InvalidArgumentError, MissingDependencyError
 from stonnx._providers import provider_for
 
@@ -116,30 +116,6 @@ def _replace_initializers(ort: Any, settings: Any, scalars: Mapping[str, Scalar]
         values.append(ort.OrtValue.ortvalue_from_numpy(np.array(scalar.value, dtype=scalar.dtype)))
         settings.add_initializer(name, values[-1])
     return values
-
-
-def available_cpus() -> int:
-    """The CPUs that this process may use: its affinity, and the quota of its control group where there is one."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_cpus(Path("/sys/fs/cgroup"))
-    return count if quota is None else max(1, min(count, int(np.ceil(quota))))
-
-
-def _cgroup_cpus(root: Path) -> float | None:
-    """CPUs granted by cgroup v2 (``cpu.max``) or v1 (``cpu.cfs_quota_us``), or None where there is no limit."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    try:
-        cpus = float(quota) / float(period)
-    except (ValueError, ZeroDivisionError):  # "max": no limit
-        return None
-    return cpus if cpus > 0 else None
 
 
 def _import_onnxruntime() -> onnxruntime:

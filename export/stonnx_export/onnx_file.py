@@ -19,7 +19,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInfere
 from onnxscript.version_converter import convert_version
 
 from stonnx._errors import ExportError, UnsupportedError
-from stonnx._session import available_cpus
+from stonnx._cpus import available_cpus
 from stonnx_export.graph import OPSET, GraphBuilder, input_named
 
 # What a network is asked for: token embeddings [B, S, H], a logit for each token of the vocabulary [B, S, V], or one

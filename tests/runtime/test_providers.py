@@ -11,7 +11,7 @@ import pytest
 from stonnx import BundleFormatError, DeviceError, InvalidArgumentError
 from stonnx import _session as session_module
 from stonnx._providers import PROVIDERS, provider_for
-from stonnx._session import Session, _cgroup_cpus, available_cpus
+from stonnx._session import Session
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -153,58 +153,6 @@ def test_feeds_that_a_graph_does_not_have_are_left_out(monkeypatch: pytest.Monke
     session = Session(Path("model.onnx"))
     feeds: dict[str, Any] = {"input_ids": 1, "token_type_ids": None, "prompt_length": 2}
     assert session.run(["sentence_embedding"], feeds) == [(["sentence_embedding"], {"input_ids": 1})]
-
-
-# --- CPUs ---
-
-# Files as the kernel writes them, below /sys/fs/cgroup: (files, CPUs that they grant).
-CGROUPS: dict[str, tuple[dict[str, str], float | None]] = {
-    "no control group": ({}, None),
-    "v2 without a limit": ({"cpu.max": "max 100000\n"}, None),
-    "v2 with two CPUs": ({"cpu.max": "200000 100000\n"}, 2.0),
-    "v2 with half a CPU": ({"cpu.max": "50000 100000\n"}, 0.5),
-    "v2 with another period": ({"cpu.max": "75000 50000\n"}, 1.5),
-    "v2 without a period": ({"cpu.max": "max\n"}, None),
-    "v2 that is empty": ({"cpu.max": ""}, None),
-    "v1 without a limit": ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-    "v1 with three CPUs": ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
-    "v1 without a period": ({"cpu/cpu.cfs_quota_us": "300000\n"}, None),
-    "v1 with a period of 0": ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "0\n"}, None),
-    "v1 that is empty": ({"cpu/cpu.cfs_quota_us": "", "cpu/cpu.cfs_period_us": ""}, None),
-    "v2 before v1": (
-        {"cpu.max": "100000 100000\n", "cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
-        1.0,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CGROUPS)
-def test_cpus_of_a_control_group(name: str, tmp_path: Path) -> None:
-    files, cpus = CGROUPS[name]
-    for file, content in files.items():
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text(content, encoding="ascii")
-    assert _cgroup_cpus(tmp_path) == cpus
-
-
-@pytest.mark.parametrize(
-    ("affinity", "quota", "expected"),
-    [(8, None, 8), (8, 2.0, 2), (8, 1.5, 2), (8, 0.5, 1), (2, 16.0, 2), (1, 0.1, 1)],
-)
-def test_available_cpus(affinity: int, quota: float | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(affinity)), raising=False)
-    monkeypatch.setattr(session_module, "_cgroup_cpus", lambda root: quota)
-    assert available_cpus() == expected
-
-
-def test_available_cpus_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
-    # macOS and Windows have none.
-    monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
-    monkeypatch.setattr(session_module, "_cgroup_cpus", lambda root: None)
-    assert available_cpus() == 6
-    monkeypatch.setattr("os.cpu_count", lambda: None)
-    assert available_cpus() == 1
 
 
 def test_the_default_is_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

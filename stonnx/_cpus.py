@@ -1,0 +1,149 @@
+"""How many CPUs this process may use, and what they can do.
+
+A container is often given a part of a large machine: by affinity, by a cpuset, or by a quota on CPU time. onnxruntime sees
+the first two only, and starts more threads than the quota feeds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+# The files of a control group that say which CPUs its processes may run on, for cgroup v2 and v1. The effective ones
+# also have what the groups above allow.
+_CPUSET_FILES = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
+# Of the many flags, those that decide how fast a graph runs, in the kernel's names.
+_FEATURES = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16"),
+    *("asimddp", "i8mm", "bf16", "sve"),
+)
+
+_T = TypeVar("_T", int, float)
+
+
+@dataclass(frozen=True)
+class CpuLimits:
+    """What bounds the CPUs of this process. None: nothing does, or the system does not say."""
+
+    affinity: int
+    cpuset: int | None
+    # CPU time in a period of time: 1.5 are one and a half CPUs.
+    quota: float | None
+
+    @property
+    def cpus(self) -> int:
+        """The CPUs that can be busy at once: a quota of one and a half CPUs feeds two threads for most of the time."""
+        quota = None if self.quota is None else math.ceil(self.quota)
+        return max(1, min(limit for limit in (self.affinity, self.cpuset, quota) if limit is not None))
+
+
+def available_cpus() -> int:
+    """The CPUs that this process may use: the smallest of its affinity, cpuset and quota."""
+    return cpu_limits().cpus
+
+
+def cpu_limits(root: Path = Path("/")) -> CpuLimits:
+    """Read what bounds the CPUs of this process. ``root`` is where ``proc`` and the control groups are."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    groups = list(_control_groups(root))
+    return CpuLimits(affinity, _smallest(groups, _cpuset), _smallest(groups, _quota))
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Instructions of this CPU that matter here, in the kernel's names. Empty where the system does not list them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ()
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    flags = set(line.group(1).split()) if line else set()
+    return tuple(name for name in _FEATURES if name in flags)
+
+
+def cpu_name() -> str:
+    """What the CPU calls itself."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        text = ""
+    line = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    return line.group(1).strip() if line else platform.processor() or platform.machine()
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The directories of this process's control groups and of all groups above them: a limit of each one holds.
+
+    ``/proc/self/cgroup`` has lines ``number:controllers:path``, with number 0 and no controllers for cgroup v2;
+    ``/proc/self/mountinfo`` says where each hierarchy, or a part of it, is mounted (man cgroups(7), proc(5)).
+    """
+    mounts = [mount for line in _lines(root / "proc/self/mountinfo") if (mount := _cgroup_mount(line))]
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for mounted_controllers, mounted_path, mount_point in mounts:
+            if set(controllers.split(",")) <= mounted_controllers:
+                # Inside a container that sees only its own groups, the path may lie outside of what is mounted.
+                inside = PurePosixPath(path).is_relative_to(mounted_path) and ".." not in PurePosixPath(path).parts
+                group = PurePosixPath(path).relative_to(mounted_path) if inside else PurePosixPath()
+                top = root / mount_point.lstrip("/")
+                yield from (top / part for part in (group, *group.parents))
+
+
+def _cgroup_mount(line: str) -> tuple[set[str], str, str] | None:
+    """The controllers of a mounted hierarchy, which part of it is mounted, and where."""
+    fields, _, kind = line.partition(" - ")
+    # number, parent, device, path inside the hierarchy, mount point, options
+    path, mount_point = (_unescaped(field) for field in ([*fields.split(" "), "", "", "", "", ""])[3:5])
+    filesystem, _, rest = kind.partition(" ")
+    if filesystem == "cgroup2":
+        return {""}, path, mount_point
+    if filesystem == "cgroup":
+        return set(rest.split(" ")[-1].split(",")), path, mount_point
+    return None
+
+
+def _unescaped(field: str) -> str:
+    """A path of mountinfo, where blanks are written as ``\\040``."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+
+
+def _smallest(groups: list[Path], limit: Callable[[Path], _T | None]) -> _T | None:
+    return min((value for group in groups if (value := limit(group)) is not None), default=None)
+
+
+def _cpuset(group: Path) -> int | None:
+    """The number of CPUs in a list as ``0-3,8``; None where there is no list."""
+    for name in _CPUSET_FILES:
+        ranges = [part.partition("-") for part in "".join(_lines(group / name)).split(",") if part.strip()]
+        try:
+            count = sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+        except ValueError:
+            continue
+        if count > 0:
+            return count
+    return None
+
+
+def _quota(group: Path) -> float | None:
+    """CPUs granted by cgroup v2 (``cpu.max``: quota and period) or v1, or None where there is no limit."""
+    words = " ".join(_lines(group / "cpu.max")).split()
+    if not words:
+        words = [*_lines(group / "cpu.cfs_quota_us"), *_lines(group / "cpu.cfs_period_us")]
+    try:
+        cpus = float(words[0]) / float(words[1])
+    except (IndexError, ValueError, ZeroDivisionError):  # "max", or nothing: no limit
+        return None
+    return cpus if cpus > 0 else None  # v1 writes -1 for no limit

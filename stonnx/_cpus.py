@@ -1,7 +1,7 @@
 """How many CPUs this process may use, and what they can do.
 
-A container is often given a part of a large machine: by affinity, by a cpuset, or by a quota on CPU time. onnxruntime sees
-the first two only, and starts more threads than the quota feeds.
+A container is often given a part of a large machine: by affinity, by a cpuset, or by a quota on CPU time. onnxruntime
+sees the first two only, and starts more threads than the quota feeds.
 """
 
 from __future__ import annotations

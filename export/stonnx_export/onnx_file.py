@@ -18,8 +18,8 @@ import onnxruntime
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
 from onnxscript.version_converter import convert_version
 
-from stonnx._errors import ExportError, UnsupportedError
 from stonnx._cpus import available_cpus
+from stonnx._errors import ExportError, UnsupportedError
 from stonnx_export.graph import OPSET, GraphBuilder, input_named
 
 # What a network is asked for: token embeddings [B, S, H], a logit for each token of the vocabulary [B, S, V], or one

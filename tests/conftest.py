@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+from importlib import metadata
 from pathlib import Path
 
 import onnxruntime
 import pytest
+from packaging.version import Version
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads of PyTorch wait for each other by spinning: beside other test processes, more of them are much slower.
@@ -19,6 +21,23 @@ _STSB = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "stsb-en-dev.cs
 
 def pytest_report_header() -> str:
     return f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "needs(package, version, what): does not apply to earlier versions, which have not got what is tested",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Only the environments of `make test-environments` have earlier versions."""
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            package, version, what = mark.args
+            installed = metadata.version(package)
+            if Version(installed) < Version(version):
+                item.add_marker(pytest.mark.skip(reason=f"{package} {installed}, and {version} brought {what}"))
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from sentence_transformers.base.modules import Dense, Normalize
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, WeightedLayerPooling
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    LayerNorm,
+    Normalize,
+    Pooling,
+    WeightedLayerPooling,
+)
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SpladePooling
 
 from stonnx._bundle import Task
@@ -140,7 +145,7 @@ def test_padding_does_not_matter(run: Run) -> None:
 def dense_modules(out_features: int, activation: torch.nn.Module, bias: bool, residual: bool) -> tuple[Dense, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        original = Dense(HIDDEN, out_features, bias, activation, use_residual=residual)
+        original = Dense(HIDDEN, out_features, bias, activation, **({"use_residual": True} if residual else {}))
         for parameter in original.parameters():
             torch.nn.init.normal_(parameter)
     state = {name: tensor.numpy() for name, tensor in original.state_dict().items()}
@@ -177,6 +182,7 @@ def test_activations_far_from_one(run: Run, name: str, scale: float) -> None:
     np.testing.assert_allclose(vector, expected, rtol=1e-6, atol=1e-6 * max(scale, 0.1))
 
 
+@pytest.mark.needs("sentence-transformers", "6", "use_residual")
 @pytest.mark.parametrize("out_features", [HIDDEN, 4], ids=["equal", "projected"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_dense_residual(run: Run, out_features: int, bias: bool) -> None:

@@ -113,6 +113,7 @@ class TestShapes:
         required = [value.name for value in model.graph.inputs if value.const_value is None]
         assert required == ["input_ids", "attention_mask"]
 
+    @pytest.mark.needs("transformers", "5", "a shape in this graph that is rewritten")
     def test_without_token_types(self, run: Run, decoder: ir.Model, tiny_feeds: Feeds) -> None:
         model = decoder.clone()
         assert shapes.run(model) == PassResult("shapes", 1)
@@ -129,6 +130,7 @@ class TestAttentionOfTracedNetworks:
     def test_fires_for_every_layer(self, rewritten: tuple[ir.Model, PassResult]) -> None:
         assert rewritten[1] == PassResult("attention_lengths", LAYERS)
 
+    @pytest.mark.needs("transformers", "5", "the form of the mask that is looked for here")
     def test_what_becomes_of_the_graph(self, bert: ir.Model, rewritten: tuple[ir.Model, PassResult]) -> None:
         before, after = operators(bert), operators(rewritten[0])
         gone = ("Transpose", "Reshape", "GatherND", "And")

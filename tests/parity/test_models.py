@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentence_transformers
-from zoo import ROWS, ModelRow, build_checkpoint
+from zoo import ROWS, ModelRow, build_checkpoint, parameter
 
 import stonnx
 from stonnx._engine import Engine
@@ -76,7 +76,7 @@ def case(row: ModelRow, shared_directory: Path) -> Case:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    metafunc.parametrize("row", ROWS, ids=[row.name for row in ROWS], scope="module")
+    metafunc.parametrize("row", [parameter(row) for row in ROWS], scope="module")
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:

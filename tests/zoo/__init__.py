@@ -1,6 +1,7 @@
 """A zoo of small checkpoints in the published configuration of real models: the oracle's input in every parity test."""
 
 from .checkpoints import build_checkpoint
+from .parameters import parameter
 from .table import ROWS, ModelRow, row
 
-__all__ = ["ROWS", "ModelRow", "build_checkpoint", "row"]
+__all__ = ["ROWS", "ModelRow", "build_checkpoint", "parameter", "row"]

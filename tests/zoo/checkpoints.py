@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SparseStaticEmbedding, SpladePooling
 from torch import nn
 from transformers import (
@@ -190,7 +189,7 @@ def _deviation(name: str, *, inputs: int) -> float:
 def _fit_vocabulary(model: PreTrainedModel) -> None:
     """Gemma multiplies its embeddings by sqrt(hidden); logits over a vocabulary are to be sparse after a ReLU."""
     words = model.get_input_embeddings()
-    words.weight /= getattr(words, "scalar_embed_scale", 1.0)
+    words.weight /= getattr(words, "embed_scale", 1.0)
     head = model.get_output_embeddings()
     if head is not None:
         head.bias -= 2.5 * math.sqrt(words.weight.shape[1])

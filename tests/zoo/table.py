@@ -111,6 +111,15 @@ Module = Pooling | Dense | LayerNorm | Normalize | SpladePooling | SparseAutoEnc
 
 
 @dataclass(frozen=True)
+class Requirement:
+    """The first version of a package that has the model, and what earlier ones lack."""
+
+    package: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Head:
     """A reranker's head, and the place where its checkpoint records the activation (None: the default applies)."""
 
@@ -138,6 +147,7 @@ class ModelRow:
     inference_free_query: bool = False
     head: Head | None = None
     source: str = FACTS
+    needs: Requirement | None = None
 
     @property
     def slug(self) -> str:
@@ -280,7 +290,7 @@ QWEN3 = Backbone(
         "rms_norm_eps": 1e-6,
         "num_key_value_heads": 8,
         "head_dim": 128,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        "rope_theta": 1000000.0,
         "tie_word_embeddings": True,
     },
     {"num_key_value_heads": 2, "head_dim": 32},
@@ -409,6 +419,7 @@ _EMBEDDING = (
         model_max_length=8192,
         prompts=_NOMIC_PROMPTS,
         source=f"{LIBRARY}; structure: transformers 5.23's class, not the repository's own code; {_CARD}",
+        needs=Requirement("transformers", "5", "the class of nomic_bert"),
     ),
     ModelRow(
         "Qwen/Qwen3-Embedding-0.6B",

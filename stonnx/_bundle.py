@@ -113,7 +113,18 @@ class Fidelity:
     max_abs_difference: float
     # The largest difference of one text's vector between being encoded alone and in a batch.
     batch_invariance: float
+    # Bounds by the names of these figures; a figure without a bound is for information.
     tolerance: Mapping[str, float]
+    # The cosine that 99 of 100 texts exceed.
+    cosine_p1: float | None = None
+    # The lowest cosine between a text's vector alone and in a batch.
+    invariance_cosine: float | None = None
+    # The share of each text's ten nearest neighbours that stay the same, on average.
+    neighbours_overlap: float | None = None
+    # Sparse vectors: the share of active dimensions that both have, of those that either has.
+    active_overlap: float | None = None
+    # Rerankers: Spearman's correlation of a label's logits over all pairs, the lowest of all labels.
+    rank_correlation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,8 @@ class Manifest:
     default_route: str = DEFAULT_ROUTE
     # Sparse vectors only: how many values of each the model keeps, unless told otherwise.
     max_active_dims: int | None = None
+    # Quantized bundles: the products that stay in float32 for accuracy, by the names of their first results.
+    kept: tuple[str, ...] = ()
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -36,7 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="turn a checkpoint into a bundle")
     export.add_argument("model", help="checkpoint directory or Hub id")
     export.add_argument("-o", "--output", type=Path, help="directory of the bundle (default: MODEL-DTYPE)")
-    export.add_argument("--dtype", default="fp32", help="recipe of the bundle (default: fp32)")
+    export.add_argument("--dtype", default="fp32", help="recipe of the bundle: fp32 or int8 (default: fp32)")
+    export.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="calibrate int8 with these texts, one a line (default: none needed)",
+    )
     export.add_argument(
         "--source",
         choices=("auto", "torch", "onnx"),
@@ -117,6 +123,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.model,
         arguments.output,
         dtype=arguments.dtype,
+        calibrate=arguments.calibrate,
         source=arguments.source,
         overwrite=arguments.overwrite,
         name=arguments.name,

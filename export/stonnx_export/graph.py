@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,19 @@ class GraphBuilder:
     """
 
     def __init__(self, graph: ir.Graph, before: ir.Node | None = None) -> None:
-        self._graph = graph
+        self.graph = graph
         self._before = before
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 
     def __getattr__(self, operator: str) -> Callable[..., ir.Value]:
-        def node(*inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        def node(*inputs: ir.Value | None, _domain: str = "", **attributes: Any) -> ir.Value:
             tape = Tape()
-            value = tape.op(operator, inputs, attributes)
+            value = tape.op(operator, inputs, attributes, domain=_domain)
             value.name = self._fresh(operator)
             if self._before is None:
-                self._graph.extend(tape.nodes)
+                self.graph.extend(tape.nodes)
             else:
-                self._graph.insert_before(self._before, tape.nodes)
+                self.graph.insert_before(self._before, tape.nodes)
             return value
 
         return node
@@ -56,11 +57,18 @@ class GraphBuilder:
         if key is not None and key in self._constants:
             return self._constants[key]
         name = self._fresh(name)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.register_initializer(value)
+        value = self.named_constant(name, array)
         if key is not None:
             self._constants[key] = value
+        return value
+
+    def named_constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
+        """An initializer of exactly that name, which is made once."""
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
         return value
 
     def scalar(self, value: int) -> ir.Value:
@@ -75,13 +83,13 @@ class GraphBuilder:
         """A graph input with a default: an initializer of the same name, which a caller may override."""
         tensor = ir.tensor(default, name=name)
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.inputs.append(value)
-        self._graph.register_initializer(value)
+        self.graph.inputs.append(value)
+        self.graph.register_initializer(value)
         return value
 
     def name_output(self, value: ir.Value, name: str, shape: Sequence[int | str]) -> None:
         """Give a value the name, type and shape of a graph output."""
-        other = next((v for n in self._graph for v in n.outputs if v.name == name and v is not value), None)
+        other = next((v for n in self.graph for v in n.outputs if v.name == name and v is not value), None)
         if other is not None:
             other.name = self._fresh(name)
         value.name = name
@@ -90,9 +98,21 @@ class GraphBuilder:
 
     def _fresh(self, stem: str) -> str:
         # Names are unique within a graph; counting on the graph itself keeps them stable from run to run.
-        counters: dict[str, int] = self._graph.meta.setdefault("stonnx_names", {})
+        counters: dict[str, int] | None = self.graph.meta.get("stonnx_names")
+        if counters is None:
+            counters = self.graph.meta["stonnx_names"] = _counted(self.graph)
         counters[stem] = counters.get(stem, -1) + 1
         return f"stonnx_{stem}_{counters[stem]}"
+
+
+def _counted(graph: ir.Graph) -> dict[str, int]:
+    """The highest number of each stem among the names of a graph that was read from a file."""
+    counters: dict[str, int] = {}
+    for name in [*graph.initializers, *(str(value.name) for node in graph for value in node.outputs)]:
+        stem, _, number = name.removeprefix("stonnx_").rpartition("_")
+        if name.startswith("stonnx_") and number.isdecimal():
+            counters[stem] = max(counters.get(stem, -1), int(number))
+    return counters
 
 
 def last_dimension(value: ir.Value) -> int:
@@ -106,3 +126,39 @@ def last_dimension(value: ir.Value) -> int:
 def input_named(graph: ir.Graph, name: str) -> ir.Value | None:
     """The graph input of that name."""
     return next((value for value in graph.inputs if value.name == name), None)
+
+
+def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The array of an initializer, of a constant, or of rows of one, transposed or not; else None."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None and not value.is_graph_input() else None
+    if tensor is not None:
+        return tensor.numpy()
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type not in ("Transpose", "Slice"):
+        return None
+    array, *rest = (constant_array(operand) for operand in node.inputs)
+    if array is None or any(operand is None for operand in rest):
+        return None
+    if node.op_type == "Transpose":
+        return array.transpose(tuple(node.attributes["perm"].as_ints()))
+    starts, ends, axes = (operand.tolist() for operand in rest[:3] if operand is not None)
+    cut = {axis: slice(start, end) for start, end, axis in zip(starts, ends, axes, strict=True)}
+    result: npt.NDArray[Any] = array[tuple(cut.get(axis, slice(None)) for axis in range(array.ndim))]
+    return result
+
+
+# One file holds a protobuf of up to 2 GB; larger weights go beside it.
+_MAX_EMBEDDED_BYTES = 1_900_000_000
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a model to a file; weights over 1.9 GB go to a second one, ``PATH.data``."""
+    constants = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    large = sum(tensor.nbytes for tensor in constants) > _MAX_EMBEDDED_BYTES
+    ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+
+
+def only_use(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value, where nothing else does and it is no output of the graph."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stonnx._bundle import Manifest, Task
+from stonnx._bundle import Fidelity, Manifest, Task
 from stonnx_export.passes import PassResult
 
 NAME = "README.md"
@@ -54,6 +54,19 @@ print(model.predict([("How is the weather?", "It's so sunny outside!"), ("How is
 }
 
 
+_FIGURES = {
+    "cosine_mean": "cosine, mean",
+    "cosine_p1": "cosine, 1st percentile",
+    "cosine_min": "cosine, lowest",
+    "neighbours_overlap": "ten nearest neighbours that stay the same",
+    "active_overlap": "active dimensions that stay the same",
+    "rank_correlation": "rank correlation of the logits",
+    "max_abs_difference": "largest difference",
+    "batch_invariance": "alone against batched, largest difference",
+    "invariance_cosine": "alone against batched, lowest cosine",
+}
+
+
 def render(manifest: Manifest, results: Sequence[PassResult]) -> str:
     """The text of the card."""
     usage = _USAGES[manifest.task]
@@ -62,7 +75,6 @@ def render(manifest: Manifest, results: Sequence[PassResult]) -> str:
     chain = " → ".join(module.type for module in manifest.modules)
     fired = ", ".join(f"{result.name} {result.fired}x" for result in results)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.exporter.items())
-    tolerance = fidelity.tolerance
     unit = "pairs of texts" if manifest.task == "rerank" else "texts"
     return f"""---
 library_name: stonnx
@@ -85,11 +97,8 @@ many scripts and of all lengths up to beyond the limit, each one alone and in a 
 
 | | measured | tolerated |
 |---|---|---|
-| cosine, mean | {fidelity.cosine_mean:.7f} | |
-| cosine, lowest | {fidelity.cosine_min:.7f} | at least {tolerance["cosine_min"]} |
-| largest difference | {fidelity.max_abs_difference:.1e} | at most {tolerance["max_abs_difference"]:.0e} |
-| alone against batched | {fidelity.batch_invariance:.1e} | at most {tolerance["batch_invariance"]:.0e} |
-
+{_figures(fidelity)}
+{_kept(manifest)}
 ## Use it
 
 With stonnx (`pip install "stonnx[cpu]"`):
@@ -114,6 +123,24 @@ the graph: {fired}. SHA-256 of the original weights:
 `{manifest.source.weights_sha256}`.
 `stonnx.json` has every detail. The licence is that of the original model.
 """
+
+
+def _figures(fidelity: Fidelity) -> str:
+    rows = []
+    for name, label in _FIGURES.items():
+        value, limit = getattr(fidelity, name), fidelity.tolerance.get(name)
+        if value is None:
+            continue
+        small = name in ("max_abs_difference", "batch_invariance")
+        bound = "" if limit is None else f"at most {limit:.0e}" if small else f"at least {limit}"
+        rows.append(f"| {label} | {value:{'.1e' if small else '.7f'}} | {bound} |")
+    return "\n".join(rows)
+
+
+def _kept(manifest: Manifest) -> str:
+    if not manifest.kept:
+        return ""
+    return f"\nIn float32 for accuracy: the matrix products {', '.join(f'`{name}`' for name in manifest.kept)}.\n"
 
 
 def _facts(manifest: Manifest) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
-import shutil
 import sys
 import time
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import tokenizers
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
@@ -26,6 +26,7 @@ from stonnx._bundle import (
     Manifest,
     Module,
     Route,
+    Scalar,
     Source,
     Task,
     TensorSpec,
@@ -36,6 +37,7 @@ from stonnx._bundle import (
 from stonnx._engine import Engine
 from stonnx._errors import (
     ExportError,
+    FidelityError,
     InvalidArgumentError,
     MissingDependencyError,
     ModelNotFoundError,
@@ -43,22 +45,19 @@ from stonnx._errors import (
 )
 from stonnx._hub import ORGANIZATIONS, download, missing_for_pytorch
 from stonnx_export import heads, model_card
+from stonnx_export.calibration import random_sequences, read_texts, text_sequences
 from stonnx_export.checkpoint import Checkpoint, read_checkpoint
-from stonnx_export.graph import OPSET
+from stonnx_export.graph import OPSET, save
 from stonnx_export.modules import Normalize, StaticEmbedding, describe
-from stonnx_export.original import Original
+from stonnx_export.original import Original, OriginalTokenizer
 from stonnx_export.passes import PassResult
+from stonnx_export.quantize import Quantization
 from stonnx_export.recipes import RECIPES, Recipe
+from stonnx_export.staging import check_target, staging_directory
 from stonnx_export.verify import verify
 
 # What the network is made from: PyTorch's weights, or an ONNX file of the checkpoint.
 SourceKind = Literal["auto", "torch", "onnx"]
-
-# The end of the name under which a bundle waits while another takes its place.
-_REPLACED = "-old"
-
-# One file holds a protobuf of up to 2 GB; larger weights go beside it.
-_MAX_EMBEDDED_BYTES = 1_900_000_000
 
 
 def export(
@@ -66,6 +65,7 @@ def export(
     output: str | os.PathLike[str] | None = None,
     *,
     dtype: str = "fp32",
+    calibrate: str | os.PathLike[str] | None = None,
     task: Task | None = None,
     source: SourceKind = "auto",
     overwrite: bool = False,
@@ -85,6 +85,8 @@ def export(
         model: A checkpoint directory, or a Hub id. A bare name belongs to ``sentence-transformers/``.
         output: Directory of the bundle. None: ``MODEL-DTYPE`` in the current directory.
         dtype: The recipe: see ``stonnx_export.RECIPES``.
+        calibrate: A text file, one text in a line, from which int8 takes the ranges of its values. None: from random
+            tokens, which is as good for most models and needs no texts.
         task: ``"embedding"``, ``"sparse"`` or ``"rerank"``. None: what the checkpoint is for.
         source: ``"torch"`` takes the PyTorch weights; ``"onnx"`` takes the ONNX file that the checkpoint has in
             ``onnx/model.onnx`` or ``model.onnx``, and needs no PyTorch. ``"auto"``: the weights where they are there
@@ -111,11 +113,14 @@ def export(
         raise InvalidArgumentError(
             f"source {source!r} is not known. Allowed: {', '.join(typing.get_args(SourceKind))}."
         )
+    if calibrate is not None and not recipe.quantize:
+        raise InvalidArgumentError(f"calibrate is for recipes that quantize, and {dtype} does not. Leave it out.")
+    texts = read_texts(calibrate) if calibrate is not None else None
     label = os.fspath(model)
     target = Path(output) if output is not None else Path(f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe.name}")
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     stage = _Stages(sys.stderr.isatty() if show_progress is None else show_progress)
-    with _staging(target, overwrite) as staging:
+    with staging_directory(target, overwrite) as staging:
         with stage("reading the checkpoint"):
             onnx = source == "onnx" or (source == "auto" and missing_for_pytorch() is not None)
             directory = _find_checkpoint(label, task, revision, token, cache_folder, local_files_only, onnx)
@@ -128,16 +133,36 @@ def export(
             graphs = {route: original.graph(route) for route in checkpoint.routes}
         with stage("building the graph"):
             results = [result for route, graph in graphs.items() for result in _build(graph, checkpoint, route, recipe)]
-        with stage("writing the files"):
-            routes = _write_routes(graphs, checkpoint, original, staging)
-            origin = Source(name or label, revision, checkpoint.weights_sha256)
-            manifest = _manifest(checkpoint, routes, recipe, origin, staging)
-            write_manifest(staging, manifest)
-        with stage("verifying against the original"):
-            fidelity = verify(Engine(staging), original, recipe.tolerance[checkpoint.task])
+        quantizations = {}
+        if recipe.quantize:
+            with stage("calibrating"):
+                quantizations = {
+                    route: _calibrate(graph, checkpoint, original.tokenizer(route), texts)
+                    for route, graph in graphs.items()
+                }
+        origin = Source(name or label, revision, checkpoint.weights_sha256)
+        known: dict[str, npt.NDArray[np.float32]] = {}
+        while True:
+            with stage("writing the files"):
+                built, more, safe = _quantize(graphs, quantizations)
+                routes = _write_routes(built, safe, checkpoint, original, staging)
+                kept = tuple(name for quantization in quantizations.values() for name in quantization.kept)
+                manifest = _manifest(checkpoint, routes, recipe, origin, kept, staging)
+                write_manifest(staging, manifest)
+            try:
+                with stage("verifying against the original"):
+                    fidelity = verify(
+                        Engine(staging), original, recipe.tolerance[checkpoint.task], broad=recipe.lossy, known=known
+                    )
+                break
+            except FidelityError as error:
+                if not _keep_more(quantizations, stage):
+                    raise _with_worst_layers(error, quantizations) from None
+                _clear(staging)
         with stage("writing the manifest"):
             manifest = dataclasses.replace(manifest, fidelity=fidelity)
-            (staging / model_card.NAME).write_text(model_card.render(manifest, results), encoding="utf-8")
+            card = model_card.render(manifest, [*results, *more])
+            (staging / model_card.NAME).write_text(card, encoding="utf-8")
             write_manifest(staging, manifest)
     return target
 
@@ -161,85 +186,6 @@ class _Stages:
             raise
         if self._show:
             print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        if not overwrite:
-            raise ExportError(f"{target} exists already. Choose another with -o, or replace it with --overwrite.")
-        if not (target / "stonnx.json").is_file():
-            raise ExportError(f"{target} exists and is no bundle, so it is not replaced. Choose another with -o.")
-
-
-@contextmanager
-def _staging(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside the target that takes its place when the block succeeds, and disappears when it does not."""
-    parent = target.absolute().parent
-    try:
-        made = [directory for directory in (parent, *parent.parents) if not directory.exists()]
-        parent.mkdir(parents=True, exist_ok=True)
-        for leftover in parent.glob(f".{glob.escape(target.name)}.partial-*"):
-            _clean_up(leftover, target)
-        staging = parent / f".{target.name}.partial-{os.getpid()}"
-        staging.mkdir()
-    except OSError as error:
-        raise ExportError(f"Cannot write to {parent}: {error.strerror}. Choose another directory with -o.") from error
-    try:
-        try:
-            yield staging
-            for file in staging.iterdir():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            _move_into_place(staging, target, overwrite)
-        except OSError as error:
-            if isinstance(error, stonnx.StonnxError):
-                raise
-            raise ExportError(
-                f"The bundle could not be written to {target}: {error.strerror or error}. Nothing is left behind."
-            ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        for directory in made:  # the innermost first; those that hold the bundle now are not empty
-            with suppress(OSError):
-                directory.rmdir()
-
-
-def _clean_up(leftover: Path, target: Path) -> None:
-    """Remove what a killed export left, or bring back the bundle that it was replacing."""
-    replaced = leftover.name.endswith(_REPLACED)
-    if _is_running(leftover.name.removesuffix(_REPLACED).rsplit("-", 1)[-1]):
-        return
-    if replaced and not target.exists():
-        leftover.rename(target)
-    else:
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _move_into_place(staging: Path, target: Path, overwrite: bool) -> None:
-    _check_target(target, overwrite)  # another export may have finished meanwhile
-    if target.is_dir() and any(target.iterdir()):
-        old = staging.with_name(staging.name + _REPLACED)
-        target.rename(old)
-        try:
-            staging.rename(target)
-        except BaseException:
-            os.rename(old, target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        staging.rename(target)
-
-
-def _is_running(pid: str) -> bool:
-    if not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # exists, but belongs to somebody else
-        return True
-    return True
 
 
 def _find_checkpoint(
@@ -335,8 +281,59 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, recipe: Recipe) 
     return results
 
 
+def _calibrate(
+    graph: ir.Model, checkpoint: Checkpoint, tokenizer: OriginalTokenizer, texts: list[str] | None
+) -> Quantization:
+    if isinstance(checkpoint.chain[0], StaticEmbedding):  # a table, and no products
+        return Quantization(graph, [])
+    limit = _limit(checkpoint, tokenizer.max_length)
+    if texts is None:
+        return Quantization(graph, random_sequences(tokenizer, limit))
+    return Quantization(graph, text_sequences(tokenizer, texts, limit))
+
+
+def _quantize(
+    graphs: dict[str, ir.Model], quantizations: dict[str, Quantization]
+) -> tuple[dict[str, ir.Model], list[PassResult], dict[str, dict[str, Scalar]]]:
+    """The graphs to write, what quantizing did, and each route's values that are safe from saturation."""
+    built, results, safe = dict(graphs), [], {}
+    for route, quantization in quantizations.items():
+        built[route], more, safe[route] = quantization.apply()
+        built[route].graph.sort()
+        results += more
+    return built, results, safe
+
+
+def _keep_more(quantizations: dict[str, Quantization], stage: _Stages) -> bool:
+    """Keep more layers in float32; False where there is nothing more to keep."""
+    if not quantizations:
+        return False
+    with stage("finding the layers that lose most"):
+        more = [quantization.keep_more() for quantization in quantizations.values()]
+        return any(more)
+
+
+def _with_worst_layers(error: FidelityError, quantizations: dict[str, Quantization]) -> FidelityError:
+    worst = [quantization.worst for quantization in quantizations.values() if quantization.worst]
+    if not worst:
+        return error
+    return FidelityError(
+        f"{error} Half of its layers were kept in float32 already; the one that loses most is {', '.join(worst)}. "
+        "Export it with --dtype fp32, or calibrate with texts of your own: --calibrate FILE"
+    )
+
+
+def _clear(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink()
+
+
 def _write_routes(
-    graphs: dict[str, ir.Model], checkpoint: Checkpoint, original: Original, directory: Path
+    graphs: dict[str, ir.Model],
+    safe: dict[str, dict[str, Scalar]],
+    checkpoint: Checkpoint,
+    original: Original,
+    directory: Path,
 ) -> dict[str, Route]:
     routes = {}
     for route, graph in graphs.items():
@@ -348,13 +345,13 @@ def _write_routes(
             inputs=tuple(_spec(value) for value in graph.graph.inputs),
             outputs=tuple(_spec(value) for value in graph.graph.outputs),
             tokenizer=_write_tokenizer(checkpoint, original, route, directory, f"{prefix}tokenizer.json"),
+            saturation_safe=safe.get(route, {}),
         )
     return routes
 
 
 def _write_graph(graph: ir.Model, directory: Path, name: str) -> str:
-    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    ir.save(graph, directory / name, external_data=f"{name}.data" if size > _MAX_EMBEDDED_BYTES else None)
+    save(graph, directory / name)
     return name
 
 
@@ -407,7 +404,12 @@ def _limit(checkpoint: Checkpoint, limit: int | None) -> int:
 
 
 def _manifest(
-    checkpoint: Checkpoint, routes: dict[str, Route], recipe: Recipe, source: Source, directory: Path
+    checkpoint: Checkpoint,
+    routes: dict[str, Route],
+    recipe: Recipe,
+    source: Source,
+    kept: tuple[str, ...],
+    directory: Path,
 ) -> Manifest:
     width = routes[checkpoint.default_route].outputs[0].shape[-1]
     return Manifest(
@@ -434,6 +436,7 @@ def _manifest(
         fidelity=None,
         default_route=checkpoint.default_route,
         max_active_dims=checkpoint.max_active_dims,
+        kept=kept,
     )
 
 

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from stonnx._bundle import Task
-from stonnx_export.passes import PassResult, attention_lengths, shapes, splade_chunks
+from stonnx_export.passes import (
+    PassResult,
+    attention_biases,
+    attention_lengths,
+    first_token,
+    gelu_tanh,
+    shapes,
+    splade_chunks,
+)
 
 # A pass rewrites a model in place and says how often it fired and why it declined.
 Pass = Callable[[ir.Model], PassResult]
@@ -18,16 +26,31 @@ Pass = Callable[[ir.Model], PassResult]
 class Recipe:
     """A named way to make a bundle.
 
-    ``tolerance`` bounds what verification may find for each task: ``cosine_min`` from below, ``max_abs_difference`` and
-    ``batch_invariance`` from above.
+    ``tolerance`` bounds what verification may find for each task, by the names of the figures in
+    :class:`stonnx._bundle.Fidelity`.
     """
 
     name: str
     precision: str
     passes: tuple[Pass, ...]
     tolerance: Mapping[Task, Mapping[str, float]]
+    # Whether products and tables become int8 behind the passes (see quantize.py).
+    quantize: bool = False
+    # Whether the result is compared on more texts, for the figures that are about averages and neighbours.
+    lossy: bool = False
     requires_cpu_features: tuple[str, ...] = ()
 
+
+# What every bundle gets: changes that are exact in real numbers.
+_EXACT: tuple[Pass, ...] = (
+    shapes.run,
+    attention_lengths.run,
+    attention_biases.run,
+    first_token.run,
+    splade_chunks.run,
+)
+# A text's vector is its own: what rounding in other orders of summation makes of it, and no more.
+_INVARIANT = 0.999999
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
@@ -35,12 +58,34 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="fp32",
             precision="float32",
-            passes=(shapes.run, attention_lengths.run, splade_chunks.run),
+            passes=_EXACT,
             tolerance={
                 "embedding": {"cosine_min": 0.99999, "max_abs_difference": 1e-5, "batch_invariance": 1e-6},
                 # Not normalized: differences of sums that are large themselves.
                 "sparse": {"cosine_min": 0.99999, "max_abs_difference": 1e-4, "batch_invariance": 1e-5},
                 "rerank": {"cosine_min": 0.99999, "max_abs_difference": 1e-4, "batch_invariance": 1e-5},
+            },
+        ),
+        Recipe(
+            name="int8",
+            precision="int8",
+            passes=(*_EXACT, gelu_tanh.run),
+            quantize=True,
+            lossy=True,
+            tolerance={
+                "embedding": {
+                    "cosine_mean": 0.998,
+                    "cosine_min": 0.98,
+                    "neighbours_overlap": 0.9,
+                    "invariance_cosine": _INVARIANT,
+                },
+                "sparse": {
+                    "cosine_mean": 0.998,
+                    "cosine_min": 0.98,
+                    "active_overlap": 0.95,
+                    "invariance_cosine": _INVARIANT,
+                },
+                "rerank": {"cosine_min": 0.99, "rank_correlation": 0.98, "invariance_cosine": _INVARIANT},
             },
         ),
     )

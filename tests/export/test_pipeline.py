@@ -53,7 +53,7 @@ FIDELITY = Fidelity("nothing", 1, 1.0, 1.0, 0.0, 0.0, RECIPES["fp32"].tolerance[
 @pytest.fixture
 def quick(traced_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports of the tiny checkpoint that neither trace nor verify."""
-    monkeypatch.setattr(pipeline, "verify", lambda *arguments: FIDELITY)
+    monkeypatch.setattr(pipeline, "verify", lambda *arguments, **options: FIDELITY)
 
 
 @pytest.fixture
@@ -515,7 +515,7 @@ class TestTarget:
         target = tmp_path / "bundle"
         errors = []
 
-        def verify(*_: Any) -> Fidelity:
+        def verify(*_: Any, **__: Any) -> Fidelity:
             with pytest.raises(ExportError) as raised:
                 export(tiny_checkpoint, target, name="second")
             errors.append(raised.value)
@@ -574,7 +574,7 @@ class FromFile:
     def tokenizer(self, route):
         return OriginalTokenizer(tokenizers.Tokenizer.from_file(tokenizer), 40, 0, 0, "right", (), True)
 
-def verify(*arguments):
+def verify(*arguments, **options):
     print("verifying", flush=True)
     sys.stdin.readline()
     return Fidelity("nothing", 1, 1.0, 1.0, 0.0, 0.0, arguments[-1])

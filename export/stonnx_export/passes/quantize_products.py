@@ -1,0 +1,230 @@
+"""Token-wise matrix products in 8 bits, with one scale for each token.
+
+Requires: products ``x W`` of float32 tokens [B, S, K] with a constant W [K, N]. Ensures: each such product that is
+large enough to matter is ``MatMulIntegerToFloat`` of uint8 tokens and an int8 W with a scale for each column. The
+scale of a token is that token's own, so its vector depends neither on the texts beside it nor on padding.
+
+x is spread evenly over its channels first (SmoothQuant, arXiv:2211.10438): channel k of x is divided by ``s_k =
+r_k^a``, with r the channel's largest magnitude in calibration and the geometric mean of s 1, and row k of W is
+multiplied by it. That is exact, and is done where it costs nothing but one multiplication: behind a
+LayerNormalization.
+
+The operator documents scales of one dimension only; that [tokens, 1] scales rows is what its CPU kernel does. The
+probe in every bundle would notice if that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from stonnx._bundle import Scalar
+from stonnx_export.graph import GraphBuilder, constant_array, last_dimension
+from stonnx_export.passes._result import PassResult
+from stonnx_export.passes.quantize_tables import is_quantizable, quantize_rows, quantized_table
+
+_NAME = "quantize_products"
+_DOMAIN = "com.microsoft"
+
+# Products with fewer weights are not worth the nodes that quantizing takes.
+_SMALLEST = 4096
+# The exponent of the smoothing.
+_SMOOTHING = 0.65
+# GELU is never smaller than this (its minimum is -0.16997, that of the form with tanh -0.17004).
+_GELU_MINIMUM = 0.1701
+
+
+@dataclass(frozen=True)
+class Range:
+    """How 8 bits hold the values of a token: ``value / scale + zero_point``, with ``scale`` from its own extremes.
+
+    ``symmetric`` takes the largest magnitude; otherwise values are bounded from below by ``-lowest``, a constant.
+    Where two products are added in 16 bits, 7 bits are all that cannot saturate: ``safe_*``.
+    """
+
+    symmetric: bool
+    zero_point: int
+    steps: int
+    safe_zero_point: int
+    safe_steps: int
+    lowest: float = 0.0
+
+
+SYMMETRIC = Range(symmetric=True, zero_point=128, steps=127, safe_zero_point=64, safe_steps=63)
+# Bounded from below by a small number: nearly one bit more.
+AFTER_GELU = Range(False, zero_point=16, steps=239, safe_zero_point=8, safe_steps=119, lowest=_GELU_MINIMUM)
+AFTER_RELU = Range(False, zero_point=0, steps=255, safe_zero_point=0, safe_steps=127)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The products that read one value: it is quantized once for all of them."""
+
+    input: ir.Value
+    products: tuple[ir.Node, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the first product's result: stable from one trace to the next."""
+        return str(self.products[0].outputs[0].name)
+
+
+def groups(model: ir.Model) -> list[Group]:
+    """The products that can be quantized, in the order of the graph."""
+    found: dict[ir.Value, list[ir.Node]] = {}
+    for node in model.graph:
+        if node.op_type != "MatMul" or node.inputs[0] is None or node.inputs[1] is None:
+            continue
+        tokens, weight = node.inputs[0], constant_array(node.inputs[1])
+        if weight is None or weight.ndim != 2 or weight.size < _SMALLEST or weight.dtype != np.float32:
+            continue
+        if tokens.shape is not None and len(tokens.shape) == 3:
+            found.setdefault(tokens, []).append(node)
+    return [Group(value, tuple(nodes)) for value, nodes in found.items()]
+
+
+@dataclass
+class Quantizer:
+    """Quantizes the groups of a graph, all but those named in ``keep``.
+
+    ``ranges`` has the largest magnitude of each channel, [K], by the name of the group's input.
+    """
+
+    ranges: Mapping[str, npt.NDArray[np.float32]]
+    keep: Collection[str] = ()
+    # Filled by the pass: what replaces which initializer where sums of two products could saturate.
+    saturation_safe: dict[str, Scalar] = field(default_factory=dict)
+    _shared: dict[tuple[object, ...], ir.Value] = field(default_factory=dict, init=False, repr=False)
+
+    def run(self, model: ir.Model) -> PassResult:
+        """Rewrite a model in place. ``fired`` counts products."""
+        graph, fired, declined = model.graph, 0, []
+        model.opset_imports.setdefault(_DOMAIN, 1)
+        for group in groups(model):
+            if group.name in self.keep:
+                declined.append(f"{group.name}: kept in float32 for accuracy")
+                continue
+            op = GraphBuilder(graph, before=group.products[0])
+            smooth = self._smooth(op, group)
+            self._quantize(op, group, smooth)
+            fired += len(group.products)
+        RemoveUnusedNodesPass()(model)
+        return PassResult(_NAME, fired, tuple(declined))
+
+    def _smooth(self, op: GraphBuilder, group: Group) -> npt.NDArray[np.float32] | None:
+        """Divide the group's input by a scale for each channel, where that is cheap; the scales [K]."""
+        node = group.input.producer()
+        if node is None or node.op_type != "LayerNormalization" or group.input.is_graph_output():
+            return None
+        if any(_rows_of_table(product) is not None for product in group.products):
+            return None  # the embeddings read the same table, unscaled
+        parameters = [constant_array(value) for value in node.inputs[1:] if value is not None]
+        peak = self.ranges[str(group.input.name)].astype(np.float64)
+        if any(parameter is None for parameter in parameters) or not peak.max() > 0:
+            return None
+        scales = np.maximum(peak, peak.max() * 1e-4) ** _SMOOTHING
+        scales = (scales / np.exp(np.log(scales).mean())).astype(np.float32)
+        for index, parameter in enumerate(parameters, start=1):
+            assert parameter is not None
+            node.replace_input_with(index, op.constant(parameter / scales, "smoothed"))
+        others = [use for use in group.input.uses() if use.node not in group.products]
+        if others:
+            after = GraphBuilder(op.graph, before=_following(node))
+            restored = after.Mul(group.input, after.constant(scales, "smoothing"))
+            restored.shape, restored.type = group.input.shape, group.input.type
+            for use in others:
+                use.node.replace_input_with(use.idx, restored)
+        result: npt.NDArray[np.float32] = scales
+        return result
+
+    def _quantize(self, op: GraphBuilder, group: Group, smooth: npt.NDArray[np.float32] | None) -> None:
+        values, channels = group.input, last_dimension(group.input)
+        leading = op.Shape(values, end=2)
+        flat = op.Reshape(values, op.vector([-1, channels]))
+        chosen = _range_of(group)
+        # Scales of values that are bounded from below have initializers of their own.
+        kind = "" if chosen.symmetric else f"_above_{chosen.lowest:g}"
+        peak = op.ReduceMax(op.Abs(flat) if chosen.symmetric else flat, op.vector([1]), keepdims=0)
+        steps = self._scalar(op, f"reciprocal_of_steps{kind}", np.float32, 1 / chosen.steps, 1 / chosen.safe_steps)
+        scale = op.Mul(peak, steps)
+        if chosen.lowest:
+            least = (chosen.lowest / chosen.zero_point, chosen.lowest / chosen.safe_zero_point)
+            scale = op.Max(scale, self._scalar(op, "least_scale", np.float32, *least))
+        zero_point = self._scalar(op, f"zero_point{kind}", np.uint8, chosen.zero_point, chosen.safe_zero_point)
+        zero_points = self._zero_points(op, zero_point, scale, group.input)
+        codes = op.QuantizeLinear(flat, scale, zero_points, axis=0)
+        column = op.Unsqueeze(scale, op.vector([1]))
+        for product in group.products:
+            weight, weight_scale, width = _weight(op, product, smooth)
+            result = op.MatMulIntegerToFloat(codes, weight, column, weight_scale, zero_point, _domain=_DOMAIN)
+            shape = op.Concat(leading, op.vector([width]), axis=0)
+            result = op.Reshape(result, shape)
+            replaced = product.outputs[0]
+            result.shape, result.type = replaced.shape, replaced.type
+            replaced.replace_all_uses_with(result)
+
+    def _zero_points(self, op: GraphBuilder, zero_point: ir.Value, scale: ir.Value, tokens: ir.Value) -> ir.Value:
+        """The zero point of every token [tokens]; values with the same symbolic shape share it."""
+        dimensions = [str(dimension) for dimension in tokens.shape or ()][:2]
+        key = (zero_point, *dimensions)
+        if "None" in dimensions or key not in self._shared:
+            self._shared[key] = op.Expand(zero_point, op.Shape(scale))
+        return self._shared[key]
+
+    def _scalar(self, op: GraphBuilder, name: str, dtype: type, value: float, safe: float) -> ir.Value:
+        """An initializer with a name of its own, that a runtime may replace by its safe value."""
+        scalar = op.named_constant(f"stonnx_int8_{name}", np.array(value, dtype=dtype))
+        self.saturation_safe[str(scalar.name)] = Scalar(np.dtype(dtype).name, float(dtype(safe)))
+        return scalar
+
+
+def _weight(
+    op: GraphBuilder, product: ir.Node, smooth: npt.NDArray[np.float32] | None
+) -> tuple[ir.Value, ir.Value, int]:
+    """int8 codes [K, N] of a product's weight, the scale [N] of each column, and N."""
+    weight = constant_array(product.inputs[1])
+    assert weight is not None
+    rows = _rows_of_table(product)
+    if rows is not None:
+        # The same rows, transposed, of the codes that the embeddings read: onnxruntime does that once, at load.
+        codes, scale = quantized_table(op, rows[0])
+        cut = list(rows[1].inputs[1:]) if rows[1] is not None else []
+        codes = op.Slice(codes, *cut) if cut else codes
+        scale = op.Slice(scale, *cut) if cut else scale
+        return op.Transpose(codes, perm=[1, 0]), op.Squeeze(scale, op.vector([1])), weight.shape[1]
+    if smooth is not None:
+        weight = weight * smooth[:, None]
+    quantized, scale_of_rows = quantize_rows(np.ascontiguousarray(weight.T))
+    weight_scale = op.constant(scale_of_rows[:, 0], "weight_scale")
+    return op.constant(np.ascontiguousarray(quantized.T), "weight"), weight_scale, weight.shape[1]
+
+
+def _rows_of_table(product: ir.Node) -> tuple[ir.Value, ir.Node | None] | None:
+    """The table whose rows, transposed, are a product's weight, and the Slice that takes them, if any."""
+    transpose = product.inputs[1].producer() if product.inputs[1] is not None else None
+    if transpose is None or transpose.op_type != "Transpose":
+        return None
+    rows = transpose.inputs[0]
+    cut = rows.producer() if rows is not None else None
+    table = cut.inputs[0] if cut is not None and cut.op_type == "Slice" else rows
+    if table is None or not is_quantizable(table):
+        return None
+    return table, cut
+
+
+def _range_of(group: Group) -> Range:
+    node = group.input.producer()
+    operator = node.op_type if node is not None else ""
+    return {"Gelu": AFTER_GELU, "Relu": AFTER_RELU}.get(operator, SYMMETRIC)
+
+
+def _following(node: ir.Node) -> ir.Node:
+    """The node behind another one in the graph."""
+    assert node.graph is not None
+    nodes = list(node.graph)
+    return nodes[nodes.index(node) + 1]

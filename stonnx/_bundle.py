@@ -32,6 +32,13 @@ CLASS_OF_TASK: Mapping[Task, str] = {
     "rerank": "CrossEncoder",
 }
 
+# The output that is the result of each task.
+OUTPUT_OF_TASK: Mapping[str, str] = {
+    "embedding": "sentence_embedding",
+    "sparse": "sparse_embedding",
+    "rerank": "logits",
+}
+
 _T = TypeVar("_T")
 
 
@@ -128,6 +135,14 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Texts with the vectors that the exporter got, and the lowest cosine to them that a machine may reach."""
+
+    file: str
+    cosine_min: float
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size in bytes and SHA-256 of a file in the bundle."""
 
@@ -168,6 +183,7 @@ class Manifest:
     max_active_dims: int | None = None
     # Quantized bundles: the products that stay in float32 for accuracy, by the names of their first results.
     kept: tuple[str, ...] = ()
+    probe: Probe | None = None
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -253,7 +269,8 @@ def _sha256(path: Path) -> str:
 
 
 def _referenced_files(manifest: Manifest) -> list[str]:
-    return [name for route in manifest.routes.values() for name in (route.graph, route.tokenizer.file)]
+    probe = [manifest.probe.file] if manifest.probe is not None else []
+    return [*(name for route in manifest.routes.values() for name in (route.graph, route.tokenizer.file)), *probe]
 
 
 def _decode(kind: type[_T], value: Any, path: Path, where: str) -> _T:

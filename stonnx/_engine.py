@@ -5,7 +5,7 @@ The three model classes are thin layers over :class:`Engine`. Nothing here knows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stonnx import _probe
 from stonnx._batching import TOKENS_PER_BATCH_UNIT, plan_batches, windows
 from stonnx._bundle import Manifest, Route, read_manifest, verify_files
 from stonnx._errors import InvalidArgumentError
@@ -45,6 +46,7 @@ class Engine:
         self._routes = {
             name: LoadedRoute(directory, route, device, threads) for name, route in self.manifest.routes.items()
         }
+        _probe.check(directory, self.manifest, self._routes)
 
     def route(self, task: str | None = None) -> LoadedRoute:
         """The route for a task (``query``, ``document``), or the default one. With a single route, tasks mean nothing.
@@ -56,6 +58,11 @@ class Engine:
             raise InvalidArgumentError(f"There is no route for the task {task!r}. Allowed: {', '.join(self._routes)}.")
         default = self.manifest.default_route
         return self._routes.get(task or default) or self._routes[default]
+
+    @property
+    def named_routes(self) -> Mapping[str, LoadedRoute]:
+        """All routes by name."""
+        return self._routes
 
     @property
     def routes(self) -> tuple[LoadedRoute, ...]:

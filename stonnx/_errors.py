@@ -11,6 +11,7 @@ Each one says what was wrong, what is allowed, and what to do; each is also the 
     ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
     ├── UnsupportedError          (ValueError, NotImplementedError)   something stonnx does not do, by name
     ├── DeviceError               (RuntimeError)        a device that was asked for and does not work
+    ├── ProbeError                (RuntimeError)        a bundle that gives other vectors here than it should
     ├── PoolError                (RuntimeError)        a pool whose process died, or that was stopped
     ├── MissingDependencyError    (ImportError)         a package that has to be installed first
     └── ExportError               (RuntimeError)        an export that failed; nothing was written
@@ -74,3 +75,7 @@ class ExportError(StonnxError, RuntimeError):
 
 class FidelityError(ExportError):
     """The exported bundle is further from the original than its recipe tolerates. Nothing was written."""
+
+
+class ProbeError(StonnxError, RuntimeError):
+    """A bundle gives other vectors on this machine than where it was exported."""

@@ -20,11 +20,13 @@ import tokenizers
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
 import stonnx
+from stonnx import _probe
 from stonnx._bundle import (
     DEFAULT_ROUTE,
     SCHEMA_VERSION,
     Manifest,
     Module,
+    Probe,
     Route,
     Scalar,
     Source,
@@ -151,8 +153,9 @@ def export(
                 write_manifest(staging, manifest)
             try:
                 with stage("verifying against the original"):
+                    engine = Engine(staging)
                     fidelity = verify(
-                        Engine(staging), original, recipe.tolerance[checkpoint.task], broad=recipe.lossy, known=known
+                        engine, original, recipe.tolerance[checkpoint.task], broad=recipe.lossy, known=known
                     )
                 break
             except FidelityError as error:
@@ -160,7 +163,10 @@ def export(
                     raise _with_worst_layers(error, quantizations) from None
                 _clear(staging)
         with stage("writing the manifest"):
-            manifest = dataclasses.replace(manifest, fidelity=fidelity)
+            _probe.write(staging, manifest, engine.named_routes)
+            files = {**manifest.files, **hash_files(staging, [_probe.FILE])}
+            probe = Probe(_probe.FILE, recipe.probe_cosine)
+            manifest = dataclasses.replace(manifest, fidelity=fidelity, files=files, probe=probe)
             card = model_card.render(manifest, [*results, *more])
             (staging / model_card.NAME).write_text(card, encoding="utf-8")
             write_manifest(staging, manifest)

@@ -8,18 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._bundle import Fidelity, Task
+from stonnx._bundle import OUTPUT_OF_TASK, Fidelity, Task
 from stonnx._engine import Engine, LoadedRoute
 from stonnx._errors import FidelityError
 from stonnx._tokenize import Text
 from stonnx_export.original import Original
 from stonnx_export.sentences import sentences
-
-_OUTPUT_OF_TASK: Mapping[Task, str] = {
-    "embedding": "sentence_embedding",
-    "sparse": "sparse_embedding",
-    "rerank": "logits",
-}
 
 # Vectors are compared up to this length: the original takes minutes for longer ones on a laptop. Ids are compared at
 # the model's true limit in any case.
@@ -131,7 +125,7 @@ def _outputs(route: LoadedRoute, task: Task, texts: list[Text], batch_size: int)
     result: dict[int, npt.NDArray[np.float32]] = {}
     pieces = [texts] if batch_size > 1 else [[text] for text in texts]
     for start, piece in enumerate(pieces):
-        for batch in route.stream(piece, [_OUTPUT_OF_TASK[task]], batch_size=batch_size):
+        for batch in route.stream(piece, [OUTPUT_OF_TASK[task]], batch_size=batch_size):
             result |= {start + int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
     return np.stack([result[index] for index in range(len(texts))])
 

@@ -1,0 +1,126 @@
+"""A handful of texts with the vectors that the exporter got, run once on every machine that uses a bundle.
+
+An int8 graph leans on arithmetic that differs between CPUs, and on behaviour of onnxruntime that its documentation
+does not promise. The probe finds a CPU that saturates, a kernel that changed or a provider that is broken before a
+user's data does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._bundle import OUTPUT_OF_TASK, Manifest
+from stonnx._cpus import cpu_features, cpu_name
+from stonnx._errors import BundleFormatError, ProbeError
+from stonnx._hub import cache_directory
+
+if TYPE_CHECKING:
+    from stonnx._engine import LoadedRoute
+    from stonnx._tokenize import Text
+
+FILE = "probe.npz"
+
+_TEXTS = (
+    "A man is playing a large flute on the stage while a crowd of people listens to the music in the evening.",
+    "naïve café – “quoted” — 1,234.5 ½ Ω 猫が窓辺で眠っている。",
+    "rain",
+    "The committee met on Tuesday to discuss the new budget. After three hours no decision had been made, and the "
+    "chair asked every member to write down what they could do without. Two answers came back before the end of the week.",
+)
+
+logger = logging.getLogger("stonnx")
+
+
+def texts_of(task: str) -> list[Text]:
+    """The texts of the probe: pairs for rerankers."""
+    return [*zip(_TEXTS, _TEXTS[1:] + _TEXTS[:1], strict=True)] if task == "rerank" else [*_TEXTS]
+
+
+def run(route: LoadedRoute, task: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+    """What a route gives for the texts: vectors or logits [texts, features], computed in one batch."""
+    rows: dict[int, npt.NDArray[np.float32]] = {}
+    for batch in route.stream(list(texts), [OUTPUT_OF_TASK[task]], batch_size=1024):
+        rows |= {int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
+    return np.stack([rows[index] for index in range(len(texts))])
+
+
+def write(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> None:
+    """Write the probe of a bundle: its texts, and under the name of each route what that gives for them."""
+    texts = texts_of(manifest.task)
+    # numpy has no arrays of differently long texts without pickle; JSON in bytes needs none.
+    encoded = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+    vectors = {f"route.{name}": run(route, manifest.task, texts) for name, route in routes.items()}
+    np.savez_compressed(directory / FILE, texts=encoded, **vectors)  # type: ignore[arg-type]
+
+
+def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> None:
+    """Run the probe of a bundle, unless this machine has passed it before.
+
+    Raises:
+        ProbeError: The vectors are further from the exporter's than the manifest allows.
+        BundleFormatError: The probe cannot be read.
+    """
+    if manifest.probe is None:
+        return
+    passed = cache_directory() / "probes" / _identity(manifest, routes)
+    if passed.exists():
+        return
+    texts, expected = _read(directory / manifest.probe.file, list(routes))
+    for name, route in routes.items():
+        actual = run(route, manifest.task, texts)
+        closeness = _closeness(manifest.task, expected[name], actual)
+        if not closeness >= manifest.probe.cosine_min:  # a NaN too
+            session = route.session
+            raise ProbeError(
+                f"{directory} gives other vectors on this machine than where it was exported: cosine {closeness:.5f}, "
+                f"allowed is at least {manifest.probe.cosine_min}. It runs in {manifest.precision} with onnxruntime "
+                f"{session.version} on {session.device}, {cpu_name()}. Try another onnxruntime version or device, or "
+                "export the model again with --dtype fp32; 'stonnx doctor' shows what this machine can do."
+            )
+    try:
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        passed.touch()
+    except OSError as error:  # a read-only cache: the probe runs at every start
+        logger.debug("The passed probe cannot be remembered in %s: %s", passed.parent, error)
+
+
+def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:
+    """What the result of a probe depends on."""
+    parts: list[Any] = [sorted((name, entry.sha256) for name, entry in manifest.files.items())]
+    parts += [[route.session.device, route.session.version, route.session.form] for route in routes.values()]
+    parts += [cpu_name(), cpu_features()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read(path: Path, routes: Sequence[str]) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            texts = [
+                tuple(text) if isinstance(text, list) else str(text) for text in json.loads(bytes(arrays["texts"]))
+            ]
+            return texts, {name: np.asarray(arrays[f"route.{name}"], dtype=np.float32) for name in routes}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleFormatError(
+            f"{path} is no probe that can be read ({error}). Export the model again with: stonnx export MODEL"
+        ) from error
+
+
+def _closeness(task: str, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> float:
+    """The lowest cosine of a text's vectors; of rerankers, that of all logits together."""
+    if expected.shape != actual.shape:
+        return float("nan")
+    if task == "rerank":
+        expected, actual = expected.reshape(1, -1), actual.reshape(1, -1)
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    return float(np.min(np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.maximum(norms, 1e-30))))

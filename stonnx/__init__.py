@@ -18,6 +18,7 @@ from stonnx._errors import (
     MissingDependencyError,
     ModelNotFoundError,
     PoolError,
+    ProbeError,
     StonnxError,
     UnsupportedError,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotFoundError",
     "PoolError",
+    "ProbeError",
     "SentenceTransformer",
     "SparseEncoder",
     "StonnxError",

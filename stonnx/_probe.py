@@ -34,7 +34,7 @@ _TEXTS = (
     "naïve café – “quoted” — 1,234.5 ½ Ω 猫が窓辺で眠っている。",
     "rain",
     "The committee met on Tuesday to discuss the new budget. After three hours no decision had been made, and the "
-    "chair asked every member to write down what they could do without. Two answers came back before the end of the week.",
+    "chair asked every member to write down what they could do without. Two answers came back within the week.",
 )
 
 logger = logging.getLogger("stonnx")

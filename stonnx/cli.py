@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="turn a checkpoint into a bundle")
     export.add_argument("model", help="checkpoint directory or Hub id")
     export.add_argument("-o", "--output", type=Path, help="directory of the bundle (default: MODEL-DTYPE)")
-    export.add_argument("--dtype", default="fp32", help="recipe of the bundle: fp32 or int8 (default: fp32)")
+    export.add_argument("--dtype", default="fp32", help="recipe of the bundle: fp32, fp16 or int8 (default: fp32)")
     export.add_argument(
         "--calibrate",
         type=Path,

@@ -274,11 +274,12 @@ def _exporter_needed() -> Iterator[None]:
 
 
 def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, recipe: Recipe) -> list[PassResult]:
+    results = [rewrite(graph) for rewrite in recipe.network_passes]
     if checkpoint.task == "rerank":
         heads.graft_scores(graph, checkpoint.activation or "identity")
     else:
         heads.graft(graph, checkpoint.routes[route], task=checkpoint.task)
-    results = [rewrite(graph) for rewrite in recipe.passes]
+    results += [rewrite(graph) for rewrite in recipe.passes]
     RemoveUnusedNodesPass()(graph)
     # The tracer notes the stack of each node, with the paths of this machine.
     ClearMetadataAndDocStringPass()(graph)

@@ -13,7 +13,9 @@ from stonnx_export.passes import (
     attention_biases,
     attention_lengths,
     first_token,
+    float16,
     gelu_tanh,
+    plain_attention,
     shapes,
     splade_chunks,
 )
@@ -32,10 +34,13 @@ class Recipe:
 
     name: str
     precision: str
+    # Of the whole graph, once the heads are grafted on the network.
     passes: tuple[Pass, ...]
     tolerance: Mapping[Task, Mapping[str, float]]
     # The lowest cosine between a text's vector here and on any other machine.
     probe_cosine: float
+    # Of the network alone, before that.
+    network_passes: tuple[Pass, ...] = ()
     # Whether products and tables become int8 behind the passes (see quantize.py).
     quantize: bool = False
     # Whether the result is compared on more texts, for the figures that are about averages and neighbours.
@@ -67,6 +72,19 @@ RECIPES: Mapping[str, Recipe] = {
                 # Not normalized: differences of sums that are large themselves.
                 "sparse": {"cosine_min": 0.99999, "max_abs_difference": 1e-4, "batch_invariance": 1e-5},
                 "rerank": {"cosine_min": 0.99999, "max_abs_difference": 1e-4, "batch_invariance": 1e-5},
+            },
+        ),
+        Recipe(
+            name="fp16",
+            precision="float16",
+            network_passes=(shapes.run, attention_lengths.run, plain_attention.run, float16.run),
+            passes=(splade_chunks.run,),
+            lossy=True,
+            probe_cosine=0.999,
+            tolerance={
+                "embedding": {"cosine_min": 0.9999, "neighbours_overlap": 0.98, "invariance_cosine": 0.9999},
+                "sparse": {"cosine_min": 0.9999, "active_overlap": 0.98, "invariance_cosine": 0.9999},
+                "rerank": {"cosine_min": 0.9999, "rank_correlation": 0.999, "invariance_cosine": 0.9999},
             },
         ),
         Recipe(

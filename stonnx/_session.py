@@ -2,28 +2,91 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
-import warnings
+import json
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stonnx import _int8_product
-from stonnx._bundle import Scalar
+from stonnx import _int8_product, _nvidia, _tensorrt
+from stonnx._bundle import Manifest, Route, Scalar, TensorSpec
 from stonnx._cpus import available_cpus
-from stonnx._errors import BundleFormatError, DeviceError, InvalidArgumentError, MissingDependencyError
-from stonnx._providers import provider_for
+from stonnx._device_run import DeviceRun
+from stonnx._errors import (
+    BundleFormatError,
+    DeviceError,
+    InvalidArgumentError,
+    UnsupportedError,
+)
+from stonnx._onnxruntime import import_onnxruntime
+from stonnx._providers import CPU, PROVIDERS, Device, check_precision, devices_for
 
-if TYPE_CHECKING:
-    import onnxruntime
+logger = logging.getLogger("stonnx")
 
-# Every one of these wheels installs the same directory `onnxruntime`; the last one installed wins.
-_WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
-_INSTALL = 'pip install "stonnx[cpu]"  (or "stonnx[gpu]" for NVIDIA GPUs)'
+# How long a thread waits for the next piece of work before it sleeps. The gaps inside a run and between two calls are
+# shorter, so that nothing is lost on a free machine; onnxruntime's own 16 ms keep cores busy that another model or
+# process could use: two models in turns took 1.4 times as long as alone, with this 1.0 (benchmarks/threads.py).
+_SPIN_MICROSECONDS = 200
+
+# Operators that are nearly all of the work. One of them on the CPU, between others on a GPU, costs more than it all.
+_HEAVY = frozenset(
+    (
+        *(
+            "MatMul",
+            "FusedMatMul",
+            "Gemm",
+            "FusedGemm",
+            "MatMulInteger",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+        ),
+        *("Attention", "MultiHeadAttention", "Softmax", "LayerNormalization", "SkipLayerNormalization", "Gelu", "Erf"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What a bundle says about a graph, and devices other than the CPU have to know."""
+
+    precision: str = ""
+    sha256: str = ""
+    inputs: tuple[TensorSpec, ...] = ()
+    max_seq_length: int | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest, route: Route) -> GraphFacts:
+        """The facts about the graph of a route."""
+        return cls(
+            manifest.precision,
+            manifest.files[route.graph].sha256,
+            route.inputs,
+            route.tokenizer.max_seq_length,
+        )
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How to use a GPU. None of it changes results.
+
+    Attributes:
+        memory_limit: Bytes that onnxruntime's arena may take of the GPU's memory. None: all of it.
+        cuda_graphs: Record the work of each shape once and replay it: less time between small operations. Shapes are
+            rounded up to powers of two, runs of one session wait for each other.
+        build: TensorRT only: build an engine that is not there. That takes minutes.
+    """
+
+    memory_limit: int | None = None
+    cuda_graphs: bool = False
+    build: bool = False
 
 
 class Session:
@@ -31,12 +94,22 @@ class Session:
 
     Args:
         graph: The ONNX file.
-        device: See :func:`stonnx._providers.provider_for`.
-        threads: Threads of one run. None: as many as the process may use CPUs.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt``, ``openvino``. None: the best that works.
+        threads: Threads of one run on the CPU. None: as many as the process may use CPUs.
         saturation_safe: Initializers that are replaced where 8-bit products saturate.
+        facts: What the bundle says about the graph.
+        options: How to use a GPU.
 
     Attributes:
+        device: The device that it runs on.
+        fallbacks: With ``device=None``, what was tried before, and why it does not work.
         form: Which of two forms of an int8 graph runs, ``full-range`` or ``saturation-safe``; empty where there is one.
+        operators: How many operators of which kind run where: {(provider, operator): count}. Empty on the CPU.
+
+    Raises:
+        DeviceError: The device does not work. The message names what is missing and how to install it.
+        UnsupportedError: The device does not run bundles of this precision.
+        BundleFormatError: onnxruntime does not read the graph.
     """
 
     def __init__(
@@ -46,63 +119,222 @@ class Session:
         device: str | None = None,
         threads: int | None = None,
         saturation_safe: Mapping[str, Scalar] | None = None,
+        facts: GraphFacts | None = None,
+        options: DeviceOptions | None = None,
     ) -> None:
-        ort = _import_onnxruntime()
-        # `None` alone means the default: 0, which is a GPU in PyTorch, must not become the CPU.
-        provider, options = provider_for(None if device is None else str(device), ort.get_available_providers())
+        self._ort = import_onnxruntime()
+        # `None` alone means the best: 0, which is a GPU in PyTorch, must not become the CPU.
+        devices = devices_for(None if device is None else str(device), self._ort.get_available_providers())
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InvalidArgumentError(f"threads must be a positive integer or None, got {threads!r}.")
-        self.device = provider.device if device is None else str(device)
         self.threads = threads or available_cpus()
+        self.version: str = self._ort.__version__
+        self._saturation_safe = saturation_safe or {}
+        self._facts, self._options = facts or GraphFacts(), options or DeviceOptions()
+        self.fallbacks: tuple[str, ...] = ()
+        for choice in devices:
+            try:
+                self._open(graph, choice)
+            except (DeviceError, UnsupportedError) as error:
+                if device is not None:
+                    raise
+                self.fallbacks += (str(error),)
+            else:
+                break
+        for reason in self.fallbacks:
+            logger.warning("Running on %s instead: %s", self.device, reason)
+
+    def _open(self, graph: Path, device: Device) -> None:
+        """Load the graph for a device, and see that it runs there."""
+        provider = device.provider
+        check_precision(device, self._facts.precision)
+        if provider.nvidia:
+            missing = _nvidia.load_libraries(self._ort)
+            if missing is not None:
+                raise DeviceError(f"device {str(device)!r} needs {provider.name}, and {missing}")
+        if provider.device == "tensorrt":
+            _nvidia.load_tensorrt()
+        settings = self._settings(device)
+        self.device, self.form = str(device), ""
+        self._engine: _tensorrt.Engine | None = None
+        if self._saturation_safe:
+            self.form = "saturation-safe" if products_saturate() else "full-range"
+        providers = self._providers(device)
+        try:
+            if self.form == "saturation-safe":
+                self._replaced = _replace_initializers(self._ort, settings, self._saturation_safe)
+            # Without `enable_fallback=0`, onnxruntime prints an error and goes on with the CPU.
+            self._session = self._ort.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime's errors share no public base class, and a manifest may hold anything
+            if provider.name != CPU:
+                reason = _nvidia.why_not_loaded(self._ort, provider.name) if provider.nvidia else None
+                raise DeviceError(
+                    f"onnxruntime {self.version} cannot load {graph} on device {self.device!r}: {reason or error} "
+                    "See `stonnx doctor`, and whether device='cpu' loads the bundle."
+                ) from error
+            raise BundleFormatError(
+                f"onnxruntime {self.version} cannot load {graph}: {error} "
+                "If the bundle is intact, a newer onnxruntime may help: pip install -U onnxruntime"
+            ) from error
+        # Inputs with a default inside the graph are not in get_inputs().
+        self._required = self._session.get_inputs()
+        optional = self._session.get_overridable_initializers()
+        self.inputs = {node.name for node in (*self._required, *optional)}
+        self.outputs = {node.name for node in self._session.get_outputs()}
+        self.operators: dict[tuple[str, str], int] = {}
+        self._device_run: DeviceRun | None = None
+        if provider.name != CPU:
+            self._check_device(device)
+        _give_back_memory()
+
+    def _settings(self, device: Device) -> Any:
+        ort = self._ort
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads
         settings.log_severity_level = 3
-        # The exporter finished the graph. Higher levels would put back fused kernels that are slower on the CPU.
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        # The exporter finished the graph. Higher levels put back fused kernels that are slower on the CPU.
+        levels = ort.GraphOptimizationLevel
+        settings.graph_optimization_level = levels.ORT_ENABLE_ALL if device.provider.fused else levels.ORT_ENABLE_BASIC
         # Memory patterns are cached for each input shape, and ours always differ.
         settings.enable_mem_pattern = False
-        self.form = ""
-        if saturation_safe:
-            self.form = "saturation-safe" if products_saturate() else "full-range"
-        providers: list[Any] = [(provider.name, options)]
-        if provider.device != "cpu":
-            providers.append("CPUExecutionProvider")
-        try:
-            if saturation_safe and self.form == "saturation-safe":
-                self._replaced = _replace_initializers(ort, settings, saturation_safe)
-            self._session = ort.InferenceSession(str(graph), settings, providers=providers)
-        except Exception as error:  # onnxruntime's errors share no public base class, and a manifest may hold anything
-            if provider.device != "cpu":
-                raise DeviceError(
-                    f"onnxruntime {ort.__version__} cannot load {graph} on device {self.device!r}: {error} "
-                    "See whether the device and its driver work, and whether device='cpu' loads the bundle."
-                ) from error
-            raise BundleFormatError(
-                f"onnxruntime {ort.__version__} cannot load {graph}: {error} "
-                "If the bundle is intact, a newer onnxruntime may help: pip install -U onnxruntime"
-            ) from error
-        if self._session.get_providers()[0] != provider.name:
-            raise DeviceError(
-                f"device {self.device!r} was asked for, but onnxruntime runs on {self._session.get_providers()[0]}: "
-                f"a library that {provider.name} needs is missing. Install it with: {provider.install}"
-            )
-        # Inputs with a default inside the graph are not in get_inputs().
-        optional = {node.name for node in self._session.get_overridable_initializers()}
-        self.inputs = {node.name for node in self._session.get_inputs()} | optional
-        self.outputs = {node.name for node in self._session.get_outputs()}
-        self.version: str = ort.__version__
+        # Not set: session.set_denormal_as_zero. It changes the arithmetic of the thread that makes the session.
+        settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+        if device.provider.name != CPU:
+            # Not set: session.disable_cpu_ep_fallback. It refuses every graph with a Shape operator, which belongs on
+            # the CPU; what matters is looked at in _check_device.
+            settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return settings
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any] | None]) -> list[npt.NDArray[Any]]:
-        """Run the graph. Feeds that are None, or that the graph does not have, are left out."""
+    def _providers(self, device: Device) -> list[tuple[str, dict[str, Any]]]:
+        """The device's provider and those for what it lacks, with their options. onnxruntime adds the CPU itself."""
+        rows = [row for name in (device.provider.name, *device.provider.then) for row in PROVIDERS if row.name == name]
+        chosen = [Device(row, device.index) for row in rows]
+        options = [one.options for one in chosen]
+        for one, entries in zip(chosen, options, strict=True):
+            limit, graphs = self._options.memory_limit, self._options.cuda_graphs
+            if one.provider.device == "cuda":
+                if limit is not None:
+                    entries["gpu_mem_limit"] = limit
+                if graphs and one is chosen[0]:
+                    entries["enable_cuda_graph"] = 1
+            elif one.provider.device == "tensorrt":
+                self._engine = _tensorrt.Engine.of(self._facts.sha256, device.index or 0, self.version)
+                self._engine.require(allowed=self._options.build)
+                entries |= self._engine.options(self._facts.inputs, self._facts.max_seq_length, self._facts.precision)
+                if limit is not None:
+                    entries["trt_max_workspace_size"] = limit
+                if graphs:
+                    entries["trt_cuda_graph_enable"] = 1
+            elif one.provider.device == "openvino":
+                # bf16, its default where the CPU has it, would be another precision than the bundle's.
+                entries["load_config"] = json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32"}})
+                entries["num_of_threads"] = self.threads
+        return [(one.provider.name, entries) for one, entries in zip(chosen, options, strict=True)]
+
+    def _check_device(self, device: Device) -> None:
+        """See that the device does the work, by what onnxruntime says and by a run. Raise DeviceError otherwise."""
+        running = self._session.get_providers()[0]
+        if running != device.provider.name:
+            reason = _nvidia.why_not_loaded(self._ort, device.provider.name) if device.provider.nvidia else None
+            raise DeviceError(
+                f"device {self.device!r} needs {device.provider.name}, but onnxruntime {self.version} runs on "
+                f"{running} instead: {reason or 'only its log says why.'} See `stonnx doctor`."
+            )
+        assigned = [
+            (part.ep_name, node)
+            for part in self._session.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        ]
+        self.operators = dict(Counter((provider, node.op_type) for provider, node in assigned))
+        astray = sorted({kind for provider, kind in self.operators if provider == CPU and kind in _HEAVY})
+        if astray:
+            recipe = "fp16" if device.provider.nvidia else "fp32"
+            raise DeviceError(
+                f"device {self.device!r} would leave {', '.join(astray)} of this graph to the CPU, with copies to and "
+                f"fro: onnxruntime {self.version} has no such kernels for it. Use device='cpu', or export another "
+                f"form: stonnx export MODEL --dtype {recipe}"
+            )
+        if device.provider.nvidia:
+            shapes = None if self._engine is None else _tensorrt.largest(self._facts.max_seq_length)
+            self._device_run = DeviceRun(
+                self._ort, self._session, device.index or 0, shapes, graphs=self._options.cuda_graphs
+            )
+        try:
+            self._run_smallest()
+        except Exception as error:
+            raise DeviceError(
+                f"device {self.device!r} loads the graph but does not run it: {error} "
+                "See `stonnx doctor`: the driver or the GPU may be older or newer than onnxruntime expects."
+            ) from error
+        if self._engine is not None:
+            self._engine.remember()
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        feeds: Mapping[str, npt.NDArray[Any] | None],
+        control: RunControl | None = None,
+        *,
+        free_memory: bool = False,
+    ) -> list[npt.NDArray[Any]]:
+        """Run the graph.
+
+        Args:
+            outputs: Names of the outputs.
+            feeds: The inputs. Those that are None, or that the graph does not have, are left out.
+            control: What can stop the run.
+            free_memory: Give back at the end what memory can be given back.
+        """
         known = {name: value for name, value in feeds.items() if value is not None and name in self.inputs}
-        results: list[npt.NDArray[Any]] = self._session.run(list(outputs), known)
+        if free_memory:
+            control = control or self.control()
+        options = None if control is None else control.freeing if free_memory else control.keeping
+        if self._device_run is not None:
+            return self._device_run(outputs, known, options)
+        results: list[npt.NDArray[Any]] = self._session.run(list(outputs), known, options)
         return results
+
+    def control(self) -> RunControl:
+        """What can stop runs of this graph while they are in progress."""
+        return RunControl(self._ort.RunOptions(), self._freeing())
+
+    def trim(self) -> None:
+        """Give back the memory that earlier, larger runs needed. The next run of that size takes it again."""
+        self._run_smallest(self._freeing())
+        _give_back_memory()
+
+    def _freeing(self) -> Any:
+        """Options of a run at whose end the arenas are shrunk to what is in use."""
+        options = self._ort.RunOptions()
+        arenas = "cpu:0" if self._device_run is None else f"gpu:{self._device_run.index};cpu:0"
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
+        return options
+
+    def _run_smallest(self, options: Any = None) -> None:
+        """One run of one token."""
+        feeds = {
+            node.name: np.ones([size if isinstance(size, int) else 1 for size in node.shape], dtype=np.int64)
+            for node in self._required
+        }
+        self._session.run(None, feeds, options)
+
+
+@dataclass(frozen=True)
+class RunControl:
+    """Options of runs, as onnxruntime has them: of those that keep memory for the next, and of those that free it."""
+
+    keeping: Any
+    freeing: Any
+
+    def stop(self) -> None:
+        """Have the runs end with an error after the operation that they are at."""
+        self.keeping.terminate = self.freeing.terminate = True
 
 
 @functools.cache
 def products_saturate() -> bool:
     """Whether 8-bit products can saturate on this CPU, so that int8 graphs need their saturation-safe form."""
-    return _int8_product.saturates(_import_onnxruntime())
+    return _int8_product.saturates(import_onnxruntime())
 
 
 def _replace_initializers(ort: Any, settings: Any, scalars: Mapping[str, Scalar]) -> list[Any]:
@@ -118,31 +350,7 @@ def _replace_initializers(ort: Any, settings: Any, scalars: Mapping[str, Scalar]
     return values
 
 
-def _import_onnxruntime() -> onnxruntime:
-    installed = [wheel for wheel in _WHEELS if _is_installed(wheel)]
-    if len(installed) > 1:
-        warnings.warn(
-            f"{' and '.join(installed)} are both installed and overwrite each other's files: which devices work is "
-            f"chance. Repair it with: pip uninstall -y {' '.join(installed)} && {_INSTALL}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(f"onnxruntime cannot be imported: {error}. Install it with: {_INSTALL}") from error
-    if not hasattr(onnxruntime, "InferenceSession"):
-        # What is left of the directory after one of two wheels was uninstalled.
-        raise MissingDependencyError(
-            "onnxruntime is only partly installed, as happens when one of two onnxruntime wheels is uninstalled. "
-            f"Repair it with: pip uninstall -y {' '.join(_WHEELS[:2])} && {_INSTALL}"
-        )
-    return onnxruntime
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def _give_back_memory() -> None:
+    """Have the C library return free memory to the system; after loading a graph that is about half of its size."""
+    with contextlib.suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,95 @@
+"""NVIDIA's driver and libraries: load what pip installs, say what is missing, and which GPU it is.
+
+Without this, onnxruntime runs on the CPU and only its log says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+# Beginnings of library names, and how one gets them.
+_REMEDIES = (
+    (("libcuda.so", "nvcuda"), "It comes with the NVIDIA driver; a container needs `--gpus all` to see it."),
+    (
+        ("libnvinfer", "libnvonnxparser", "nvinfer", "nvonnxparser"),
+        "It is part of TensorRT. Install that with: pip install tensorrt-cu{cuda}",
+    ),
+    (("",), 'It is part of CUDA or cuDNN. Install these with: pip install "onnxruntime-gpu[cuda,cudnn]"'),
+)
+
+
+def load_libraries(onnxruntime: Any) -> str | None:
+    """Load the libraries that CUDA's provider links against, from where pip installs them or where the system looks.
+
+    Returns:
+        What is missing and where it comes from, or None.
+    """
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return _missing(_DRIVER, onnxruntime)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # it says there what it did not find, and carries on
+        onnxruntime.preload_dlls()
+    name = re.search(r"Failed to load ([^\s:]+)", printed.getvalue())
+    return _missing(Path(name.group(1)).name, onnxruntime) if name else None
+
+
+def load_tensorrt() -> None:
+    """Load TensorRT from its package, where that is installed. The system's own is found without help."""
+    package = importlib.util.find_spec("tensorrt_libs")
+    for directory in package.submodule_search_locations or () if package else ():
+        for pattern in ("libnvinfer.so.*", "libnvonnxparser.so.*"):
+            for library in Path(directory).glob(pattern):
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+def why_not_loaded(onnxruntime: Any, provider: str) -> str | None:
+    """What kept onnxruntime from loading a provider, or None where that cannot be found out. Ask only after it tried.
+
+    Before that, loading the provider's own library here would leave it without a host, and crash later.
+    """
+    name = provider.removesuffix("ExecutionProvider").lower()
+    library = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
+    if not library.is_file():
+        return None
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        text = str(error)
+        return _missing(text.partition(":")[0], onnxruntime) if "cannot open shared object file" in text else text
+    return None
+
+
+def _missing(library: str, onnxruntime: Any) -> str:
+    text = next(text for beginnings, text in _REMEDIES if library.startswith(beginnings))
+    cuda = str(getattr(onnxruntime, "cuda_version", "") or "12").partition(".")[0]
+    return f"{library} is not here. {text.format(cuda=cuda)}"
+
+
+def gpu_names() -> list[str]:
+    """Name and compute capability of every GPU, ``NVIDIA H100 (9.0)``; none without a driver."""
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    names = []
+    for index in range(count.value):
+        name, major, minor = ctypes.create_string_buffer(100), ctypes.c_int(), ctypes.c_int()
+        driver.cuDeviceGetName(name, len(name), index)
+        # The attributes of the compute capability, in cuda.h.
+        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, index)
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, index)
+        names.append(f"{name.value.decode(errors='replace')} ({major.value}.{minor.value})")
+    return names

@@ -132,6 +132,8 @@ class Fidelity:
     active_overlap: float | None = None
     # Rerankers: Spearman's correlation of a label's logits over all pairs, the lowest of all labels.
     rank_correlation: float | None = None
+    # Where scored pairs were given: Spearman's correlation x 100 with the scores, the original's less the bundle's.
+    spearman_drop: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         help="calibrate int8 with these texts, one a line (default: none needed)",
     )
     export.add_argument(
+        "--pairs", type=Path, metavar="CSV", help="report the loss on scored pairs: text, text, number in each line"
+    )
+    export.add_argument(
         "--source",
         choices=("auto", "torch", "onnx"),
         default="auto",
@@ -55,6 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     export.add_argument("--quiet", action="store_true", help="do not print the stages")
     export.set_defaults(command=_export)
+
+    verify = commands.add_parser("verify", help="compare a bundle with its checkpoint again, on this machine")
+    verify.add_argument("bundle", type=Path, help="bundle directory")
+    verify.add_argument("--against", required=True, metavar="CHECKPOINT", help="checkpoint directory or Hub id")
+    verify.add_argument(
+        "--pairs", type=Path, metavar="CSV", help="report the loss on scored pairs: text, text, number in each line"
+    )
+    verify.add_argument(
+        "--source", choices=("auto", "torch", "onnx"), default="auto", help="what computes the original (default: auto)"
+    )
+    verify.add_argument("--json", action="store_true", help="print the report as JSON")
+    verify.set_defaults(command=_verify)
 
     encode = commands.add_parser(
         "encode",
@@ -112,18 +130,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    try:
+    with _exporter_needed():
         from stonnx_export import export
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"The exporter needs {error.name or error}, which is not installed. "
-            'Install it with: pip install "stonnx[cpu,export]"'
-        ) from error
     path = export(
         arguments.model,
         arguments.output,
         dtype=arguments.dtype,
         calibrate=arguments.calibrate,
+        pairs=arguments.pairs,
         source=arguments.source,
         overwrite=arguments.overwrite,
         name=arguments.name,
@@ -131,6 +145,31 @@ def _export(arguments: argparse.Namespace) -> None:
         show_progress=not arguments.quiet,
     )
     print(f"{path}: {_summary(read_manifest(path))}")
+
+
+@contextmanager
+def _exporter_needed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The exporter needs {error.name or error}, which is not installed. "
+            'Install it with: pip install "stonnx[cpu,export]"'
+        ) from error
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    with _exporter_needed():
+        from stonnx_export.recheck import verify_bundle
+    fidelity = verify_bundle(arguments.bundle, arguments.against, pairs=arguments.pairs, source=arguments.source)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(fidelity), indent=2))
+        return
+    print(f"{arguments.bundle} is within its tolerance of {fidelity.compared_with}, on {fidelity.texts} texts:")
+    for name, value in dataclasses.asdict(fidelity).items():
+        if isinstance(value, float):
+            bound = fidelity.tolerance.get(name)
+            print(f"{name:<22}{value:<14.7g}{'' if bound is None else f'tolerance {bound:g}'}")
 
 
 def _encode(arguments: argparse.Namespace) -> None:

@@ -61,6 +61,7 @@ _FIGURES = {
     "neighbours_overlap": "ten nearest neighbours that stay the same",
     "active_overlap": "active dimensions that stay the same",
     "rank_correlation": "rank correlation of the logits",
+    "spearman_drop": "drop of Spearman's correlation x 100 with scores of people",
     "max_abs_difference": "largest difference",
     "batch_invariance": "alone against batched, largest difference",
     "invariance_cosine": "alone against batched, lowest cosine",
@@ -132,7 +133,8 @@ def _figures(fidelity: Fidelity) -> str:
         if value is None:
             continue
         small = name in ("max_abs_difference", "batch_invariance")
-        bound = "" if limit is None else f"at most {limit:.0e}" if small else f"at least {limit}"
+        most = f"at most {limit:.0e}" if small else f"at most {limit}"
+        bound = "" if limit is None else most if small or name == "spearman_drop" else f"at least {limit}"
         rows.append(f"| {label} | {value:{'.1e' if small else '.7f'}} | {bound} |")
     return "\n".join(rows)
 

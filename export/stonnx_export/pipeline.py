@@ -55,8 +55,9 @@ from stonnx_export.original import Original, OriginalTokenizer
 from stonnx_export.passes import PassResult
 from stonnx_export.quantize import Quantization
 from stonnx_export.recipes import RECIPES, Recipe
+from stonnx_export.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.staging import check_target, staging_directory
-from stonnx_export.verify import verify
+from stonnx_export.verify import check, verify
 
 # What the network is made from: PyTorch's weights, or an ONNX file of the checkpoint.
 SourceKind = Literal["auto", "torch", "onnx"]
@@ -68,6 +69,7 @@ def export(
     *,
     dtype: str = "fp32",
     calibrate: str | os.PathLike[str] | None = None,
+    pairs: str | os.PathLike[str] | None = None,
     task: Task | None = None,
     source: SourceKind = "auto",
     overwrite: bool = False,
@@ -89,6 +91,7 @@ def export(
         dtype: The recipe: see ``stonnx_export.RECIPES``.
         calibrate: A text file, one text in a line, from which int8 takes the ranges of its values. None: from random
             tokens, which is as good for most models and needs no texts.
+        pairs: A CSV file of scored pairs (text, text, number), for the drop of Spearman's correlation in the report.
         task: ``"embedding"``, ``"sparse"`` or ``"rerank"``. None: what the checkpoint is for.
         source: ``"torch"`` takes the PyTorch weights; ``"onnx"`` takes the ONNX file that the checkpoint has in
             ``onnx/model.onnx`` or ``model.onnx``, and needs no PyTorch. ``"auto"``: the weights where they are there
@@ -118,6 +121,7 @@ def export(
     if calibrate is not None and not recipe.quantize:
         raise InvalidArgumentError(f"calibrate is for recipes that quantize, and {dtype} does not. Leave it out.")
     texts = read_texts(calibrate) if calibrate is not None else None
+    scored = read_pairs(pairs) if pairs is not None else None
     label = os.fspath(model)
     target = Path(output) if output is not None else Path(f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe.name}")
     check_target(target, overwrite)
@@ -126,11 +130,7 @@ def export(
         with stage("reading the checkpoint"):
             onnx = source == "onnx" or (source == "auto" and missing_for_pytorch() is not None)
             directory = _find_checkpoint(label, task, revision, token, cache_folder, local_files_only, onnx)
-            checkpoint = read_checkpoint(directory, task)
-            if _choose_source(checkpoint, source) == "torch":
-                original = _load_original(checkpoint)
-            else:
-                checkpoint, original = _load_onnx_original(checkpoint)
+            checkpoint, original = _open_checkpoint(directory, task, source)
         with stage("reading the network"):
             graphs = {route: original.graph(route) for route in checkpoint.routes}
         with stage("building the graph"):
@@ -157,10 +157,13 @@ def export(
                     fidelity = verify(
                         engine, original, recipe.tolerance[checkpoint.task], broad=recipe.lossy, known=known
                     )
+                    if scored is not None:
+                        fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
+                        check(fidelity)
                 break
             except FidelityError as error:
                 if not _keep_more(quantizations, stage):
-                    raise _with_worst_layers(error, quantizations) from None
+                    raise FidelityError(f"{error} Nothing was written.{_worst_layers(quantizations)}") from None
                 _clear(staging)
         with stage("writing the manifest"):
             _probe.write(staging, manifest, engine.named_routes)
@@ -192,6 +195,25 @@ class _Stages:
             raise
         if self._show:
             print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def _open_checkpoint(directory: Path, task: Task | None, source: SourceKind) -> tuple[Checkpoint, Original]:
+    """What a checkpoint says about itself, and the original that computes its vectors."""
+    checkpoint = read_checkpoint(directory, task)
+    if _choose_source(checkpoint, source) == "torch":
+        return checkpoint, _load_original(checkpoint)
+    return _load_onnx_original(checkpoint)
+
+
+def load_original(name: str, task: Task | None, source: SourceKind) -> Original:
+    """The original behind a checkpoint directory or Hub id.
+
+    Raises:
+        ModelNotFoundError, UnsupportedError, MissingDependencyError, ExportError: As for :func:`export`.
+    """
+    onnx = source == "onnx" or (source == "auto" and missing_for_pytorch() is not None)
+    _, original = _open_checkpoint(_find_checkpoint(name, task, None, None, None, False, onnx), task, source)
+    return original
 
 
 def _find_checkpoint(
@@ -320,13 +342,13 @@ def _keep_more(quantizations: dict[str, Quantization], stage: _Stages) -> bool:
         return any(more)
 
 
-def _with_worst_layers(error: FidelityError, quantizations: dict[str, Quantization]) -> FidelityError:
+def _worst_layers(quantizations: dict[str, Quantization]) -> str:
     worst = [quantization.worst for quantization in quantizations.values() if quantization.worst]
     if not worst:
-        return error
-    return FidelityError(
-        f"{error} Half of its layers were kept in float32 already; the one that loses most is {', '.join(worst)}. "
-        "Export it with --dtype fp32, or calibrate with texts of your own: --calibrate FILE"
+        return ""
+    return (
+        f" Half of its layers were kept in float32 already; the one that loses most is {', '.join(worst)}. Export it "
+        "with --dtype fp32, or calibrate with texts of your own: --calibrate FILE"
     )
 
 

@@ -59,6 +59,17 @@ _EXACT: tuple[Pass, ...] = (
 # A text's vector is its own: what rounding in other orders of summation makes of it, and no more.
 _INVARIANT = 0.999999
 
+
+def _bounds(
+    common: Mapping[str, float],
+    *,
+    embedding: Mapping[str, float],
+    sparse: Mapping[str, float],
+    rerank: Mapping[str, float],
+) -> Mapping[Task, Mapping[str, float]]:
+    return {"embedding": {**common, **embedding}, "sparse": {**common, **sparse}, "rerank": {**common, **rerank}}
+
+
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -67,12 +78,13 @@ RECIPES: Mapping[str, Recipe] = {
             precision="float32",
             passes=_EXACT,
             probe_cosine=0.9999,
-            tolerance={
-                "embedding": {"cosine_min": 0.99999, "max_abs_difference": 1e-5, "batch_invariance": 1e-6},
+            tolerance=_bounds(
+                {"cosine_min": 0.99999, "spearman_drop": 0.01},
+                embedding={"max_abs_difference": 1e-5, "batch_invariance": 1e-6},
                 # Not normalized: differences of sums that are large themselves.
-                "sparse": {"cosine_min": 0.99999, "max_abs_difference": 1e-4, "batch_invariance": 1e-5},
-                "rerank": {"cosine_min": 0.99999, "max_abs_difference": 1e-4, "batch_invariance": 1e-5},
-            },
+                sparse={"max_abs_difference": 1e-4, "batch_invariance": 1e-5},
+                rerank={"max_abs_difference": 1e-4, "batch_invariance": 1e-5},
+            ),
         ),
         Recipe(
             name="fp16",
@@ -81,11 +93,12 @@ RECIPES: Mapping[str, Recipe] = {
             passes=(splade_chunks.run,),
             lossy=True,
             probe_cosine=0.999,
-            tolerance={
-                "embedding": {"cosine_min": 0.9999, "neighbours_overlap": 0.98, "invariance_cosine": 0.9999},
-                "sparse": {"cosine_min": 0.9999, "active_overlap": 0.98, "invariance_cosine": 0.9999},
-                "rerank": {"cosine_min": 0.9999, "rank_correlation": 0.999, "invariance_cosine": 0.9999},
-            },
+            tolerance=_bounds(
+                {"cosine_min": 0.9999, "invariance_cosine": 0.9999, "spearman_drop": 0.05},
+                embedding={"neighbours_overlap": 0.98},
+                sparse={"active_overlap": 0.98},
+                rerank={"rank_correlation": 0.999},
+            ),
         ),
         Recipe(
             name="int8",
@@ -95,21 +108,12 @@ RECIPES: Mapping[str, Recipe] = {
             lossy=True,
             # CPUs without 8-bit dot products run a form with one bit less.
             probe_cosine=0.97,
-            tolerance={
-                "embedding": {
-                    "cosine_mean": 0.998,
-                    "cosine_min": 0.98,
-                    "neighbours_overlap": 0.9,
-                    "invariance_cosine": _INVARIANT,
-                },
-                "sparse": {
-                    "cosine_mean": 0.998,
-                    "cosine_min": 0.98,
-                    "active_overlap": 0.95,
-                    "invariance_cosine": _INVARIANT,
-                },
-                "rerank": {"cosine_min": 0.99, "rank_correlation": 0.98, "invariance_cosine": _INVARIANT},
-            },
+            tolerance=_bounds(
+                {"invariance_cosine": _INVARIANT, "spearman_drop": 0.5},
+                embedding={"cosine_mean": 0.998, "cosine_min": 0.98, "neighbours_overlap": 0.9},
+                sparse={"cosine_mean": 0.998, "cosine_min": 0.98, "active_overlap": 0.95},
+                rerank={"cosine_min": 0.99, "rank_correlation": 0.98},
+            ),
         ),
     )
 }

@@ -118,7 +118,7 @@ class TestCheck:
         with pytest.raises(FidelityError) as raised:
             check(report(cosine_min=0.5, max_abs_difference=0.25, batch_invariance=0.125))
         message = str(raised.value)
-        for part in (ORACLE, "0.5000000", "0.25", "0.125", "0.999", "0.001", "0.0001", "Nothing was written"):
+        for part in (ORACLE, "0.5000000", "0.25", "0.125", "0.999", "0.001", "0.0001"):
             assert part in message
 
     @pytest.mark.parametrize("nan", [False, True], ids=["worse", "nan"])

@@ -65,10 +65,11 @@ def spearman_drop(engine: Engine, original: Original, pairs: ScoredPairs) -> flo
         name = engine.manifest.default_route
         before, after = original.outputs(name, texts)[:, 0], outputs(engine.route(), task, texts)[:, 0]
     else:
-        names = [
-            name if name in engine.named_routes else engine.manifest.default_route for name in ("query", "document")
+        routes, default = engine.named_routes, engine.manifest.default_route
+        sides: list[tuple[str, list[Text]]] = [
+            ("query" if "query" in routes else default, [*pairs.first]),
+            ("document" if "document" in routes else default, [*pairs.second]),
         ]
-        sides: list[tuple[str, list[Text]]] = [(names[0], [*pairs.first]), (names[1], [*pairs.second])]
         expected = [original.outputs(name, texts) for name, texts in sides]
         actual = [outputs(routes[name], task, texts) for name, texts in sides]
         before, after = _cosines(*expected), _cosines(*actual)
@@ -78,5 +79,5 @@ def spearman_drop(engine: Engine, original: Original, pairs: ScoredPairs) -> flo
 def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     wide, other = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1) * np.linalg.norm(other, axis=1)
-    result = (wide * other).sum(axis=1) / np.maximum(norms, 1e-30)
-    return result.astype(np.float32)
+    result: npt.NDArray[np.float32] = ((wide * other).sum(axis=1) / np.maximum(norms, 1e-30)).astype(np.float32)
+    return result

@@ -88,7 +88,8 @@ class DeviceRun:
             return self._replay(outputs, feeds, sizes)
         binding = self._session.io_binding()
         for name, value in feeds.items():
-            binding.bind_cpu_input(name, value)
+            # Not bind_cpu_input, which does not know inputs that have a default.
+            binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(value))
         for name in outputs:
             binding.bind_output(name, self._device, self.index)
         self._session.run_with_iobinding(binding, options)
@@ -107,15 +108,19 @@ class DeviceRun:
             for name, value in padded.items():
                 recording.inputs[name].update_inplace(value)
             self._session.run_with_iobinding(recording.binding, recording.options)
-            arrays = recording.binding.copy_outputs_to_cpu()
-        return [
-            array[tuple(slice(sizes.get(str(axis))) for axis in self._shapes[name])]
-            for name, array in zip(outputs, arrays, strict=True)
-        ]
+            # Copied once more: where the device is the CPU, these are views of what the next run overwrites.
+            return [
+                array[tuple(slice(sizes.get(str(axis))) for axis in self._shapes[name])].copy()
+                for name, array in zip(outputs, recording.binding.copy_outputs_to_cpu(), strict=True)
+            ]
 
     def _recording(self, outputs: Sequence[str], feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> _Recording:
         make, binding = self._ort.OrtValue, self._session.io_binding()
-        inputs = {name: make.ortvalue_from_numpy(value, self._device, self.index) for name, value in feeds.items()}
+        inputs = {
+            # Not from the array itself: where the device is the CPU, that would share the caller's memory.
+            name: make.ortvalue_from_shape_and_type(value.shape, value.dtype, self._device, self.index)
+            for name, value in feeds.items()
+        }
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name in outputs:

@@ -64,7 +64,7 @@ PROVIDERS = (
         "OpenVINOExecutionProvider",
         "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
         {"device_type": "CPU"},
-        instead={"int8": "fp32"},
+        instead={"int8": "fp16"},
     ),
 )
 

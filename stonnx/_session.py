@@ -170,7 +170,8 @@ class Session:
                 reason = _nvidia.why_not_loaded(self._ort, provider.name) if provider.nvidia else None
                 raise DeviceError(
                     f"onnxruntime {self.version} cannot load {graph} on device {self.device!r}: {reason or error} "
-                    "See `stonnx doctor`, and whether device='cpu' loads the bundle."
+                    "See `stonnx doctor`. device='cpu' runs every bundle, and bundles exported with --dtype fp16 have "
+                    "plain operators only, which all devices run."
                 ) from error
             raise BundleFormatError(
                 f"onnxruntime {self.version} cannot load {graph}: {error} "
@@ -248,11 +249,10 @@ class Session:
         self.operators = dict(Counter((provider, node.op_type) for provider, node in assigned))
         astray = sorted({kind for provider, kind in self.operators if provider == CPU and kind in _HEAVY})
         if astray:
-            recipe = "fp16" if device.provider.nvidia else "fp32"
             raise DeviceError(
                 f"device {self.device!r} would leave {', '.join(astray)} of this graph to the CPU, with copies to and "
                 f"fro: onnxruntime {self.version} has no such kernels for it. Use device='cpu', or export another "
-                f"form: stonnx export MODEL --dtype {recipe}"
+                "form: stonnx export MODEL --dtype fp16"
             )
         if device.provider.nvidia:
             shapes = None if self._engine is None else _tensorrt.largest(self._facts.max_seq_length)

@@ -126,15 +126,22 @@ the graph: {fired}. SHA-256 of the original weights:
 """
 
 
+_AT_MOST = ("max_abs_difference", "batch_invariance", "spearman_drop")
+
+
 def _figures(fidelity: Fidelity) -> str:
     rows = []
     for name, label in _FIGURES.items():
         value, limit = getattr(fidelity, name), fidelity.tolerance.get(name)
         if value is None:
             continue
-        small = name in ("max_abs_difference", "batch_invariance")
-        most = f"at most {limit:.0e}" if small else f"at most {limit}"
-        bound = "" if limit is None else most if small or name == "spearman_drop" else f"at least {limit}"
+        small = name in _AT_MOST and name != "spearman_drop"
+        if limit is None:
+            bound = ""
+        elif name in _AT_MOST:
+            bound = f"at most {limit:.0e}" if small else f"at most {limit}"
+        else:
+            bound = f"at least {limit}"
         rows.append(f"| {label} | {value:{'.1e' if small else '.7f'}} | {bound} |")
     return "\n".join(rows)
 

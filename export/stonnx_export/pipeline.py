@@ -153,7 +153,7 @@ def export(
                 write_manifest(staging, manifest)
             try:
                 with stage("verifying against the original"):
-                    engine = Engine(staging)
+                    engine = Engine(staging, device="cpu")
                     fidelity = verify(
                         engine, original, recipe.tolerance[checkpoint.task], broad=recipe.lossy, known=known
                     )

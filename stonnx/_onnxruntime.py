@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,17 @@ def import_onnxruntime() -> onnxruntime:
             f"Repair it with: pip uninstall -y {' '.join(_WHEELS[:2])} && {_INSTALL}"
         )
     return onnxruntime
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what onnxruntime logs on its own from the terminal. Errors are raised all the same."""
+    onnxruntime = import_onnxruntime()
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # its default: it cannot be asked
 
 
 def installed_wheels() -> list[str]:

@@ -269,6 +269,11 @@ class Session:
         if self._engine is not None:
             self._engine.remember()
 
+    @property
+    def engine_directory(self) -> Path | None:
+        """Where the TensorRT engine is kept; None on other devices."""
+        return None if self._engine is None else self._engine.directory
+
     def run(
         self,
         outputs: Sequence[str],

@@ -1,4 +1,4 @@
-"""The command ``stonnx``: export, encode, info, models."""
+"""The command ``stonnx``: export, encode, info, doctor, build, models."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from stonnx._errors import MissingDependencyError, ModelNotFoundError, StonnxErr
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 done, 1 failed with a message, 2 wrong usage, 130 Ctrl-C."""
     arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], None] = arguments.command
+    command: Callable[[argparse.Namespace], int | None] = arguments.command
     try:
-        command(arguments)
+        return command(arguments) or 0
     except (StonnxError, OSError) as error:
         print(f"stonnx {arguments.command_name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"stonnx {arguments.command_name}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +108,26 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("bundle", type=Path, help="bundle directory")
     info.add_argument("--json", action="store_true", help="print the manifest as it is")
     info.set_defaults(command=_info)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="see what works on this machine",
+        description="Show versions, CPU, devices and caches, and what to do about what does not work. The exit status "
+        "is 1 where something has to be done.",
+    )
+    doctor.add_argument("bundle", type=Path, nargs="?", help="also load this bundle and run it")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.set_defaults(command=_doctor)
+
+    build = commands.add_parser(
+        "build",
+        help="build a TensorRT engine ahead of serving",
+        description="Build the TensorRT engines of a bundle for this GPU. That takes minutes, so loading a model does "
+        "not do it.",
+    )
+    build.add_argument("bundle", type=Path, help="bundle directory")
+    build.add_argument("--device", default="tensorrt", help="tensorrt or tensorrt:1 ... (default: tensorrt)")
+    build.set_defaults(command=_build)
 
     models = commands.add_parser(
         "models",
@@ -232,6 +251,21 @@ def _info(arguments: argparse.Namespace) -> None:
         return
     for key, value in describe(manifest):
         print(f"{key:<16}{value}")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from stonnx._doctor import as_data, as_text, diagnose
+
+    findings = diagnose(arguments.bundle)
+    print(json.dumps(as_data(findings), indent=2) if arguments.json else as_text(findings))
+    return int(any(finding.problem for finding in findings))
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    from stonnx._build import build
+
+    for route, directory, seconds in build(arguments.bundle, arguments.device):
+        print(f"{route}: {directory}, {seconds:.1f} s")
 
 
 def _models(arguments: argparse.Namespace) -> None:

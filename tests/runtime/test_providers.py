@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stonnx import BundleFormatError, DeviceError, InvalidArgumentError, UnsupportedError, _nvidia
+from stonnx import BundleFormatError, DeviceError, InvalidArgumentError, UnsupportedError, _nvidia, cli
 from stonnx import _session as session_module
 from stonnx._bundle import TensorSpec
 from stonnx._providers import PROVIDERS, devices_for
@@ -506,6 +506,15 @@ def test_a_built_engine_is_used(machine: Machine) -> None:
     assert runtime.asked[0][0] == (TENSORRT, built)
     # What TensorRT has no kernels for runs on CUDA.
     assert runtime.asked[0][1] == (CUDA, CUDA_OPTIONS)
+
+
+def test_building_ahead_of_serving(machine: Machine, minilm_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = machine.runtime()
+    assert cli.main(["build", str(minilm_bundle)]) == 0
+    ((name, options), _) = runtime.asked[0]
+    assert name == TENSORRT
+    assert capsys.readouterr().out.startswith(f"default: {options['trt_engine_cache_path']}, ")
+    assert "input_ids:64x256" in options["trt_profile_max_shapes"]
 
 
 def test_profiles_cover_every_dynamic_input(machine: Machine) -> None:

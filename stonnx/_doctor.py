@@ -1,0 +1,229 @@
+"""``stonnx doctor``: what this machine has for running bundles, what does not work, and what to do about it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import platform
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stonnx
+from stonnx import _nvidia
+from stonnx._cpus import cpu_features, cpu_limits, cpu_name
+from stonnx._errors import StonnxError
+from stonnx._hub import cache_directory
+from stonnx._onnxruntime import import_onnxruntime, installed_wheels, quiet, two_wheels
+from stonnx._providers import PROVIDERS, Provider
+from stonnx._session import DeviceOptions, GraphFacts, Session, products_saturate
+
+_DEPENDENCIES = ("numpy", "tokenizers", "huggingface_hub")
+_EXPORTER = ("torch", "sentence-transformers", "transformers", "onnx", "onnx-ir", "onnxscript")
+
+# sentence_embedding[batch, 4] = the sum of input_ids[batch, sequence] int64, times 1, 2, 3, 4.
+# tests/runtime/test_doctor.py builds the same graph.
+GRAPH = base64.b64decode(
+    "CAo64AIKJQoJaW5wdXRfaWRzEgdudW1iZXJzIgRDYXN0KgkKAnRvGAGgAQIKIwoHbnVtYmVycwoEbGFzdBIHY29sdW1ucyIJVW5zcXVlZXplCi"
+    "IKB2NvbHVtbnMKB3dlaWdodHMSBnRva2VucyIGTWF0TXVsCkAKBnRva2VucwoGbWlkZGxlEhJzZW50ZW5jZV9lbWJlZGRpbmciCVJlZHVjZVN1"
+    "bSoPCghrZWVwZGltcxgAoAECEgZkb2N0b3IqFAgBEAdCBGxhc3RKCAIAAAAAAAAAKhYIARAHQgZtaWRkbGVKCAEAAAAAAAAAKiEIAQgEEAFCB3"
+    "dlaWdodHNKEAAAgD8AAABAAABAQAAAgEBaKAoJaW5wdXRfaWRzEhsKGQgHEhUKBxIFYmF0Y2gKChIIc2VxdWVuY2ViKQoSc2VudGVuY2VfZW1i"
+    "ZWRkaW5nEhMKEQgBEg0KBxIFYmF0Y2gKAggEQgQKABAS"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ``problem`` says what to do where something is wrong that should work."""
+
+    section: str
+    name: str
+    value: str
+    problem: str = ""
+
+
+def diagnose(bundle: Path | None = None) -> list[Finding]:
+    """Look at this machine, and at a bundle where one is given. It raises nothing: what fails is a finding."""
+    with warnings.catch_warnings():
+        # Several wheels of onnxruntime: that is a finding here.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        findings = [*_versions(), *_cpu()]
+        if not any(finding.name == "onnxruntime" and finding.problem for finding in findings):
+            findings += [*_arithmetic(), *_devices()]
+            if bundle is not None:
+                findings.append(_bundle(bundle))
+    return [*findings, *_caches()]
+
+
+def as_text(findings: list[Finding]) -> str:
+    """The report for a person."""
+    lines = [f"stonnx {stonnx.__version__}, Python {platform.python_version()}, {platform.platform()}"]
+    section = ""
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += ["", section]
+        # What is wrong is said once, at the end.
+        value = finding.value.removesuffix(f": {finding.problem}") if finding.problem else finding.value
+        lines.append(f"  {'x' if finding.problem else ' '} {finding.name:<22}{value}")
+    problems = [finding for finding in findings if finding.problem]
+    lines += ["", f"{len(problems)} problem{'s' * (len(problems) != 1)} found" + (":" if problems else ".")]
+    lines += [f"  x {finding.name}: {finding.problem}" for finding in problems]
+    return "\n".join(lines)
+
+
+def as_data(findings: list[Finding]) -> dict[str, Any]:
+    """The report for a program."""
+    return {
+        "stonnx": stonnx.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "ok": not any(finding.problem for finding in findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def _versions() -> Iterator[Finding]:
+    wheels = installed_wheels()
+    try:
+        onnxruntime = import_onnxruntime()
+        version = f"{onnxruntime.__version__} ({' and '.join(wheels) or 'no wheel that pip knows'})"
+        problem = two_wheels(wheels) if len(wheels) > 1 else ""
+        # Two wheels still run something: the devices are worth a look.
+        yield Finding("versions", "onnxruntime wheels" if problem else "onnxruntime", version, problem)
+    except StonnxError as error:
+        yield Finding("versions", "onnxruntime", "missing", str(error))
+    for name in _DEPENDENCIES:
+        yield Finding("versions", name, _version(name) or "?")
+    exporter = {name: _version(name) for name in _EXPORTER}
+    missing = [name for name, version in exporter.items() if version is None]
+    value = ", ".join(f"{name} {version}" for name, version in exporter.items())
+    if missing:
+        value = f'not here (without {", ".join(missing)}); it is optional: pip install "stonnx[cpu,export]"'
+    yield Finding("versions", "exporter", value)
+
+
+def _cpu() -> Iterator[Finding]:
+    limits = cpu_limits()
+    yield Finding("CPU", "name", cpu_name())
+    yield Finding("CPU", "instructions", " ".join(cpu_features()) or "this system does not list them")
+    bounds = f"affinity {limits.affinity}, cpuset {limits.cpuset or 'none'}, quota {limits.quota or 'none'}"
+    yield Finding("CPU", "limits", f"{bounds}; of {os.cpu_count()} CPUs")
+    yield Finding("CPU", "threads of a model", str(limits.cpus))
+
+
+def _arithmetic() -> Iterator[Finding]:
+    exact = "exact: int8 bundles run in full range"
+    saturating = "saturate: int8 bundles run their saturation-safe form, a little less exact"
+    yield Finding("CPU", "8-bit products", saturating if products_saturate() else exact)
+
+
+def _devices() -> Iterator[Finding]:
+    available = import_onnxruntime().get_available_providers()
+    for row in PROVIDERS:
+        if row.name not in available:
+            yield Finding("devices", row.device, f"not in this onnxruntime; to have it: {row.install}")
+            continue
+        reason = _why_not(row)
+        if not reason:
+            yield Finding("devices", row.device, "works" + f": {', '.join(_nvidia.gpu_names())}" * row.nvidia)
+        else:
+            # Every GPU wheel has TensorRT's provider, also for those who do not want it.
+            wanted = row.device != "tensorrt"
+            yield Finding("devices", row.device, f"does not work: {reason}", reason * wanted)
+
+
+def _why_not(row: Provider) -> str:
+    """What goes wrong on a device with a graph of one product, or nothing."""
+    with tempfile.TemporaryDirectory() as directory:
+        graph = Path(directory) / "model.onnx"
+        graph.write_bytes(GRAPH)
+        try:
+            facts = GraphFacts(sha256="doctor")
+            with quiet():
+                session = Session(graph, device=row.device, threads=1, facts=facts, options=DeviceOptions(build=True))
+                (result,) = session.run(["sentence_embedding"], {"input_ids": np.array([[1, 2, 3], [0, 0, 1]])})
+        except (StonnxError, OSError) as error:
+            return str(error)
+    expected = np.array([[6, 12, 18, 24], [1, 2, 3, 4]])
+    return "" if np.allclose(result, expected) else f"it computes {result.tolist()} instead of {expected.tolist()}"
+
+
+def _bundle(directory: Path) -> Finding:
+    """Load a bundle, which checks its files and its probe, and run one text."""
+    from stonnx._engine import Engine
+    from stonnx._probe import run, texts_of
+
+    try:
+        start = time.perf_counter()
+        engine = Engine(directory)
+        loaded = time.perf_counter()
+        run(engine.route(), engine.manifest.task, texts_of(engine.manifest.task))
+        ran = time.perf_counter()
+    except (StonnxError, OSError) as error:
+        return Finding("bundle", directory.name, "does not work", str(error))
+    session = engine.route().session
+    form = f", {session.form}" * bool(session.form)
+    value = f"works: {engine.manifest.precision}{form} on {session.device}, {session.threads} threads"
+    return Finding(
+        "bundle", directory.name, f"{value}; loaded in {loaded - start:.2f} s, first run {ran - loaded:.3f} s"
+    )
+
+
+def _caches() -> Iterator[Finding]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    yield _cache("bundles", cache_directory(), ".*.partial-*", "exports that were killed")
+    yield _cache("Hugging Face", Path(HF_HUB_CACHE), "*/blobs/*.incomplete", "downloads that were killed")
+
+
+def _cache(name: str, directory: Path, leftovers: str, what: str) -> Finding:
+    if not directory.is_dir():
+        return Finding("caches", name, f"{directory}: not made yet{_unwritable(directory)}")
+    size = _total(directory.rglob("*"))
+    value = f"{directory}: {_megabytes(size)}, {_megabytes(shutil.disk_usage(directory).free)} free on its disk"
+    left = sorted(directory.glob(leftovers))
+    if left:
+        inside = [path for one in left for path in (one, *one.rglob("*"))]
+        value += f"; {_megabytes(_total(inside))} left by {what}, removed by the next attempt: {left[0]}"
+        value += f" and {len(left) - 1} more" * (len(left) > 1)
+    return Finding("caches", name, value + _unwritable(directory))
+
+
+def _unwritable(directory: Path) -> str:
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if os.access(existing, os.W_OK | os.X_OK):
+        return ""
+    return (
+        "; it cannot be written: what is there is used, nothing new is kept. Set STONNX_HOME or HF_HOME to change that"
+    )
+
+
+def _total(paths: Iterable[Path]) -> int:
+    sizes: list[int] = []
+    for path in paths:
+        try:
+            if path.is_file() and not path.is_symlink():
+                sizes.append(path.stat().st_size)
+        except OSError:  # removed meanwhile, or not ours to read
+            continue
+    return sum(sizes)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

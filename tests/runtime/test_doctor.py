@@ -1,0 +1,175 @@
+"""``stonnx doctor`` and ``stonnx build``: what they find, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from stonnx import _doctor, _onnxruntime, _session, cli
+from stonnx._doctor import Finding, diagnose
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STONNX_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def found(name: str, **arguments: Any) -> Finding:
+    (finding,) = [finding for finding in diagnose(**arguments) if finding.name == name]
+    return finding
+
+
+def test_the_graph_is_what_its_comment_says() -> None:
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["numbers", "last"], ["columns"]),
+        helper.make_node("MatMul", ["columns", "weights"], ["tokens"]),
+        helper.make_node("ReduceSum", ["tokens", "middle"], ["sentence_embedding"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "doctor",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", 4])],
+        [
+            numpy_helper.from_array(np.array([2]), "last"),
+            numpy_helper.from_array(np.array([1]), "middle"),
+            numpy_helper.from_array(np.array([[1, 2, 3, 4]], dtype=np.float32), "weights"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    assert onnx.load_from_string(_doctor.GRAPH) == helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def test_a_machine_without_problems(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    assert output.endswith("\n0 problems found.\n")
+    for line in (f"onnxruntime           {onnxruntime.__version__} (onnxruntime)", "cpu                   works"):
+        assert line in output
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"] is True
+    assert {"section": "devices", "name": "cpu", "value": "works", "problem": ""} in data["findings"]
+
+
+@pytest.mark.parametrize(("saturates", "word"), [(False, "full range"), (True, "saturation-safe form")])
+def test_the_form_of_int8_bundles(saturates: bool, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_doctor, "products_saturate", lambda: saturates)
+    assert word in found("8-bit products").value
+
+
+def test_two_wheels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in (_doctor, _onnxruntime):
+        monkeypatch.setattr(module, "installed_wheels", lambda: ["onnxruntime", "onnxruntime-gpu"])
+    assert cli.main(["doctor"]) == 1
+    output = capsys.readouterr().out
+    assert "1 problem found:" in output
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install" in output
+    # What is left still runs, and is looked at.
+    assert "cpu                   works" in output
+
+
+def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
+    assert cli.main(["doctor"]) == 1
+    output = capsys.readouterr().out
+    assert "x onnxruntime           missing" in output
+    assert "only partly installed" in output
+    assert "caches" in output
+
+
+def test_a_device_that_the_wheel_has_and_that_does_not_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    reason = "libcuda.so.1 is not here. It comes with the NVIDIA driver."
+    monkeypatch.setattr("stonnx._nvidia.load_libraries", lambda onnxruntime: reason)
+    assert cli.main(["doctor"]) == 1
+    output = capsys.readouterr().out
+    assert "x cuda                  does not work\n" in output
+    assert f"x cuda: device 'cuda' needs CUDAExecutionProvider, and {reason}" in output
+    # It comes with every such wheel, asked for or not.
+    assert "1 problem found" in output
+    assert (
+        f"  tensorrt              does not work: device 'tensorrt' needs TensorrtExecutionProvider, and {reason}"
+        in output
+    )
+
+
+def test_a_device_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_session.Session, "run", lambda *arguments: [np.zeros((2, 4), np.float32)])
+    assert found("cpu").problem.startswith("it computes [[0.0, 0.0, 0.0, 0.0]")
+
+
+def test_caches(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert found("bundles").value == f"{home}: not made yet"
+    for path, size in {
+        home / "model-fp32" / "model.onnx": 2_000_000,
+        home / ".model-int8.partial-123" / "model.onnx": 3_000_000,
+        home / ".other.partial-4" / "model.onnx": 1_000_000,
+        tmp_path / "hub" / "models--x" / "blobs" / "abc.incomplete": 500_000,
+    }.items():
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(size))
+    value = found("bundles").value
+    assert value.startswith(f"{home}: 6.0 MB, ")
+    assert "; 4.0 MB left by exports that were killed" in value
+    assert value.endswith(f"{home / '.model-int8.partial-123'} and 1 more")
+    assert "; 0.5 MB left by downloads that were killed" in found("Hugging Face").value
+
+
+def test_a_cache_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    finding = found("bundles")
+    assert "; it cannot be written: what is there is used" in finding.value
+    # Serving from a read-only image is a choice.
+    assert finding.problem == ""
+
+
+def test_a_bundle(minilm_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", str(minilm_bundle)]) == 0
+    assert f"{minilm_bundle.name} works: float32 on cpu, " in capsys.readouterr().out
+
+
+def test_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", str(tmp_path)]) == 1
+    assert f"x {tmp_path.name}" in capsys.readouterr().out
+
+
+# --- stonnx build ---
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda", "Nothing has to be built for device 'cuda'. Allowed: tensorrt, tensorrt:0."),
+        ("tensorrt", 'Install it with: pip install "stonnx[gpu]"'),
+    ],
+)
+def test_what_cannot_be_built(
+    device: str, message: str, minilm_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["build", str(minilm_bundle), "--device", device]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_to_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build", str(tmp_path)]) == 1
+    assert "is no bundle: it has no stonnx.json" in capsys.readouterr().err

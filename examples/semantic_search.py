@@ -3,8 +3,8 @@
     make demo
 
 exports the embedded all-MiniLM-L6-v2 in int8 to ``bundles/`` (once), searches ``passages.txt``, and compares vectors,
-results and speed with sentence-transformers in float32 on the same weights in the same process. ``--dtype fp32`` does the
-same with a bundle that has the same vectors.
+results and speed with sentence-transformers in float32 on the same weights in the same process. ``--dtype fp32`` does
+the same with a bundle that has the same vectors.
 """
 
 from __future__ import annotations

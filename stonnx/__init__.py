@@ -20,9 +20,11 @@ from stonnx._errors import (
     PoolError,
     ProbeError,
     StonnxError,
+    TextTooLongError,
     UnsupportedError,
 )
 from stonnx._model import ModelInfo
+from stonnx._stats import CallStats
 from stonnx.cross_encoder import CrossEncoder
 from stonnx.sentence_transformer import SentenceTransformer
 from stonnx.sparse_encoder import SparseEncoder
@@ -33,6 +35,7 @@ __all__ = [
     "BundleError",
     "BundleFormatError",
     "BundleIntegrityError",
+    "CallStats",
     "CrossEncoder",
     "DeviceError",
     "ExportError",
@@ -47,6 +50,7 @@ __all__ = [
     "SentenceTransformer",
     "SparseEncoder",
     "StonnxError",
+    "TextTooLongError",
     "UnsupportedError",
     "__version__",
 ]

@@ -1,30 +1,41 @@
-"""Texts in, graph outputs out: tokenization, batch planning and the session of one bundle, put together.
+"""Texts in, graph outputs out: tokenization, batch planning and the sessions of one bundle, put together.
 
 The three model classes are thin layers over :class:`Engine`. Nothing here knows what the outputs mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from stonnx import _probe
-from stonnx._batching import TOKENS_PER_BATCH_UNIT, plan_batches, windows
+from stonnx._batching import Duplicates, plan_batches, share_of_budget, tokens_per_batch_unit, windows
 from stonnx._bundle import Manifest, Route, read_manifest, verify_files
-from stonnx._errors import InvalidArgumentError
-from stonnx._session import Session
+from stonnx._errors import InvalidArgumentError, TextTooLongError
+from stonnx._runner import Runner
+from stonnx._session import GraphFacts, RunControl, Session
+from stonnx._stats import Counters
 from stonnx._tokenize import Text, TokenBatch, Tokenizer
+
+# What happens to a text of more tokens than the model reads.
+TooLong = Literal["truncate", "warn", "error"]
 
 # Texts tokenized at a time. The first window is small, so that the first batch runs soon; the others are large enough
 # to find texts of equal length, and small enough to bound memory.
 _FIRST_WINDOW = 128
 _WINDOW = 1024
+_WINDOW_CHARACTERS = 1 << 20
+# Copies of results that are made at a time for texts that occur several times.
+_COPIES = 64
+# Roughly, to see whether a call is a large one before it is tokenized.
+_CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -37,14 +48,15 @@ class BatchResult:
 
 
 class Engine:
-    """A bundle, loaded: one tokenizer and one session for each of its routes."""
+    """A bundle, loaded: one tokenizer and one graph for each of its routes."""
 
     def __init__(self, directory: Path, *, device: str | None = None, threads: int | None = None) -> None:
         self.directory = directory
         self.manifest: Manifest = read_manifest(directory)
         verify_files(directory, self.manifest)
         self._routes = {
-            name: LoadedRoute(directory, route, device, threads) for name, route in self.manifest.routes.items()
+            name: LoadedRoute(directory, route, GraphFacts.of(self.manifest, route), device, threads)
+            for name, route in self.manifest.routes.items()
         }
         _probe.check(directory, self.manifest, self._routes)
 
@@ -71,62 +83,207 @@ class Engine:
 
 
 class LoadedRoute:
-    """The tokenizer and the session of one route."""
+    """The tokenizer and the graph of one route."""
 
-    def __init__(self, directory: Path, route: Route, device: str | None, threads: int | None) -> None:
+    def __init__(
+        self, directory: Path, route: Route, facts: GraphFacts, device: str | None, threads: int | None
+    ) -> None:
         self.spec = route
         self.tokenizer = Tokenizer(directory / route.tokenizer.file, route.tokenizer)
-        self.session = Session(
-            directory / route.graph, device=device, threads=threads, saturation_safe=route.saturation_safe
-        )
+        graph = directory / route.graph
+
+        def load(count: int | None) -> Session:
+            # A number of threads is asked for on the CPU only.
+            return Session(
+                graph,
+                device="cpu" if count else device,
+                threads=count or threads,
+                saturation_safe=route.saturation_safe,
+                facts=facts,
+            )
+
+        # Weights over 2 GB are in files beside the graph, named after it.
+        files = [path for path in directory.iterdir() if path.name.startswith(route.graph)]
+        self._runner = Runner(load, sum(path.stat().st_size for path in files))
+
+    @property
+    def session(self) -> Session:
+        """The session that knows the graph's inputs, its device and its threads."""
+        return self._runner.session
 
     def stream(
-        self, texts: Sequence[Text], outputs: Sequence[str], *, batch_size: int, prompt_length: int = 0
+        self,
+        texts: Sequence[Text],
+        outputs: Sequence[str],
+        *,
+        batch_size: int,
+        prompt_length: int = 0,
+        too_long: TooLong = "truncate",
+        counters: Counters | None = None,
     ) -> Iterator[BatchResult]:
-        """Run texts through the graph, in whatever order is fastest. Each text is in exactly one result."""
-        if len(texts) <= _FIRST_WINDOW:
-            pieces: Iterator[npt.NDArray[np.intp]] = iter([np.arange(len(texts))] if texts else [])
+        """Run texts through the graph, in whatever order is fastest. Each text is in exactly one result.
+
+        Args:
+            texts: Valid Unicode.
+            outputs: Names of the graph's outputs.
+            batch_size: Tokens of a run, padding included, in units of :func:`tokens_per_batch_unit`.
+            prompt_length: Tokens at the beginning of each text that the pooling leaves out.
+            too_long: ``error`` raises for a text over the limit; the others cut it.
+            counters: Count in here.
+
+        Raises:
+            TextTooLongError: A text is over the limit. Of several, the one with the lowest index among those found.
+        """
+        if not texts:
+            return iter(())
+        call = _Call(self.tokenizer, self._runner, outputs, prompt_length, too_long, counters or Counters(len(texts)))
+        return call.results(texts, batch_size * tokens_per_batch_unit(self.session.device))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some of the different texts of a call: their numbers, [batch], their encodings, and which were cut, [batch]."""
+
+    numbers: npt.NDArray[np.intp]
+    encodings: Sequence[Any]
+    truncated: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A batch that has run."""
+
+    batch: _Batch
+    tokens: TokenBatch
+    outputs: list[npt.NDArray[Any]]
+    seconds: float
+
+
+class _Call:
+    """One call of :meth:`LoadedRoute.stream`, whose arguments these are."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        runner: Runner,
+        outputs: Sequence[str],
+        prompt_length: int,
+        too_long: TooLong,
+        counters: Counters,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._runner = runner
+        self._outputs = outputs
+        self._prompt_length = np.array(prompt_length, dtype=np.int64) if prompt_length else None
+        self._too_long = too_long
+        self._counters = counters
+        # None where all texts are different.
+        self._duplicates: Duplicates[Text] | None = None
+
+    def results(self, texts: Sequence[Text], max_tokens: int) -> Iterator[BatchResult]:
+        """Run each different text once, longest first, texts of similar length together."""
+        if len(texts) > 1:
+            duplicates = Duplicates(texts)
+            if len(duplicates.distinct) < len(texts):
+                self._duplicates, texts = duplicates, duplicates.distinct
+        self._counters.unique_texts = len(texts)
+        batches: Iterable[_Batch]
+        if len(texts) > _FIRST_WINDOW:
+            workers = self._runner.workers(sum(map(self._tokenizer.effort, texts)) // _CHARACTERS_PER_TOKEN)
+            batches, alone = self._planned_ahead(texts, max_tokens), workers == 1
         else:
-            pieces = windows([_characters(text) for text in texts], _FIRST_WINDOW, _WINDOW)
-        for indices, encodings in self._tokenized(texts, pieces):
-            lengths = [len(encoding) for encoding in encodings]
-            for batch in plan_batches(lengths, batch_size * TOKENS_PER_BATCH_UNIT):
-                tokens = self.tokenizer.pad([encodings[position] for position in batch])
-                yield BatchResult(indices[batch], tokens, self._run(tokens, outputs, prompt_length))
+            everything = self._tokenize(texts, np.arange(len(texts)))
+            tokens = sum(map(len, everything.encodings))
+            workers = self._runner.workers(tokens)
+            batches = self._plan(everything, share_of_budget(tokens, max_tokens, workers))
+            alone = workers == 1 or len(batches) == 1
+            if len(batches) == 1 and self._runner.can_run_here(tokens):
+                # One text at a time comes here: no thread has to be started for it.
+                yield from self._finish(self._run(batches[0], None, alone, max_tokens))
+                return
 
-    def _tokenized(
-        self, texts: Sequence[Text], pieces: Iterator[npt.NDArray[np.intp]]
-    ) -> Iterator[tuple[npt.NDArray[np.intp], list[Any]]]:
-        """Tokenize one piece ahead of the one that is running: both release the interpreter lock."""
+        def work(batch: _Batch, control: RunControl) -> _Run:
+            return self._run(batch, control, alone, max_tokens)
 
-        def encode(indices: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], list[Any]]:
-            return indices, self.tokenizer.encode([texts[index] for index in indices])
+        for run in self._runner.map(work, batches, workers):
+            yield from self._finish(run)
 
-        piece = next(pieces, None)
-        if piece is None:
-            return
-        following = next(pieces, None)
-        if following is None:
-            yield encode(piece)
-            return
+    def _planned_ahead(self, texts: Sequence[Text], max_tokens: int) -> Iterator[_Batch]:
+        """The batches of many texts. While those of one window run, the next is tokenized: both release the lock of
+        the interpreter."""
+        pieces = windows(list(map(self._tokenizer.effort, texts)), _FIRST_WINDOW, _WINDOW, _WINDOW_CHARACTERS)
+
+        def tokenize(numbers: npt.NDArray[np.intp]) -> _Batch:
+            return self._tokenize([texts[number] for number in numbers], numbers)
+
         with ThreadPoolExecutor(1, "stonnx-tokenize") as worker:
-            ready = encode(piece)
-            while following is not None:
-                future = worker.submit(encode, following)
-                yield ready
-                ready = future.result()
-                following = next(pieces, None)
-            yield ready
+            ready = worker.submit(tokenize, next(pieces))
+            for numbers in pieces:
+                following = worker.submit(tokenize, numbers)
+                yield from self._plan(ready.result(), max_tokens)
+                ready = following
+            yield from self._plan(ready.result(), max_tokens)
 
-    def _run(self, tokens: TokenBatch, outputs: Sequence[str], prompt_length: int) -> list[npt.NDArray[Any]]:
+    def _tokenize(self, texts: Sequence[Text], numbers: npt.NDArray[np.intp]) -> _Batch:
+        start = time.perf_counter()
+        encodings = self._tokenizer.encode(texts)
+        truncated = np.fromiter(map(self._tokenizer.is_truncated, encodings), np.bool_, len(encodings))
+        self._counters.tokenize_seconds += time.perf_counter() - start
+        if self._too_long == "error" and truncated.any():
+            indices, rows = self._indices(numbers[truncated])
+            text = texts[int(np.flatnonzero(truncated)[rows[indices.argmin()]])]
+            limit = self._tokenizer.max_seq_length
+            assert limit is not None  # it was truncated
+            raise TextTooLongError(int(indices.min()), int(self._tokenizer.count([text])[0]), limit)
+        return _Batch(numbers, encodings, truncated)
+
+    def _plan(self, piece: _Batch, max_tokens: int) -> list[_Batch]:
+        if len(piece.numbers) == 1:
+            return [piece]
+        return [
+            _Batch(piece.numbers[part], [piece.encodings[position] for position in part], piece.truncated[part])
+            for part in plan_batches([len(encoding) for encoding in piece.encodings], max_tokens)
+        ]
+
+    def _run(self, batch: _Batch, control: RunControl | None, alone: bool, max_tokens: int) -> _Run:
+        tokens = self._tokenizer.pad(batch.encodings)
         feeds = {
             "input_ids": tokens.input_ids,
             "attention_mask": tokens.attention_mask,
             "token_type_ids": tokens.token_type_ids,
-            "prompt_length": np.array(prompt_length, dtype=np.int64) if prompt_length else None,
+            "prompt_length": self._prompt_length,
         }
-        return self.session.run(outputs, feeds)
+        start = time.perf_counter()
+        # A single text over the budget can need a hundred times the memory of all others, which would never be freed.
+        free_memory = tokens.input_ids.size > max_tokens
+        outputs = self._runner.run(self._outputs, feeds, alone=alone, control=control, free_memory=free_memory)
+        return _Run(batch, tokens, outputs, time.perf_counter() - start)
 
+    def _finish(self, run: _Run) -> Iterator[BatchResult]:
+        """Count a batch, and give its rows to all texts that are the same."""
+        counters, tokens = self._counters, run.tokens
+        lengths = tokens.attention_mask.sum(axis=1)
+        counters.batches += 1
+        counters.run_seconds += run.seconds
+        counters.tokens += int(lengths.sum())
+        counters.padded_tokens += tokens.input_ids.size
+        indices, rows = self._indices(run.batch.numbers)
+        counters.parts.append((indices, lengths[rows], run.batch.truncated[rows]))
+        if len(rows) == len(lengths):
+            yield BatchResult(indices, tokens, run.outputs)
+            return
+        # In pieces: outputs can be as wide as a vocabulary, and a text can be there a million times.
+        for start in range(0, len(rows), _COPIES):
+            some = rows[start : start + _COPIES]
+            types = None if tokens.token_type_ids is None else tokens.token_type_ids[some]
+            yield BatchResult(
+                indices[start : start + _COPIES],
+                TokenBatch(tokens.input_ids[some], tokens.attention_mask[some], types),
+                [output[some] for output in run.outputs],
+            )
 
-def _characters(text: Text) -> int:
-    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+    def _indices(self, numbers: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Where different texts occur in the call, and for each place the position of its text in ``numbers``."""
+        if self._duplicates is None:
+            return numbers, np.arange(len(numbers))
+        return self._duplicates.spread(numbers)

@@ -8,6 +8,7 @@ Each one says what was wrong, what is allowed, and what to do; each is also the 
     │   ├── BundleFormatError                           its manifest is no manifest, or of a newer schema
     │   └── BundleIntegrityError  (OSError)             a file is missing, truncated or changed
     ├── InvalidInputError         (TypeError, ValueError)   an input that is no text; carries its index
+    ├── TextTooLongError          (ValueError)          a text over the model's limit, where that was to be an error
     ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
     ├── UnsupportedError          (ValueError, NotImplementedError)   something stonnx does not do, by name
     ├── DeviceError               (RuntimeError)        a device that was asked for and does not work
@@ -47,6 +48,26 @@ class InvalidInputError(StonnxError, TypeError, ValueError):
     def __init__(self, message: str, index: int | None = None) -> None:
         super().__init__(message)
         self.index = index
+
+
+class TextTooLongError(StonnxError, ValueError):
+    """A text has more tokens than the model reads, and ``too_long="error"`` was asked for.
+
+    Attributes:
+        index: Position of the text in the list.
+        tokens: Its tokens, special tokens included.
+        limit: The tokens that the model reads.
+    """
+
+    def __init__(self, index: int, tokens: int, limit: int) -> None:
+        super().__init__(index, tokens, limit)
+        self.index, self.tokens, self.limit = index, tokens, limit
+
+    def __str__(self) -> str:
+        return (
+            f"Text {self.index} has {self.tokens:,} tokens, and the model reads {self.limit:,}. Split it, or have "
+            "its end cut off with too_long='truncate'; max_seq_length can be raised where the model has more positions."
+        )
 
 
 class InvalidArgumentError(StonnxError, ValueError):

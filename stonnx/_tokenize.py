@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import tokenizers
 
 from stonnx._bundle import TokenizerSpec
 from stonnx._errors import BundleFormatError, InvalidArgumentError
+from stonnx._long_texts import beginning, can_be_shortened, longest_whole
 
 # What a model reads: a text, or a pair of texts.
 Text = str | tuple[str, str]
@@ -32,23 +34,25 @@ class Tokenizer:
 
     def __init__(self, path: Path, spec: TokenizerSpec) -> None:
         try:
-            self._backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
             raise BundleFormatError(f"{path} is no tokenizer that the tokenizers package can read: {error}") from error
         self._spec = spec
         self._path = path
-        self._max_seq_length = spec.max_seq_length
-        self._configure(self._backend, spec.max_seq_length)
+        self._configure(backend, spec.max_seq_length)
+        self._can_be_shortened = spec.truncation_side == "right" and can_be_shortened(backend)
+        # Together, because another thread may replace both at any moment.
+        self._current = backend, spec.max_seq_length
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
         """The ``tokenizers.Tokenizer`` behind it."""
-        return self._backend
+        return self._current[0]
 
     @property
     def max_seq_length(self) -> int | None:
         """Texts are cut to this many tokens, special tokens included; None: never."""
-        return self._max_seq_length
+        return self._current[1]
 
     @max_seq_length.setter
     def max_seq_length(self, value: int | None) -> None:
@@ -57,7 +61,7 @@ class Tokenizer:
             value = self._spec.max_seq_length if limit is None else limit
             if value is None:
                 return
-        special = self._backend.num_special_tokens_to_add(False)
+        special = self.backend.num_special_tokens_to_add(False)
         if (
             isinstance(value, bool)
             or not isinstance(value, int | np.integer)
@@ -70,7 +74,7 @@ class Tokenizer:
         # A tokenizer may be in use by another thread, and changing one that is in use fails: swap in a fresh one.
         fresh = tokenizers.Tokenizer.from_file(str(self._path))
         self._configure(fresh, value)
-        self._backend, self._max_seq_length = fresh, value
+        self._current = fresh, value
 
     def _configure(self, backend: tokenizers.Tokenizer, max_length: int | None) -> None:
         backend.no_padding()
@@ -81,14 +85,67 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
         """Token ids of each text, truncated, not padded. The texts are valid Unicode."""
-        backend = self._backend
+        backend, limit = self._current
+        if limit is None or not self._can_be_shortened:
+            return self._encode(backend, texts)
+        whole = longest_whole(limit)
+        shortened = {
+            index: short
+            for index, text in enumerate(texts)
+            if (len(text) if isinstance(text, str) else max(map(len, text))) > whole
+            and (short := _shorten(text, limit, whole)) is not None
+        }
+        if not shortened:
+            return self._encode(backend, texts)
+        encodings = self._encode(backend, [shortened.get(index, text) for index, text in enumerate(texts)])
+        special = self._special_tokens(backend, is_pair=True)
+        doubtful = [
+            index for index in shortened if not _is_same(texts[index], encodings[index], (limit - special) // 2)
+        ]
+        for index, encoding in zip(doubtful, self._encode(backend, [texts[i] for i in doubtful]), strict=True):
+            encodings[index] = encoding
+        return encodings
+
+    def _encode(self, backend: tokenizers.Tokenizer, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
         if len(texts) == 1:
+            # Without the threads of a batch, which cost more than a text.
             first, second = texts[0] if isinstance(texts[0], tuple) else (texts[0], None)
             return [backend.encode(first, second, add_special_tokens=self._spec.add_special_tokens)]
         encodings: list[tokenizers.Encoding] = backend.encode_batch_fast(
             list(texts), add_special_tokens=self._spec.add_special_tokens
         )
         return encodings
+
+    def _special_tokens(self, backend: tokenizers.Tokenizer, is_pair: bool) -> int:
+        return int(backend.num_special_tokens_to_add(is_pair)) if self._spec.add_special_tokens else 0
+
+    def is_truncated(self, encoding: tokenizers.Encoding) -> bool:
+        """Whether the text of an encoding was longer than :attr:`max_seq_length`."""
+        limit = self.max_seq_length
+        # What was cut off is expensive to ask for.
+        return limit is not None and len(encoding) >= limit and bool(encoding.overflowing)
+
+    def count(self, texts: Sequence[Text]) -> npt.NDArray[np.int64]:
+        """Tokens of each text as a whole, special tokens included, without truncation: [texts]."""
+        backend = self.backend
+        parts = [part for text in texts for part in (text if isinstance(text, tuple) else (text,))]
+        # What was cut off is in `overflowing`, in pieces that do not overlap.
+        of_parts = iter(
+            len(encoding) + sum(map(len, encoding.overflowing))
+            for encoding in backend.encode_batch_fast(parts, add_special_tokens=False)
+        )
+        special = {is_pair: self._special_tokens(backend, is_pair) for is_pair in (False, True)}
+        counts = [
+            sum(islice(of_parts, 2 if isinstance(text, tuple) else 1)) + special[isinstance(text, tuple)]
+            for text in texts
+        ]
+        return np.array(counts, dtype=np.int64)
+
+    def effort(self, text: Text) -> int:
+        """Characters of a text that are tokenized."""
+        characters = len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+        limit = self.max_seq_length
+        return min(characters, longest_whole(limit)) if limit is not None and self._can_be_shortened else characters
 
     def pad(self, encodings: Sequence[tokenizers.Encoding]) -> TokenBatch:
         """Put encodings into arrays, padded on the right to the longest of them."""
@@ -114,3 +171,36 @@ class Tokenizer:
         """Tokens of a prompt alone, without a special token at its end."""
         ids = self.encode([prompt])[0].ids
         return len(ids) - (len(ids) > 0 and ids[-1] in self._spec.special_token_ids)
+
+
+def _is_same(text: Text, encoding: tokenizers.Encoding, half: int) -> bool:
+    """Whether the encoding of a shortened text is that of the text itself: see :mod:`stonnx._long_texts`.
+
+    Args:
+        text: The whole text.
+        encoding: That of the shortened text.
+        half: Of the tokens that are there for a pair.
+    """
+    if not encoding.overflowing:
+        return False
+    if isinstance(text, str):
+        return True
+    # `longest_first` cuts only the longer text of a pair as long as the other one has less than half of the tokens. If
+    # so, it was the shortened one that was cut, and that one is the longer one also when it is whole.
+    other = 0 if len(text[0]) < len(text[1]) else 1
+    return bool(encoding.sequence_ids.count(other) < half)
+
+
+def _shorten(text: Text, limit: int, whole: int) -> Text | None:
+    """The beginning of a long text, or a pair with the beginning of its long text; None where it must stay whole."""
+    if isinstance(text, str):
+        return beginning(text, limit)
+    first, second = text
+    if len(first) > whole and len(second) > whole:
+        # Which one is cut to how much depends on which is longer.
+        return None
+    if len(first) > whole:
+        short = beginning(first, limit)
+        return None if short is None else (short, second)
+    short = beginning(second, limit)
+    return None if short is None else (first, short)

@@ -170,7 +170,8 @@ class CrossEncoder(Model):
             inputs: A pair of texts as a list or tuple, or a list, tuple or array of pairs.
             prompt_name: Name of the prompt to put in front of the first text of each pair.
             prompt: The prompt itself; wins over ``prompt_name``.
-            batch_size: Size of a run in units of 32 padded tokens: 32 stands for at most 1,024 tokens at a time.
+            batch_size: Size of a run in units of 16 padded tokens, 256 on a GPU: 32 stands for at most 512 tokens on
+                the CPU. Results do not depend on it.
             show_progress_bar: None shows it when the logger ``stonnx`` is at INFO or DEBUG.
             activation_fn: Turns logits into scores: a name as ``"sigmoid"``, the path of a torch class as
                 ``"torch.nn.Sigmoid"``, an object of such a class, or a function that gets the logits of all pairs,

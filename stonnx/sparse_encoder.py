@@ -134,7 +134,8 @@ class SparseEncoder(EmbeddingModel):
             inputs: A text, or a list, tuple or array of texts.
             prompt_name: Name of the prompt to put in front of each text.
             prompt: The prompt itself; wins over ``prompt_name``.
-            batch_size: Size of a run in units of 32 padded tokens: 32 stands for at most 1,024 tokens at a time.
+            batch_size: Size of a run in units of 16 padded tokens, 256 on a GPU: 32 stands for at most 512 tokens on
+                the CPU. Results do not depend on it.
             show_progress_bar: None shows it when the logger ``stonnx`` is at INFO or DEBUG.
             convert_to_tensor: False returns a list with one vector for each text. No torch tensor is ever returned.
             convert_to_sparse_tensor: False returns dense numpy arrays instead of sparse ones.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stonnx._batching import TOKENS_PER_BATCH_UNIT, plan_batches, windows
+from stonnx._batching import Duplicates, plan_batches, share_of_budget, tokens_per_batch_unit, windows
 
 lengths_of_texts = st.lists(st.integers(0, 600), max_size=80)
 # A few lengths only, so that many texts have the same one.
@@ -53,25 +53,59 @@ def test_a_text_over_the_budget_is_alone() -> None:
     assert [batch.tolist() for batch in plan_batches([5, 100, 11, 5], 10)] == [[1], [2], [0, 3]]
 
 
-def test_one_unit_of_batch_size_is_32_padded_tokens() -> None:
-    # Public, in the docstring of encode: batch_size=32 stands for at most 1,024 tokens at a time.
-    assert TOKENS_PER_BATCH_UNIT == 32
+def test_one_unit_of_batch_size_is_16_padded_tokens() -> None:
+    # Public, in the docstring of encode: batch_size=32 stands for at most 512 tokens at a time, 8,192 on a GPU.
+    assert [tokens_per_batch_unit(device) for device in ("cpu", "openvino")] == [16, 16]
+    assert [tokens_per_batch_unit(device) for device in ("cuda", "cuda:1", "tensorrt")] == [256, 256, 256]
+
+
+@settings(deadline=None)
+@given(lengths=lengths_of_texts, max_tokens=st.integers(200, 600), workers=st.integers(1, 8))
+def test_a_small_call_is_enough_batches_for_all_workers(lengths: list[int], max_tokens: int, workers: int) -> None:
+    share = share_of_budget(sum(lengths), max_tokens, workers)
+    assert share <= max_tokens
+    assert share == max_tokens or share >= 128
+    # What is less than the budget is not more than an equal share, if that is worth a run.
+    assert share <= max(128, sum(lengths) / workers + 1)
 
 
 @all_lengths
 @settings(deadline=None)
-@given(lengths=lengths_of_texts | lengths_with_ties, first=st.integers(1, 20), size=st.integers(1, 30))
-def test_windows(kind: Any, lengths: list[int], first: int, size: int) -> None:
-    pieces = list(windows(kind(lengths), first, size))
+@given(
+    lengths=lengths_of_texts | lengths_with_ties,
+    first=st.integers(1, 20),
+    size=st.integers(1, 30),
+    max_length=st.integers(1, 5000),
+)
+def test_windows(kind: Any, lengths: list[int], first: int, size: int, max_length: int) -> None:
+    pieces = list(windows(kind(lengths), first, size, max_length))
     assert concatenated(pieces) == sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    # Only the last piece may be smaller than asked for, and none is empty.
-    expected = [first, *[size] * len(lengths)][: len(pieces)]
-    if pieces:
-        expected[-1] = len(lengths) - sum(expected[:-1])
-    assert [len(piece) for piece in pieces] == expected
-    assert all(expected)
+    ahead = [[lengths[index] for index in piece] for piece in pieces]
+    for number, piece in enumerate(ahead):
+        limit = size if number else first
+        assert 1 <= len(piece) <= limit
+        assert sum(piece) <= max_length or len(piece) == 1
+        # No window could take the next text.
+        following = ahead[number + 1][:1] if number + 1 < len(ahead) else []
+        assert not following or len(piece) == limit or sum(piece) + following[0] > max_length
+
+
+@settings(deadline=None)
+@given(texts=st.lists(st.sampled_from("abc") | st.tuples(st.sampled_from("ab"), st.sampled_from("ab"))), data=st.data())
+def test_duplicates(texts: list[Any], data: Any) -> None:
+    duplicates = Duplicates(texts)
+    assert duplicates.distinct == list(dict.fromkeys(texts))
+    numbers = data.draw(st.permutations(range(len(duplicates.distinct))))
+    parts = [numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]]
+    seen: list[int] = []
+    for part in parts:
+        indices, rows = duplicates.spread(np.array(part, dtype=np.intp))
+        assert [texts[index] for index in indices] == [duplicates.distinct[part[row]] for row in rows]
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(len(texts)))
 
 
 def test_nothing_to_do() -> None:
     assert plan_batches([], 10) == []
-    assert list(windows([], 1, 1)) == []
+    assert list(windows([], 1, 1, 1)) == []
+    assert Duplicates([]).distinct == []

@@ -1,0 +1,104 @@
+"""What a call did, in numbers: for whoever looks for where the time goes, and which texts were cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class CallStats:
+    """What one call did. Tokens are those that the model read: after truncation, with special tokens, without padding.
+
+    Attributes:
+        texts: Texts or pairs of the call.
+        unique_texts: Different ones among them; each is run once.
+        tokens: Tokens of the different texts.
+        padded_tokens: The same with padding.
+        batches: Runs of the graph.
+        tokens_per_text: Tokens of each text of the call, int64 [texts].
+        truncated: Which texts were longer than the limit and lost their end, ascending, int64 [number of them].
+        tokenize_seconds: Spent on tokenization, most of it while the graph ran.
+        run_seconds: Spent in runs of the graph. Runs side by side add up, so it can exceed ``seconds``.
+        seconds: From the beginning of the call to its last batch.
+    """
+
+    texts: int
+    unique_texts: int
+    tokens: int
+    padded_tokens: int
+    batches: int
+    tokens_per_text: npt.NDArray[np.int64]
+    truncated: npt.NDArray[np.int64]
+    tokenize_seconds: float
+    run_seconds: float
+    seconds: float
+
+    @property
+    def padding_ratio(self) -> float:
+        """The share of the tokens that went through the graph and were padding."""
+        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.texts} texts ({self.unique_texts} different, {len(self.truncated)} truncated), "
+            f"{self.tokens} tokens ({self.padding_ratio:.0%} padding), {self.batches} batches, {self.seconds:.3f} s "
+            f"(tokenizing {self.tokenize_seconds:.3f} s, runs {self.run_seconds:.3f} s)"
+        )
+
+
+@dataclass
+class Counters:
+    """What :class:`CallStats` are made of, counted while a call runs."""
+
+    texts: int
+    unique_texts: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    batches: int = 0
+    tokenize_seconds: float = 0.0
+    run_seconds: float = 0.0
+    # For some of the texts each: which, how many tokens, and whether they were cut.
+    parts: list[tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+
+    def finish(self) -> None:
+        """The call is over."""
+        self.seconds = time.perf_counter() - self.started
+
+    def add_parts(self, others: Sequence[Counters]) -> None:
+        """Add what was counted for consecutive parts of the texts, in other processes."""
+        start = 0
+        for other in others:
+            self.unique_texts += other.unique_texts
+            self.tokens += other.tokens
+            self.padded_tokens += other.padded_tokens
+            self.batches += other.batches
+            self.tokenize_seconds += other.tokenize_seconds
+            self.run_seconds += other.run_seconds
+            self.parts += [(indices + start, lengths, cut) for indices, lengths, cut in other.parts]
+            start += other.texts
+
+    def stats(self) -> CallStats:
+        """All of it, in the order of the texts."""
+        tokens_per_text = np.zeros(self.texts, dtype=np.int64)
+        truncated = np.zeros(self.texts, dtype=np.bool_)
+        for indices, lengths, cut in self.parts:
+            tokens_per_text[indices], truncated[indices] = lengths, cut
+        return CallStats(
+            texts=self.texts,
+            unique_texts=self.unique_texts,
+            tokens=self.tokens,
+            padded_tokens=self.padded_tokens,
+            batches=self.batches,
+            tokens_per_text=tokens_per_text,
+            truncated=np.flatnonzero(truncated),
+            tokenize_seconds=self.tokenize_seconds,
+            run_seconds=self.run_seconds,
+            seconds=self.seconds,
+        )

@@ -1,1 +1,1 @@
-"""Measurements: one script a question. Each prints ratios against a peer measured in the same run."""
+"""Measurements. ``python -m benchmarks`` compares stonnx with its peers; other scripts answer a question each."""

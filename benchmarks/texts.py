@@ -15,10 +15,56 @@ research girl guy moment air teacher force education foot boy age policy process
 college interest death experience effect use class control field development role effort rate heart drug show
 leader light voice wife police mind price report decision son view relationship town road arm difference value
 """.split()  # noqa: SIM905
+_SUBJECTS = (
+    "man", "woman", "young girl", "small boy", "group of students", "brown dog", "teacher", "doctor", "farmer", "nurse",
+)
+_ACTIONS = (
+    "is reading", "is carrying", "has lost", "is painting", "was looking for", "bought", "wants to sell", "is holding",
+    "forgot", "repairs",
+)
+_OBJECTS = (
+    "an old book", "a red bicycle", "the guitar", "two apples", "a letter", "the broken window", "a map of the city",
+    "a camera",
+)
+_PLACES = (
+    "in the kitchen", "near the river", "at the station", "on a busy street", "behind the school", "under a tree",
+    "before breakfast", "while it rains", "during the meeting", "for the first time", "without any help", "in the snow",
+)
 # fmt: on
+
+# What is unlike prose: where an outlier in the activations, and so a scale shared by a batch, comes from.
+ODD_TEXTS = (
+    "a",
+    "!!! ??? ... ---",
+    "0 1 2 3 5 8 13 21 34 55 89 144 233 377",
+    "https://example.org/a/b?c=d&e=f#g",
+    "SELECT name, count(*) FROM users GROUP BY name;",
+    "Ça va très bien, merci. Ω ≈ 3,14 — «ναι»",
+    "東京は日本の首都です。",
+    "the the the the the the the the the the the the",
+)
 
 
 def texts(count: int, words: int, seed: int = 0) -> list[str]:
     """``count`` different texts of ``words`` words, each of them one token of an English vocabulary."""
     generator = random.Random(f"{seed}/{words}")
     return [" ".join(generator.choices(_WORDS, k=words)) for _ in range(count)]
+
+
+def mixed_texts(count: int, median: int = 40, sigma: float = 0.8, longest: int = 250, seed: int = 0) -> list[str]:
+    """Texts whose lengths in words are log-normal, as those of real collections are, in random order."""
+    generator = random.Random(f"{seed}/mix")
+    lengths = [round(median * generator.lognormvariate(0, sigma)) for _ in range(count)]
+    return [" ".join(generator.choices(_WORDS, k=min(max(2, length), longest))) for length in lengths]
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Different plain English sentences, for what needs grammar: calibration and comparisons of meaning."""
+    every = [
+        f"A {subject} {action} {thing} {place}."
+        for subject in _SUBJECTS
+        for action in _ACTIONS
+        for thing in _OBJECTS
+        for place in _PLACES
+    ]
+    return random.Random(f"{seed}/sentences").sample(every, count)

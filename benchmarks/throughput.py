@@ -1,19 +1,11 @@
-"""How many texts a second, beside sentence-transformers with PyTorch? Same weights, texts, threads and process.
-
-    python -m benchmarks.throughput --checkpoint DIR --bundle DIR
-
-Both take turns, several rounds; the table has the medians. Ratios hold on a noisy machine, absolute figures do not.
-"""
+"""A quick look, for the demo: stonnx and PyTorch in turns in one process. The whole benchmark is ``make bench``."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +24,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Row:
-    """What one workload gave. Rates in texts a second, latencies in milliseconds, both medians over the rounds."""
+    """What one workload gave. Rates are in texts a second, medians over the rounds."""
 
     workload: str
     tokens: int
@@ -40,14 +32,6 @@ class Row:
     stonnx: float
     ratio: float
     lowest_cosine: float
-
-
-WORKLOADS = (
-    Workload("short sentences", 12, 512),
-    Workload("passages", 73, 128),
-    Workload("long texts", 254, 32),
-    Workload("one text at a time", 12, 40),
-)
 
 
 def measure(
@@ -58,16 +42,13 @@ def measure(
 ) -> Row:
     """Time both on the same texts, in turns, and compare what they return."""
     data = texts(workload.count, workload.words)
-    pieces = [[text] for text in data] if workload.name.startswith("one text") else [data]
-    expected = np.concatenate([peer(piece) for piece in pieces])
-    result = np.concatenate([ours(piece) for piece in pieces])
+    expected, result = peer(data), ours(data)
     cosines = (expected * result).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(result, axis=1)
     times: dict[str, list[float]] = {"peer": [], "ours": []}
     for _ in range(rounds):
         for name, encode in (("peer", peer), ("ours", ours)):
             start = time.perf_counter()
-            for piece in pieces:
-                encode(piece)
+            encode(data)
             times[name].append(time.perf_counter() - start)
     # The ratio of each pair of neighbours, then the median: what slows the machine down slows both of a pair.
     ratio = statistics.median(a / b for a, b in zip(times["peer"], times["ours"], strict=True))
@@ -81,7 +62,7 @@ def measure(
     )
 
 
-def compare(checkpoint: Path, bundle: Path, rounds: int, workloads: Sequence[Workload] = WORKLOADS) -> list[Row]:
+def compare(checkpoint: Path, bundle: Path, rounds: int, workloads: Sequence[Workload]) -> list[Row]:
     """Measure a bundle beside the checkpoint that it was made from."""
     import torch
     from sentence_transformers import SentenceTransformer as Original
@@ -110,23 +91,3 @@ def table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, help="the PyTorch checkpoint (default: the embedded model)")
-    parser.add_argument("--bundle", type=Path, required=True, help="the bundle made from it")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    arguments = parser.parse_args()
-    from examples.semantic_search import embedded_checkpoint
-
-    rows = compare(arguments.checkpoint or embedded_checkpoint(), arguments.bundle, arguments.rounds)
-    print(f"{platform.machine()}, Python {platform.python_version()}, {arguments.rounds} rounds")
-    print(table(rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,283 @@
+"""stonnx beside its peers: speed, accuracy, invariance, start-up, memory and size, in one run.
+
+    make bench                                   # everything, with a table and plots
+    make bench BENCH="--rounds 1 --systems stonnx,openvino --workloads short"
+
+Every system has a process of its own, and only one works at a time. In each round and for each workload all systems
+take a turn, in a new order, so that what slows the machine down slows all of them; the ratio to the reference is taken
+within the round. Median and range over the rounds are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import accuracy, environments, models, report
+from benchmarks.systems import CORES, REFERENCE, SYSTEMS, TASKS, WORKLOADS, Batching, System, Task, Workload
+from benchmarks.worker import Worker, WorkerError
+
+CACHE = environments.ROOT / ".cache" / "benchmarks"
+# Before a turn, so that the threads of the system that had the last one have stopped spinning.
+_SETTLE_SECONDS = 0.1
+_CALIBRATION_SECONDS = 0.15
+_STARTS = 3
+
+
+@dataclass
+class Results:
+    """Everything that was measured, as it is written to results.json. Outer keys are names of systems.
+
+    Attributes:
+        turns: For each workload, a figure a round: inputs a second, or for latencies [p50, p95, p99] in milliseconds.
+        batching: What calibration chose for each workload.
+        missing: For each task, or for "all", why a system was not measured.
+        idle_share: Processor time that it used while others measured, as a share of that time.
+        footprint: Medians: import and first vector in seconds, peak memory, model and environment in MB.
+    """
+
+    date: str
+    machine: dict[str, Any]
+    versions: dict[str, dict[str, str]]
+    rounds: int
+    accuracy_data: str
+    seconds: float = 0.0
+    turns: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    batching: dict[str, dict[str, Batching]] = field(default_factory=dict)
+    accuracy: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    missing: dict[str, dict[str, str]] = field(default_factory=dict)
+    idle_share: dict[str, float] = field(default_factory=dict)
+    footprint: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def miss(self, system: System, task: str, reason: str) -> None:
+        """Record why a system is not in a table."""
+        say(f"{system.name}, {task}: missing: {reason}")
+        self.missing.setdefault(system.name, {})[task] = reason
+
+
+def say(message: str) -> None:
+    """Progress goes to standard error."""
+    print(f"{datetime.datetime.now():%H:%M:%S} {message}", file=sys.stderr, flush=True)
+
+
+def measure(
+    results: Results,
+    task: Task,
+    systems: Sequence[System],
+    workloads: Sequence[Workload],
+    arguments: argparse.Namespace,
+) -> None:
+    """Start the systems of a task, check and calibrate each, and let them take turns."""
+    workers: dict[str, Worker] = {}
+    for system in systems:
+        if task not in system.models:
+            results.miss(system, task, system.cannot)
+            continue
+        try:
+            workers[system.name] = Worker(system, task, CACHE / "models", CACHE / "logs")
+        except WorkerError as error:
+            results.miss(system, task, str(error))
+    data = accuracy.sample(task, arguments.stsb)
+    reference: accuracy.Array | None = None
+    for name, worker in list(workers.items()):
+        say(f"{name}, {task}: accuracy and calibration")
+        try:
+            for workload in workloads:
+                if not workload.alone:
+                    results.batching.setdefault(name, {})[workload.name] = calibrate(worker, workload)
+            batching = results.batching.get(name, {}).get(workloads[0].name, {})
+            everyone = range(len(data.inputs))
+            rows = worker.vectors(data.inputs, [list(everyone)], batching)
+            reference = rows if reference is None else reference
+            figures = accuracy.compare(task, data, reference, rows)
+            figures = replace(figures, invariance=invariance(worker, task))
+            results.accuracy.setdefault(name, {})[task] = asdict(figures)
+        except WorkerError as error:
+            results.miss(worker.system, task, str(error))
+            workers.pop(name).close()
+    for turn in range(arguments.rounds):
+        for workload in workloads:
+            order = random.Random(f"{turn}/{workload.name}").sample(list(workers), len(workers))
+            say(f"round {turn + 1}, {workload.name}")
+            for name in order:
+                time.sleep(_SETTLE_SECONDS)
+                try:
+                    batching = results.batching.get(name, {}).get(workload.name, {})
+                    figure = take_turn(workers[name], workload, batching, arguments.seconds)
+                except WorkerError as error:
+                    results.miss(workers[name].system, task, str(error))
+                    workers.pop(name).close()
+                    continue
+                results.turns.setdefault(workload.name, {}).setdefault(name, []).append(figure)
+    for name, worker in workers.items():
+        results.idle_share[name] = max(results.idle_share.get(name, 0), worker.idle_share)
+        worker.close()
+
+
+def take_turn(worker: Worker, workload: Workload, batching: Batching, seconds: float) -> float | list[float]:
+    """Inputs a second, or where they are encoded one at a time the p50, p95 and p99 in milliseconds."""
+    if workload.alone:
+        times = sorted(worker.ask("latencies", workload=workload.name))
+        return [times[int(share * (len(times) - 1))] for share in (0.5, 0.95, 0.99)]
+    return float(worker.ask("passes", workload=workload.name, batching=batching, seconds=seconds))
+
+
+def calibrate(worker: Worker, workload: Workload) -> Batching:
+    """The fastest way to batch a workload: all are tried once, which also warms up, and the best three once more."""
+    choices = worker.system.batching
+    if len(choices) == 1:
+        worker.ask("passes", workload=workload.name, batching=choices[0], seconds=_CALIBRATION_SECONDS)
+        return choices[0]
+
+    def rates(candidates: Iterable[int]) -> dict[int, float]:
+        return {
+            index: worker.ask("passes", workload=workload.name, batching=choices[index], seconds=_CALIBRATION_SECONDS)
+            for index in candidates
+        }
+
+    first = rates(range(len(choices)))
+    second = rates(sorted(first, key=lambda index: -first[index])[:3])
+    return choices[max(second, key=lambda index: max(first[index], second[index]))]
+
+
+def invariance(worker: Worker, task: Task) -> float:
+    """See ``Accuracy.invariance``: the worst over two ways to put the same inputs into batches."""
+    inputs, alone, ways = accuracy.invariance_inputs(task)
+    everything = {"tokens": 1 << 20} if "tokens" in worker.system.batching[0] else {"batch_size": 1 << 12}
+    rows = worker.vectors(inputs, alone, {})
+    return min(accuracy.agreement(task, rows, worker.vectors(inputs, groups, everything)) for groups in ways)
+
+
+def footprint(results: Results, systems: Sequence[System]) -> None:
+    """Start-up in fresh processes, memory after the mixed workload, sizes on disk; systems take turns."""
+    systems = [system for system in systems if "embedding" in results.accuracy.get(system.name, {})]
+    seconds: dict[str, dict[str, list[float]]] = {system.name: {"import": [], "first": []} for system in systems}
+    peak: dict[str, float] = {}
+    for turn in range(_STARTS):
+        for system in systems:
+            say(f"start {turn + 1}, {system.name}")
+            start = time.perf_counter()
+            command = [str(environments.python(system.environment)), "-c", f"import {system.driver}"]
+            subprocess.run(command, cwd=environments.ROOT, check=True, capture_output=True)
+            seconds[system.name]["import"].append(time.perf_counter() - start)
+            worker = Worker(system, "embedding", CACHE / "models", CACHE / "logs")
+            seconds[system.name]["first"].append(worker.start_seconds)
+            if turn == 0:
+                batching = results.batching[system.name].get("mix", {})
+                worker.ask("passes", workload="mix", batching=batching, seconds=0)
+                peak[system.name] = worker.ask("memory")
+            worker.close()
+    for system in systems:
+        model = CACHE / "models" / system.models["embedding"]
+        results.footprint[system.name] = {
+            "import_seconds": statistics.median(seconds[system.name]["import"]),
+            "first_vector_seconds": statistics.median(seconds[system.name]["first"]),
+            "peak_mb": peak[system.name],
+            "model_mb": sum(file.stat().st_size for file in model.rglob("*") if file.is_file()) / 1e6,
+            "environment_mb": environments.installed(system.environment).size_mb,
+        }
+
+
+def available(results: Results, systems: Sequence[System], tasks: Sequence[Task]) -> list[System]:
+    """The systems whose environment is there, with the models that could be built."""
+    installed = {name: environments.installed(name) for name in environments.ENVIRONMENTS}
+    results.versions = {name: environment.versions or {} for name, environment in installed.items()}
+    there = []
+    for system in systems:
+        if error := installed[system.environment].error:
+            results.miss(system, "all", error)
+        else:
+            there.append(system)
+    wanted = [system.models[task] for system in there for task in tasks if task in system.models]
+    builders = {models.MODELS[name].environment for name in wanted}
+    unbuilt = {name: installed[name].error for name in builders if installed[name].error}
+    wanted = [name for name in wanted if models.MODELS[name].environment not in unbuilt]
+    failed = models.ensure(wanted, CACHE / "models", CACHE / "logs")
+    kept = []
+    for system in there:
+        usable = dict(system.models)
+        for task, model in system.models.items():
+            reason = failed.get(model) or unbuilt.get(models.MODELS[model].environment)
+            if reason and task in tasks:
+                results.miss(system, task, f"its model cannot be made: {reason}")
+                del usable[task]
+        kept.append(replace(system, models=usable))
+    return kept
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    model, flags = platform.processor() or platform.machine(), ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        facts = {key.strip(): value.strip() for key, value in facts.items()}
+        model, flags = facts.get("model name", model), facts.get("flags", "")
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+    return {
+        "cpu": model,
+        "cores": CORES,
+        "features": [flag for flag in wanted if flag in flags.split()],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    split = lambda text: text.lower().split(",")  # noqa: E731
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each system for each workload (default: 5)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="a turn lasts at least this long (default: 0.5)")
+    parser.add_argument("--systems", type=split, help="parts of names, with commas: only these, and the reference")
+    parser.add_argument("--workloads", type=split, help=f"of {', '.join(workload.name for workload in WORKLOADS)}")
+    parser.add_argument("--stsb", type=Path, help="CSV of sentence, sentence, score to measure accuracy on")
+    parser.add_argument("--no-footprint", action="store_true", help="leave out start-up, memory and sizes")
+    parser.add_argument("--output", type=Path, default=CACHE / "report", help="directory of the report")
+    arguments = parser.parse_args()
+    systems = [
+        system
+        for system in SYSTEMS
+        if system.name == REFERENCE
+        or not arguments.systems
+        or any(part in system.name.lower() for part in arguments.systems)
+    ]
+    workloads = [workload for workload in WORKLOADS if not arguments.workloads or workload.name in arguments.workloads]
+    (CACHE / "logs").mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    results = Results(
+        date=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+        machine=machine(),
+        versions={},
+        rounds=arguments.rounds,
+        accuracy_data=arguments.stsb.name if arguments.stsb else "built-in sentences",
+    )
+    tasks = [task for task in TASKS if any(workload.task == task for workload in workloads)]
+    systems = available(results, systems, tasks)
+    for task in tasks:
+        measure(results, task, systems, [workload for workload in workloads if workload.task == task], arguments)
+    if "embedding" in tasks and not arguments.no_footprint:
+        footprint(results, systems)
+    results.seconds = time.perf_counter() - start
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
+    report.write(arguments.output)
+    print((arguments.output / "results.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

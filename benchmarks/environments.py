@@ -1,0 +1,145 @@
+"""Virtual environments for the benchmark: one for each set of packages that cannot share one. Standard library only.
+
+    python -m benchmarks.environments
+
+makes all of them under .venvs/, or what is missing or was made from other rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DIRECTORY = ROOT / ".venvs"
+
+# Same versions of what several peers share, so that a difference between them is theirs.
+_RUNTIME = ("onnxruntime==1.32.0", "tokenizers==0.23.3", "numpy==2.4.6")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a peer needs at run time (``packages``, whose size is reported) and what only building its model needs."""
+
+    name: str
+    packages: tuple[str, ...]
+    tools: tuple[str, ...] = ()
+
+
+ENVIRONMENTS = {
+    environment.name: environment
+    for environment in (
+        Environment("stonnx", (".[cpu]", *_RUNTIME), tools=("scipy==1.17.1",)),
+        # Also the environment that exports checkpoints and draws the plots.
+        Environment(
+            "sentence-transformers-6",
+            ("torch==2.13.0", "sentence-transformers==6.2.0", "transformers==5.23.0"),
+            tools=("-e", ".[cpu,export,demo]", *_RUNTIME, "onnx==1.23.2", "ctranslate2==4.8.5", "matplotlib==3.11.2"),
+        ),
+        # optimum-onnx 0.1.0 needs transformers below 4.58, and that is where sentence-transformers 6 begins.
+        Environment(
+            "sentence-transformers-5",
+            (
+                "torch==2.13.0",
+                "sentence-transformers==5.7.0",
+                "transformers==4.57.6",
+                "optimum-onnx==0.1.0",
+                "onnxruntime==1.32.0",
+            ),
+        ),
+        Environment("onnxruntime", _RUNTIME),
+        Environment("openvino", ("openvino==2026.4.1", *_RUNTIME[1:]), tools=("nncf==3.4.0",)),
+        Environment("ctranslate2", ("ctranslate2==4.8.5", *_RUNTIME[1:])),
+        Environment("fastembed", ("fastembed==0.9.1", "onnxruntime==1.32.0")),
+        Environment("light-embed", ("light-embed==1.0.9", "onnxruntime==1.32.0")),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What making an environment gave: its size without pip and tools, its versions, or the reason why it failed."""
+
+    key: str
+    size_mb: float = 0.0
+    versions: dict[str, str] | None = None
+    error: str = ""
+
+
+def python(name: str) -> Path:
+    """The interpreter of an environment."""
+    return DIRECTORY / name / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def installed(name: str) -> Installed:
+    """What is known of an environment.
+
+    Raises:
+        FileNotFoundError: It has not been made: ``python -m benchmarks.environments`` does.
+    """
+    return Installed(**json.loads(_record(name).read_text()))
+
+
+def make(name: str) -> Installed:
+    """Make an environment, or return what is known of it if it is there already and its table row has not changed."""
+    environment = ENVIRONMENTS[name]
+    key = _key(environment)
+    if _record(name).is_file() and (found := installed(name)).key == key and not found.error:
+        return found
+    print(f"installing {name}: {' '.join(environment.packages)}", file=sys.stderr, flush=True)
+    try:
+        made = _install(environment, key)
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or "").strip().splitlines() or [str(error)]
+        made = Installed(key, error=f"cannot be installed: {lines[-1]}")
+    _record(name).parent.mkdir(parents=True, exist_ok=True)
+    _record(name).write_text(json.dumps(asdict(made), indent=2) + "\n")
+    return made
+
+
+def _record(name: str) -> Path:
+    return DIRECTORY / name / "installed.json"
+
+
+def _install(environment: Environment, key: str) -> Installed:
+    directory = DIRECTORY / environment.name
+    _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(directory)])
+    _pip(environment.name, environment.packages)
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6
+    if environment.tools:
+        _pip(environment.name, environment.tools)
+    listed = _run([sys.executable, "-m", "pip", "--python", str(python(environment.name)), "list", "--format", "json"])
+    return Installed(key, size, {package["name"]: package["version"] for package in json.loads(listed)})
+
+
+def _key(environment: Environment) -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ours = project["dependencies"], project["optional-dependencies"]
+    return hashlib.sha256(f"{environment} {sys.version} {ours}".encode()).hexdigest()
+
+
+def _pip(name: str, packages: Iterable[str]) -> None:
+    # Without compiled files, so that sizes are those of what was downloaded, whichever modules were imported since.
+    _run([sys.executable, "-m", "pip", "--python", str(python(name)), "install", "--no-compile", "-q", *packages])
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def main() -> None:
+    failed = {name: made.error for name in ENVIRONMENTS if (made := make(name)).error}
+    for name, error in failed.items():
+        print(f"{name}: {error}", file=sys.stderr)
+    # The one that everything else is built in; without another, its systems are missing from the report.
+    sys.exit("sentence-transformers-6" in failed)
+
+
+if __name__ == "__main__":
+    main()

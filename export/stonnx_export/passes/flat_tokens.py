@@ -62,9 +62,11 @@ def _share_shape(node: ir.Node, shapes: dict[tuple[str, ...], ir.Value]) -> None
 
 def _cancel(node: ir.Node) -> None:
     """Reshape to rows of what was reshaped from rows: the rows."""
-    rows = rows_of(node.inputs[0])
+    value = node.inputs[0]
+    rows = rows_of(value)
     target = constant_array(node.inputs[1])
-    if rows is not None and target is not None and target.size == 2 and target[0] == -1:
+    width = value.shape[-1] if value is not None and value.shape is not None else None
+    if rows is not None and target is not None and target.tolist() == [-1, width]:
         node.outputs[0].replace_all_uses_with(rows)
 
 

@@ -147,6 +147,21 @@ def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return result
 
 
+def check_finite(model: ir.Model) -> None:
+    """Raise ExportError where weights are NaN or infinite: no text that meets them has a vector."""
+    for name, value in model.graph.initializers.items():
+        array = constant_array(value)
+        if array is None or array.dtype.kind != "f" or array.size == 1:
+            continue
+        broken = ~np.isfinite(array)
+        # Minus infinity among zeros is a mask.
+        if broken.any() and (array[~broken].any() or not np.isneginf(array[broken]).all()):
+            raise ExportError(
+                f"{np.count_nonzero(broken):,} of the {array.size:,} weights {name!r} are NaN or infinite: the "
+                "checkpoint is damaged. Download it again, or go back to one that was saved before."
+            )
+
+
 # One file holds a protobuf of up to 2 GB; larger weights go beside it.
 _MAX_EMBEDDED_BYTES = 1_900_000_000
 

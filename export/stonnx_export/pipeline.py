@@ -49,7 +49,7 @@ from stonnx._hub import ORGANIZATIONS, download, missing_for_pytorch
 from stonnx_export import heads, model_card
 from stonnx_export.calibration import random_sequences, read_texts, text_sequences
 from stonnx_export.checkpoint import Checkpoint, read_checkpoint
-from stonnx_export.graph import OPSET, save
+from stonnx_export.graph import OPSET, check_finite, save
 from stonnx_export.modules import Normalize, StaticEmbedding, describe
 from stonnx_export.original import Original, OriginalTokenizer
 from stonnx_export.passes import PassResult
@@ -57,7 +57,7 @@ from stonnx_export.quantize import Quantization
 from stonnx_export.recipes import RECIPES, Recipe
 from stonnx_export.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.staging import check_target, staging_directory
-from stonnx_export.verify import check, verify
+from stonnx_export.verify import ToleranceError, check, verify
 
 # What the network is made from: PyTorch's weights, or an ONNX file of the checkpoint.
 SourceKind = Literal["auto", "torch", "onnx"]
@@ -161,7 +161,7 @@ def export(
                         fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
                         check(fidelity)
                 break
-            except FidelityError as error:
+            except ToleranceError as error:
                 if not _keep_more(quantizations, stage):
                     raise FidelityError(f"{error} Nothing was written.{_worst_layers(quantizations)}") from None
                 _clear(staging)
@@ -301,6 +301,7 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, recipe: Recipe) 
         heads.graft_scores(graph, checkpoint.activation or "identity")
     else:
         heads.graft(graph, checkpoint.routes[route], task=checkpoint.task)
+    check_finite(graph)
     results += [rewrite(graph) for rewrite in recipe.passes]
     RemoveUnusedNodesPass()(graph)
     # The tracer notes the stack of each node, with the paths of this machine.

@@ -49,10 +49,12 @@ class Quantization:
 
         ``advance`` is told how many of how many layers have been looked at.
         """
+        if not self._names:
+            return False
         if not self._worst_first:
             errors = self._errors(advance)
             self._worst_first = sorted(errors, key=lambda name: -errors[name])
-        counts = sorted({math.ceil(share * len(self._names)) for share in _SHARES if self._names})
+        counts = sorted({math.ceil(share * len(self._names)) for share in _SHARES})
         count = next((count for count in counts if count > len(self.kept)), None)
         if count is None:
             return False

@@ -44,6 +44,10 @@ _TEXTS = (
 )
 
 
+class ToleranceError(FidelityError):
+    """A figure is outside its tolerance; a more precise bundle may be inside."""
+
+
 # The figures of a report, bounded from below or from above, as messages call them.
 _AT_LEAST = {
     "cosine_mean": "mean cosine",
@@ -210,7 +214,7 @@ def measure(
 
 
 def check(fidelity: Fidelity) -> None:
-    """Raise FidelityError where a report is outside its tolerance."""
+    """Raise ToleranceError where a report is outside its tolerance."""
     problems = []
     for name, limit in fidelity.tolerance.items():
         value = getattr(fidelity, name)
@@ -221,7 +225,7 @@ def check(fidelity: Fidelity) -> None:
         elif name in _AT_MOST and not value <= limit:
             problems.append(f"{_AT_MOST[name]} {value:.3g}, allowed is at most {limit:.3g}")
     if problems:
-        raise FidelityError(f"The bundle differs from {fidelity.compared_with}: {'; '.join(problems)}.")
+        raise ToleranceError(f"The bundle differs from {fidelity.compared_with}: {'; '.join(problems)}.")
 
 
 def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -31,7 +31,7 @@ from stonnx_export.graph import OPSET
 Run = Callable[..., list[np.ndarray]]
 Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]
 
-FILES = ["README.md", "model.onnx", "stonnx.json", "tokenizer.json"]
+FILES = ["README.md", "model.onnx", "probe.npz", "stonnx.json", "tokenizer.json"]
 STAGES = [
     "reading the checkpoint",
     "reading the network",
@@ -103,7 +103,7 @@ class TestBundle:
 
     def test_files(self, tiny_bundle: Path, manifest: Manifest) -> None:
         assert sorted(contents(tiny_bundle)) == FILES
-        assert sorted(manifest.files) == ["model.onnx", "tokenizer.json"]
+        assert sorted(manifest.files) == ["model.onnx", "probe.npz", "tokenizer.json"]
         verify_files(tiny_bundle, manifest)
 
     def test_manifest(self, tiny_checkpoint: Path, tiny_original: Any, manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import zipfile
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from stonnx._bundle import OUTPUT_OF_TASK, Manifest
 from stonnx._cpus import cpu_features, cpu_name
 from stonnx._errors import BundleFormatError, ProbeError
 from stonnx._hub import cache_directory
+from stonnx._inputs import parse_inputs
 
 if TYPE_CHECKING:
     from stonnx._engine import LoadedRoute
@@ -71,8 +72,8 @@ def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]
     """
     if manifest.probe is None:
         return
-    passed = cache_directory() / "probes" / _identity(manifest, routes)
-    if passed.exists():
+    passed = _marker(_identity(manifest, routes))
+    if passed is not None and os.path.exists(passed):  # unlike Path's, False where it may not be looked up
         return
     texts, expected = _read(directory / manifest.probe.file, list(routes))
     for name, route in routes.items():
@@ -86,11 +87,21 @@ def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]
                 f"{session.version} on {session.device}, {cpu_name()}. Try another onnxruntime version or device, or "
                 "export the model again with --dtype fp32; 'stonnx doctor' shows what this machine can do."
             )
+    if passed is None:
+        return
     try:
         passed.parent.mkdir(parents=True, exist_ok=True)
         passed.touch()
     except OSError as error:  # a read-only cache: the probe runs at every start
         logger.debug("The passed probe cannot be remembered in %s: %s", passed.parent, error)
+
+
+def _marker(identity: str) -> Path | None:
+    """The empty file that says that a probe was passed; None where there is no place for it."""
+    try:
+        return cache_directory() / "probes" / identity
+    except RuntimeError:  # a user without a home directory
+        return None
 
 
 def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:
@@ -104,11 +115,11 @@ def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:
 def _read(path: Path, routes: Sequence[str]) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            texts = [
-                tuple(text) if isinstance(text, list) else str(text) for text in json.loads(bytes(arrays["texts"]))
-            ]
+            texts, _ = parse_inputs(list(json.loads(bytes(arrays["texts"]))))
+            if not texts:
+                raise ValueError("it has no texts")
             return texts, {name: np.asarray(arrays[f"route.{name}"], dtype=np.float32) for name in routes}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile, zlib and json have one of their own for each kind of damage
         raise BundleFormatError(
             f"{path} is no probe that can be read ({error}). Export the model again with: stonnx export MODEL"
         ) from error

@@ -127,7 +127,7 @@ def _arithmetic() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    available = import_onnxruntime().get_available_providers()
+    available, wheels = import_onnxruntime().get_available_providers(), installed_wheels()
     for row in PROVIDERS:
         if row.name not in available:
             yield Finding("devices", row.device, f"not in this onnxruntime; to have it: {row.install}")
@@ -136,8 +136,8 @@ def _devices() -> Iterator[Finding]:
         if not reason:
             yield Finding("devices", row.device, "works" + f": {', '.join(_nvidia.gpu_names())}" * row.nvidia)
         else:
-            # Every GPU wheel has TensorRT's provider, also for those who do not want it.
-            wanted = row.device != "tensorrt"
+            # Who installs the wheel of a device wants it, but for TensorRT, which every GPU wheel has.
+            wanted = row.wheel in wheels and row.device != "tensorrt"
             yield Finding("devices", row.device, f"does not work: {reason}", reason * wanted)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ class Provider:
     name: str
     # The command that installs an onnxruntime wheel with it.
     install: str
+    # That wheel.
+    wheel: str
     options: Mapping[str, Any] = field(default_factory=dict)
     # Providers for the operators that it does not have. The CPU is always the last.
     then: tuple[str, ...] = ()
@@ -31,16 +34,19 @@ class Provider:
     fused: bool = False
     # Whether it needs NVIDIA's driver and libraries.
     nvidia: bool = False
+    # The oldest onnxruntime whose kernels are right. Before it, attention with lengths was not.
+    oldest: tuple[int, int] = (1, 26)
     # Precisions of bundles that it has no kernels for, and the recipe to export instead.
     instead: Mapping[str, str] = field(default_factory=dict)
 
 
 PROVIDERS = (
-    Provider("cpu", CPU, 'pip install "stonnx[cpu]"', automatic=True),
+    Provider("cpu", CPU, 'pip install "stonnx[cpu]"', "onnxruntime", automatic=True),
     Provider(
         "cuda",
         CUDA,
         'pip install "stonnx[gpu]"',
+        "onnxruntime-gpu",
         # Growing by what is asked for keeps to a memory limit; by powers of two, an arena takes up to twice of it.
         # TensorFloat-32 keeps 10 bits of a product's factors: an fp32 bundle promises all 23.
         {"arena_extend_strategy": "kSameAsRequested", "use_tf32": 0},
@@ -54,6 +60,7 @@ PROVIDERS = (
         "tensorrt",
         "TensorrtExecutionProvider",
         'pip install "stonnx[gpu]"',
+        "onnxruntime-gpu",
         then=(CUDA,),
         indexed=True,
         nvidia=True,
@@ -63,7 +70,10 @@ PROVIDERS = (
         "openvino",
         "OpenVINOExecutionProvider",
         "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
+        "onnxruntime-openvino",
         {"device_type": "CPU"},
+        # Its wheels come later than the others, and its kernels are its own.
+        oldest=(1, 20),
         instead={"int8": "fp16"},
     ),
 )
@@ -110,6 +120,21 @@ def devices_for(device: str | None, available: Sequence[str]) -> list[Device]:
             f"(it has {', '.join(available)}). Install it with: {provider.install}"
         )
     return [Device(provider, int(index) if index else None)]
+
+
+def check_version(device: Device, onnxruntime: str, wheels: Sequence[str]) -> None:
+    """Refuse an onnxruntime that is too old for a device, as the wheel for another device may be.
+
+    Raises:
+        DeviceError: The message has the command that installs a newer one.
+    """
+    oldest, wheel = device.provider.oldest, device.provider.wheel
+    if tuple(int(part) for part in re.findall(r"\d+", onnxruntime)[:2]) < oldest:
+        others = f"pip uninstall -y {' '.join(wheels)} && {device.provider.install}"
+        raise DeviceError(
+            f"device {str(device)!r} needs onnxruntime {'.'.join(map(str, oldest))} or newer, and this is "
+            f"{onnxruntime}. Install it with: {f'pip install -U {wheel}' if wheel in wheels else others}"
+        )
 
 
 def check_precision(device: Device, precision: str) -> None:

@@ -26,15 +26,15 @@ from stonnx._errors import (
     InvalidArgumentError,
     UnsupportedError,
 )
-from stonnx._onnxruntime import import_onnxruntime
-from stonnx._providers import CPU, PROVIDERS, Device, check_precision, devices_for
+from stonnx._onnxruntime import import_onnxruntime, installed_wheels
+from stonnx._providers import CPU, PROVIDERS, Device, check_precision, check_version, devices_for
 
 logger = logging.getLogger("stonnx")
 
-# How long a thread waits for the next piece of work before it sleeps. The gaps inside a run and between two calls are
-# shorter, so that nothing is lost on a free machine; onnxruntime's own 16 ms keep cores busy that another model or
-# process could use: two models in turns took 1.4 times as long as alone, with this 1.0 (benchmarks/threads.py).
-_SPIN_MICROSECONDS = 200
+# How long a thread waits for the next piece of work before it sleeps. That covers the gaps inside a run; the next run
+# comes later, and waking up for it costs less than what onnxruntime's own 16 ms take from everybody else: two models in
+# turns took 1.4 times as long as alone with those, and 1.0 times with this (benchmarks/threads.py).
+_SPIN_MICROSECONDS = 100
 
 # Operators that are nearly all of the work. One of them on the CPU, between others on a GPU, costs more than it all.
 _HEAVY = frozenset(
@@ -136,7 +136,7 @@ class Session:
             try:
                 self._open(graph, choice)
             except (DeviceError, UnsupportedError) as error:
-                if device is not None:
+                if choice is devices[-1]:
                     raise
                 self.fallbacks += (str(error),)
             else:
@@ -147,6 +147,7 @@ class Session:
     def _open(self, graph: Path, device: Device) -> None:
         """Load the graph for a device, and see that it runs there."""
         provider = device.provider
+        check_version(device, self.version, installed_wheels())
         check_precision(device, self._facts.precision)
         if provider.nvidia:
             missing = _nvidia.load_libraries(self._ort)

@@ -98,6 +98,8 @@ def test_a_device_that_the_wheel_has_and_that_does_not_work(
 ) -> None:
     providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    for module in (_doctor, _onnxruntime):
+        monkeypatch.setattr(module, "installed_wheels", lambda: ["onnxruntime-gpu"])
     reason = "libcuda.so.1 is not here. It comes with the NVIDIA driver."
     monkeypatch.setattr("stonnx._nvidia.load_libraries", lambda onnxruntime: reason)
     assert cli.main(["doctor"]) == 1
@@ -110,6 +112,14 @@ def test_a_device_that_the_wheel_has_and_that_does_not_work(
         f"  tensorrt              does not work: device 'tensorrt' needs TensorrtExecutionProvider, and {reason}"
         in output
     )
+
+
+def test_the_cpu_of_a_wheel_that_is_for_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
+    monkeypatch.setattr(_doctor, "installed_wheels", lambda: ["onnxruntime-openvino"])
+    finding = found("cpu")
+    assert "does not work: device 'cpu' needs onnxruntime 1.26 or newer" in finding.value
+    assert finding.problem == ""
 
 
 def test_a_device_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -397,6 +397,28 @@ def test_int8_is_for_the_cpu(device: str, recipe: str, machine: Machine) -> None
     assert runtime.asked == []
 
 
+@pytest.mark.parametrize(
+    ("device", "wheel", "command"),
+    [
+        ("cpu", "onnxruntime", "pip install -U onnxruntime"),
+        ("cpu", "onnxruntime-openvino", 'pip uninstall -y onnxruntime-openvino && pip install "stonnx[cpu]"'),
+        (None, "onnxruntime", "pip install -U onnxruntime"),
+        ("cuda", "onnxruntime-gpu", "pip install -U onnxruntime-gpu"),
+    ],
+)
+def test_an_onnxruntime_that_is_too_old(
+    device: str | None, wheel: str, command: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Before 1.26, attention with lengths gave something else; the OpenVINO wheel of that age is fine for OpenVINO.
+    machine.runtime()
+    monkeypatch.setattr(session_module, "installed_wheels", lambda: [wheel])
+    monkeypatch.setattr(FakeRuntime, "__version__", "1.25.9")
+    with pytest.raises(DeviceError) as error:
+        open_session(device)
+    assert str(error.value).endswith(f"and this is 1.25.9. Install it with: {command}")
+    assert open_session("openvino").device == "openvino"
+
+
 @pytest.mark.parametrize("device", [0, False, 1], ids=repr)
 def test_numbers_are_no_devices(device: Any, machine: Machine) -> None:
     # 0 is the first GPU in PyTorch: it must not become the CPU because it is false.

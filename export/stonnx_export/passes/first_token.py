@@ -21,7 +21,7 @@ def run(model: ir.Model) -> PassResult:
     """Rewrite a model in place. ``fired`` counts the operators that work on the first token alone now."""
     fired = 0
     for node in list(model.graph):
-        if not _reads_first_token(node):
+        if not _reads_first_token(node) or (node.op_type == "Slice" and node.outputs[0].is_graph_output()):
             continue
         states = node.inputs[0]
         assert states is not None
@@ -83,8 +83,7 @@ def _push(graph: ir.Graph, value: ir.Value, reader: ir.Node) -> tuple[int, ir.Va
     count = 1
     inputs: list[ir.Value | None] = []
     for index, operand in enumerate(node.inputs):
-        array = constant_array(operand)
-        if operand is None or (array is not None and array.ndim <= 1):
+        if operand is None or _is_the_same_for_all_tokens(operand):
             inputs.append(operand)
         elif node.op_type == "Attention" and index > 0:
             # A mask or position bias [1, heads, S, S] has a row for each query; the other inputs are about keys.
@@ -102,7 +101,13 @@ def _push(graph: ir.Graph, value: ir.Value, reader: ir.Node) -> tuple[int, ir.Va
     return count, result
 
 
+def _is_the_same_for_all_tokens(value: ir.Value) -> bool:
+    return value.shape is not None and (len(value.shape) < 2 or value.shape[-2] == 1)
+
+
 def _first(op: GraphBuilder, value: ir.Value, axis: int) -> ir.Value:
+    """The first token of a value, whose tokens are in the last dimension but one: ``axis`` where no shape is known."""
+    axis = axis if value.shape is None else len(value.shape) - 2
     first = op.Slice(value, op.vector([0]), op.vector([1]), op.vector([axis]))
     if value.shape is not None:
         dimensions = list(value.shape)

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from stonnx import SentenceTransformer
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The weather is lovely today.", "He drove to the stadium."]
@@ -48,16 +51,27 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with nothing but `stonnx[cpu]`."""
-    directory = tmp_path_factory.mktemp("runtime")
+    return _environment(tmp_path_factory.mktemp("runtime"), f"{wheel}[cpu]")
+
+
+@pytest.fixture(scope="module")
+def oldest_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the oldest onnxruntime that the project admits."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (requirement,) = extras["cpu"]
+    return _environment(tmp_path_factory.mktemp("oldest"), str(wheel), requirement.replace(">=", "==") + ".*")
+
+
+def _environment(directory: Path, *requirements: str) -> Path:
     venv.create(directory, with_pip=True)
     interpreter = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    install = [str(interpreter), "-m", "pip", "install", "--quiet", f"{wheel}[cpu]"]
+    install = [str(interpreter), "-m", "pip", "install", "--quiet", *requirements]
     subprocess.run(install, check=True, capture_output=True, timeout=600)
     return interpreter
 
 
-def _run(python: Path, *arguments: str) -> str:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+def _run(python: Path, *arguments: str, **variables: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | variables
     command = [str(python), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=python.parent)
     assert result.returncode == 0, result.stderr
@@ -72,6 +86,23 @@ def test_the_runtime_needs_no_pytorch(python: Path, minilm: Any, minilm_bundle: 
     assert not heavy & set(report["modules"])
     # The Hub's client is imported when a name is looked up, a directory needs none.
     assert "huggingface_hub" not in report["imported"]
+
+
+@pytest.mark.parametrize("interpreter", ["oldest_python", "python"])
+@pytest.mark.parametrize(("bundle", "closeness"), [("minilm_bundle", 0.999999), ("minilm_int8_bundle", 0.999)])
+def test_the_oldest_and_the_newest_onnxruntime_give_the_same(
+    interpreter: str, bundle: str, closeness: float, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """int8 leans on what [tokens, 1] scales do, which no release documents.
+
+    Kernels that differ in the last bit make values round to the next of 255 steps: int8 is close, not equal.
+    """
+    directory = request.getfixturevalue(bundle)
+    python = request.getfixturevalue(interpreter)
+    report = json.loads(_run(python, "-c", PROGRAM, str(directory), *TEXTS, STONNX_HOME=str(tmp_path)))
+    assert [*(tmp_path / "probes").iterdir()], "the probe has to have run there"
+    here = SentenceTransformer(directory).encode(TEXTS)
+    assert np.vecdot(np.array(report["vectors"]), here).min() >= closeness
 
 
 def test_dependencies_are_three(python: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stonnx._bundle import Fidelity, Manifest, Task
-from stonnx_export.passes import PassResult
 
 NAME = "README.md"
 
@@ -68,13 +66,13 @@ _FIGURES = {
 }
 
 
-def render(manifest: Manifest, results: Sequence[PassResult]) -> str:
+def render(manifest: Manifest) -> str:
     """The text of the card."""
     usage = _USAGES[manifest.task]
     fidelity = manifest.fidelity
     assert fidelity is not None
     chain = " → ".join(module.type for module in manifest.modules)
-    fired = ", ".join(f"{result.name} {result.fired}x" for result in results)
+    fired = ", ".join(f"{name} {count}x" for name, count in manifest.rewrites.items() if count)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.exporter.items())
     unit = "pairs of texts" if manifest.task == "rerank" else "texts"
     return f"""---

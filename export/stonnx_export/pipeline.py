@@ -169,9 +169,9 @@ def export(
             _probe.write(staging, manifest, engine.named_routes)
             files = {**manifest.files, **hash_files(staging, [_probe.FILE])}
             probe = Probe(_probe.FILE, recipe.probe_cosine)
-            manifest = dataclasses.replace(manifest, fidelity=fidelity, files=files, probe=probe)
-            card = model_card.render(manifest, [*results, *more])
-            (staging / model_card.NAME).write_text(card, encoding="utf-8")
+            rewrites = _count([*results, *more])
+            manifest = dataclasses.replace(manifest, fidelity=fidelity, files=files, probe=probe, rewrites=rewrites)
+            (staging / model_card.NAME).write_text(model_card.render(manifest), encoding="utf-8")
             write_manifest(staging, manifest)
     return target
 
@@ -468,6 +468,14 @@ def _manifest(
         max_active_dims=checkpoint.max_active_dims,
         kept=kept,
     )
+
+
+def _count(results: list[PassResult]) -> dict[str, int]:
+    """How often each pass fired, in the order of the passes."""
+    counts: dict[str, int] = {}
+    for result in results:
+        counts[result.name] = counts.get(result.name, 0) + result.fired
+    return counts
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import stat
 import types
 import typing
 from collections.abc import Mapping
@@ -185,6 +186,8 @@ class Manifest:
     max_active_dims: int | None = None
     # Quantized bundles: the products that stay in float32 for accuracy, by the names of their first results.
     kept: tuple[str, ...] = ()
+    # How often each rewrite of the graph fired, over all routes.
+    rewrites: Mapping[str, int] = field(default_factory=dict)
     probe: Probe | None = None
 
 
@@ -222,6 +225,8 @@ def read_manifest(directory: Path) -> Manifest:
     for name in _referenced_files(manifest):
         if name not in manifest.files:
             raise BundleFormatError(f"{path} uses {name!r} without listing its hash under 'files'. {_EXPORT_AGAIN}")
+        if manifest.files[name].size < 1:
+            raise BundleFormatError(f"{path} lists {name!r} as a file of {manifest.files[name].size} bytes.")
     if manifest.default_route not in manifest.routes:
         raise BundleFormatError(f"{path} has the default route {manifest.default_route!r} but no graph for it.")
     for route_name, route in manifest.routes.items():
@@ -239,7 +244,7 @@ def hash_files(directory: Path, names: typing.Iterable[str]) -> dict[str, FileEn
 
 
 def verify_files(directory: Path, manifest: Manifest) -> None:
-    """Check that every file of a bundle is there with the size and hash that the manifest has.
+    """Hash every file of a bundle: it has to be there with the size and hash that the manifest has.
 
     Raises:
         BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.
@@ -247,10 +252,17 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         path = directory / name
         try:
-            size = path.stat().st_size
+            found = path.stat()
+            # A link may lead anywhere, as in the Hub cache, because the hash decides. But not to a device or a pipe,
+            # from which reading may never end.
+            if not stat.S_ISREG(found.st_mode):
+                raise BundleIntegrityError(f"{path} cannot be read: it is no plain file. {_REPAIR}")
+            size = found.st_size
             intact = size == entry.size and _sha256(path) == entry.sha256
         except FileNotFoundError:
             raise BundleIntegrityError(f"{path} is missing, but listed in {MANIFEST_NAME}. {_REPAIR}") from None
+        except BundleIntegrityError:
+            raise
         except OSError as error:
             raise BundleIntegrityError(f"{path} cannot be read: {error.strerror}. {_REPAIR}") from error
         if size != entry.size:

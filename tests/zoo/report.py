@@ -39,9 +39,9 @@ _INT8 = """
 ## int8
 
 The same checkpoints with `--dtype int8`. `agreement` is the share of ten nearest neighbours that stay the same, for
-sparse models that of active dimensions, for rerankers the rank correlation of the logits; `invariance` the lowest cosine
-of a text's result alone and in a batch; `kept` the matrix products that stay in float32 for accuracy. Random weights are
-harder for some of these figures than trained ones: their neighbours are closer together.
+sparse models that of active dimensions, for rerankers the rank correlation of the logits; `invariance` the lowest
+cosine of a text's result alone and in a batch; `kept` the matrix products that stay in float32 for accuracy. Random
+weights are harder for some of these figures than trained ones: their neighbours are closer together.
 
 | model | cosine mean | lowest | agreement | invariance | kept | rewrites of the graph |
 |---|---|---|---|---|---|---|

@@ -6,7 +6,7 @@ The three model classes are thin layers over :class:`Engine`. Nothing here knows
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from stonnx import _probe
 from stonnx._batching import Duplicates, plan_batches, share_of_budget, tokens_per_batch_unit, windows
-from stonnx._bundle import Manifest, Route, read_manifest, verify_files
+from stonnx._bundle import Manifest, Route, read_manifest
 from stonnx._errors import InvalidArgumentError, TextTooLongError
 from stonnx._runner import Runner
-from stonnx._session import GraphFacts, RunControl, Session
+from stonnx._session import DeviceOptions, GraphFacts, RunControl, Session
 from stonnx._stats import Counters
 from stonnx._tokenize import Text, TokenBatch, Tokenizer
+from stonnx._verified import verify
 
 # What happens to a text of more tokens than the model reads.
 TooLong = Literal["truncate", "warn", "error"]
@@ -34,6 +35,9 @@ _WINDOW = 1024
 _WINDOW_CHARACTERS = 1 << 20
 # Copies of results that are made at a time for texts that occur several times.
 _COPIES = 64
+# The longest texts of a warm-up, and the batch size of a usual call.
+_WARMUP_TOKENS = 512
+_USUAL_BATCH_SIZE = 32
 # Roughly, to see whether a call is a large one before it is tokenized.
 _CHARACTERS_PER_TOKEN = 4
 
@@ -48,14 +52,42 @@ class BatchResult:
 
 
 class Engine:
-    """A bundle, loaded: one tokenizer and one graph for each of its routes."""
+    """A bundle, loaded: one tokenizer and one graph for each of its routes.
 
-    def __init__(self, directory: Path, *, device: str | None = None, threads: int | None = None) -> None:
+    Args:
+        directory: The bundle.
+        device: Where it runs. None: on the best device that works.
+        threads: Threads on the CPU. None: as many as the process may use CPUs.
+        max_batch_tokens: No run has more tokens, padding included, whatever the batch size, unless it is a single text.
+        device_options: How to use a GPU.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        max_batch_tokens: int | None = None,
+        device_options: DeviceOptions | None = None,
+    ) -> None:
         self.directory = directory
         self.manifest: Manifest = read_manifest(directory)
-        verify_files(directory, self.manifest)
+        verify(directory, self.manifest)
+
+        def load(route: Route) -> Callable[[int | None], Session]:
+            # A number of threads is asked for on the CPU only.
+            return lambda count: Session(
+                directory / route.graph,
+                device="cpu" if count else device,
+                threads=count or threads,
+                saturation_safe=route.saturation_safe,
+                facts=GraphFacts.of(self.manifest, route),
+                options=device_options,
+            )
+
         self._routes = {
-            name: LoadedRoute(directory, route, GraphFacts.of(self.manifest, route), device, threads)
+            name: LoadedRoute(directory, route, load(route), max_batch_tokens)
             for name, route in self.manifest.routes.items()
         }
         _probe.check(directory, self.manifest, self._routes)
@@ -86,22 +118,15 @@ class LoadedRoute:
     """The tokenizer and the graph of one route."""
 
     def __init__(
-        self, directory: Path, route: Route, facts: GraphFacts, device: str | None, threads: int | None
+        self,
+        directory: Path,
+        route: Route,
+        load: Callable[[int | None], Session],
+        max_batch_tokens: int | None,
     ) -> None:
         self.spec = route
         self.tokenizer = Tokenizer(directory / route.tokenizer.file, route.tokenizer)
-        graph = directory / route.graph
-
-        def load(count: int | None) -> Session:
-            # A number of threads is asked for on the CPU only.
-            return Session(
-                graph,
-                device="cpu" if count else device,
-                threads=count or threads,
-                saturation_safe=route.saturation_safe,
-                facts=facts,
-            )
-
+        self._max_batch_tokens = max_batch_tokens
         # Weights over 2 GB are in files beside the graph, named after it.
         files = [path for path in directory.iterdir() if path.name.startswith(route.graph)]
         self._runner = Runner(load, sum(path.stat().st_size for path in files))
@@ -137,7 +162,22 @@ class LoadedRoute:
         if not texts:
             return iter(())
         call = _Call(self.tokenizer, self._runner, outputs, prompt_length, too_long, counters or Counters(len(texts)))
-        return call.results(texts, batch_size * tokens_per_batch_unit(self.session.device))
+        max_tokens = batch_size * tokens_per_batch_unit(self.session.device)
+        return call.results(texts, min(max_tokens, self._max_batch_tokens or max_tokens))
+
+    def warmup(self) -> None:
+        """Load what large calls use, and run the smallest batch and the largest usual one."""
+        unit = tokens_per_batch_unit(self.session.device)
+        limit = min(self.tokenizer.max_seq_length or _WARMUP_TOKENS, _WARMUP_TOKENS)
+        shapes = [(1, 1), (1, limit), (_USUAL_BATCH_SIZE * unit // limit, limit)]
+        outputs = [spec.name for spec in self.spec.outputs][:1]
+        for batch, sequence in shapes:
+            ids = np.full((max(1, batch), sequence), self.spec.tokenizer.pad_token_id, dtype=np.int64)
+            self._runner.warmup(outputs, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+    def trim(self) -> None:
+        """Give back memory that is not in use."""
+        self._runner.trim()
 
 
 @dataclass(frozen=True)
@@ -194,7 +234,7 @@ class _Call:
         else:
             everything = self._tokenize(texts, np.arange(len(texts)))
             tokens = sum(map(len, everything.encodings))
-            workers = self._runner.workers(tokens)
+            workers = self._runner.workers(tokens) if len(texts) > 1 else 1
             batches = self._plan(everything, share_of_budget(tokens, max_tokens, workers))
             alone = workers == 1 or len(batches) == 1
             if len(batches) == 1 and self._runner.can_run_here(tokens):
@@ -230,11 +270,13 @@ class _Call:
         truncated = np.fromiter(map(self._tokenizer.is_truncated, encodings), np.bool_, len(encodings))
         self._counters.tokenize_seconds += time.perf_counter() - start
         if self._too_long == "error" and truncated.any():
-            indices, rows = self._indices(numbers[truncated])
-            text = texts[int(np.flatnonzero(truncated)[rows[indices.argmin()]])]
+            # Different texts are numbered in the order in which they first occur: the lowest number is the first text.
+            found = np.flatnonzero(truncated)
+            first = found[numbers[found].argmin()]
+            index = int(numbers[first] if self._duplicates is None else self._duplicates.spread(numbers[[first]])[0][0])
             limit = self._tokenizer.max_seq_length
             assert limit is not None  # it was truncated
-            raise TextTooLongError(int(indices.min()), int(self._tokenizer.count([text])[0]), limit)
+            raise TextTooLongError(index, int(self._tokenizer.count([texts[first]])[0]), limit)
         return _Batch(numbers, encodings, truncated)
 
     def _plan(self, piece: _Batch, max_tokens: int) -> list[_Batch]:
@@ -256,22 +298,25 @@ class _Call:
         start = time.perf_counter()
         # A single text over the budget can need a hundred times the memory of all others, which would never be freed.
         free_memory = tokens.input_ids.size > max_tokens
-        outputs = self._runner.run(self._outputs, feeds, alone=alone, control=control, free_memory=free_memory)
+        outputs = self._runner.run(
+            self._outputs, feeds, tokens.input_ids.size, alone=alone, control=control, free_memory=free_memory
+        )
         return _Run(batch, tokens, outputs, time.perf_counter() - start)
 
     def _finish(self, run: _Run) -> Iterator[BatchResult]:
         """Count a batch, and give its rows to all texts that are the same."""
-        counters, tokens = self._counters, run.tokens
-        lengths = tokens.attention_mask.sum(axis=1)
+        counters, tokens, batch = self._counters, run.tokens, run.batch
+        lengths = [len(encoding) for encoding in batch.encodings]
         counters.batches += 1
         counters.run_seconds += run.seconds
-        counters.tokens += int(lengths.sum())
+        counters.tokens += sum(lengths)
         counters.padded_tokens += tokens.input_ids.size
-        indices, rows = self._indices(run.batch.numbers)
-        counters.parts.append((indices, lengths[rows], run.batch.truncated[rows]))
-        if len(rows) == len(lengths):
-            yield BatchResult(indices, tokens, run.outputs)
+        if self._duplicates is None:
+            counters.parts.append((batch.numbers, lengths, batch.truncated))
+            yield BatchResult(batch.numbers, tokens, run.outputs)
             return
+        indices, rows = self._duplicates.spread(batch.numbers)
+        counters.parts.append((indices, np.array(lengths)[rows], batch.truncated[rows]))
         # In pieces: outputs can be as wide as a vocabulary, and a text can be there a million times.
         for start in range(0, len(rows), _COPIES):
             some = rows[start : start + _COPIES]
@@ -281,9 +326,3 @@ class _Call:
                 TokenBatch(tokens.input_ids[some], tokens.attention_mask[some], types),
                 [output[some] for output in run.outputs],
             )
-
-    def _indices(self, numbers: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """Where different texts occur in the call, and for each place the position of its text in ``numbers``."""
-        if self._duplicates is None:
-            return numbers, np.arange(len(numbers))
-        return self._duplicates.spread(numbers)

@@ -63,6 +63,11 @@ class TextTooLongError(StonnxError, ValueError):
         super().__init__(index, tokens, limit)
         self.index, self.tokens, self.limit = index, tokens, limit
 
+    def shift(self, start: int) -> None:
+        """Count the index from the beginning of the list, after it was counted from ``start``."""
+        self.index += start
+        self.args = (self.index, self.tokens, self.limit)
+
     def __str__(self) -> str:
         return (
             f"Text {self.index} has {self.tokens:,} tokens, and the model reads {self.limit:,}. Split it, or have "

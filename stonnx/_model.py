@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 import tokenizers
 
 from stonnx._bundle import CLASS_OF_TASK, MANIFEST_NAME, FileEntry, Task
 from stonnx._cpus import available_cpus
-from stonnx._engine import Engine, LoadedRoute
+from stonnx._engine import BatchResult, Engine, LoadedRoute, TooLong
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub import find_bundle
 from stonnx._inputs import is_batch, parse_inputs
 from stonnx._pool import Pool, borrowed, check_chunk_size, run_in_pool, start_pool, stop_pool, thread_shares
 from stonnx._progress import progress_bar
+from stonnx._session import DeviceOptions
+from stonnx._stats import CallStats, Counters
 
 logger = logging.getLogger("stonnx")
+
+# Indices in a warning about truncated texts.
+_TEXTS_NAMED = 10
 
 # As many CPU processes as sentence-transformers starts, where there are that many CPUs.
 _POOL_PROCESSES = 4
@@ -40,9 +46,23 @@ class ModelInfo:
     device: str
     threads: int
     onnxruntime: str
+    # Which of two forms of an int8 graph runs, "full-range" or "saturation-safe"; empty where there is one.
+    form: str
+    # With device=None: what was tried first, and why it does not work.
+    fallbacks: tuple[str, ...]
 
     def __str__(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in asdict(self).items())
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """What a call asks for beside its texts, and where it is counted what it does."""
+
+    batch_size: int
+    too_long: TooLong
+    show: bool | None
+    counters: Counters
 
 
 class Model:
@@ -71,7 +91,13 @@ class Model:
         backend: Literal["onnx", "torch"],
         dtype: str | None,
         threads: int | None,
+        max_batch_tokens: int | None,
+        too_long: TooLong,
+        device_options: DeviceOptions | None,
     ) -> None:
+        _check_too_long(too_long)
+        if max_batch_tokens is not None:
+            _check_positive("max_batch_tokens", max_batch_tokens)
         refused = {
             "modules": modules,
             "model_kwargs": model_kwargs,
@@ -98,9 +124,16 @@ class Model:
             token=token,
             local_files_only=local_files_only,
         )
+        self.too_long = too_long
         # What pickling keeps of the engine. Resolved: another process may have another working directory.
-        self._directory, self._device, self._threads = directory.resolve(), device, threads
-        self._engine = Engine(directory, device=device, threads=threads)
+        self._directory = directory.resolve()
+        self._options: dict[str, Any] = {
+            "device": device,
+            "threads": threads,
+            "max_batch_tokens": max_batch_tokens,
+            "device_options": device_options,
+        }
+        self._engine, self._last = Engine(directory, **self._options), threading.local()
         manifest = self._engine.manifest
         if manifest.task != self._task:
             raise InvalidArgumentError(
@@ -119,7 +152,7 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         """The path and the options of the model, for pickle: the weights stay in the bundle."""
-        state = {name: value for name, value in self.__dict__.items() if name != "_engine"}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_last")}
         return state | {"_files": self._engine.manifest.files, "_max_seq_lengths": self._max_seq_lengths()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -137,7 +170,7 @@ class Model:
                 f"{self._directory} is no bundle here. A pickled model is the path of its bundle and its options: copy "
                 "the bundle there, or load the model by the path that it has here."
             )
-        self._engine = Engine(self._directory, device=self._device, threads=self._threads)
+        self._engine, self._last = Engine(self._directory, **self._options), threading.local()
         if self._engine.manifest.files != files:
             raise BundleIntegrityError(
                 f"{self._directory} is another bundle than when the model was pickled, or its pool started. "
@@ -180,7 +213,7 @@ class Model:
         logger.info("Starting a pool of processes on: %s", ", ".join(devices))
         state, threads = self.__getstate__(), thread_shares(cpus, len(devices))
         states = [
-            (device, state | {"_device": device, "_threads": count})
+            (device, state | {"_options": self._options | {"device": device, "threads": count}})
             for device, count in zip(devices, threads, strict=True)
         ]
         return start_pool(type(self), states, threads)
@@ -195,29 +228,41 @@ class Model:
         compute: Callable[..., _T],
         texts: Sequence[Any],
         *arguments: Any,
+        batch_size: int,
+        too_long: TooLong | None,
         show: bool | None,
         pool: Pool | None,
         device: str | list[str] | None,
         chunk_size: int | None,
     ) -> list[_T]:
-        """``compute(texts, *arguments, show)``, a method of this model, here or in pieces in the processes of a pool.
+        """``compute(texts, options, *arguments)``, a method of this model, here or in the processes of a pool.
 
         Returns:
             The results in the order of the texts: one where it is done here, one for each chunk with a pool or a list
             of devices, none where there are no texts.
         """
+        options = CallOptions(batch_size, self.too_long if too_long is None else too_long, show, Counters(len(texts)))
         if pool is None and not isinstance(device, list):
-            return [compute(texts, *arguments, show)] if texts else []
-        check_chunk_size(chunk_size)
-        if not texts:
-            return []
-        identity = (self._engine.manifest.files, self._max_seq_lengths())
-        call = (*identity, compute.__name__, arguments)
-        with (
-            borrowed(pool, lambda: self.start_multi_process_pool(device if isinstance(device, list) else None)) as used,
-            progress_bar(len(texts), show) as advance,
-        ):
-            return run_in_pool(used, "_infer_chunk", texts, call, chunk_size=chunk_size, advance=advance)
+            results = [compute(texts, options, *arguments)] if texts else []
+        else:
+            check_chunk_size(chunk_size)
+            if not texts:
+                return []
+            identity = (self._engine.manifest.files, self._max_seq_lengths())
+            call = (*identity, compute.__name__, batch_size, options.too_long, arguments)
+            devices = device if isinstance(device, list) else None
+            with (
+                borrowed(pool, lambda: self.start_multi_process_pool(devices)) as used,
+                progress_bar(len(texts), show) as advance,
+            ):
+                replies = run_in_pool(used, "_infer_chunk", texts, call, chunk_size=chunk_size, advance=advance)
+            options.counters.add_parts([counters for _, counters in replies])
+            results = [result for result, _ in replies]
+        options.counters.finish()
+        self._last.counters = options.counters
+        if options.too_long == "warn":
+            self._warn_of_truncation(options.counters.stats())
+        return results
 
     def _infer_chunk(
         self,
@@ -225,8 +270,10 @@ class Model:
         files: Mapping[str, FileEntry],
         max_seq_lengths: Sequence[int | None],
         method: str,
+        batch_size: int,
+        too_long: TooLong,
         arguments: tuple[Any, ...],
-    ) -> Any:
+    ) -> tuple[Any, Counters]:
         """What a process of a pool does for :meth:`_infer`."""
         if files != self._engine.manifest.files:
             raise InvalidArgumentError(
@@ -234,7 +281,44 @@ class Model:
                 "Start one with start_multi_process_pool() of the model that uses it."
             )
         self._set_max_seq_lengths(max_seq_lengths)
-        return getattr(self, method)(texts, *arguments, False)
+        options = CallOptions(batch_size, too_long, False, Counters(len(texts)))
+        return getattr(self, method)(texts, options, *arguments), options.counters
+
+    def _batches(
+        self,
+        texts: Sequence[Any],
+        outputs: Sequence[str],
+        options: CallOptions,
+        prompt: str | None,
+        task: str | None = None,
+        unit: str = "text",
+    ) -> Iterator[BatchResult]:
+        """Outputs of the graph for all texts, in any order."""
+        route = self._engine.route(task)
+        batches = route.stream(
+            texts,
+            outputs,
+            batch_size=options.batch_size,
+            prompt_length=self._excluded_prompt(route, prompt),
+            too_long=options.too_long,
+            counters=options.counters,
+        )
+        with progress_bar(len(texts), options.show, unit) as advance:
+            for batch in batches:
+                yield batch
+                advance(len(batch.indices))
+
+    def _warn_of_truncation(self, stats: CallStats) -> None:
+        if len(stats.truncated):
+            some = ", ".join(map(str, stats.truncated[:_TEXTS_NAMED]))
+            more = ", ..." if len(stats.truncated) > _TEXTS_NAMED else ""
+            logger.warning(
+                "%d of %d texts have more tokens than the model reads and lost their end: %s%s",
+                len(stats.truncated),
+                stats.texts,
+                some,
+                more,
+            )
 
     def _max_seq_lengths(self) -> list[int | None]:
         return [route.tokenizer.max_seq_length for route in self._engine.routes]
@@ -249,7 +333,7 @@ class Model:
 
     @property
     def info(self) -> ModelInfo:
-        """What is running: directory, source, precision, device, threads, onnxruntime version."""
+        """What is running: directory, source, precision and form, device and why no better one, threads, version."""
         manifest, session = self._engine.manifest, self._route.session
         return ModelInfo(
             directory=str(self._engine.directory),
@@ -260,7 +344,60 @@ class Model:
             device=session.device,
             threads=session.threads,
             onnxruntime=session.version,
+            form=session.form,
+            fallbacks=session.fallbacks,
         )
+
+    @property
+    def last_stats(self) -> CallStats | None:
+        """What the last call of this thread did: tokens, padding, truncated texts, times. None before the first."""
+        counters: Counters | None = getattr(self._last, "counters", None)
+        return None if counters is None else counters.stats()
+
+    @property
+    def too_long(self) -> TooLong:
+        """What happens to a text of more tokens than the model reads, unless a call says something else.
+
+        ``"truncate"`` cuts it, ``"warn"`` cuts it and logs which texts were cut, ``"error"`` raises TextTooLongError.
+        """
+        return self._too_long
+
+    @too_long.setter
+    def too_long(self, value: TooLong) -> None:
+        _check_too_long(value)
+        self._too_long = value
+
+    def count_tokens(self, inputs: Any, prompt: str | None = None, *, task: str | None = None) -> Any:
+        """How many tokens texts have as a whole, whatever the model reads of them.
+
+        Args:
+            inputs: A text or a pair of texts, or a list of them.
+            prompt: A text to put in front of each.
+            task: ``"query"`` or ``"document"`` picks the route of a model that has several.
+
+        Returns:
+            int64 array [texts], special tokens included; an int for a single text.
+
+        Example:
+            >>> counts = model.count_tokens(texts)  # doctest: +SKIP
+            >>> long = np.flatnonzero(counts > model.max_seq_length)  # doctest: +SKIP
+        """
+        texts, single = parse_inputs(inputs, prompt)
+        counts = self._engine.route(task).tokenizer.count(texts)
+        return int(counts[0]) if single else counts
+
+    def warmup(self) -> None:
+        """Run what the first calls would run first, so that they are as fast as later ones.
+
+        It loads the second session that large calls use on the CPU, and runs the shortest and the longest texts.
+        """
+        for route in self._engine.routes:
+            route.warmup()
+
+    def trim(self) -> None:
+        """Give back the memory that earlier calls needed and this moment does not. Later calls take it again."""
+        for route in self._engine.routes:
+            route.trim()
 
     @property
     def device(self) -> str:
@@ -365,10 +502,16 @@ class Model:
             return 0
         return route.tokenizer.prompt_length(prompt)
 
-    def _check_call(self, batch_size: int, device: str | list[str] | None, unknown: Mapping[str, Any]) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size <= 0:
-            raise InvalidArgumentError(f"batch_size must be a positive integer, got {batch_size!r}.")
-        if device is not None and not isinstance(device, list) and str(device) != self.device:
+    def _check_call(
+        self,
+        batch_size: int,
+        device: str | list[str] | None,
+        too_long: TooLong | None,
+        unknown: Mapping[str, Any],
+    ) -> None:
+        _check_positive("batch_size", batch_size)
+        _check_too_long(too_long)
+        if device is not None and not isinstance(device, list) and not _is_same_device(str(device), self.device):
             raise UnsupportedError(
                 f"This model was loaded for {self.device!r} and cannot move to {device!r} for one call. "
                 f"Load it again with device={device!r}."
@@ -377,3 +520,19 @@ class Model:
             raise InvalidArgumentError(
                 f"{type(self).__name__} does not take the argument{'s' * (len(unknown) > 1)} {', '.join(unknown)}."
             )
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value <= 0:
+        raise InvalidArgumentError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def _check_too_long(value: Any) -> None:
+    if value is not None and value not in get_args(TooLong):
+        allowed = ", ".join(map(repr, get_args(TooLong)))
+        raise InvalidArgumentError(f"too_long must be one of {allowed}, got {value!r}.")
+
+
+def _is_same_device(one: str, other: str) -> bool:
+    """``cuda`` and ``cuda:0`` are the same."""
+    return one.removesuffix(":0") == other.removesuffix(":0")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._errors import InvalidArgumentError, PoolError
+from stonnx._errors import InvalidArgumentError, PoolError, TextTooLongError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -147,6 +147,8 @@ def run_in_pool(
                         results[start] = result
                         advance(min(size, len(texts) - start))
                     else:
+                        if isinstance(error, TextTooLongError):
+                            error.shift(start)
                         errors[start] = error
         except BaseException:
             # Ctrl-C, or a dead worker: the others may be in the middle of something, and nobody waits for it.

@@ -94,8 +94,9 @@ class Runner:
         self,
         outputs: Sequence[str],
         feeds: _Feeds,
+        tokens: int,
         *,
-        alone: bool = True,
+        alone: bool,
         control: RunControl | None = None,
         free_memory: bool = False,
     ) -> list[npt.NDArray[Any]]:
@@ -104,6 +105,7 @@ class Runner:
         Args:
             outputs: Names of the outputs.
             feeds: The inputs.
+            tokens: How many they are, padding included.
             alone: Its call has no other runs at the same time. It gets all threads, unless another call has some.
             control: What can stop it.
             free_memory: Give back memory at the end.
@@ -111,8 +113,8 @@ class Runner:
         session = self.session
         taken = self._threads.take(everything=alone or self._narrow is None)
         try:
-            if taken < self._parallel and self._narrow is not None:
-                session = self._narrow
+            if taken < self._parallel and (self._narrow is not None or self.workers(tokens) > 1):
+                session = self._narrow or session
             return session.run(outputs, feeds, control, free_memory=free_memory)
         finally:
             self._threads.give(taken)
@@ -143,13 +145,20 @@ class Runner:
                     future.cancel()
                 raise
 
+    def warmup(self, outputs: Sequence[str], feeds: _Feeds) -> None:
+        """Run the same in every session that there will be."""
+        self.workers(_TOKENS_BEFORE_NARROW)
+        for session in self.sessions():
+            session.run(outputs, feeds)
+
+    def trim(self) -> None:
+        """Give back memory: the narrow session, until as many texts have come again, and what no run uses."""
+        self._narrow, self._tokens = None, 0
+        self.session.trim()
+
     def sessions(self) -> list[Session]:
         """The sessions that are loaded."""
         return [session for session in (self._wide, self._narrow) if session is not None]
-
-    def drop_narrow(self) -> None:
-        """Give up the narrow session, with its memory, until so many texts have come again."""
-        self._narrow, self._tokens = None, 0
 
 
 class _Threads:

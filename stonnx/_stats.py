@@ -63,7 +63,7 @@ class Counters:
     tokenize_seconds: float = 0.0
     run_seconds: float = 0.0
     # For some of the texts each: which, how many tokens, and whether they were cut.
-    parts: list[tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = field(default_factory=list)
+    parts: list[tuple[npt.NDArray[np.intp], npt.ArrayLike, npt.NDArray[np.bool_]]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
 

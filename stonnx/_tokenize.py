@@ -150,6 +150,9 @@ class Tokenizer:
     def pad(self, encodings: Sequence[tokenizers.Encoding]) -> TokenBatch:
         """Put encodings into arrays, padded on the right to the longest of them."""
         ids = [encoding.ids for encoding in encodings]
+        if len(ids) == 1 and ids[0] and encodings[0].n_sequences == 1:
+            input_ids = np.array(ids, dtype=np.int64)
+            return TokenBatch(input_ids, np.ones(input_ids.shape, dtype=np.int64), None)
         lengths = np.array([len(row) for row in ids])
         # A text may have no token at all where the model adds no special tokens; its row is padding only.
         width = int(lengths.max(initial=1))

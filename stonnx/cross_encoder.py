@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx._activations import ACTIVATIONS, Activation, resolve_activation, softmax
+from stonnx._engine import TooLong
 from stonnx._errors import BundleFormatError, InvalidArgumentError, InvalidInputError, UnsupportedError
-from stonnx._model import Model
+from stonnx._model import CallOptions, Model
 from stonnx._old_names import accept_old_arguments
 from stonnx._outputs import to_torch
 from stonnx._pairs import parse_pairs
 from stonnx._pool import Pool, join_rows
-from stonnx._progress import progress_bar
+from stonnx._session import DeviceOptions
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,12 @@ class CrossEncoder(Model):
         max_length: Cut pairs to this many tokens, special tokens included, up to the model's positions.
         activation_fn: Turns logits into scores instead of the model's own activation: see :meth:`predict`.
         dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
-        threads: Threads of the session. None: the CPUs that this process may use.
+        threads: Threads on the CPU. None: as many as the CPUs that this process may use.
+        max_batch_tokens: No run has more tokens, padding included, whatever ``batch_size`` says, unless it is a single
+            text. It bounds the memory: as many runs as there are threads go on at a time. None: no such bound.
+        too_long: What happens to a pair of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
+            and logs which were cut, ``"error"`` raises TextTooLongError.
+        device_options: How to use a GPU.
         modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend,
             keep_in_fp32_modules: Accepted so that code written for sentence-transformers runs; anything that would
             change the result is refused.
@@ -107,6 +113,9 @@ class CrossEncoder(Model):
         keep_in_fp32_modules: list[str] | None = None,
         dtype: str | None = None,
         threads: int | None = None,
+        max_batch_tokens: int | None = None,
+        too_long: TooLong = "truncate",
+        device_options: DeviceOptions | None = None,
     ) -> None:
         if keep_in_fp32_modules:
             raise UnsupportedError("keep_in_fp32_modules belongs to PyTorch. For the precision use dtype='...'.")
@@ -128,6 +137,9 @@ class CrossEncoder(Model):
             backend=backend,
             dtype=dtype,
             threads=threads,
+            max_batch_tokens=max_batch_tokens,
+            too_long=too_long,
+            device_options=device_options,
         )
         manifest = self._engine.manifest
         if manifest.num_labels is None or manifest.activation not in ACTIVATIONS:
@@ -183,6 +195,8 @@ class CrossEncoder(Model):
                 each of them, started for this call; :meth:`start_multi_process_pool` starts them for many calls.
             pool: Predict in the processes that :meth:`start_multi_process_pool` started; ``device`` is not used then.
             chunk_size: Pairs that a process gets at a time. None: a tenth of its share, at most 5,000.
+            too_long: What happens to a pair of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
+                ``"error"``. None: :attr:`too_long`.
 
         Returns:
             float32 array [pairs], or [pairs, labels] for several labels; without the first dimension, so an
@@ -191,10 +205,12 @@ class CrossEncoder(Model):
         Raises:
             InvalidInputError: An input is no pair of texts; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
+            TextTooLongError: A pair is too long, and ``too_long`` is ``"error"``.
             UnsupportedError: The activation is not known.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        self._check_call(batch_size, device if pool is None else None, kwargs)
+        too_long = kwargs.pop("too_long", None)
+        self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         activation = self._activation if activation_fn is None else resolve_activation(activation_fn)
         prompt = self._resolve_prompt(prompt, prompt_name)
         pairs, single = parse_pairs(inputs, prompt)
@@ -203,7 +219,8 @@ class CrossEncoder(Model):
             pairs,
             "scores" if activation is None else "logits",
             prompt,
-            batch_size,
+            batch_size=batch_size,
+            too_long=too_long,
             show=show_progress_bar,
             pool=pool,
             device=device,
@@ -321,17 +338,11 @@ class CrossEncoder(Model):
         self.max_seq_length = value
 
     def _outputs(
-        self, pairs: Sequence[Any], output: str, prompt: str | None, batch_size: int, show: bool | None
+        self, pairs: Sequence[Any], options: CallOptions, output: str, prompt: str | None
     ) -> npt.NDArray[np.float32]:
-        route = self._engine.route()
         result = np.empty((len(pairs), self.num_labels), dtype=np.float32)
-        batches = route.stream(
-            pairs, [output], batch_size=batch_size, prompt_length=self._excluded_prompt(route, prompt)
-        )
-        with progress_bar(len(pairs), show, unit="pair") as advance:
-            for batch in batches:
-                result[batch.indices] = batch.outputs[0]
-                advance(len(batch.indices))
+        for batch in self._batches(pairs, [output], options, prompt, unit="pair"):
+            result[batch.indices] = batch.outputs[0]
         return result
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx._embedding_model import EmbeddingModel
+from stonnx._engine import TooLong
 from stonnx._errors import InvalidArgumentError
 from stonnx._inputs import parse_inputs
+from stonnx._model import CallOptions
 from stonnx._old_names import accept_old_arguments
 from stonnx._outputs import PRECISIONS, finish_embeddings, finish_token_embeddings, to_torch
 from stonnx._pool import Pool, join_rows
-from stonnx._progress import progress_bar
+from stonnx._session import DeviceOptions
 
 logger = logging.getLogger("stonnx")
 
@@ -39,7 +41,12 @@ class SentenceTransformer(EmbeddingModel):
         similarity_fn_name: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``. None: the model's own.
         truncate_dim: Cut vectors to this many dimensions.
         dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
-        threads: Threads of the session. None: the CPUs that this process may use.
+        threads: Threads on the CPU. None: as many as the CPUs that this process may use.
+        max_batch_tokens: No run has more tokens, padding included, whatever ``batch_size`` says, unless it is a single
+            text. It bounds the memory: as many runs as there are threads go on at a time. None: no such bound.
+        too_long: What happens to a text of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
+            and logs which were cut, ``"error"`` raises TextTooLongError.
+        device_options: How to use a GPU.
         modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend: Accepted so
             that code written for sentence-transformers runs; anything that would change the result is refused.
 
@@ -82,6 +89,9 @@ class SentenceTransformer(EmbeddingModel):
         truncate_dim: int | None = None,
         dtype: str | None = None,
         threads: int | None = None,
+        max_batch_tokens: int | None = None,
+        too_long: TooLong = "truncate",
+        device_options: DeviceOptions | None = None,
     ) -> None:
         if use_auth_token is not None:
             warnings.warn("use_auth_token is deprecated, use token instead.", FutureWarning, stacklevel=2)
@@ -106,6 +116,9 @@ class SentenceTransformer(EmbeddingModel):
             backend=backend,
             dtype=dtype,
             threads=threads,
+            max_batch_tokens=max_batch_tokens,
+            too_long=too_long,
+            device_options=device_options,
         )
         manifest = self._engine.manifest
         self.truncate_dim = manifest.truncate_dim if truncate_dim is None else truncate_dim
@@ -151,6 +164,8 @@ class SentenceTransformer(EmbeddingModel):
             truncate_dim: Cut vectors to this many dimensions.
             pool: Encode in the processes that :meth:`start_multi_process_pool` started; ``device`` is not used then.
             chunk_size: Texts that a process gets at a time. None: a tenth of its share, at most 5,000.
+            too_long: What happens to a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
+                ``"error"``. None: :attr:`too_long`.
 
         Returns:
             float32 array [texts, dim], or [dim] for a single text. No texts: ``np.array([])``, as the original does.
@@ -158,10 +173,11 @@ class SentenceTransformer(EmbeddingModel):
         Raises:
             InvalidInputError: An input is no text; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
+            TextTooLongError: A text is too long, and ``too_long`` is ``"error"``.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        task = kwargs.pop("task", None)
-        self._check_call(batch_size, device if pool is None else None, kwargs)
+        task, too_long = kwargs.pop("task", None), kwargs.pop("too_long", None)
+        self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         if precision is not None and precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision {precision!r} is not supported. Allowed: {', '.join(PRECISIONS)}.")
         if output_value not in ("sentence_embedding", "token_embeddings", None):
@@ -175,10 +191,17 @@ class SentenceTransformer(EmbeddingModel):
             )
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = parse_inputs(inputs, prompt)
-        where: dict[str, Any] = {"show": show_progress_bar, "pool": pool, "device": device, "chunk_size": chunk_size}
+        where: dict[str, Any] = {
+            "batch_size": batch_size,
+            "too_long": too_long,
+            "show": show_progress_bar,
+            "pool": pool,
+            "device": device,
+            "chunk_size": chunk_size,
+        }
         width = self.truncate_dim if truncate_dim is None else truncate_dim
         if output_value == "sentence_embedding":
-            parts = self._infer(self._sentence_embeddings, texts, prompt, task, batch_size, **where)
+            parts = self._infer(self._sentence_embeddings, texts, prompt, task, **where)
             result: Any = np.array([])
             if texts:
                 result = finish_embeddings(join_rows(parts), width, normalize_embeddings, precision)
@@ -187,7 +210,7 @@ class SentenceTransformer(EmbeddingModel):
             elif not convert_to_numpy:
                 result = list(result)
             return result[0] if single else result
-        chunks = self._infer(self._features, texts, prompt, task, batch_size, **where)
+        chunks = self._infer(self._features, texts, prompt, task, **where)
         items: list[Any] = [item for chunk in chunks for item in chunk]
         if output_value == "token_embeddings":
             items = finish_token_embeddings([item["token_embeddings"] for item in items], precision)
@@ -335,51 +358,34 @@ class SentenceTransformer(EmbeddingModel):
             yield
 
     def _sentence_embeddings(
-        self, texts: Sequence[Any], prompt: str | None, task: str | None, batch_size: int, show: bool | None
+        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None
     ) -> npt.NDArray[np.float32]:
-        route = self._engine.route(task)
         dimension = self._engine.manifest.embedding_dimension
         result = np.empty((len(texts), dimension or 0), dtype=np.float32)
-        batches = route.stream(
-            texts,
-            ["sentence_embedding"],
-            batch_size=batch_size,
-            prompt_length=self._excluded_prompt(route, prompt),
-        )
-        with progress_bar(len(texts), show) as advance:
-            for batch in batches:
-                result[batch.indices] = batch.outputs[0]
-                advance(len(batch.indices))
+        for batch in self._batches(texts, ["sentence_embedding"], options, prompt, task):
+            result[batch.indices] = batch.outputs[0]
         return result
 
     def _features(
-        self, texts: Sequence[Any], prompt: str | None, task: str | None, batch_size: int, show: bool | None
+        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None
     ) -> list[dict[str, Any]]:
         """Everything that is known of each text, without padding."""
         route = self._engine.route(task)
         result: list[dict[str, Any]] = [{} for _ in texts]
         prompt_length = route.tokenizer.prompt_length(prompt) if prompt else None
-        batches = route.stream(
-            texts,
-            ["token_embeddings", "sentence_embedding"],
-            batch_size=batch_size,
-            prompt_length=self._excluded_prompt(route, prompt),
-        )
         has_token_types = "token_type_ids" in route.session.inputs
-        with progress_bar(len(texts), show) as advance:
-            for batch in batches:
-                types = batch.tokens.token_type_ids
-                for row, index in enumerate(batch.indices):
-                    length = int(batch.tokens.attention_mask[row].sum())
-                    item = result[index]
-                    item["input_ids"] = batch.tokens.input_ids[row, :length]
-                    if has_token_types:
-                        item["token_type_ids"] = np.zeros(length, np.int64) if types is None else types[row, :length]
-                    item["attention_mask"] = batch.tokens.attention_mask[row, :length]
-                    item["modality"] = "text"
-                    if prompt_length is not None:
-                        item["prompt_length"] = prompt_length
-                    item["token_embeddings"] = batch.outputs[0][row, :length]
-                    item["sentence_embedding"] = batch.outputs[1][row]
-                advance(len(batch.indices))
+        for batch in self._batches(texts, ["token_embeddings", "sentence_embedding"], options, prompt, task):
+            types = batch.tokens.token_type_ids
+            for row, index in enumerate(batch.indices):
+                length = int(batch.tokens.attention_mask[row].sum())
+                item = result[index]
+                item["input_ids"] = batch.tokens.input_ids[row, :length]
+                if has_token_types:
+                    item["token_type_ids"] = np.zeros(length, np.int64) if types is None else types[row, :length]
+                item["attention_mask"] = batch.tokens.attention_mask[row, :length]
+                item["modality"] = "text"
+                if prompt_length is not None:
+                    item["prompt_length"] = prompt_length
+                item["token_embeddings"] = batch.outputs[0][row, :length]
+                item["sentence_embedding"] = batch.outputs[1][row]
         return result

@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from stonnx import _csr
 from stonnx._embedding_model import EmbeddingModel
+from stonnx._engine import TooLong
 from stonnx._errors import BundleFormatError, InvalidArgumentError, UnsupportedError
 from stonnx._inputs import parse_inputs
+from stonnx._model import CallOptions
 from stonnx._old_names import accept_old_arguments
 from stonnx._pool import Pool, join_rows
-from stonnx._progress import progress_bar
+from stonnx._session import DeviceOptions
 
 
 class SparseEncoder(EmbeddingModel):
@@ -37,7 +39,12 @@ class SparseEncoder(EmbeddingModel):
         similarity_fn_name: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``. None: the model's own, or dot.
         max_active_dims: Keep only this many values of each vector, those of largest magnitude.
         dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
-        threads: Threads of the session. None: the CPUs that this process may use.
+        threads: Threads on the CPU. None: as many as the CPUs that this process may use.
+        max_batch_tokens: No run has more tokens, padding included, whatever ``batch_size`` says, unless it is a single
+            text. It bounds the memory: as many runs as there are threads go on at a time. None: no such bound.
+        too_long: What happens to a text of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
+            and logs which were cut, ``"error"`` raises TextTooLongError.
+        device_options: How to use a GPU.
         modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend: Accepted so
             that code written for sentence-transformers runs; anything that would change the result is refused.
 
@@ -80,6 +87,9 @@ class SparseEncoder(EmbeddingModel):
         max_active_dims: int | None = None,
         dtype: str | None = None,
         threads: int | None = None,
+        max_batch_tokens: int | None = None,
+        too_long: TooLong = "truncate",
+        device_options: DeviceOptions | None = None,
     ) -> None:
         super().__init__(
             model_name_or_path,
@@ -99,6 +109,9 @@ class SparseEncoder(EmbeddingModel):
             backend=backend,
             dtype=dtype,
             threads=threads,
+            max_batch_tokens=max_batch_tokens,
+            too_long=too_long,
+            device_options=device_options,
         )
         manifest = self._engine.manifest
         if manifest.embedding_dimension is None:
@@ -146,6 +159,8 @@ class SparseEncoder(EmbeddingModel):
                 first. None: the model's :attr:`max_active_dims`.
             pool: Encode in the processes that :meth:`start_multi_process_pool` started; ``device`` is not used then.
             chunk_size: Texts that a process gets at a time. None: a tenth of its share, at most 5,000.
+            too_long: What happens to a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
+                ``"error"``. None: :attr:`too_long`.
             task: ``"query"`` or ``"document"``: which half of a model with a Router encodes. None: its default one.
 
         Returns:
@@ -156,12 +171,13 @@ class SparseEncoder(EmbeddingModel):
         Raises:
             InvalidInputError: An input is no text; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
+            TextTooLongError: A text is too long, and ``too_long`` is ``"error"``.
             UnsupportedError: ``max_active_dims`` is more than the model's graph gives.
             MissingDependencyError: scipy is not installed.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        task = kwargs.pop("task", None)
-        self._check_call(batch_size, device if pool is None else None, kwargs)
+        task, too_long = kwargs.pop("task", None), kwargs.pop("too_long", None)
+        self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         active = self._check_active_dims(self.max_active_dims if max_active_dims is None else max_active_dims)
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = parse_inputs(inputs, prompt)
@@ -171,8 +187,9 @@ class SparseEncoder(EmbeddingModel):
             texts,
             prompt,
             task,
-            batch_size,
             active,
+            batch_size=batch_size,
+            too_long=too_long,
             show=show_progress_bar,
             pool=pool,
             device=device,
@@ -367,49 +384,17 @@ class SparseEncoder(EmbeddingModel):
         return int(value)
 
     def _sparse_vectors(
-        self,
-        texts: Sequence[Any],
-        prompt: str | None,
-        task: str | None,
-        batch_size: int,
-        active: int | None,
-        show: bool | None,
+        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
     ) -> Any:
         rows = _csr.CsrRows(len(texts), self._width)
-        self._each_batch(rows.add, texts, prompt, task, batch_size, active, show)
+        for batch in self._batches(texts, ["sparse_embedding"], options, prompt, task):
+            rows.add(batch.indices, _csr.select_max_active_dims(batch.outputs[0], active))
         return rows.matrix()
 
     def _dense_vectors(
-        self,
-        texts: Sequence[Any],
-        prompt: str | None,
-        task: str | None,
-        batch_size: int,
-        active: int | None,
-        show: bool | None,
+        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
     ) -> npt.NDArray[np.float32]:
         rows = np.empty((len(texts), self._width), dtype=np.float32)
-        self._each_batch(rows.__setitem__, texts, prompt, task, batch_size, active, show)
+        for batch in self._batches(texts, ["sparse_embedding"], options, prompt, task):
+            rows[batch.indices] = _csr.select_max_active_dims(batch.outputs[0], active)
         return rows
-
-    def _each_batch(
-        self,
-        put: Callable[[npt.NDArray[np.intp], npt.NDArray[np.float32]], None],
-        texts: Sequence[Any],
-        prompt: str | None,
-        task: str | None,
-        batch_size: int,
-        active: int | None,
-        show: bool | None,
-    ) -> None:
-        route = self._engine.route(task)
-        batches = route.stream(
-            texts,
-            ["sparse_embedding"],
-            batch_size=batch_size,
-            prompt_length=self._excluded_prompt(route, prompt),
-        )
-        with progress_bar(len(texts), show) as advance:
-            for batch in batches:
-                put(batch.indices, _csr.select_max_active_dims(batch.outputs[0], active))
-                advance(len(batch.indices))

@@ -58,6 +58,38 @@ def toy_table(width: int, seed: int, *, active: float = 0.3) -> np.ndarray:
     return np.where(rng.random(values.shape) < active, values, -values).astype(np.float32)
 
 
+def dense_graph(table: np.ndarray, *, rounds: int = 0) -> onnx.ModelProto:
+    """The mean of table[token]: ``sentence_embedding``; and table[token]: ``token_embeddings``.
+
+    ``rounds`` multiplications by the identity make it as slow as a large network.
+    """
+    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["rows0"], axis=0)]
+    nodes += [helper.make_node("MatMul", [f"rows{i}", "identity"], [f"rows{i + 1}"]) for i in range(rounds)]
+    nodes += [
+        helper.make_node("Identity", [f"rows{rounds}"], ["token_embeddings"]),
+        helper.make_node("Cast", ["attention_mask"], ["weights"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["weights", "last"], ["weights_3d"]),
+        helper.make_node("Mul", ["token_embeddings", "weights_3d"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "middle"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["weights", "middle"], ["count"], keepdims=1),
+        helper.make_node("Div", ["sum", "count"], ["sentence_embedding"]),
+    ]
+    width = table.shape[1]
+    constants = {"table": table, "last": [2], "middle": [1]}
+    if rounds:
+        constants["identity"] = np.eye(width, dtype=np.float32)
+    model = _model(nodes, ["input_ids", "attention_mask"], {"sentence_embedding": width}, constants)
+    tokens = helper.make_tensor_value_info("token_embeddings", TensorProto.FLOAT, ["batch", "sequence", width])
+    model.graph.output.append(tokens)
+    return model
+
+
+def dense_bundle(directory: Path, *, width: int = 8, rounds: int = 0) -> Path:
+    """A bundle for :class:`stonnx.SentenceTransformer` with vectors of this width."""
+    graph = dense_graph(toy_table(width, 5), rounds=rounds)
+    return write_bundle(directory, {"default": graph}, task="embedding", embedding_dimension=width)
+
+
 def sparse_graph(table: np.ndarray) -> onnx.ModelProto:
     """relu(max over tokens of table[token]): the output ``sparse_embedding``."""
     nodes = [

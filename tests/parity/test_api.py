@@ -696,6 +696,9 @@ ADDED: dict[str, dict[str, Any]] = {
         "dtype": None,
         # Threads of the session.
         "threads": None,
+        "max_batch_tokens": None,
+        "too_long": "truncate",
+        "device_options": None,
     }
 }
 

@@ -429,6 +429,6 @@ def test_signatures_equal_the_original() -> None:
         assert facts[0] == facts[1]
     theirs = inspect.signature(sentence_transformers.CrossEncoder.__init__).parameters
     ours = inspect.signature(stonnx.CrossEncoder.__init__).parameters
-    assert [*theirs, "dtype", "threads"] == list(ours)
+    assert [*theirs, "dtype", "threads", "max_batch_tokens", "too_long", "device_options"] == list(ours)
     assert all(ours[name].kind == theirs[name].kind for name in theirs)
     assert stonnx.CrossEncoder.default_huggingface_organization == "cross-encoder"

@@ -390,7 +390,7 @@ def test_signatures_equal_the_original(method: str) -> None:
 def test_constructor_takes_the_arguments_of_the_original() -> None:
     theirs = inspect.signature(sentence_transformers.SparseEncoder.__init__).parameters
     ours = inspect.signature(stonnx.SparseEncoder.__init__).parameters
-    assert [*theirs, "dtype", "threads"] == list(ours)
+    assert [*theirs, "dtype", "threads", "max_batch_tokens", "too_long", "device_options"] == list(ours)
     assert all(ours[name].kind == theirs[name].kind for name in theirs)
 
 

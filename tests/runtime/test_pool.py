@@ -258,7 +258,8 @@ def test_processes_and_threads_are_the_cpus(
     monkeypatch.setattr(_model, "start_pool", lambda kind, states, threads: (states, threads))
     states, shares = minilm.start_multi_process_pool()
     assert shares == threads
-    assert [(device, state["_device"], state["_threads"]) for device, state in states] == [
+    options = [(device, state["_options"]) for device, state in states]
+    assert [(device, each["device"], each["threads"]) for device, each in options] == [
         ("cpu", "cpu", count) for count in threads
     ]
 
@@ -267,7 +268,7 @@ def test_a_device_may_be_named_often(minilm: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(_model, "available_cpus", lambda: 2)
     monkeypatch.setattr(_model, "start_pool", lambda kind, states, threads: (states, threads))
     states, shares = minilm.start_multi_process_pool(["cuda:0", "cpu", "cpu"])
-    assert [state["_device"] for _, state in states] == ["cuda:0", "cpu", "cpu"]
+    assert [state["_options"]["device"] for _, state in states] == ["cuda:0", "cpu", "cpu"]
     assert shares == [1, 1, 1]
 
 
@@ -282,7 +283,7 @@ def test_an_error_while_loading_keeps_its_type(minilm: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"device 'tpu' is not known\. Allowed: cpu") as error:
         minilm.start_multi_process_pool(["tpu"])
     assert "It was raised in a worker process:\n\nTraceback" in notes(error.value)
-    assert "in provider_for" in notes(error.value)
+    assert "in devices_for" in notes(error.value)
     assert set(multiprocessing.active_children()) == others
 
 

@@ -1,0 +1,207 @@
+"""Does a device keep what stonnx promises for it? Strictness, parity, speed and memory, checked on the real hardware.
+
+    python -m benchmarks.gpu --device cuda --bundle FP16_DIR --reference FP32_DIR [--int8 INT8_DIR]
+
+The reference is the same model in fp32, run on the CPU. For TensorRT build the engine first: stonnx build FP16_DIR.
+The exit status is 0 where every check passes. Without a GPU, --device cpu tries the script itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stonnx
+from benchmarks.texts import texts
+from stonnx import _nvidia, _session
+from stonnx._hub import cache_directory
+from stonnx._providers import CPU, devices_for
+from stonnx._session import DeviceOptions
+
+# The lowest cosine to the reference on the CPU, by the precision of the bundle.
+_PARITY = {"float32": 0.99999, "float16": 0.999}
+# A text alone and the same text in a batch.
+_INVARIANCE = 0.9999
+_MEMORY_LIMIT = 2 << 30
+_WORKLOADS = (("short", 12, 512), ("passages", 73, 256), ("long", 254, 64))
+
+
+class Report:
+    """Checks, printed as they come."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def check(self, name: str, passed: bool, detail: str) -> None:
+        """Print a check and remember it if it failed."""
+        print(f"  {'pass' if passed else 'FAIL'}  {name}: {detail}", flush=True)
+        if not passed:
+            self.failed.append(name)
+
+    def refused(self, name: str, action: Callable[[], object], *words: str) -> None:
+        """Check that something is refused, with a message that has these words."""
+        try:
+            action()
+        except stonnx.StonnxError as error:
+            self.check(name, all(word in str(error) for word in words), f"{type(error).__name__}: {error}")
+        else:
+            self.check(name, False, "it was not refused")
+
+
+def load(bundle: Path, device: str | None, **options: Any) -> stonnx.SentenceTransformer:
+    """A model on a device."""
+    return stonnx.SentenceTransformer(bundle, device=device, device_options=DeviceOptions(**options))
+
+
+def strictness(report: Report, arguments: argparse.Namespace) -> stonnx.SentenceTransformer:
+    """The device that was asked for runs all that is heavy, or the model is refused."""
+    print("strictness")
+    start = time.perf_counter()
+    model = load(arguments.bundle, arguments.device)
+    seconds = time.perf_counter() - start
+    session = model._route.session
+    (device,) = devices_for(arguments.device, session._ort.get_available_providers())
+    running = session._session.get_providers()
+    report.check("provider", running[0] == device.provider.name, f"{running}, loaded in {seconds:.1f} s")
+    on_cpu = {kind: count for (name, kind), count in session.operators.items() if name == CPU}
+    report.check(
+        "operators left to the CPU", not set(on_cpu) & _session._HEAVY, str(dict(on_cpu)) if on_cpu else "none"
+    )
+    kind = device.provider.device
+    if device.provider.indexed:
+        report.refused("a device that is not there", lambda: load(arguments.bundle, f"{kind}:99"), f"{kind}:99")
+    if arguments.int8 and kind != "cpu":
+        report.refused("an int8 bundle", lambda: load(arguments.int8, arguments.device), "--dtype")
+    if device.provider.automatic:
+        automatic = load(arguments.bundle, None)
+        report.check("device=None", automatic.device == kind, f"{automatic.device}, {automatic.info}")
+    return model
+
+
+def parity(report: Report, arguments: argparse.Namespace, model: stonnx.SentenceTransformer) -> None:
+    """The vectors of the reference on the CPU, whatever is in the batch."""
+    print("parity")
+    data = [text for words in (1, 6, 12, 40, 73, 254, 600) for text in texts(8, words)]
+    expected = load(arguments.reference, "cpu").encode(data, normalize_embeddings=True)
+    together = model.encode(data, normalize_embeddings=True)
+    alone = np.concatenate([model.encode([text], normalize_embeddings=True) for text in data])
+    cosines, limit = (expected * together).sum(1), _PARITY[model.info.precision]
+    report.check("cosine to the CPU", cosines.min() >= limit, f"lowest {cosines.min():.7f}, at least {limit}")
+    cosines = (alone * together).sum(1)
+    report.check("alone and in a batch", cosines.min() >= _INVARIANCE, f"lowest cosine {cosines.min():.7f}")
+    if arguments.device.startswith(("cuda", "tensorrt")):
+        recorded = load(arguments.bundle, arguments.device, cuda_graphs=True)
+        for turn in ("recording", "replaying", "replaying again"):
+            cosines = (recorded.encode(data, normalize_embeddings=True) * together).sum(1)
+            report.check(f"CUDA graphs, {turn}", cosines.min() >= _INVARIANCE, f"lowest cosine {cosines.min():.7f}")
+
+
+def speed(arguments: argparse.Namespace, models: dict[str, stonnx.SentenceTransformer]) -> None:
+    """Texts a second and latency of each model, in turns."""
+    print("speed")
+    for name, words, count in _WORKLOADS:
+        rates = in_turns(models, texts(count, words), arguments.rounds)
+        print(f"  {name:<22}" + "".join(f"{key} {count / seconds:>10,.0f}/s   " for key, seconds in rates.items()))
+    times = in_turns(models, texts(1, 12), 20 * arguments.rounds)
+    print(f"  {'one text, p50':<22}" + "".join(f"{key} {seconds * 1e3:>9.2f} ms   " for key, seconds in times.items()))
+
+
+def in_turns(models: dict[str, stonnx.SentenceTransformer], data: list[str], rounds: int) -> dict[str, float]:
+    """Median seconds of each model for the same texts."""
+    seconds: dict[str, list[float]] = {key: [] for key in models}
+    for turn in range(rounds + 1):
+        for key, model in models.items():
+            start = time.perf_counter()
+            model.encode(data)
+            if turn:
+                seconds[key].append(time.perf_counter() - start)
+    return {key: statistics.median(values) for key, values in seconds.items()}
+
+
+def memory(report: Report, arguments: argparse.Namespace) -> None:
+    """GPU memory over many shapes stays under a limit; trim() gives some back."""
+    print("memory")
+    index = int(arguments.device.partition(":")[2] or 0)
+    before = used_memory(index)
+    model = load(arguments.bundle, arguments.device, memory_limit=_MEMORY_LIMIT)
+    generator = np.random.default_rng(0)
+    for _ in range(arguments.shapes):
+        model.encode(texts(int(generator.integers(1, 33)), int(generator.integers(1, 254))), batch_size=256)
+    taken = used_memory(index) - before
+    report.check("limit", taken <= 1.1 * _MEMORY_LIMIT, f"{taken / 1e6:,.0f} MB of {_MEMORY_LIMIT / 1e6:,.0f} MB")
+    model._route.session.trim()
+    left = used_memory(index) - before
+    report.check("trim()", left <= taken, f"{left / 1e6:,.0f} MB left")
+
+
+def used_memory(index: int) -> float:
+    """Bytes of a GPU's memory that all processes have."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={index}"]
+    return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout) * 2**20
+
+
+def engines(report: Report, arguments: argparse.Namespace) -> None:
+    """A second start and further shapes build no engine."""
+    print("engines")
+    directory = cache_directory() / "tensorrt"
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*.engine")}
+    start = time.perf_counter()
+    model = load(arguments.bundle, arguments.device)
+    seconds = time.perf_counter() - start
+    for words, count in ((1, 500), (3, 7), (40, 33), (254, 65)):
+        model.encode(texts(count, words))
+    after = {path: path.stat().st_mtime_ns for path in directory.rglob("*.engine")}
+    report.check("built while serving", before == after, f"{len(after)} engines as before, start {seconds:.1f} s")
+
+
+def environment(arguments: Sequence[str]) -> None:
+    """What this report is about."""
+    import onnxruntime
+
+    driver = ""
+    with contextlib.suppress(OSError):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+    print(f"{time.strftime('%Y-%m-%d')}, {platform.platform()}, Python {platform.python_version()}")
+    print(f"onnxruntime {onnxruntime.__version__} with CUDA {getattr(onnxruntime, 'cuda_version', '') or 'none'}")
+    print(f"GPUs: {', '.join(_nvidia.gpu_names()) or 'none'}{f', driver {driver}' * bool(driver)}")
+    print(f"arguments: {' '.join(arguments)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--bundle", type=Path, required=True, help="what runs there, as a rule in fp16")
+    parser.add_argument("--reference", type=Path, required=True, help="the same model in fp32")
+    parser.add_argument("--int8", type=Path, help="the same model in int8, which must be refused")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shapes", type=int, default=1000, help="calls of the memory check (default: 1000)")
+    arguments = parser.parse_args()
+    environment(sys.argv[1:])
+    report = Report()
+    model = strictness(report, arguments)
+    parity(report, arguments, model)
+    models = {"CPU, fp32": load(arguments.reference, "cpu"), arguments.device: model}
+    if arguments.device.startswith(("cuda", "tensorrt")):
+        models[f"{arguments.device} with graphs"] = load(arguments.bundle, arguments.device, cuda_graphs=True)
+    speed(arguments, models)
+    if arguments.device.startswith(("cuda", "tensorrt")):
+        memory(report, arguments)
+    if arguments.device.startswith("tensorrt"):
+        engines(report, arguments)
+    print(f"{len(report.failed)} checks failed" + f": {', '.join(report.failed)}" * bool(report.failed))
+    return int(bool(report.failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

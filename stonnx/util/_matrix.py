@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 
 from stonnx.util._arrays import FloatArray, Matrix, is_sparse
 
 _SMALLEST_NORM = 1e-12  # torch.nn.functional.normalize divides by no less, so a row of zeros stays zeros
 _BLOCK_ELEMENTS = 1 << 22
+_CACHED_ELEMENTS = 1 << 18
 
 
 def unit_rows(matrix: Matrix) -> Matrix:
     """Each row divided by its length, in a new matrix. A dense one may have any number of dimensions."""
-    norms = np.maximum(np.sqrt(row_dot(matrix, matrix)), _SMALLEST_NORM)
-    if not is_sparse(matrix):
-        return matrix / norms[..., None]
-    unit = matrix.copy()
-    unit.data /= np.repeat(norms, np.diff(matrix.indptr))
+    if is_sparse(matrix):
+        unit = matrix.copy()
+        unit.data /= np.repeat(_norms(matrix), np.diff(matrix.indptr))
+        return unit
+    unit = np.empty(matrix.shape, matrix.dtype)
+    shape = (math.prod(matrix.shape[:-1]), matrix.shape[-1])
+    rows, result = matrix.reshape(shape), unit.reshape(shape)
+    for block in blocks(rows):
+        # `divide` with an operand for each row takes half as much time again.
+        np.einsum("ij,i->ij", rows[block], 1 / _norms(rows[block]), out=result[block])
     return unit
+
+
+def _norms(matrix: Matrix) -> FloatArray:
+    return np.maximum(np.sqrt(row_dot(matrix, matrix)), _SMALLEST_NORM)
+
+
+def blocks(rows: FloatArray) -> Iterator[slice]:
+    """Parts of a dense matrix [rows, dimension] that stay in a processor's cache, to do several steps with each."""
+    step = max(1, _CACHED_ELEMENTS // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
 
 
 def transposed(matrix: Matrix) -> Matrix:
@@ -42,7 +62,8 @@ def row_dot(a: Matrix, b: Matrix) -> FloatArray:
     """The dot product of each row of ``a`` with the same row of ``b``: [n]. A single row meets every row."""
     if is_sparse(a):
         return np.asarray(a.multiply(b).sum(axis=1))
-    return np.asarray(np.einsum("...i,...i->...", a, b))
+    # As products of vectors: BLAS takes half the time of `einsum`.
+    return np.asarray(np.matmul(a[..., None, :], b[..., :, None])[..., 0, 0])
 
 
 def row_abs_sum(matrix: Matrix) -> FloatArray:

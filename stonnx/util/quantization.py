@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from stonnx._errors import InvalidArgumentError
 from stonnx.util._arrays import Embeddings, FloatArray, is_sparse, to_array
+from stonnx.util._matrix import blocks
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,13 @@ def quantize_embeddings(
     starts, steps = _starts_and_steps(
         quantization_ranges(values, precision, calibration_embeddings) if ranges is None else ranges, values.shape[-1]
     )
-    codes = np.clip(np.floor((values - starts) / steps), 0, 255)
-    return codes.astype(np.uint8) if precision == "uint8" else (codes - 128).astype(np.int8)
+    codes = np.empty(values.shape, np.uint8)
+    rows, code_rows = np.atleast_2d(values), np.atleast_2d(codes)
+    for block in blocks(rows):
+        numbers = (rows[block] - starts) / steps
+        np.floor(numbers, out=numbers)
+        code_rows[block] = np.clip(numbers, 0, 255, out=numbers)
+    return codes if precision == "uint8" else (codes ^ 0x80).view(np.int8)  # the same as subtracting 128
 
 
 def quantization_ranges(

@@ -27,7 +27,7 @@ from stonnx.util._arrays import (
     to_array,
     to_matrix,
 )
-from stonnx.util._matrix import product, row_abs_sum, row_dot, transposed, unit_rows
+from stonnx.util._matrix import blocks, product, row_abs_sum, row_dot, transposed, unit_rows
 
 Similarity: TypeAlias = Callable[[Embeddings, Embeddings], FloatArray]
 
@@ -104,7 +104,8 @@ def euclidean_sim(a: Embeddings, b: Embeddings) -> FloatArray:
         squared += row_dot(rows_a, rows_a)[:, None]
         squared += row_dot(rows_b, rows_b)
         np.maximum(squared, 0, out=squared)  # rounding can leave a small negative
-    return like_input(-np.sqrt(squared))
+    np.sqrt(squared, out=squared)
+    return like_input(np.negative(squared, out=squared))
 
 
 def manhattan_sim(a: Embeddings, b: Embeddings) -> FloatArray:
@@ -141,8 +142,7 @@ def pairwise_cos_sim(a: Embeddings, b: Embeddings) -> FloatArray:
         >>> pairwise_cos_sim([[1.0, 0.0], [0.0, 2.0]], [[5.0, 0.0], [0.0, -1.0]])
         array([ 1., -1.], dtype=float32)
     """
-    rows_a, rows_b, like_input = _row_pairs(a, b)
-    return like_input(row_dot(unit_rows(rows_a), unit_rows(rows_b)))
+    return _by_row(a, b, lambda rows_a, rows_b: row_dot(unit_rows(rows_a), unit_rows(rows_b)))
 
 
 def pairwise_dot_score(a: Embeddings, b: Embeddings) -> FloatArray:
@@ -159,8 +159,7 @@ def pairwise_dot_score(a: Embeddings, b: Embeddings) -> FloatArray:
         >>> pairwise_dot_score([[1.0, 2.0], [3.0, 4.0]], [[1.0, 1.0], [2.0, 0.0]])
         array([3., 6.], dtype=float32)
     """
-    rows_a, rows_b, like_input = _row_pairs(a, b)
-    return like_input(row_dot(rows_a, rows_b))
+    return _by_row(a, b, row_dot)
 
 
 def pairwise_euclidean_sim(a: Embeddings, b: Embeddings) -> FloatArray:
@@ -177,9 +176,12 @@ def pairwise_euclidean_sim(a: Embeddings, b: Embeddings) -> FloatArray:
         >>> pairwise_euclidean_sim([[0.0, 0.0], [1.0, 1.0]], [[3.0, 4.0], [1.0, 3.0]])
         array([-5., -2.], dtype=float32)
     """
-    rows_a, rows_b, like_input = _row_pairs(a, b)
-    difference = rows_a - rows_b
-    return like_input(-np.sqrt(row_dot(difference, difference)))
+
+    def distance(rows_a: Matrix, rows_b: Matrix) -> FloatArray:
+        difference = rows_a - rows_b
+        return -np.sqrt(row_dot(difference, difference))
+
+    return _by_row(a, b, distance)
 
 
 def pairwise_manhattan_sim(a: Embeddings, b: Embeddings) -> FloatArray:
@@ -196,8 +198,7 @@ def pairwise_manhattan_sim(a: Embeddings, b: Embeddings) -> FloatArray:
         >>> pairwise_manhattan_sim([[0.0, 0.0], [1.0, 1.0]], [[3.0, 4.0], [1.0, 3.0]])
         array([-7., -2.], dtype=float32)
     """
-    rows_a, rows_b, like_input = _row_pairs(a, b)
-    return like_input(-row_abs_sum(rows_a - rows_b))
+    return _by_row(a, b, lambda rows_a, rows_b: -row_abs_sum(rows_a - rows_b))
 
 
 def pairwise_angle_sim(x: Embeddings, y: Embeddings) -> FloatArray:
@@ -217,14 +218,17 @@ def pairwise_angle_sim(x: Embeddings, y: Embeddings) -> FloatArray:
         >>> pairwise_angle_sim([[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]])
         array([1., 1.], dtype=float32)
     """
-    rows_x, rows_y, like_input = _row_pairs(x, y)
-    unit_x, unit_y = unit_rows(rows_x), unit_rows(rows_y)
-    half = (unit_x.shape[1] + 1) // 2
-    imaginary_x, imaginary_y = unit_x[:, half:], unit_y[:, half:]
-    # The real part that would meet the padding contributes zero, so it is left out instead of padded.
-    paired = imaginary_x.shape[1]
-    sine = row_dot(imaginary_x, unit_y[:, :paired]) - row_dot(unit_x[:, :paired], imaginary_y)
-    return like_input(np.abs(row_dot(unit_x, unit_y) + sine))
+
+    def similarity(rows_x: Matrix, rows_y: Matrix) -> FloatArray:
+        unit_x, unit_y = unit_rows(rows_x), unit_rows(rows_y)
+        half = (unit_x.shape[1] + 1) // 2
+        imaginary_x, imaginary_y = unit_x[:, half:], unit_y[:, half:]
+        # The real part that would meet the padding contributes zero, so it is left out instead of padded.
+        paired = imaginary_x.shape[1]
+        sine = row_dot(imaginary_x, unit_y[:, :paired]) - row_dot(unit_x[:, :paired], imaginary_y)
+        return np.asarray(np.abs(row_dot(unit_x, unit_y) + sine))
+
+    return _by_row(x, y, similarity)
 
 
 def _matrices(a: Embeddings, b: Embeddings) -> tuple[Matrix, Matrix, Callable[[FloatArray], FloatArray]]:
@@ -233,8 +237,9 @@ def _matrices(a: Embeddings, b: Embeddings) -> tuple[Matrix, Matrix, Callable[[F
     return rows_a, rows_b, result_like(a, b)
 
 
-def _row_pairs(a: Embeddings, b: Embeddings) -> tuple[Matrix, Matrix, Callable[[FloatArray], FloatArray]]:
-    like_input = result_like(a, b)
+def _by_row(a: Embeddings, b: Embeddings, score: Callable[[Matrix, Matrix], FloatArray]) -> FloatArray:
+    """``score`` of the rows of both, which takes [n, dimension] twice and returns [n]."""
+    like_input: Callable[[FloatArray], FloatArray] = result_like(a, b)
     a, b = (value if hasattr(value, "ndim") else to_array(value) for value in (a, b))
     rows_a, rows_b = to_matrix(a), to_matrix(b)
     check_same_width(rows_a, rows_b)
@@ -250,8 +255,15 @@ def _row_pairs(a: Embeddings, b: Embeddings) -> tuple[Matrix, Matrix, Callable[[
             rows if rows.shape[0] == count else rows[np.zeros(count, dtype=int)]
             for rows in (as_csr(rows_a), as_csr(rows_b))
         )
+        scores = score(rows_a, rows_b)
+    else:
+        # In blocks: what a score needs on the way stays in the cache, and memory stays bounded.
+        rows_a, rows_b = np.broadcast_arrays(rows_a, rows_b)
+        scores = np.empty(count, np.result_type(rows_a, rows_b))
+        for block in blocks(rows_a):
+            scores[block] = score(rows_a[block], rows_b[block])
     are_vectors = a.ndim == 1 and b.ndim == 1
-    return rows_a, rows_b, lambda scores: like_input(scores.reshape(()) if are_vectors else scores)
+    return like_input(scores.reshape(()) if are_vectors else scores)
 
 
 def _sum_of_differences(rows_a: FloatArray, rows_b: FloatArray, of: Callable[..., Any]) -> FloatArray:

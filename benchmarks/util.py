@@ -1,0 +1,235 @@
+"""How fast are the functions of stonnx.util, beside those of sentence-transformers on PyTorch?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.util [--rounds 7] [NAME ...]
+
+10,000 vectors of 384 dimensions, 1,000 of them as queries, of unit length and in clusters, as texts give them; and as
+many sparse ones. Each side gets its own kind of array. Both take turns, several rounds; where a ratio is over 1, stonnx
+is the faster one. `ratio` is the median of the rounds, `best` that of the shortest times of each: calls of few
+milliseconds mostly wait for memory, which takes either side now one time and now three. Results are compared too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+
+import stonnx.util
+
+ROWS, QUERIES, DIMENSION, CLUSTERS = 10_000, 1_000, 384, 250
+VOCABULARY, ACTIVE = 30_522, 120
+# Relative to the largest value, or to 1: either side may round a sum in float32 by 1e-6.
+TOLERANCE = 2e-6
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What both sides get, each as its own kind of array."""
+
+    rows: Any
+    others: Any
+    queries: Any
+    sparse_rows: Any
+    sparse_queries: Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call, the same on both sides but for the module, and how its result becomes numbers that can be compared."""
+
+    name: str
+    call: Callable[[Any, Inputs], Any]
+    numbers: Callable[[Any], Any] = np.asarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians in milliseconds, ratios as said above, and the largest difference."""
+
+    name: str
+    original: float
+    stonnx: float
+    ratio: float
+    best: float
+    difference: float
+
+
+def scores_of_hits(results: Any) -> Any:
+    """Of several queries, or of these and the seconds that a search took."""
+    hits = results[0] if isinstance(results, tuple) else results
+    return np.array([[hit["score"] for hit in row] for row in hits])
+
+
+def scores_of_pairs(pairs: Any) -> Any:
+    return np.array([score for score, _, _ in pairs])
+
+
+def memberships(communities: Any) -> Any:
+    """For each row the number of its community, 0 where it has none."""
+    result = np.zeros(ROWS)
+    for number, community in enumerate(sorted(map(sorted, communities)), 1):
+        result[community] = number
+    return result
+
+
+def dense(tensor: Any) -> Any:
+    return tensor.to_dense().numpy() if isinstance(tensor, torch.Tensor) and tensor.is_sparse else np.asarray(tensor)
+
+
+ALL = ("cos_sim", "dot_score", "euclidean_sim", "manhattan_sim")
+BY_ROW = tuple(f"pairwise_{name}" for name in (*ALL, "angle_sim"))
+
+
+def cases() -> list[Case]:
+    """Everything that is measured."""
+
+    def function(name: str, *names: str, **options: Any) -> Callable[[Any, Inputs], Any]:
+        return lambda module, inputs: getattr(module, name)(*(getattr(inputs, n) for n in names), **options)
+
+    return [
+        *(Case(name, function(name, "rows", "queries"), numbers_of(name)) for name in ALL),
+        *(Case(name, function(name, "rows", "others")) for name in BY_ROW),
+        Case("normalize_embeddings", function("normalize_embeddings", "rows")),
+        Case("truncate_embeddings", function("truncate_embeddings", "rows", truncate_dim=128)),
+        Case("semantic_search", function("semantic_search", "queries", "rows"), scores_of_hits),
+        Case("semantic_search, top 100", function("semantic_search", "queries", "rows", top_k=100), scores_of_hits),
+        Case("paraphrase_mining_embeddings", function("paraphrase_mining_embeddings", "rows"), scores_of_pairs),
+        Case("community_detection", function("community_detection", "rows"), memberships),
+        *(
+            Case(f"quantize_embeddings, {precision}", function("quantize_embeddings", "rows", precision=precision))
+            for precision in ("int8", "uint8", "binary", "ubinary")
+        ),
+        *(
+            Case(f"{name}, {precision}", search_codes(name, precision), scores_of_hits)
+            for name, precision in (
+                ("semantic_search_faiss", "uint8"),
+                ("semantic_search_faiss", "ubinary"),
+                ("semantic_search_usearch", "int8"),  # binary: which of equally near vectors it takes is by chance
+            )
+        ),
+        *(Case(f"{name}, sparse", function(name, "sparse_rows", "sparse_queries"), dense) for name in ALL[:2]),
+        *(Case(f"{name}, sparse", function(name, "sparse_rows", "sparse_rows"), dense) for name in BY_ROW[:2]),
+        Case("normalize_embeddings, sparse", function("normalize_embeddings", "sparse_rows"), stored),
+        Case("semantic_search, sparse", function("semantic_search", "sparse_queries", "sparse_rows"), scores_of_hits),
+    ]
+
+
+def numbers_of(name: str) -> Callable[[Any], Any]:
+    # The distance of two equal vectors is the root of what rounding leaves of 0: its square says what that is.
+    return (lambda distances: np.square(np.asarray(distances))) if name == "euclidean_sim" else np.asarray
+
+
+def stored(matrix: Any) -> Any:
+    """The values of a sparse matrix: a dense copy would take a gigabyte."""
+    return matrix.coalesce().values().numpy() if isinstance(matrix, torch.Tensor) else matrix.data
+
+
+def search_codes(name: str, precision: str) -> Callable[[Any, Inputs], Any]:
+    """Search of quantized vectors with the exact index, rescored; numpy goes in on both sides."""
+
+    def call(module: Any, inputs: Inputs) -> Any:
+        rows, queries = np.asarray(inputs.rows), np.asarray(inputs.queries)
+        ranges = {"ranges": np.stack((rows.min(axis=0), rows.max(axis=0)))} if precision.endswith("int8") else {}
+        codes = module.quantize_embeddings(rows, precision, **ranges)
+        return getattr(module, name)(queries, corpus_embeddings=codes, corpus_precision=precision, exact=True, **ranges)
+
+    return call
+
+
+class Original:
+    """sentence-transformers' functions under the names that stonnx.util has them by."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(quantization if hasattr(quantization, name) else util, name)
+
+
+def make_inputs() -> tuple[Inputs, Inputs]:
+    """The same vectors for the original and for stonnx."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(CLUSTERS, DIMENSION))
+    rows = centres[rng.integers(0, CLUSTERS, ROWS)] + 0.5 * rng.normal(size=(ROWS, DIMENSION))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    columns = np.argpartition(rng.random((ROWS, 2000)), ACTIVE, axis=1)[:, :ACTIVE] * (VOCABULARY // 2000)
+    values = rng.random((ROWS, ACTIVE), dtype=np.float32) / 10
+    sparse = scipy.sparse.csr_array(
+        (values.ravel(), columns.ravel(), np.arange(ROWS + 1) * ACTIVE), shape=(ROWS, VOCABULARY)
+    )
+    sparse.sort_indices()
+    arrays, matrices = (rows, rows[::-1].copy(), rows[:QUERIES]), (sparse, sparse[:QUERIES])
+    return Inputs(*map(torch.from_numpy, arrays), *map(to_coo, matrices)), Inputs(*arrays, *matrices)
+
+
+def to_coo(matrix: Any) -> Any:
+    coo = matrix.tocoo()
+    indices = torch.from_numpy(np.stack((coo.row, coo.col)).astype(np.int64))
+    return torch.sparse_coo_tensor(indices, torch.from_numpy(coo.data), coo.shape, check_invariants=False).coalesce()
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(case: Case, theirs: Inputs, ours: Inputs, rounds: int) -> Row:
+    """Compare the results of both, then time them in turns."""
+    original = Original()
+    expected = case.numbers(case.call(original, theirs)).astype(np.float64)
+    result = case.numbers(case.call(stonnx.util, ours)).astype(np.float64)
+    assert expected.shape == result.shape, (case.name, expected.shape, result.shape)
+    difference = float(np.abs(expected - result).max() / max(1.0, np.abs(expected).max()))
+    times = [
+        (seconds(lambda: case.call(original, theirs)), seconds(lambda: case.call(stonnx.util, ours)))
+        for _ in range(rounds)
+    ]
+    peer, own = zip(*times, strict=True)
+    return Row(
+        name=case.name,
+        original=1000 * statistics.median(peer),
+        stonnx=1000 * statistics.median(own),
+        ratio=statistics.median(a / b for a, b in times),
+        best=min(peer) / min(own),
+        difference=difference,
+    )
+
+
+def line(row: Row) -> str:
+    times = f"{row.original:>11.2f}{row.stonnx:>11.2f}{row.ratio:>8.2f}x{row.best:>8.2f}x"
+    return f"{row.name:<34}{times}{row.difference:>12.1e}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="only what starts with one of these")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of both (default: 1, which a busy machine disturbs least)"
+    )
+    options = parser.parse_args(arguments)
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Sparse invariant", UserWarning)
+    theirs, ours = make_inputs()
+    print(f"{'milliseconds':<34}{'original':>11}{'stonnx':>11}{'ratio':>9}{'best':>9}{'difference':>12}")
+    too_different = []
+    for case in cases():
+        if options.names and not case.name.startswith(tuple(options.names)):
+            continue
+        row = measure(case, theirs, ours, options.rounds)
+        print(line(row), flush=True)
+        if row.difference > TOLERANCE:
+            too_different.append(row.name)
+    if too_different:
+        raise SystemExit(f"differ by more than {TOLERANCE}: {', '.join(too_different)}")
+
+
+if __name__ == "__main__":
+    main()

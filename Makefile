@@ -9,7 +9,10 @@ TORCH ?= torch==2.13.0
 # Test processes that run side by side.
 JOBS ?= 2
 
-.PHONY: demo test test-all lint format bench clean
+# Versions that the exporter has to work with: a file of requirements each.
+ENVIRONMENTS := $(basename $(notdir $(wildcard tests/environments/*.txt)))
+
+.PHONY: demo test test-all test-environments lint format bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m examples.semantic_search
@@ -19,6 +22,12 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# The tests of the exporter, with each of these versions; make test-transformers4 is one of them alone.
+test-environments: $(ENVIRONMENTS:%=test-%)
+
+test-transformers%: .venv-transformers%/.installed
+	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/zoo tests/export tests/parity/test_models.py tests/runtime/test_hub.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -36,7 +45,7 @@ bench:
 	.venvs/sentence-transformers-6/bin/python -m benchmarks $(BENCH)
 
 clean:
-	rm -rf $(VENV) .venvs .cache/benchmarks bundles
+	rm -rf $(VENV) .venvs .cache/benchmarks $(ENVIRONMENTS:%=.venv-%) bundles
 
 $(VENV)/.installed-torch:
 	$(PYTHON) -c 'import sys; sys.exit("stonnx needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -50,4 +59,11 @@ $(VENV)/.installed-demo: $(VENV)/.installed-torch pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@
+
+.PRECIOUS: .venv-transformers%/.installed
+.venv-transformers%/.installed: tests/environments/transformers%.txt pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q "$(TORCH)"
+	$(@D)/bin/python -m pip install -q -e ".[cpu,export,demo,dev]" -r $<
 	touch $@

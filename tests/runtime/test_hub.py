@@ -103,7 +103,7 @@ def run(hub: Hub, cache: Path, name: str, options: str = "{}", **more: str) -> s
         text=True,
         env=environment,
         cwd=cache,
-        timeout=120,
+        timeout=300,  # eight processes import PyTorch at once
     )
 
 
@@ -156,12 +156,12 @@ def test_a_checkpoint_on_the_hub_is_exported_on_first_use(hub: Hub, tiny_model: 
 def test_processes_that_start_at_once_make_one_export(hub: Hub, tiny_model: Path, tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: run(hub, tmp_path, str(tiny_model)), range(4)))
-    assert [result.returncode for result in results] == [0] * 4, results[0].stderr
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: run(hub, tmp_path, str(tiny_model)), range(8)))
+    assert [result.returncode for result in results] == [0] * 8, results[0].stderr
     assert len({result.stdout for result in results}) == 1
     assert sum("Exporting" in result.stderr for result in results) == 1
-    assert len([path for path in (tmp_path / "stonnx").iterdir() if path.is_dir()]) == 1
+    assert len(list((tmp_path / "stonnx").glob("*/stonnx.json"))) == 1
 
 
 def test_a_changed_checkpoint_is_exported_again(hub: Hub, tiny_model: Path, tmp_path: Path) -> None:

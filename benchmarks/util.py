@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from sentence_transformers import util
+from sentence_transformers.util import quantization
 
 import stonnx.util
 

@@ -108,11 +108,11 @@ class DeviceRun:
             for name, value in padded.items():
                 recording.inputs[name].update_inplace(value)
             self._session.run_with_iobinding(recording.binding, recording.options)
-            # Copied once more: where the device is the CPU, these are views of what the next run overwrites.
-            return [
-                array[tuple(slice(sizes.get(str(axis))) for axis in self._shapes[name])].copy()
-                for name, array in zip(outputs, recording.binding.copy_outputs_to_cpu(), strict=True)
-            ]
+            arrays = recording.binding.copy_outputs_to_cpu()
+        return [
+            array[tuple(slice(sizes.get(str(axis))) for axis in self._shapes[name])]
+            for name, array in zip(outputs, arrays, strict=True)
+        ]
 
     def _recording(self, outputs: Sequence[str], feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> _Recording:
         make, binding = self._ort.OrtValue, self._session.io_binding()

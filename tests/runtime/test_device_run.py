@@ -92,6 +92,15 @@ def test_a_replayed_shape_reads_its_new_input(session: Any) -> None:
     assert len(run._recordings) == 6
 
 
+def test_a_batch_is_filled_up_with_its_last_text(session: Any) -> None:
+    # A text without tokens would be something that networks never see.
+    run, data = device_run(session, graphs=True), feeds(3, 8)
+    run(OUTPUTS, data)
+    (recording,) = run._recordings.values()
+    for name, value in data.items():
+        assert np.array_equal(recording.inputs[name].numpy(), value[[0, 1, 2, 2]])
+
+
 def test_results_are_the_callers(session: Any) -> None:
     # Not views of memory that the next run overwrites.
     run = device_run(session, graphs=True)

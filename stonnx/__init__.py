@@ -24,6 +24,7 @@ from stonnx._errors import (
     UnsupportedError,
 )
 from stonnx._model import ModelInfo
+from stonnx._session import DeviceOptions
 from stonnx._stats import CallStats
 from stonnx.cross_encoder import CrossEncoder
 from stonnx.sentence_transformer import SentenceTransformer
@@ -38,6 +39,7 @@ __all__ = [
     "CallStats",
     "CrossEncoder",
     "DeviceError",
+    "DeviceOptions",
     "ExportError",
     "FidelityError",
     "InvalidArgumentError",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from scipy.stats import spearmanr
 
 from stonnx._bundle import Fidelity
 from stonnx._engine import Engine
@@ -17,13 +20,31 @@ from stonnx._errors import FidelityError
 from stonnx_export import RECIPES, export, heads, recipes, verify
 from stonnx_export.original_torch import TorchOriginal
 from stonnx_export.passes import PassResult
+from stonnx_export.sentences import sentences
 from stonnx_export.verify import check, measure, verification_texts
 
-TOLERANCE = {"cosine_min": 0.999, "max_abs_difference": 1e-3, "batch_invariance": 1e-4}
 ORACLE = "the original"
-FIGURES = ("cosine_min", "max_abs_difference", "batch_invariance")
-# What the message calls each of them.
-NAMES = dict(zip(FIGURES, ("lowest cosine", "max_abs_difference", "batch_invariance"), strict=True))
+# What the message calls each figure. The first ones are bounded from below, the others from above.
+AT_LEAST = {
+    "cosine_mean": "mean cosine",
+    "cosine_p1": "1st percentile of the cosine",
+    "cosine_min": "lowest cosine",
+    "invariance_cosine": "lowest cosine of a text alone and in a batch",
+    "neighbours_overlap": "overlap of the ten nearest neighbours",
+    "active_overlap": "overlap of active dimensions",
+    "rank_correlation": "rank correlation of the logits",
+}
+AT_MOST = {
+    "max_abs_difference": "max_abs_difference",
+    "batch_invariance": "batch_invariance",
+    "spearman_drop": "drop of Spearman's correlation x 100",
+}
+NAMES = AT_LEAST | AT_MOST
+TOLERANCE = dict.fromkeys(AT_LEAST, 0.999) | {
+    "max_abs_difference": 1e-3,
+    "batch_invariance": 1e-4,
+    "spearman_drop": 0.1,
+}
 
 
 def vectors(scale: float = 1.0) -> np.ndarray:
@@ -38,7 +59,14 @@ def measured(expected: Any, batched: Any, alone: Any) -> Fidelity:
 
 def report(**figures: float) -> Fidelity:
     """A report that is exactly at every tolerance, but for these figures."""
-    return Fidelity(compared_with=ORACLE, texts=1, cosine_mean=1.0, **{**TOLERANCE, **figures}, tolerance=TOLERANCE)
+    return Fidelity(compared_with=ORACLE, texts=1, **{**TOLERANCE, **figures}, tolerance=TOLERANCE)
+
+
+def named(message: str) -> list[str]:
+    """The figures that a message names with a value."""
+    return [
+        figure for figure, name in NAMES.items() if re.search(rf"(: |; ){re.escape(name)} (nan|[\d.e-]+),", message)
+    ]
 
 
 class TestMeasure:
@@ -97,22 +125,123 @@ class TestMeasure:
         with pytest.raises(FidelityError):
             check(fidelity)
 
+    def test_the_first_percentile(self) -> None:
+        """Of a hundred and one texts, alone and in a batch, exactly one is worse than it."""
+        expected = np.tile(np.array([[1, 0]]), (101, 1))
+        angles = np.linspace(0, 1, 101)
+        turned = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        fidelity = measured(expected, turned, turned)
+        assert fidelity.cosine_p1 == pytest.approx(np.cos(0.99), abs=1e-3)
+        assert fidelity.cosine_min == pytest.approx(np.cos(1), abs=1e-6)
+        assert fidelity.cosine_mean == pytest.approx(np.cos(angles).mean(), abs=1e-6)
+
+    def test_invariance_is_between_the_bundle_and_itself(self) -> None:
+        fidelity = measured([[1, 0], [0, 1]], [[1, 0], [1, 0]], [[1, 0], [0.6, 0.8]])
+        assert fidelity.invariance_cosine == pytest.approx(0.6, abs=1e-6)
+        assert measured([[1, 0]], [[0, 1]], [[0, 2]]).invariance_cosine == pytest.approx(1, abs=1e-12)
+
+
+class TestAgreement:
+    def test_neighbours(self) -> None:
+        """Of six texts on an arc, each has its two nearest; one of them moves to the other end."""
+        angles = np.array([0, 1, 2.1, 3.3, 4.6, 6]) / 4
+        arc = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        angles[0] = 7 / 4
+        moved = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        assert verify.neighbours_overlap(arc, arc, 2) == 1
+        # 0: none of two stays; 1 loses 0, 2 keeps both, 3 too, 4 keeps both, 5 gets 0 for one.
+        assert verify.neighbours_overlap(arc, moved, 2) == pytest.approx((0 + 1 + 2 + 2 + 2 + 1) / 12)
+
+    def test_neighbours_are_by_cosine_and_never_the_text_itself(self) -> None:
+        random = np.random.default_rng(0)
+        expected = random.normal(size=(40, 8)).astype(np.float32)
+        lengths = random.uniform(1e-3, 1e3, size=(40, 1)).astype(np.float32)
+        assert verify.neighbours_overlap(expected, expected * lengths) == 1
+        # Ten of the other 39 by chance.
+        other = random.normal(size=(40, 8)).astype(np.float32)
+        assert verify.neighbours_overlap(expected, other) == pytest.approx(10 / 39, abs=0.08)
+
+    def test_vectors_of_zeros_have_neighbours_too(self) -> None:
+        expected = np.zeros((20, 4), dtype=np.float32)
+        assert verify.neighbours_overlap(expected, expected) == 1
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            pytest.param([1, 2, 3, 4, 5], [10, 20, 40, 30, 50], id="distinct"),
+            pytest.param([1, 1, 2, 2, 3, 3], [1, 2, 2, 3, 3, 1], id="ties in both"),
+            pytest.param([0, 0, 0, 1], [4, 3, 2, 1], id="ties in one"),
+            pytest.param([-1.5, 2.5, 2.5, 0], [-3, 5, 5, 0], id="the same order"),
+            pytest.param([1, 2, 3], [3, 2, 1], id="the other way round"),
+        ],
+    )
+    def test_rank_correlation_equals_scipy(self, first: list[float], second: list[float]) -> None:
+        assert verify.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
+        assert verify.spearman(second, first) == pytest.approx(verify.spearman(first, second), abs=1e-12)
+
+    def test_rank_correlation_of_many(self) -> None:
+        random = np.random.default_rng(0)
+        first = random.integers(0, 30, size=500).astype(np.float32)
+        second = first + random.normal(size=500).astype(np.float32) * 10
+        assert verify.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
+
+    @pytest.mark.parametrize(
+        ("first", "second", "expected"),
+        [([2, 2, 2], [5, 5, 5], 1), ([2, 2, 2], [1, 2, 3], 0), ([1, 2, 3], [2, 2, 2], 0), ([1], [2], 1)],
+        ids=str,
+    )
+    def test_rank_correlation_of_what_does_not_vary(
+        self, first: list[float], second: list[float], expected: float
+    ) -> None:
+        assert verify.spearman(first, second) == expected
+
+    def test_active_dimensions(self) -> None:
+        expected = np.array([[1, 2, 0, 0], [0, 0, 3, 4]], dtype=np.float32)
+        actual = np.array([[9, 0, 5, 0], [0, 0, 1, 1]], dtype=np.float32)
+        assert verify._agreement("sparse", expected, actual, 0) == {"active_overlap": 3 / 5}
+        assert verify._agreement("sparse", expected, expected * 2, 0) == {"active_overlap": 1}
+        assert verify._agreement("sparse", expected * 0, actual * 0, 0) == {"active_overlap": 1}
+
+    def test_logits_of_the_worst_label(self) -> None:
+        expected = np.array([[1, 1], [2, 2], [3, 3]], dtype=np.float32)
+        actual = np.array([[1, 3], [2, 2], [3, 1]], dtype=np.float32)
+        assert verify._agreement("rerank", expected, actual, 2) == {"rank_correlation": pytest.approx(-1)}
+
+    def test_neighbours_among_the_last_texts(self) -> None:
+        """The others are strings of one letter and the like, whose neighbours say nothing."""
+        expected = vectors()
+        actual = expected.copy()
+        actual[0] = -1
+        assert verify._agreement("embedding", expected, actual, 4) == {"neighbours_overlap": 1}
+        assert verify._agreement("embedding", expected, actual, 0) == {}
+
 
 class TestCheck:
     def test_everything_exactly_at_its_tolerance(self) -> None:
         check(report())
 
-    @pytest.mark.parametrize("figure", FIGURES)
+    @pytest.mark.parametrize("figure", NAMES)
     def test_one_step_beyond_is_refused_by_name(self, figure: str) -> None:
-        beyond = math.nextafter(TOLERANCE[figure], 0 if figure == "cosine_min" else 1)
-        with pytest.raises(FidelityError, match=NAMES[figure]) as raised:
+        beyond = math.nextafter(TOLERANCE[figure], 0 if figure in AT_LEAST else 1)
+        with pytest.raises(FidelityError) as raised:
             check(report(**{figure: beyond}))
-        assert [name for name in NAMES.values() if name in str(raised.value)] == [NAMES[figure]]
+        assert named(str(raised.value)) == [figure]
 
-    @pytest.mark.parametrize("figure", FIGURES)
+    @pytest.mark.parametrize("figure", NAMES)
     def test_nan_is_refused_by_name(self, figure: str) -> None:
-        with pytest.raises(FidelityError, match=f"{NAMES[figure]} nan"):
+        with pytest.raises(FidelityError) as raised:
             check(report(**{figure: math.nan}))
+        assert named(str(raised.value)) == [figure]
+
+    @pytest.mark.parametrize("figure", NAMES)
+    def test_a_figure_that_nothing_compared_has(self, figure: str) -> None:
+        """Without scored pairs, without logits: there is nothing to refuse."""
+        check(report(**{figure: None}))
+
+    @pytest.mark.parametrize("figure", NAMES)
+    def test_a_figure_without_a_bound_is_for_information(self, figure: str) -> None:
+        rest = {name: bound for name, bound in TOLERANCE.items() if name != figure}
+        check(dataclasses.replace(report(**{figure: 0.5}), tolerance=rest))
 
     def test_the_message_has_every_figure_and_what_was_compared(self) -> None:
         with pytest.raises(FidelityError) as raised:
@@ -122,17 +251,38 @@ class TestCheck:
             assert part in message
 
     @pytest.mark.parametrize("nan", [False, True], ids=["worse", "nan"])
-    @pytest.mark.parametrize("figure", FIGURES)
+    @pytest.mark.parametrize("figure", NAMES)
     @pytest.mark.parametrize("position", [0, 1])
     def test_the_worst_route_counts(self, figure: str, position: int, nan: bool) -> None:
-        bad = math.nan if nan else {"cosine_min": 0.5}.get(figure, 0.5)
+        bad = math.nan if nan else 0.5
         reports = [report(), report()]
         reports[position] = report(**{figure: bad})
         worst = verify._worst(reports)
         assert worst.texts == 2
         assert getattr(worst, figure) == pytest.approx(bad, nan_ok=True)
-        with pytest.raises(FidelityError, match=NAMES[figure]):
+        with pytest.raises(FidelityError, match=re.escape(NAMES[figure])):
             check(worst)
+
+    def test_a_figure_that_one_route_has(self) -> None:
+        """Overlaps of the route that reads documents, where that of queries is a table."""
+        reports = [report(active_overlap=None), report(active_overlap=0.9995)]
+        assert verify._worst(reports).active_overlap == 0.9995
+        assert verify._worst(reports[:1]).active_overlap is None
+
+    def test_recipes_bound_figures_that_there_are(self) -> None:
+        for recipe in RECIPES.values():
+            for bounds in recipe.tolerance.values():
+                assert bounds.keys() <= NAMES.keys()
+                assert any(name.startswith("cosine") for name in bounds)
+                assert {"invariance_cosine", "batch_invariance"} & bounds.keys()
+
+
+def test_sentences_have_neighbours() -> None:
+    """Each shares its first half with seven others, and its second half with as many."""
+    texts = sentences()
+    assert len(set(texts)) == len(texts) == 128
+    starts, ends = [Counter(text[:10] for text in texts), Counter(text[-10:] for text in texts)]
+    assert set(starts.values()) == set(ends.values()) == {8}
 
 
 @pytest.mark.parametrize("limit", [16, 40, 512, 1024, 8192])
@@ -162,6 +312,26 @@ class TestVerify:
         assert fidelity.texts == len(verification_texts(40, 2))
         assert fidelity.tolerance == self.TOLERANCE
         assert fidelity.cosine_min > 0.999999
+
+    def test_more_texts(self, engine: Engine, tiny_original: TorchOriginal, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the original gives for them is computed once, however often the bundle is made again."""
+        calls: list[int] = []
+        outputs = tiny_original.outputs
+
+        def counted(route: str, texts: Any) -> np.ndarray:
+            calls.append(len(texts))
+            return outputs(route, texts)
+
+        monkeypatch.setattr(tiny_original, "outputs", counted)
+        known: dict[str, np.ndarray] = {}
+        reports = [verify.verify(engine, tiny_original, self.TOLERANCE, broad=True, known=known) for _ in range(2)]
+        assert reports[0] == reports[1]
+        assert reports[0].texts == len(verification_texts(40, 2)) + 128
+        assert calls == [reports[0].texts]
+        assert list(known) == ["default"]
+        assert reports[0].neighbours_overlap == 1
+        assert (reports[0].active_overlap, reports[0].rank_correlation, reports[0].spearman_drop) == (None, None, None)
+        assert verify.verify(engine, tiny_original, self.TOLERANCE).neighbours_overlap is None
 
     def test_one_text_that_differs(
         self, engine: Engine, tiny_original: TorchOriginal, monkeypatch: pytest.MonkeyPatch

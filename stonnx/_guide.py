@@ -73,6 +73,8 @@ class Use:
     quality: str
     speed: str
     models: tuple[str, ...]
+    # The use whose models stand in for languages that none of its own knows.
+    other_languages: str | None
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,16 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """The models of a use that fit, the recommended one first, and why it is; then what fits but is for other uses."""
+    """The models of a use that fit, the recommended one first, and why it is; then what fits but is for other uses.
+
+    ``note`` says why the use is not the one that was asked for.
+    """
 
     use: Use
     models: tuple[Model, ...]
     why: str
     others: tuple[Model, ...]
+    note: str = ""
 
 
 def read_guide(text: str | None = None) -> Guide:
@@ -167,6 +173,8 @@ def read_guide(text: str | None = None) -> Guide:
 def recommend(guide: Guide, query: Query) -> Answer:
     """The models that fit, ranked as the decision chart does: by its order, or by one measure if one is preferred.
 
+    Where no model of the use knows the languages, those of another use stand in, best first, and the answer says so.
+
     Raises:
         InvalidArgumentError: Part of the query is not known, or nothing fits all of it.
 
@@ -175,7 +183,11 @@ def recommend(guide: Guide, query: Query) -> Answer:
         'all-mpnet-base-v2'
     """
     _check_query(guide, query)
-    fitting = [model for model in guide.models if _fits(guide, model, query)]
+    stand_in = _stand_in(guide, query)
+    if stand_in is not None:
+        note = f"No model of the guide for {query.use} knows {' and '.join(query.languages)}; {stand_in.use} models do."
+        return dataclasses.replace(recommend(guide, stand_in), note=note)
+    fitting = _fitting(guide, query)
     if query.use is not None:
         use = guide.use(query.use)
     else:
@@ -213,6 +225,19 @@ def _fits(guide: Guide, model: Model, query: Query) -> bool:
         and all(guide.languages[model.languages].include(code) for code in query.languages)
         and (query.max_dim is None or model.dimension is None or model.dimension <= query.max_dim)
     )
+
+
+def _fitting(guide: Guide, query: Query) -> list[Model]:
+    return [model for model in guide.models if _fits(guide, model, query)]
+
+
+def _stand_in(guide: Guide, query: Query) -> Query | None:
+    """The query for another use, where only the languages keep the models of this one from fitting."""
+    use = guide.use(query.use).other_languages if query.use is not None else None
+    if use is None or _fitting(guide, query) or not _fitting(guide, dataclasses.replace(query, languages=())):
+        return None
+    stand_in = dataclasses.replace(query, use=use, prefer=query.prefer or "best")
+    return stand_in if _fitting(guide, stand_in) else None
 
 
 def _likely_use(query: Query) -> str:
@@ -264,7 +289,7 @@ def _nothing_fits(guide: Guide, query: Query) -> str:
     for name, text in asked.items():
         left_out: dict[str, Any] = {name: () if name == "languages" else None}
         relaxed = dataclasses.replace(query, **left_out)
-        names = [model.name for model in guide.models if _fits(guide, model, relaxed)]
+        names = [model.name for model in _fitting(guide, relaxed)]
         if names:
             ways.append(f"without {text} there is {', '.join(names)}")
     advice = f"Leave one out: {'; '.join(ways)}." if ways else "Ask for less at a time."
@@ -327,6 +352,8 @@ def _check_references(guide: Guide) -> None:
         for measure, kind in ((use.quality, "quality"), (use.speed, "speed")):
             if guide.measures[measure].kind != kind:
                 raise GuideError(f"{use.name} has {measure!r} as {kind}.")
+        if use.other_languages is not None:
+            check(use.other_languages, [other.name for other in guide.uses], f"What stands in for {use.name}")
     for model in guide.models:
         check(model.languages, guide.languages, f"The languages of {model.name}")
         if not guide.uses_of(model):

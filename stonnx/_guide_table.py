@@ -21,6 +21,7 @@ def table(guide: Guide, answer: Answer | None = None) -> str:
         groups = [(use, [m for m in guide.models if guide.uses_of(m)[0] == use]) for use in guide.uses]
     else:
         name = answer.models[0].name
+        lines += _wrapped(answer.note)
         lines += _wrapped(f"Recommended for {answer.use.name}: {name}, {answer.why}.")
         lines += [f"Export it with: {_command(name)}", ""]
         groups = [(answer.use, list(answer.models))]
@@ -51,7 +52,8 @@ def as_json(guide: Guide, answer: Answer | None = None) -> str:
     recommendation = None
     if answer is not None:
         name = answer.models[0].name
-        recommendation = {"name": name, "use": answer.use.name, "why": answer.why, "command": _command(name)}
+        recommendation = {"name": name, "use": answer.use.name, "why": answer.why}
+        recommendation |= {"note": answer.note, "command": _command(name)}
     rows = []
     for model in models:
         languages = guide.languages[model.languages]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,20 @@ from stonnx._errors import MissingDependencyError, ModelNotFoundError, StonnxErr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 failed with a message, 2 wrong usage, 130 Ctrl-C."""
+    """Run the command line and return its exit status.
+
+    0 done, 1 failed with a message, 2 wrong usage, 130 Ctrl-C, 141 nobody reads the output any more, as of `head`.
+    """
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int | None] = arguments.command
     try:
-        return command(arguments) or 0
+        status = command(arguments) or 0
+        print(end="", flush=True)  # here, where a broken pipe is no traceback
+        return status
+    except BrokenPipeError:
+        # Python flushes once more at its end: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (StonnxError, OSError) as error:
         print(f"stonnx {arguments.command_name}: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,19 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
     path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--for", "rerank"]], ids=["more than a buffer", "less"])
+def test_nobody_reads_the_output(arguments: list[str]) -> None:
+    """As in `stonnx models | head`: no message, and the exit status of a program that the signal ends."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = Path(sys.executable).with_name("stonnx")
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    command = [str(script), *arguments]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, env=buffered)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 def test_encode_writes_the_vectors_of_encode(minilm: Any, minilm_bundle: Path, lines: Path, tmp_path: Path) -> None:

@@ -192,6 +192,37 @@ def test_answers_are_filtered_and_ranked() -> None:
 
 
 @pytest.mark.parametrize(
+    ("query", "expected", "note"),
+    [
+        (
+            Query(use="search", languages=("de",), prefer="fast"),
+            "distiluse-base-multilingual-cased-v1",
+            "No model of the guide for search knows de; multilingual models do.",
+        ),
+        (
+            Query(use="search", languages=("de",)),
+            "paraphrase-multilingual-mpnet-base-v2",
+            "No model of the guide for search knows de; multilingual models do.",
+        ),
+        (
+            Query(use="web-search", languages=("de", "sw")),
+            "LaBSE",
+            "No model of the guide for web-search knows de and sw; multilingual models do.",
+        ),
+        (Query(use="search", languages=("en",)), "multi-qa-mpnet-base-cos-v1", ""),
+        (Query(use="paraphrase", languages=("de",)), "paraphrase-multilingual-mpnet-base-v2", ""),
+    ],
+    ids=str,
+)
+def test_multilingual_models_stand_in_where_a_language_is_not_known(query: Query, expected: str, note: str) -> None:
+    answer = recommend(GUIDE, query)
+    assert (answer.models[0].name, answer.note) == (expected, note)
+    assert answer.use.name == ("multilingual" if note else query.use)
+    shown = table(GUIDE, answer).splitlines()
+    assert shown[0].startswith(note or "Recommended for")
+
+
+@pytest.mark.parametrize(
     ("query", "why"),
     [
         (Query(use="general"), "five times as fast as all-mpnet-base-v2, for 1.5 points less"),
@@ -221,11 +252,16 @@ def test_recommendations_say_why(query: Query, why: str) -> None:
         (["--language", "tlh"], "--language 'tlh' is not known. Allowed: af, am, ar,"),
         (["--max-dim", "0"], "--max-dim must be a positive number of dimensions, got 0."),
         (
-            ["--for", "web-search", "--language", "de"],
-            "No model of the guide fits --for web-search --language de. Leave one out: without --for web-search "
+            ["--for", "rerank", "--language", "de"],
+            "No model of the guide fits --for rerank --language de. Leave one out: without --for rerank "
             "there is distiluse-base-multilingual-cased-v1, distiluse-base-multilingual-cased-v2, "
-            "paraphrase-multilingual-mpnet-base-v2, LaBSE; without --language de there is msmarco-",
+            "paraphrase-multilingual-mpnet-base-v2, LaBSE; without --language de there is cross-encoder/ms-marco-",
         ),
+        (
+            ["--for", "search", "--language", "haw", "--max-dim", "500"],
+            "Leave one out: without --language haw there is",
+        ),
+        (["--for", "search", "--language", "de", "--max-dim", "3"], "Ask for less at a time."),
         (["--for", "bitext", "--max-dim", "3", "--task", "sparse"], "Ask for less at a time."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -312,7 +348,8 @@ def test_every_answer_fits_120_columns_and_is_about_what_was_asked() -> None:
         answered += 1
         text = table(GUIDE, answer)
         assert max(map(len, text.splitlines())) <= 120, text
-        assert text.startswith(f"Recommended for {answer.use.name}: {answer.models[0].name}, ")
+        start = f"{answer.note}\n" if answer.note else ""
+        assert text.startswith(f"{start}Recommended for {answer.use.name}: {answer.models[0].name}, ")
         for model in (*answer.models, *answer.others):
             assert all(GUIDE.languages[model.languages].include(code) for code in query.languages)
             assert query.max_dim is None or model.dimension is None or model.dimension <= query.max_dim
@@ -335,6 +372,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "name": "cross-encoder/ms-marco-MiniLM-L6-v2",
         "use": "rerank",
         "why": "reads query and passage together",
+        "note": "",
         "command": "stonnx export cross-encoder/ms-marco-MiniLM-L6-v2",
     }
     assert len(found["models"]) == 1
@@ -384,6 +422,7 @@ def change(path: str, value: Any) -> str:
         ("uses.0.models", [], "uses.*models must be"),
         ("uses.0.quality", "sentences_gpu", "general has 'sentences_gpu' as quality"),
         ("uses.6.models", ["LaBSE"], "allenai-specter is for no use"),
+        ("uses.0.other_languages", "cooking", "What stands in for general is 'cooking'. Known are: general"),
         ("languages.english.source", "x", "The source of the languages 'en' is 'x'"),
         ("sources", [], "guide.sources must be"),
     ],

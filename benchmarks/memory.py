@@ -17,8 +17,8 @@ import numpy as np
 from stonnx._bundle import read_manifest
 from stonnx._session import Session
 
-# The plateau: what the last calls may add to what the first half reached.
-_GROWTH = 0.1
+# What later calls may add to what the first half took: seldom are the runs of all threads large at the same time.
+_GROWTH = 0.25
 
 
 def resident() -> float:

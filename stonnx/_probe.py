@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +19,15 @@ import numpy.typing as npt
 from stonnx._bundle import OUTPUT_OF_TASK, Manifest
 from stonnx._cpus import cpu_features, cpu_name
 from stonnx._errors import BundleFormatError, ProbeError
-from stonnx._hub import cache_directory
 from stonnx._inputs import parse_inputs
+from stonnx._remembered import is_remembered, remember
 
 if TYPE_CHECKING:
     from stonnx._engine import LoadedRoute
     from stonnx._tokenize import Text
 
 FILE = "probe.npz"
+_PASSED = "probes"
 
 _TEXTS = (
     "A man is playing a large flute on the stage while a crowd of people listens to the music in the evening.",
@@ -37,8 +36,6 @@ _TEXTS = (
     "The committee met on Tuesday to discuss the new budget. After three hours no decision had been made, and the "
     "chair asked every member to write down what they could do without. Two answers came back within the week.",
 )
-
-logger = logging.getLogger("stonnx")
 
 
 def texts_of(task: str) -> list[Text]:
@@ -72,8 +69,8 @@ def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]
     """
     if manifest.probe is None:
         return
-    passed = _marker(_identity(manifest, routes))
-    if passed is not None and os.path.exists(passed):  # unlike Path's, False where it may not be looked up
+    identity = _identity(manifest, routes)
+    if is_remembered(_PASSED, identity):
         return
     texts, expected = _read(directory / manifest.probe.file, list(routes))
     for name, route in routes.items():
@@ -87,21 +84,7 @@ def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]
                 f"{session.version} on {session.device}, {cpu_name()}. Try another onnxruntime version or device, or "
                 "export the model again with --dtype fp32; 'stonnx doctor' shows what this machine can do."
             )
-    if passed is None:
-        return
-    try:
-        passed.parent.mkdir(parents=True, exist_ok=True)
-        passed.touch()
-    except OSError as error:  # a read-only cache: the probe runs at every start
-        logger.debug("The passed probe cannot be remembered in %s: %s", passed.parent, error)
-
-
-def _marker(identity: str) -> Path | None:
-    """The empty file that says that a probe was passed; None where there is no place for it."""
-    try:
-        return cache_directory() / "probes" / identity
-    except RuntimeError:  # a user without a home directory
-        return None
+    remember(_PASSED, identity)
 
 
 def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:

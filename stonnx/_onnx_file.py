@@ -1,0 +1,92 @@
+"""Which other files an ONNX file names, read from its bytes: the runtime has no ``onnx`` package.
+
+A graph may keep weights in files beside it. Those are part of the bundle, so their hashes have to be in the manifest;
+any other place, ``../secret`` or an address in memory, is an attempt to read what is none of the graph's business.
+
+An ONNX file is a message in the encoding of Protocol Buffers (https://protobuf.dev/programming-guides/encoding): fields
+one after the other, each a number with a type and then a value, which may be a message again.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+# Of onnx.proto: the numbers of the fields through which weights can be reached, by the message that has them. The
+# `external_data` of a tensor is a list of keys and values.
+_PATHS: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+_KEY, _VALUE = 1, 2
+_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+
+
+def external_files(path: Path) -> set[str]:
+    """What a graph gives as the places of its weights outside the file.
+
+    Raises:
+        ValueError: It is no ONNX file.
+    """
+    if not path.stat().st_size:  # which cannot be mapped
+        raise ValueError("it is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _external_files(data)
+
+
+def _external_files(data: mmap.mmap) -> set[str]:
+    places = set()
+    # Not recursive: a hostile graph may be nested deeper than Python's stack.
+    messages = [("model", 0, len(data))]
+    while messages:
+        kind, start, end = messages.pop()
+        if kind == "entry":
+            fields = [(field, bytes(data[first:last])) for field, first, last in _fields(data, start, end)]
+            # A field that is there twice has its last value, and a key may come after it: all values are looked at.
+            if any(field == _KEY and value == b"location" for field, value in fields):
+                places |= {value.decode(errors="replace") for field, value in fields if field == _VALUE}
+            continue
+        parts = _PATHS[kind]
+        messages += [(parts[field], first, last) for field, first, last in _fields(data, start, end) if field in parts]
+    return places
+
+
+def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields of a message that are bytes, texts or messages themselves: number, and where the value is."""
+    while position < end:
+        tag, position = _varint(data, position, end)
+        length, kind = 0, tag & 7
+        if kind == _VARINT:
+            _, position = _varint(data, position, end)
+        elif kind == _BYTES:
+            length, position = _varint(data, position, end)
+        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
+            length = 8 if kind == _EIGHT_BYTES else 4
+        else:
+            raise ValueError(f"type {kind} of a field at byte {position} is not used in ONNX files")
+        if position + length > end:
+            raise ValueError(f"it ends in the middle of a field, at byte {position}")
+        if kind == _BYTES:
+            yield tag >> 3, position, position + length
+        position += length
+
+
+def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    """A number of up to ten bytes, seven bits in each, and where it ends."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            break
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            # As protobuf does: what does not fit into 64 bits is cut off.
+            return number & 0xFFFF_FFFF_FFFF_FFFF, position
+    raise ValueError(f"it ends in the middle of a number, at byte {position}")

@@ -1,0 +1,75 @@
+"""That a bundle is what its manifest says: hashed once on a machine, and recognized by sizes and times after that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from stonnx._bundle import Manifest, verify_files
+from stonnx._errors import BundleFormatError
+from stonnx._onnx_file import external_files
+from stonnx._remembered import is_remembered, remember
+
+_KIND = "verified"
+# Two changes may get the same time where a file system counts it coarsely; FAT is the coarsest.
+_COARSEST_CLOCK = 2_000_000_000
+
+
+def verify(directory: Path, manifest: Manifest) -> None:
+    """Check the files of a bundle, unless this machine has checked them before and they are the same since.
+
+    The first load hashes every file, and sees that the graphs name no other files. Later ones compare size, inode and
+    the times of the last change of contents and of the file itself, so they find a file that was replaced or written
+    to. They do not find what keeps all of these: damage on the disk below the file system, or somebody who sets them on
+    purpose. ``stonnx info`` always hashes. Where the cache directory cannot be written, so does every load.
+
+    Raises:
+        BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.
+        BundleFormatError: A graph is no ONNX file, or takes weights from a file that the manifest does not list.
+    """
+    start = time.time_ns()
+    before = _identity(directory, manifest)
+    if before is not None and is_remembered(_KIND, before):
+        return
+    verify_files(directory, manifest)
+    for route in manifest.routes.values():
+        _check_graph(directory / route.graph, manifest)
+    # Not while somebody writes: neither during the check nor so shortly before that the times could not tell.
+    if before is not None and before == _identity(directory, manifest) and _newest(directory, manifest) < start:
+        remember(_KIND, before)
+
+
+def _check_graph(path: Path, manifest: Manifest) -> None:
+    try:
+        names = external_files(path)
+    except ValueError as error:
+        raise BundleFormatError(
+            f"{path} is no ONNX file that can be read: {error}. Export the model again with: stonnx export MODEL"
+        ) from error
+    for name in sorted(names - set(manifest.files)):
+        raise BundleFormatError(
+            f"{path} takes weights from {name!r}, which is no file of the bundle. Export the model again with: stonnx "
+            "export MODEL"
+        )
+
+
+def _identity(directory: Path, manifest: Manifest) -> str | None:
+    """A hash over what the files should be and what they are on the disk; None where one of them is not there."""
+    parts = []
+    for name, entry in sorted(manifest.files.items()):
+        try:
+            found = os.stat(directory / name)
+        except OSError:
+            return None
+        disk = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+        parts.append([name, entry.size, entry.sha256, *disk])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _newest(directory: Path, manifest: Manifest) -> int:
+    """When a file was last changed, and the next change has another time for certain."""
+    found = [os.stat(directory / name) for name in manifest.files]
+    return max((max(one.st_mtime_ns, one.st_ctime_ns) for one in found), default=0) + _COARSEST_CLOCK

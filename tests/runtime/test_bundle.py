@@ -34,7 +34,8 @@ from stonnx._bundle import (
 )
 
 # Small stand-ins: reading a manifest and checking hashes needs no network.
-FILES = {"model.onnx": b"a graph" * 100, "tokenizer.json": b"{}"}
+# As far as its encoding goes, an ONNX file.
+FILES = {"model.onnx": b"\x0a\x05graph" * 100, "tokenizer.json": b"{}"}
 
 
 @pytest.fixture(scope="module")

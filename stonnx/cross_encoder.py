@@ -13,6 +13,7 @@ import numpy.typing as npt
 from stonnx._activations import ACTIVATIONS, Activation, resolve_activation, softmax
 from stonnx._engine import TooLong
 from stonnx._errors import BundleFormatError, InvalidArgumentError, InvalidInputError, UnsupportedError
+from stonnx._hub import ORGANIZATIONS
 from stonnx._model import CallOptions, Model
 from stonnx._old_names import accept_old_arguments
 from stonnx._outputs import to_torch
@@ -73,7 +74,7 @@ class CrossEncoder(Model):
         array([ 8.7, -4.3], dtype=float32)
     """
 
-    default_huggingface_organization = "cross-encoder"
+    default_huggingface_organization = ORGANIZATIONS["rerank"]
     _task = "rerank"
 
     @accept_old_arguments(

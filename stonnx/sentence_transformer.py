@@ -15,6 +15,7 @@ import numpy.typing as npt
 from stonnx._embedding_model import EmbeddingModel
 from stonnx._engine import TooLong
 from stonnx._errors import InvalidArgumentError
+from stonnx._hub import ORGANIZATIONS
 from stonnx._inputs import parse_inputs
 from stonnx._model import CallOptions
 from stonnx._old_names import accept_old_arguments
@@ -61,7 +62,7 @@ class SentenceTransformer(EmbeddingModel):
         (2, 384)
     """
 
-    default_huggingface_organization = "sentence-transformers"
+    default_huggingface_organization = ORGANIZATIONS["embedding"]
     _task = "embedding"
     _default_similarity = "cosine"
 

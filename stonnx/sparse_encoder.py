@@ -13,6 +13,7 @@ from stonnx import _csr
 from stonnx._embedding_model import EmbeddingModel
 from stonnx._engine import TooLong
 from stonnx._errors import BundleFormatError, InvalidArgumentError, UnsupportedError
+from stonnx._hub import ORGANIZATIONS
 from stonnx._inputs import parse_inputs
 from stonnx._model import CallOptions
 from stonnx._old_names import accept_old_arguments
@@ -60,7 +61,7 @@ class SparseEncoder(EmbeddingModel):
         ((2, 30522), 96)
     """
 
-    default_huggingface_organization = "sparse-encoder"
+    default_huggingface_organization = ORGANIZATIONS["sparse"]
     _task = "sparse"
     _default_similarity = "dot"
 

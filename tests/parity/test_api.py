@@ -6,7 +6,6 @@ original gives tensors although nobody asked for them, stonnx gives numpy arrays
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -675,41 +674,3 @@ def test_options_that_change_the_network_are_refused(minilm_bundle: Path, name: 
 def test_trust_remote_code_has_no_effect(minilm_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     stonnx.SentenceTransformer(minilm_bundle, trust_remote_code=True)
     assert "stonnx never runs code" in caplog.text
-
-
-# --- signatures ---
-
-MISSING = inspect.Parameter.empty
-
-# Every difference between the signatures: {method: {parameter: default}}, in the order of the parameters.
-DIFFERENT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "__init__": {
-        # There are no modules to build a model from, so that a name is needed.
-        "model_name_or_path": MISSING,
-        # Always ONNX Runtime; "torch" is accepted, for code that passes the original's default.
-        "backend": "onnx",
-    }
-}
-ADDED: dict[str, dict[str, Any]] = {
-    "__init__": {
-        # The recipe of an export on first use.
-        "dtype": None,
-        # Threads of the session.
-        "threads": None,
-        "max_batch_tokens": None,
-        "too_long": "truncate",
-        "device_options": None,
-    }
-}
-
-
-@pytest.mark.parametrize("name", ["__init__", *METHODS, "similarity", "similarity_pairwise", "truncate_embeddings"])
-def test_signature(name: str) -> None:
-    original = inspect.signature(getattr(sentence_transformers.SentenceTransformer, name)).parameters.values()
-    different, added = DIFFERENT_DEFAULTS.get(name, {}), ADDED.get(name, {})
-    expected = [(p.name, p.kind, different.get(p.name, p.default)) for p in original]
-    expected += [(key, inspect.Parameter.KEYWORD_ONLY, default) for key, default in added.items()]
-    parameters = inspect.signature(getattr(stonnx.SentenceTransformer, name)).parameters.values()
-    assert [(p.name, p.kind, p.default) for p in parameters] == expected
-    for p in original:
-        assert p.name not in different or p.default != different[p.name], f"{p.name} is not different any more"

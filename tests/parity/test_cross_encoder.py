@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -419,16 +418,3 @@ def test_labels_by_index(one: stonnx.CrossEncoder, three: stonnx.CrossEncoder) -
     assert three.config.label2id == {label: index for index, label in enumerate(LABELS)}
     assert three.config.num_labels == three.num_labels == 3
     assert one.config.id2label == {0: "LABEL_0"}
-
-
-def test_signatures_equal_the_original() -> None:
-    for method in ("predict", "rank"):
-        theirs = inspect.signature(getattr(sentence_transformers.CrossEncoder, method)).parameters
-        ours = inspect.signature(getattr(stonnx.CrossEncoder, method)).parameters
-        facts = [[(p.name, p.kind, p.default) for p in side.values()] for side in (theirs, ours)]
-        assert facts[0] == facts[1]
-    theirs = inspect.signature(sentence_transformers.CrossEncoder.__init__).parameters
-    ours = inspect.signature(stonnx.CrossEncoder.__init__).parameters
-    assert [*theirs, "dtype", "threads", "max_batch_tokens", "too_long", "device_options"] == list(ours)
-    assert all(ours[name].kind == theirs[name].kind for name in theirs)
-    assert stonnx.CrossEncoder.default_huggingface_organization == "cross-encoder"

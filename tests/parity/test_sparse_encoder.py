@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import subprocess
@@ -377,28 +376,10 @@ def test_similarity_is_the_dot_product_unless_named(directory: Path, model: ston
         named.similarity_fn_name = "maxsim"
 
 
-@pytest.mark.parametrize(
-    "method", ["encode", "encode_query", "encode_document", "decode", "sparsity", "intersection", "similarity"]
-)
-def test_signatures_equal_the_original(method: str) -> None:
-    theirs = inspect.signature(getattr(sentence_transformers.SparseEncoder, method)).parameters
-    ours = inspect.signature(getattr(stonnx.SparseEncoder, method)).parameters
-    facts = [[(p.name, p.kind, p.default) for p in side.values()] for side in (theirs, ours)]
-    assert facts[0] == facts[1]
-
-
-def test_constructor_takes_the_arguments_of_the_original() -> None:
-    theirs = inspect.signature(sentence_transformers.SparseEncoder.__init__).parameters
-    ours = inspect.signature(stonnx.SparseEncoder.__init__).parameters
-    assert [*theirs, "dtype", "threads", "max_batch_tokens", "too_long", "device_options"] == list(ours)
-    assert all(ours[name].kind == theirs[name].kind for name in theirs)
-
-
 def test_facts_of_the_model(model: stonnx.SparseEncoder, original: Any) -> None:
     assert model.get_embedding_dimension() == model.get_sentence_embedding_dimension() == WIDTH
     assert model.max_seq_length == model.get_max_seq_length() == original.max_seq_length
     assert model.prompts == original.prompts
-    assert model.default_huggingface_organization == original.default_huggingface_organization
     assert model.max_active_dims is original.max_active_dims is None
 
 

@@ -5,7 +5,6 @@ Tolerance: 1e-6 of the largest score, which is a few float32 roundings.
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -301,18 +300,6 @@ def test_pairwise_needs_as_many_rows() -> None:
     for make in (np.asarray, scipy.sparse.csr_array):
         with pytest.raises(InvalidArgumentError, match="2 and 3 rows"):
             util.pairwise_dot_score(make(np.ones((2, 4))), make(np.ones((3, 4))))
-
-
-def test_signatures() -> None:
-    for name in util.__all__:
-        if name == "SimilarityFunction":
-            continue
-        theirs = getattr(original, name, None) or getattr(original.quantization, name)
-        expected = [(p.name, p.kind, p.default) for p in inspect.signature(theirs).parameters.values()]
-        actual = [(p.name, p.kind, p.default) for p in inspect.signature(getattr(util, name)).parameters.values()]
-        # The default score function is the package's own.
-        rename = {original.cos_sim: util.cos_sim}
-        assert actual == [(n, k, rename.get(d, d) if callable(d) else d) for n, k, d in expected], name
 
 
 def test_numpy_input_imports_neither_torch_nor_scipy() -> None:

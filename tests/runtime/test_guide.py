@@ -81,6 +81,7 @@ def test_every_row_is_complete(model: _guide.Model) -> None:
 def test_rows_agree_with_the_configurations_of_the_zoo(row: Any) -> None:
     model = GUIDE.model(row.name)
     assert model.task == row.task
+    assert row.max_seq_length in (None, model.max_seq_length)
     if row.task == "embedding":
         dense = [module.out_features for module in row.chain if isinstance(module, ZOO.Dense)]
         assert model.dimension == (dense or [row.backbone.published.hidden])[-1]

@@ -365,7 +365,7 @@ _EMBEDDING = (
         model_max_length=64,
         source=f"{FACTS}; model_max_length 64 for 512 is the zoo's own trap",
     ),
-    ModelRow("paraphrase-distilroberta-base-v2", DISTILROBERTA, "legacy", (_MEAN,), 128),
+    ModelRow("paraphrase-distilroberta-base-v2", DISTILROBERTA, "legacy", (_MEAN,), 256),
     ModelRow("multi-qa-mpnet-base-cos-v1", MPNET, "6.x", _MEAN_N, 512),
     ModelRow("multi-qa-distilbert-cos-v1", DISTILBERT, "legacy", _MEAN_N, 512),
     ModelRow("multi-qa-MiniLM-L6-cos-v1", MINILM_L6, "6.x", _MEAN_N, 512),

@@ -70,6 +70,7 @@ class Engine:
         threads: int | None = None,
         max_batch_tokens: int | None = None,
         device_options: DeviceOptions | None = None,
+        form: Literal["full-range", "saturation-safe"] | None = None,
     ) -> None:
         self.directory = directory
         self.manifest: Manifest = read_manifest(directory)
@@ -82,6 +83,7 @@ class Engine:
                 device="cpu" if count else device,
                 threads=count or threads,
                 saturation_safe=route.saturation_safe,
+                form=form,
                 facts=GraphFacts.of(self.manifest, route),
                 options=device_options,
             )

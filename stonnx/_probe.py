@@ -51,12 +51,21 @@ def run(route: LoadedRoute, task: str, texts: Sequence[Text]) -> npt.NDArray[np.
     return np.stack([rows[index] for index in range(len(texts))])
 
 
-def write(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> None:
-    """Write the probe of a bundle: its texts, and under the name of each route what that gives for them."""
+def write(
+    directory: Path,
+    manifest: Manifest,
+    routes: Mapping[str, LoadedRoute],
+    safe_routes: Mapping[str, LoadedRoute] | None = None,
+) -> None:
+    """Write the probe of a bundle: its texts, and what each route gives for them.
+
+    ``safe_routes`` are the same routes in the form of an int8 graph that cannot saturate: it has other vectors.
+    """
     texts = texts_of(manifest.task)
     # numpy has no arrays of differently long texts without pickle; JSON in bytes needs none.
     encoded = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
     vectors = {f"route.{name}": run(route, manifest.task, texts) for name, route in routes.items()}
+    vectors |= {f"safe.{name}": run(route, manifest.task, texts) for name, route in (safe_routes or {}).items()}
     np.savez_compressed(directory / FILE, texts=encoded, **vectors)  # type: ignore[arg-type]
 
 
@@ -72,7 +81,7 @@ def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]
     identity = _identity(manifest, routes)
     if is_remembered(_PASSED, identity):
         return
-    texts, expected = _read(directory / manifest.probe.file, list(routes))
+    texts, expected = _read(directory / manifest.probe.file, routes)
     for name, route in routes.items():
         actual = run(route, manifest.task, texts)
         closeness = _closeness(manifest.task, expected[name], actual)
@@ -95,13 +104,18 @@ def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _read(path: Path, routes: Sequence[str]) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]]]:
+def _read(path: Path, routes: Mapping[str, LoadedRoute]) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             texts, _ = parse_inputs(list(json.loads(bytes(arrays["texts"]))))
             if not texts:
                 raise ValueError("it has no texts")
-            return texts, {name: np.asarray(arrays[f"route.{name}"], dtype=np.float32) for name in routes}
+            vectors = {}
+            for name, route in routes.items():
+                safe = f"safe.{name}"
+                key = safe if route.session.form == "saturation-safe" and safe in arrays else f"route.{name}"
+                vectors[name] = np.asarray(arrays[key], dtype=np.float32)
+            return texts, vectors
     except Exception as error:  # numpy, zipfile, zlib and json have one of their own for each kind of damage
         raise BundleFormatError(
             f"{path} is no probe that can be read ({error}). Export the model again with: stonnx export MODEL"

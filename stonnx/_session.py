@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,7 @@ class Session:
         device: ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt``, ``openvino``. None: the best that works.
         threads: Threads of one run on the CPU. None: as many as the process may use CPUs.
         saturation_safe: Initializers that are replaced where 8-bit products saturate.
+        form: Which form of an int8 graph runs. None: the one that this CPU needs.
         facts: What the bundle says about the graph.
         options: How to use a GPU.
 
@@ -119,6 +120,7 @@ class Session:
         device: str | None = None,
         threads: int | None = None,
         saturation_safe: Mapping[str, Scalar] | None = None,
+        form: Literal["full-range", "saturation-safe"] | None = None,
         facts: GraphFacts | None = None,
         options: DeviceOptions | None = None,
     ) -> None:
@@ -129,7 +131,7 @@ class Session:
             raise InvalidArgumentError(f"threads must be a positive integer or None, got {threads!r}.")
         self.threads = threads or available_cpus()
         self.version: str = self._ort.__version__
-        self._saturation_safe = saturation_safe or {}
+        self._saturation_safe, self._form = saturation_safe or {}, form
         self._facts, self._options = facts or GraphFacts(), options or DeviceOptions()
         self.fallbacks: tuple[str, ...] = ()
         for choice in devices:
@@ -159,7 +161,7 @@ class Session:
         self.device, self.form = str(device), ""
         self._engine: _tensorrt.Engine | None = None
         if self._saturation_safe:
-            self.form = "saturation-safe" if products_saturate() else "full-range"
+            self.form = self._form or ("saturation-safe" if products_saturate() else "full-range")
         providers = self._providers(device)
         try:
             if self.form == "saturation-safe":

@@ -166,7 +166,9 @@ def export(
                     raise FidelityError(f"{error} Nothing was written.{_worst_layers(quantizations)}") from None
                 _clear(staging)
         with stage("writing the manifest"):
-            _probe.write(staging, manifest, engine.named_routes)
+            saturates = any(route.saturation_safe for route in routes.values())
+            safe_engine = Engine(staging, device="cpu", form="saturation-safe") if saturates else None
+            _probe.write(staging, manifest, engine.named_routes, safe_engine.named_routes if safe_engine else None)
             files = {**manifest.files, **hash_files(staging, [_probe.FILE])}
             probe = Probe(_probe.FILE, recipe.probe_cosine)
             rewrites = _count([*results, *more])

@@ -106,8 +106,8 @@ RECIPES: Mapping[str, Recipe] = {
             passes=(*_EXACT, gelu_tanh.run),
             quantize=True,
             lossy=True,
-            # CPUs without 8-bit dot products run a form with one bit less.
-            probe_cosine=0.97,
+            # Kernels that differ in the last bit leave 0.9998 of all-MiniLM-L6-v2, products that saturate 0.983.
+            probe_cosine=0.99,
             tolerance=_bounds(
                 {"invariance_cosine": _INVARIANT, "spearman_drop": 0.5},
                 embedding={"cosine_mean": 0.998, "cosine_min": 0.98, "neighbours_overlap": 0.9},

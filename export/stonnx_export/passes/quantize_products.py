@@ -149,7 +149,7 @@ class Quantizer:
         chosen = _range_of(group)
         # Scales of values that are bounded from below have initializers of their own.
         kind = "" if chosen.symmetric else f"_above_{chosen.lowest:g}"
-        peak = op.ReduceMax(op.Abs(flat) if chosen.symmetric else flat, op.vector([1]), keepdims=0)
+        peak = op.ReduceMax(op.Abs(flat) if chosen.symmetric else flat, op.vector([1]), keepdims=1)
         steps = self._scalar(op, f"reciprocal_of_steps{kind}", np.float32, 1 / chosen.steps, 1 / chosen.safe_steps)
         scale = op.Mul(peak, steps)
         if chosen.lowest:
@@ -157,11 +157,11 @@ class Quantizer:
             scale = op.Max(scale, self._scalar(op, "least_scale", np.float32, *least))
         zero_point = self._scalar(op, f"zero_point{kind}", np.uint8, chosen.zero_point, chosen.safe_zero_point)
         zero_points = self._zero_points(op, zero_point, scale, group.input)
-        codes = op.QuantizeLinear(flat, scale, zero_points, axis=0)
-        column = op.Unsqueeze(scale, op.vector([1]))
+        # A row is one block: its scale [tokens, 1] serves the product too.
+        codes = op.QuantizeLinear(flat, scale, zero_points, axis=1, block_size=channels)
         for product in group.products:
             weight, weight_scale, width = _weight(op, product, smooth)
-            result = op.MatMulIntegerToFloat(codes, weight, column, weight_scale, zero_point, _domain=_DOMAIN)
+            result = op.MatMulIntegerToFloat(codes, weight, scale, weight_scale, zero_point, _domain=_DOMAIN)
             shape = op.Concat(leading, op.vector([width]), axis=0)
             result = op.Reshape(result, shape)
             replaced = product.outputs[0]
@@ -169,7 +169,7 @@ class Quantizer:
             replaced.replace_all_uses_with(result)
 
     def _zero_points(self, op: GraphBuilder, zero_point: ir.Value, scale: ir.Value, tokens: ir.Value) -> ir.Value:
-        """The zero point of every token [tokens]; values with the same symbolic shape share it."""
+        """The zero point of every token [tokens, 1]; values with the same symbolic shape share it."""
         dimensions = [str(dimension) for dimension in tokens.shape or ()][:2]
         key = (zero_point, *dimensions)
         if "None" in dimensions or key not in self._shared:

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,23 +184,23 @@ def download(
             directory = Path(cached).parent if isinstance(cached, str) else None
             if directory is not None and all((directory / file).is_file() for file in read_manifest(directory).files):
                 return directory
-        try:
-            manifest = Path(huggingface_hub.hf_hub_download(filename=MANIFEST_NAME, revision=revision, **place))
-        except LocalEntryNotFoundError:  # not in the cache; it is an EntryNotFoundError too
-            if not local_files_only:
-                raise
-        except EntryNotFoundError:
-            pass
-        else:
-            for file in read_manifest(manifest.parent).files:
-                # The commit in the path of the manifest pins the other files to the same version.
-                huggingface_hub.hf_hub_download(filename=file, revision=manifest.parent.name, **place)
-            return manifest.parent
+        # Asked for a file that is not in the cache, the client tries for half a minute where there is no network. So
+        # a checkpoint that is there is not asked for a manifest: if it has one by now, its snapshot below brings it.
+        if not _has_checkpoint(**place, revision=revision):
+            try:
+                return _download_bundle(revision, place)
+            except LocalEntryNotFoundError:  # not in the cache; it is an EntryNotFoundError too
+                if not local_files_only:
+                    raise
+            except EntryNotFoundError:
+                pass
         wanted = [(_DOWNLOADED, ("**/*.safetensors", "**/*.bin")), (_DOWNLOADED_ONNX, ("**/model.onnx",))]
         if missing_for_pytorch() is not None if onnx is None else onnx:
             wanted.reverse()
         for patterns, weights in wanted:
             snapshot = Path(huggingface_hub.snapshot_download(revision=revision, allow_patterns=patterns, **place))
+            if (snapshot / MANIFEST_NAME).is_file():
+                return _download_bundle(snapshot.name, place)
             if any(list(snapshot.glob(pattern)) for pattern in weights):
                 break
         return snapshot
@@ -209,3 +210,25 @@ def download(
             f"{name} is no directory here, and was not found {where}: {str(error).splitlines()[0]}\n"
             "Check the name, or pass the directory of a bundle made with: stonnx export MODEL -o DIRECTORY"
         ) from error
+
+
+def _download_bundle(revision: str | None, place: Mapping[str, Any]) -> Path:
+    import huggingface_hub
+
+    manifest = Path(huggingface_hub.hf_hub_download(filename=MANIFEST_NAME, revision=revision, **place))
+    for file in read_manifest(manifest.parent).files:
+        # The commit in the path of the manifest pins the other files to the same version.
+        huggingface_hub.hf_hub_download(filename=file, revision=manifest.parent.name, **place)
+    return manifest.parent
+
+
+def _has_checkpoint(**place: Any) -> bool:
+    """Whether files of a repository are in the cache, and no manifest is among them."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(huggingface_hub.snapshot_download(**place | {"local_files_only": True}))
+    except LocalEntryNotFoundError:
+        return False
+    return not (snapshot / MANIFEST_NAME).is_file()

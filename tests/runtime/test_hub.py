@@ -2,109 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@dataclass
-class Hub:
-    """A server that answers what huggingface_hub asks for: repositories are directories."""
-
-    url: str
-    repositories: dict[str, Path]
-    requests: list[str] = field(default_factory=list)
+from small_hub import Hub, run, serve
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self._answer(send=False)
-
-        def do_GET(self) -> None:
-            self._answer(send=True)
-
-        def _answer(self, *, send: bool) -> None:
-            state.requests.append(self.path)
-            path = self.path.split("?")[0].removeprefix("/")
-            if path.startswith("api/models/"):
-                name = path.removeprefix("api/models/").split("/revision/")[0].split("/tree/")[0]
-                root = state.repositories.get(name)
-                files = [] if root is None else [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
-                siblings = [{"rfilename": file} for file in files]
-                answer: object = {"id": name, "sha": COMMIT, "siblings": siblings, "private": False}
-                if "/tree/" in path and root is not None:
-                    answer = [{"type": "file", "path": f, "size": (root / f).stat().st_size, "oid": f} for f in files]
-                body = json.dumps(answer).encode()
-                self._send(200 if root else 404, body if root else b"{}", {}, send, missing="RepoNotFound")
-                return
-            name, _, rest = path.partition("/resolve/")
-            root, file = state.repositories.get(name), rest.partition("/")[2]
-            if root is None:
-                self._send(404, b"", {}, send, missing="RepoNotFound")
-            elif not (root / file).is_file():
-                self._send(404, b"", {"X-Repo-Commit": COMMIT}, send, missing="EntryNotFound")
-            else:
-                body = (root / file).read_bytes()
-                tag = hashlib.sha256(body).hexdigest()
-                self._send(200, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"'}, send)
-
-        def _send(self, status: int, body: bytes, headers: dict[str, str], send: bool, missing: str = "") -> None:
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key, value)
-            if status == 404:
-                self.send_header("X-Error-Code", missing)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if send:
-                self.wfile.write(body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state = Hub(f"http://127.0.0.1:{server.server_address[1]}", {})
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-ENCODE = """
-import sys
-import stonnx
-model = stonnx.SentenceTransformer(sys.argv[1], **eval(sys.argv[2]))
-print(model.info.source, model.encode("Hello").shape)
-"""
-
-
-def run(hub: Hub, cache: Path, name: str, options: str = "{}", **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache / "hf"), "STONNX_HOME": str(cache / "stonnx")}
-    environment |= {"HF_HUB_DISABLE_XET": "1"} | more
-    return subprocess.run(
-        [sys.executable, "-c", ENCODE, name, options],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=cache,
-        timeout=300,  # eight processes import PyTorch at once
-    )
+    with serve() as hub:
+        yield hub
 
 
 def test_a_bundle_on_the_hub_is_downloaded_once_and_works_offline(

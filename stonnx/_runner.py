@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -187,14 +188,29 @@ class _Threads:
 _runners: weakref.WeakSet[Runner] = weakref.WeakSet()
 
 
-def _forget_sessions_after_fork() -> None:
+def _after_fork_in_child() -> None:
     """A forked process has the sessions, but not their threads: a run would wait for them forever."""
     for runner in list(_runners):
         for session in runner.sessions():
             # Nor can they be destroyed, which would wait for the threads too: they are kept until the process ends.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
         runner._begin(None)
+    if "onnxruntime" in sys.modules:
+        _leave_without_destructors()
+
+
+def _leave_without_destructors() -> None:
+    """End this process before the destructors of C++ libraries, once Python is finished and C's files are written.
+
+    Those of onnxruntime wait for a thread that it starts when it is imported, which a forked process does not have:
+    without this it hangs, or crashes, when it exits (seen with onnxruntime 1.32, with and without a session).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc, as all onnxruntime wheels for Linux need
+        # The last one goes first.
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+        libc["__cxa_atexit"](ctypes.cast(libc.fflush, ctypes.c_void_p), None, None)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_sessions_after_fork)
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -84,10 +84,11 @@ def dense_graph(table: np.ndarray, *, rounds: int = 0) -> onnx.ModelProto:
     return model
 
 
-def dense_bundle(directory: Path, *, width: int = 8, rounds: int = 0) -> Path:
+def dense_bundle(directory: Path, *, width: int = 8, rounds: int = 0, max_seq_length: int = MAX_SEQ_LENGTH) -> Path:
     """A bundle for :class:`stonnx.SentenceTransformer` with vectors of this width."""
-    graph = dense_graph(toy_table(width, 5), rounds=rounds)
-    return write_bundle(directory, {"default": graph}, task="embedding", embedding_dimension=width)
+    graphs = {"default": dense_graph(toy_table(width, 5), rounds=rounds)}
+    fields = {"task": "embedding", "embedding_dimension": width}
+    return write_bundle(directory, graphs, max_seq_length=max_seq_length, **fields)
 
 
 def sparse_graph(table: np.ndarray) -> onnx.ModelProto:
@@ -138,11 +139,15 @@ def _model(
     return model
 
 
-def write_bundle(directory: Path, graphs: Mapping[str, onnx.ModelProto], **fields: Any) -> Path:
+def write_bundle(
+    directory: Path, graphs: Mapping[str, onnx.ModelProto], *, max_seq_length: int = MAX_SEQ_LENGTH, **fields: Any
+) -> Path:
     """A bundle with a graph for each route. ``fields`` are those of the manifest, ``task`` among them."""
     directory.mkdir(parents=True)
     toy_tokenizer().save(str(directory / "tokenizer.json"))
-    tokenizer = TokenizerSpec("tokenizer.json", MAX_SEQ_LENGTH, MAX_POSITIONS, 0, 0, "right", True, (0, 1, 2, 3))
+    tokenizer = TokenizerSpec(
+        "tokenizer.json", max_seq_length, max(max_seq_length, MAX_POSITIONS), 0, 0, "right", True, (0, 1, 2, 3)
+    )
     routes = {}
     for name, graph in graphs.items():
         onnx.save(graph, directory / f"{name}.onnx")

@@ -1,0 +1,222 @@
+"""A model in a process that forks, and in one that is interrupted. Each runs in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from toy_bundles import dense_bundle
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has neither fork nor SIGINT")
+
+# A hang shows as this. What is waited for takes a second or two.
+_HANG_SECONDS = 120
+
+PRELUDE = """
+import logging, os, signal, sys, threading, time
+import numpy as np
+import stonnx
+from stonnx import _runner
+
+# Both sessions are there before the fork, each with its threads.
+_runner._TOKENS_BEFORE_NARROW = 0
+model = stonnx.SentenceTransformer(sys.argv[1], threads=3)
+texts = [f"bread {'rises ' * (index % 9)} {index}" for index in range(400)]
+
+
+def wait(*children):
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+
+
+def in_child(work):
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dense_bundle(tmp_path_factory.mktemp("toy") / "dense", width=256, rounds=8)
+
+
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    code = PRELUDE + textwrap.dedent(script)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_HANG_SECONDS, check=False)
+
+
+def check(done: subprocess.CompletedProcess[str], printed: str = "") -> None:
+    assert (done.returncode, done.stdout) == (0, printed), done.stderr
+
+
+def test_children_of_a_preloaded_model_serve_like_their_parent(bundle: Path) -> None:
+    """As in a server that loads the model once and forks workers: one text, many texts, and the parent goes on."""
+    script = """
+    expected, first = model.encode(texts), model.encode(texts[0])
+
+    def serve():
+        np.testing.assert_array_equal(model.encode(texts[0]), first)
+        np.testing.assert_array_equal(model.encode(texts), expected)
+        # A fork of a fork.
+        wait(in_child(lambda: np.testing.assert_array_equal(model.encode(texts), expected)))
+
+    children = [in_child(serve) for _ in range(3)]
+    np.testing.assert_array_equal(model.encode(texts), expected)
+    wait(*children)
+    """
+    check(run(script, bundle))
+
+
+def test_a_fork_in_the_middle_of_a_run(bundle: Path) -> None:
+    """The locks that other threads hold are held in the child forever, by nobody."""
+    script = """
+    expected = model.encode(texts)
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            model.encode(texts)
+            model.encode(texts[0])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    children = []
+    for _ in range(6):
+        time.sleep(0.05)
+        children.append(in_child(lambda: np.testing.assert_array_equal(model.encode(texts), expected)))
+    wait(*children)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    """
+    check(run(script, bundle))
+
+
+def test_a_child_ends_as_any_process_does(bundle: Path, tmp_path: Path) -> None:
+    """Destroying the sessions of the parent would wait for threads that the child does not have."""
+    script = """
+    import atexit, ctypes, multiprocessing
+
+    model.encode(texts)
+    for status in (0, 3):
+        child = os.fork()
+        if not child:
+            model.encode(texts)
+            del model
+            atexit.register(lambda: print("by Python"))
+            libc = ctypes.CDLL(None)
+            libc.fopen.restype = ctypes.c_void_p
+            libc.fputs(b"by C", ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w")))
+            sys.exit(status)
+        assert os.waitpid(child, 0) == (child, status << 8)
+    process = multiprocessing.get_context("fork").Process(target=lambda: print(model.encode("bread").shape, flush=True))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    """
+    # What Python and C had not written yet is written in the end.
+    check(run(script, bundle, tmp_path / "file"), "by Python\nby Python\n(256,)\n")
+    assert (tmp_path / "file").read_text() == "by C"
+
+
+def test_a_child_that_uses_no_model_ends_too(bundle: Path) -> None:
+    script = """
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            sys.exit(0)
+        wait(child)
+    """
+    check(run(script, bundle))
+
+
+def test_a_child_on_a_gpu_is_told(bundle: Path) -> None:
+    script = """
+    # As if it ran on a GPU, which a forked process cannot use.
+    runner = model._route._runner
+    runner._on_cpu = False
+
+    def serve():
+        try:
+            model.encode("bread")
+        except stonnx.DeviceError as error:
+            print(error, flush=True)
+
+    wait(in_child(serve))
+    """
+    done = run(script, bundle)
+    assert done.returncode == 0
+    assert "This process was forked from one that had loaded the model" in done.stdout
+    assert "Load the model after the fork" in done.stdout
+
+
+INTERRUPTED = """
+from stonnx._session import Session
+
+model.warmup()
+expected = model.encode(texts[0])
+original, ends, started = Session.run, [], threading.Event()
+
+
+def run(*arguments, **options):
+    if not started.is_set():
+        started.set()
+        print("running", flush=True)
+    try:
+        return original(*arguments, **options)
+    finally:
+        ends.append(str(sys.exc_info()[1]))
+
+
+Session.run = run
+try:
+    encode()
+except KeyboardInterrupt:
+    print("interrupted", ends[-1], flush=True)
+Session.run = original
+print(np.allclose(model.encode(texts[0]), expected), flush=True)
+print(len([thread for thread in threading.enumerate() if "stonnx" in thread.name]), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("encode", "endless"),
+    [
+        ("lambda: model.encode([text + str(index) for index in range(10**5) for text in texts[:2]])", True),
+        # A run that takes many seconds, and must not come to its end.
+        ("lambda: model.encode('a ' * 20_000)", False),
+        ("lambda: [model.encode(texts[0]) for _ in iter(int, 1)]", True),
+    ],
+    ids=["many texts", "one run", "one text at a time"],
+)
+def test_ctrl_c_ends_a_call_and_leaves_the_model_usable(tmp_path: Path, encode: str, endless: bool) -> None:
+    bundle = dense_bundle(tmp_path / "slow", width=512, rounds=200, max_seq_length=20_002)
+    command = [sys.executable, "-c", f"{PRELUDE}\nencode = {encode}\n{INTERRUPTED}", str(bundle)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "running\n"
+            process.send_signal(signal.SIGINT)
+            printed, _ = process.communicate(timeout=_HANG_SECONDS)
+        finally:
+            process.kill()
+    first, *others = printed.splitlines()
+    assert others == ["True", "0"]
+    assert first.startswith("interrupted ")
+    assert "terminate flag" in first or endless
+    assert process.returncode == 0

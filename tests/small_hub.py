@@ -23,6 +23,7 @@ class Hub:
 
     url: str
     repositories: dict[str, Path]
+    commit: str = COMMIT
     # The paths of all requests, and of those for the contents of a file.
     requests: list[str] = field(default_factory=list)
     downloads: list[str] = field(default_factory=list)
@@ -54,7 +55,7 @@ def serve() -> Iterator[Hub]:
                 root = state.repositories.get(name)
                 files = [] if root is None else [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
                 siblings = [{"rfilename": file} for file in files]
-                answer: object = {"id": name, "sha": COMMIT, "siblings": siblings, "private": False}
+                answer: object = {"id": name, "sha": state.commit, "siblings": siblings, "private": False}
                 if "/tree/" in path and root is not None:
                     answer = [{"type": "file", "path": f, "size": (root / f).stat().st_size, "oid": f} for f in files]
                 body = json.dumps(answer).encode()
@@ -65,13 +66,13 @@ def serve() -> Iterator[Hub]:
             if root is None:
                 self._send(404, b"", {}, send, missing="RepoNotFound")
             elif not (root / file).is_file():
-                self._send(404, b"", {"X-Repo-Commit": COMMIT}, send, missing="EntryNotFound")
+                self._send(404, b"", {"X-Repo-Commit": state.commit}, send, missing="EntryNotFound")
             else:
                 if send:
                     state.downloads.append(file)
                 body = (root / file).read_bytes()
                 tag = hashlib.sha256(body).hexdigest()
-                headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"'}
+                headers = {"X-Repo-Commit": state.commit, "ETag": f'"{tag}"'}
                 start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
                 if start:  # the rest of a download that was interrupted
                     headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"

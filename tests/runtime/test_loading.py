@@ -1,0 +1,501 @@
+"""Loading under bad conditions: hashes, links, no network, processes that are killed, caches that cannot be written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from small_hub import COMMIT, ENCODE, Hub, environment, run, serve
+from toy_bundles import dense_bundle, dense_graph, toy_table
+
+import stonnx._bundle
+import stonnx._verified
+from stonnx import BundleError, BundleFormatError, BundleIntegrityError, SentenceTransformer
+from stonnx._bundle import FileEntry, hash_files, read_manifest, write_manifest
+from stonnx._onnx_file import external_files
+
+LOAD = "import sys, stonnx; print(stonnx.SentenceTransformer(sys.argv[1]).encode('the sun').shape)"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serve() as hub:
+        yield hub
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache directory of this test's own."""
+    monkeypatch.setenv("STONNX_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def bundle(home: Path, tmp_path: Path) -> Path:
+    """A toy bundle that this test may change."""
+    return dense_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all files that are hashed from now on."""
+    names: list[str] = []
+    original = stonnx._bundle._sha256
+
+    def record(path: Path) -> str:
+        names.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(stonnx._bundle, "_sha256", record)
+    return names
+
+
+@pytest.fixture
+def fine_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the bundle had been written long ago."""
+    monkeypatch.setattr(stonnx._verified, "_COARSEST_CLOCK", 0)
+
+
+FILES = ["default.onnx", "tokenizer.json"]
+
+
+# --- hashes ---
+
+
+def test_files_are_hashed_once(bundle: Path, hashed: list[str], fine_clock: None) -> None:
+    SentenceTransformer(bundle)
+    assert sorted(hashed) == FILES
+    SentenceTransformer(bundle)
+    assert len(hashed) == len(FILES)
+
+
+def _write(path: Path) -> None:
+    """Another byte in place: the size stays."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _write_and_set_the_time_back(path: Path) -> None:
+    before = path.stat()
+    _write(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _replace(path: Path) -> None:
+    """Another file of the same size and time."""
+    before, other = path.stat(), path.with_name("other")
+    shutil.copy(path, other)
+    _write(other)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, path)
+
+
+def _lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("change", [_write, _write_and_set_the_time_back, _replace, _lengthen, Path.unlink])
+def test_a_change_after_the_first_load_is_found(
+    bundle: Path, fine_clock: None, change: Callable[[Path], None], name: str
+) -> None:
+    SentenceTransformer(bundle)
+    change(bundle / name)
+    with pytest.raises(BundleIntegrityError, match=name):
+        SentenceTransformer(bundle)
+
+
+def test_another_hash_in_the_manifest_is_found(bundle: Path, fine_clock: None) -> None:
+    SentenceTransformer(bundle)
+    manifest = read_manifest(bundle)
+    entry = dataclasses.replace(manifest.files["default.onnx"], sha256="0" * 64)
+    write_manifest(bundle, dataclasses.replace(manifest, files={**manifest.files, "default.onnx": entry}))
+    with pytest.raises(BundleIntegrityError, match="SHA-256 differs"):
+        SentenceTransformer(bundle)
+
+
+def test_nothing_is_remembered_of_files_that_were_just_written(bundle: Path, hashed: list[str]) -> None:
+    # A change in the same tick of the file system's clock would have the same time.
+    future = time.time() + 3600
+    os.utime(bundle / "tokenizer.json", (future, future))
+    for loads in (1, 2):
+        SentenceTransformer(bundle)
+        assert len(hashed) == loads * len(FILES)
+
+
+def test_info_and_build_hash_every_time(bundle: Path, hashed: list[str], fine_clock: None) -> None:
+    from stonnx.cli import main
+
+    SentenceTransformer(bundle)
+    hashed.clear()
+    main(["info", str(bundle)])
+    assert sorted(hashed) == FILES
+
+
+# --- what is not part of the bundle ---
+
+
+def test_links_lead_anywhere_as_long_as_the_hash_is_right(bundle: Path, tmp_path: Path) -> None:
+    linked = Path(shutil.copytree(bundle, tmp_path / "linked", copy_function=os.symlink))
+    SentenceTransformer(linked)
+    (tmp_path / "secret").write_text("root:x:0:0")
+    (linked / "tokenizer.json").unlink()
+    (linked / "tokenizer.json").symlink_to("../secret")
+    with pytest.raises(BundleIntegrityError) as error:
+        SentenceTransformer(linked)
+    assert "root:x" not in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_links_to_what_never_ends(bundle: Path, tmp_path: Path, target: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    manifest = read_manifest(bundle)
+    (bundle / "endless").symlink_to(tmp_path / target)
+    write_manifest(bundle, dataclasses.replace(manifest, files={**manifest.files, "endless": FileEntry(0, "0" * 64)}))
+    with pytest.raises(BundleIntegrityError, match="endless cannot be read: it is no plain file"):
+        SentenceTransformer(bundle)
+
+
+def test_an_empty_graph(bundle: Path) -> None:
+    (bundle / "default.onnx").write_bytes(b"")
+    rehash(bundle)
+    with pytest.raises(BundleFormatError, match=r"lists 'default\.onnx' as a file of 0 bytes"):
+        SentenceTransformer(bundle)
+
+
+def rehash(directory: Path, *more: str) -> None:
+    """Have the manifest say what the files are now."""
+    data = json.loads((directory / "stonnx.json").read_text(encoding="utf-8"))
+    files = hash_files(directory, [*data["files"], *more])
+    data["files"] = {name: dataclasses.asdict(entry) for name, entry in files.items()}
+    (directory / "stonnx.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def move_weights(directory: Path, place: str) -> None:
+    """Have the graph take its table from another file."""
+    graph = dense_graph(toy_table(8, 5))
+    (table,) = (tensor for tensor in graph.graph.initializer if tensor.name == "table")
+    raw = table.raw_data
+    table.ClearField("raw_data")
+    table.data_location = TensorProto.EXTERNAL
+    for key, value in [("location", place), ("offset", "0"), ("length", str(len(raw)))]:
+        entry = table.external_data.add()
+        entry.key, entry.value = key, value
+    (directory / "default.onnx").write_bytes(graph.SerializeToString())
+    (directory / "weights").write_bytes(raw)
+    (directory.parent / "secret").write_bytes(raw)
+    rehash(directory)
+
+
+def test_weights_in_a_file_of_the_bundle(bundle: Path, fine_clock: None) -> None:
+    expected = SentenceTransformer(bundle).encode("the sun")
+    move_weights(bundle, "weights")
+    rehash(bundle, "weights")
+    np.testing.assert_array_equal(SentenceTransformer(bundle).encode("the sun"), expected)
+    _write(bundle / "weights")
+    with pytest.raises(BundleIntegrityError, match="weights has changed"):
+        SentenceTransformer(bundle)
+
+
+PLACES = ["weights", "../secret", "sub/../../secret", "./weights", "/etc/passwd", "*/_ORT_MEM_ADDR_/*", "missing", ""]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_weights_anywhere_else(bundle: Path, place: str) -> None:
+    move_weights(bundle, place)
+    with pytest.raises(BundleFormatError, match=r"takes weights from '.*', which is no file of the bundle"):
+        SentenceTransformer(bundle)
+
+
+def test_weights_behind_a_link_out_of_the_bundle(bundle: Path) -> None:
+    # The hash is right, and yet onnxruntime, which reads this file, refuses it.
+    move_weights(bundle, "linked")
+    (bundle / "linked").symlink_to("../secret")
+    rehash(bundle, "linked")
+    with pytest.raises(BundleFormatError, match="escapes model directory"):
+        SentenceTransformer(bundle)
+
+
+def _tensor(place: str) -> TensorProto:
+    tensor = TensorProto(name=place, data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    # A field that comes twice has its last value, and the order of key and value is free.
+    entry = tensor.external_data.add()
+    entry.ParseFromString(b"\x12\x01x" + b"\x0a\x01y" + b"\x0a\x08location")
+    entry.value = place
+    return tensor
+
+
+def test_all_places_where_a_graph_can_have_weights(tmp_path: Path) -> None:
+    inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=_tensor("d"))], "inner", [], [])
+    inner.initializer.append(_tensor("a"))
+    branch = helper.make_node("If", ["x"], ["y"], then_branch=inner)
+    graph = helper.make_graph([branch, helper.make_node("Constant", [], ["c"], value=_tensor("b"))], "g", [], [])
+    sparse = onnx.SparseTensorProto(values=_tensor("e"), indices=_tensor("f"), dims=[1])
+    graph.sparse_initializer.append(sparse)
+    many = helper.make_attribute("many", [_tensor("g"), _tensor("h")])
+    graph.node.append(onnx.NodeProto(op_type="Other", attribute=[many, helper.make_attribute("sparse", sparse)]))
+    graph.node[-1].attribute.append(
+        helper.make_attribute("graphs", [helper.make_graph([], "i", [], [], [_tensor("i")])])
+    )
+    function = helper.make_function(
+        "own", "F", [], ["c"], [helper.make_node("Constant", [], ["c"], value=_tensor("j"))], []
+    )
+    function.attribute_proto.append(helper.make_attribute("default", _tensor("k")))
+    model = helper.make_model(graph, functions=[function])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert external_files(tmp_path / "model.onnx") == set("abdefghijk")
+
+
+def test_a_deeply_nested_graph(tmp_path: Path) -> None:
+    content = b""
+    for _ in range(20_000):
+        graph = b"\x0a" + _varint(len(content)) + content
+        content = b"\x2a" + _varint(len(graph)) + graph if len(content) % 2 else b"\x32" + _varint(len(graph)) + graph
+    (tmp_path / "model.onnx").write_bytes(b"\x3a" + _varint(len(content)) + content)
+    assert external_files(tmp_path / "model.onnx") == set()
+
+
+def _varint(number: int) -> bytes:
+    groups = [number >> shift & 0x7F for shift in range(0, max(number.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
+
+
+# --- no network ---
+
+# Ends the process: an exception could be taken for a network that is down, and be lived with.
+NO_SOCKETS = """
+import os, socket, sys
+def refuse(*arguments, **options):
+    print("the network was asked", file=sys.stderr)
+    os._exit(3)
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+"""
+# As where there is no network, which must not be tried again and again.
+NETWORK_DOWN = """
+import socket, time
+def fail(*arguments, **options):
+    raise OSError(101, "Network is unreachable")
+socket.socket.connect = socket.getaddrinfo = fail
+def sleep(seconds):
+    raise AssertionError("waits for the network")
+time.sleep = sleep
+"""
+
+
+def python(code: str, *arguments: str, env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, **options)
+
+
+def test_a_directory_needs_no_network(hub: Hub, bundle: Path, tmp_path: Path) -> None:
+    result = python(NO_SOCKETS + LOAD, str(bundle), env=environment(hub, tmp_path))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "variables"),
+    [
+        (NO_SOCKETS, "{'local_files_only': True}", {}),
+        (NO_SOCKETS, "{}", {"HF_HUB_OFFLINE": "1"}),
+        (NETWORK_DOWN, "{}", {}),
+    ],
+    ids=["local_files_only", "HF_HUB_OFFLINE", "network down"],
+)
+def test_a_cached_bundle_needs_no_network(
+    hub: Hub, bundle: Path, tmp_path: Path, code: str, options: str, variables: dict[str, str]
+) -> None:
+    hub.repositories["somebody/toy"] = bundle
+    assert run(hub, tmp_path, "somebody/toy").returncode == 0
+    result = python(code + ENCODE, "somebody/toy", options, env=environment(hub, tmp_path) | variables)
+    assert result.returncode == 0, result.stderr
+
+
+FIND = """
+import sys
+from stonnx._hub import download
+print(download(sys.argv[1], None, None, None, False))
+"""
+
+
+def test_a_checkpoint_that_another_library_cached_needs_no_network(hub: Hub, tmp_path: Path) -> None:
+    repository = tmp_path / "hf" / "hub" / "models--somebody--plain"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    for name in ("config.json", "modules.json", "model.safetensors"):
+        (snapshot / name).write_text("{}")
+    result = python(NETWORK_DOWN + FIND, "somebody/plain", env=environment(hub, tmp_path))
+    assert result.stdout.strip() == str(snapshot), result.stderr
+
+
+def test_a_cached_checkpoint_that_became_a_bundle(hub: Hub, bundle: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / name).write_text("{}")
+    hub.repositories["somebody/toy"] = checkpoint
+    found = python(FIND, "somebody/toy", env=environment(hub, tmp_path))
+    assert found.stdout.strip().endswith(COMMIT), found.stderr
+    hub.repositories["somebody/toy"], hub.commit = bundle, "f" * 40
+    result = run(hub, tmp_path, "somebody/toy")
+    assert result.returncode == 0, result.stderr
+
+
+# --- killed, and many at once ---
+
+
+@pytest.mark.parametrize("file", ["stonnx.json", "default.onnx", "tokenizer.json"])
+def test_killed_in_the_middle_of_a_download(hub: Hub, bundle: Path, tmp_path: Path, file: str) -> None:
+    hub.repositories["somebody/toy"] = bundle
+    hub.stalls = file
+    command = [sys.executable, "-c", ENCODE, "somebody/toy", "{}"]
+    with subprocess.Popen(command, env=environment(hub, tmp_path), stderr=subprocess.DEVNULL) as process:
+        assert hub.stalled.wait(120)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    hub.stalls = None
+    hub.go_on.set()
+    # What is there by half is not taken for whole where the rest cannot be had.
+    offline = run(hub, tmp_path, "somebody/toy", HF_HUB_OFFLINE="1")
+    assert "ModelNotFoundError" in offline.stderr
+    again = run(hub, tmp_path, "somebody/toy")
+    assert again.returncode == 0, again.stderr
+
+
+def test_processes_that_start_at_once_make_one_download(hub: Hub, bundle: Path, tmp_path: Path) -> None:
+    hub.repositories["somebody/toy"] = bundle
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: run(hub, tmp_path, "somebody/toy"), range(8)))
+    assert [result.returncode for result in results] == [0] * 8, results[0].stderr
+    assert sorted(hub.downloads) == sorted(["stonnx.json", *FILES])
+
+
+# Exports a bundle that is there already, and waits in the middle of writing it.
+EXPORT = """
+import sys, time
+from pathlib import Path
+from stonnx_export.staging import staging_directory
+
+def export(source, target, **options):
+    with staging_directory(Path(target), overwrite=False) as directory:
+        for file in sorted(Path(sys.argv[2]).iterdir()):
+            (directory / file.name).write_bytes(file.read_bytes())
+            if sys.argv[3] == "wait":
+                print("in the middle", flush=True)
+                time.sleep(300)
+
+import stonnx_export
+stonnx_export.export = export
+import stonnx
+print(stonnx.SentenceTransformer(sys.argv[1]).encode("the sun").shape)
+"""
+
+
+def test_killed_in_the_middle_of_an_export(hub: Hub, bundle: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    command = [sys.executable, "-c", EXPORT, str(checkpoint), str(bundle)]
+    with subprocess.Popen([*command, "wait"], env=environment(hub, tmp_path), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in the middle\n"
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    result = subprocess.run([*command, "go on"], env=environment(hub, tmp_path), capture_output=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    left = sorted(path.name.split("-")[0] for path in (tmp_path / "stonnx").iterdir() if path.is_dir())
+    assert left in (["checkpoint"], ["checkpoint", "verified"])
+
+
+# --- what cannot be written ---
+
+# Root may write everywhere, unless it gives that up.
+AS_ANYBODY = """
+import ctypes, os
+if os.geteuid() == 0:
+    version_3, this_process, none = 0x20080522, 0, (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(version_3, this_process), none) == 0
+"""
+
+
+def lock(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        if not path.is_symlink():
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def test_a_bundle_and_a_cache_that_cannot_be_written(hub: Hub, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "stonnx").mkdir()
+    lock(tmp_path / "stonnx")
+    lock(bundle)
+    code = AS_ANYBODY + "\nimport sys\nassert not os.access(sys.argv[1], os.W_OK, effective_ids=True)\n" + LOAD
+    try:
+        result = python(code, str(bundle), env=environment(hub, tmp_path), cwd=tmp_path)
+    finally:
+        bundle.chmod(0o755)
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "stonnx").iterdir()) == []
+
+
+@pytest.mark.parametrize("offline", [{"HF_HUB_OFFLINE": "1"}, {}], ids=["offline", "online"])
+def test_a_hub_cache_that_cannot_be_written(hub: Hub, bundle: Path, tmp_path: Path, offline: dict[str, str]) -> None:
+    hub.repositories["somebody/toy"] = bundle
+    assert run(hub, tmp_path, "somebody/toy").returncode == 0
+    lock(tmp_path / "hf")
+    (tmp_path / "stonnx").touch()  # no directory, and nobody can make one
+    code = AS_ANYBODY + ENCODE
+    result = python(code, "somebody/toy", "{}", env=environment(hub, tmp_path) | offline, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+# --- no code of a model is run ---
+
+
+class Payload:
+    """What runs as soon as it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+def test_nothing_in_a_bundle_is_code(bundle: Path, tmp_path: Path) -> None:
+    import pickle
+
+    trace = tmp_path / "trace"
+    pickled = pickle.dumps(Payload(trace))
+    pickle.loads(pickled)
+    assert trace.exists()
+    trace.unlink()
+    for name in ("pytorch_model.bin", "probe.npz"):
+        (bundle / name).write_bytes(pickled)
+    (bundle / "modeling_x.py").write_text(f"open({str(trace)!r}, 'w')")
+    data = json.loads((bundle / "stonnx.json").read_text(encoding="utf-8"))
+    data["probe"] = {"file": "probe.npz", "cosine_min": 0.9}
+    (bundle / "stonnx.json").write_text(json.dumps(data), encoding="utf-8")
+    rehash(bundle, "probe.npz", "pytorch_model.bin", "modeling_x.py")
+    with pytest.raises(BundleError, match="no probe that can be read"):
+        SentenceTransformer(bundle, trust_remote_code=True)
+    np.savez(bundle / "probe.npz", texts=np.array([Payload(trace)], dtype=object), **{"route.default": np.zeros(1)})
+    rehash(bundle)
+    with pytest.raises(BundleError, match="allow_pickle=False"):
+        SentenceTransformer(bundle, trust_remote_code=True)
+    assert not trace.exists()

@@ -14,6 +14,7 @@ from stonnx_export.passes import (
     attention_lengths,
     first_token,
     float16,
+    fuse_attention,
     gelu_tanh,
     plain_attention,
     shapes,
@@ -51,6 +52,7 @@ class Recipe:
 # What every bundle gets: changes that are exact in real numbers.
 _EXACT: tuple[Pass, ...] = (
     shapes.run,
+    fuse_attention.run,
     attention_lengths.run,
     attention_biases.run,
     first_token.run,
@@ -89,7 +91,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="fp16",
             precision="float16",
-            network_passes=(shapes.run, attention_lengths.run, plain_attention.run, float16.run),
+            network_passes=(shapes.run, fuse_attention.run, attention_lengths.run, plain_attention.run, float16.run),
             passes=(splade_chunks.run,),
             lossy=True,
             probe_cosine=0.999,

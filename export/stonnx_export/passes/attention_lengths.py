@@ -41,9 +41,12 @@ def run(model: ir.Model) -> PassResult:
         if mask is None:
             declined.append(f"{node.name}: it has no mask")
             continue
+        bias, mask = _position_bias(mask, mask_input)
         if mask not in kinds:
             kinds[mask] = _kind_of_mask(model, mask)
         kind = kinds[mask]
+        if bias is not None and kind != "padding":
+            kind = None
         if kind is None or len(node.inputs) > 4 or len(node.outputs) > 1:
             reason = "its mask is more than padding" if kind is None else "it has past keys or further outputs"
             declined.append(f"{node.name}: {reason}")
@@ -52,25 +55,56 @@ def run(model: ir.Model) -> PassResult:
         if lengths is None and not causal:
             op = GraphBuilder(graph, before=graph[0])
             lengths = op.ReduceSum(mask_input, op.vector([1]), keepdims=0)
-        _replace(graph, node, None if causal else lengths)
+        _replace(graph, node, None if causal else lengths, bias)
         fired += 1
     RemoveUnusedNodesPass()(model)
     return PassResult(_NAME, fired, tuple(declined))
+
+
+def _position_bias(mask: ir.Value, mask_input: ir.Value) -> tuple[ir.Value | None, ir.Value]:
+    """What a mask adds for positions alone [1, heads, S, S], if anything, and the rest of it."""
+    add = mask.producer()
+    if add is None or add.op_type != "Add":
+        return None, mask
+    first, second = add.inputs
+    if first is None or second is None or _depends_on(first, mask_input) == _depends_on(second, mask_input):
+        return None, mask
+    bias, rest = (second, first) if _depends_on(first, mask_input) else (first, second)
+    expand = bias.producer()
+    if expand is not None and expand.op_type == "Expand" and expand.inputs[0] is not None:
+        bias = expand.inputs[0]  # to every text: the operator does that by itself
+    return bias, rest
+
+
+def _depends_on(value: ir.Value, source: ir.Value) -> bool:
+    seen: set[ir.Value] = set()
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        if current is source:
+            return True
+        node = current.producer()
+        if current not in seen and node is not None:
+            pending += [operand for operand in node.inputs if operand is not None]
+        seen.add(current)
+    return False
 
 
 def _is_causal(node: ir.Node) -> bool:
     return "is_causal" in node.attributes and node.attributes["is_causal"].as_int() == 1
 
 
-def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None, bias: ir.Value | None) -> None:
     """Give a node the lengths of the texts instead of a mask; without lengths, causal attention.
+
+    A bias for positions stays where the mask was.
 
     Padding on the right is behind every token that causal attention reads from, so no lengths are needed; they would
     even be wrong, since the operator takes the tokens of a text with a length for the last ones of its keys.
     """
     op = GraphBuilder(graph, before=node)
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    instead_of_mask = (None, None, None, lengths) if lengths is not None else ()
+    instead_of_mask = (bias, None, None, lengths) if lengths is not None else ()
     if lengths is None:
         attributes["is_causal"] = 1
     query, key, value = node.inputs[:3]

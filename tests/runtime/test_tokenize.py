@@ -202,4 +202,5 @@ def test_letters_that_join_a_space() -> None:
     letters = [chr(code) for code in (0x0D4E, 0x111C2, 0x1193F, 0x11A3A, 0x11D46, 0x11F02)]
     for letter in letters:
         assert _long_texts.beginning(f"word and{letter} {'x' * 500}", 2) == "word"
-    assert sum(unicodedata.category(letter) == "Lo" for letter in letters) == len(letters)
+    # The last one came with Unicode 15, which Python 3.11 does not know.
+    assert {unicodedata.category(letter) for letter in letters} <= {"Lo", "Cn"}

@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,7 @@ from benchmarks.worker import Worker, WorkerError
 
 CACHE = environments.ROOT / ".cache" / "benchmarks"
 # Before a turn, so that the threads of the system that had the last one have stopped spinning.
-_SETTLE_SECONDS = 0.1
-_CALIBRATION_SECONDS = 0.15
+_SETTLE_SECONDS = 0.05
 _STARTS = 3
 
 
@@ -77,19 +76,21 @@ def measure(
     task: Task,
     systems: Sequence[System],
     workloads: Sequence[Workload],
-    arguments: argparse.Namespace,
+    stsb: Path | None,
 ) -> None:
     """Start the systems of a task, check and calibrate each, and let them take turns."""
     workers: dict[str, Worker] = {}
     for system in systems:
         if task not in system.models:
-            results.miss(system, task, system.cannot)
+            # Where its model could not be made, that is the reason.
+            if task not in results.missing.get(system.name, {}):
+                results.miss(system, task, system.cannot)
             continue
         try:
             workers[system.name] = Worker(system, task, CACHE / "models", CACHE / "logs")
         except WorkerError as error:
             results.miss(system, task, str(error))
-    data = accuracy.sample(task, arguments.stsb)
+    data = accuracy.sample(task, stsb)
     reference: accuracy.Array | None = None
     for name, worker in list(workers.items()):
         say(f"{name}, {task}: accuracy and calibration")
@@ -107,7 +108,7 @@ def measure(
         except WorkerError as error:
             results.miss(worker.system, task, str(error))
             workers.pop(name).close()
-    for turn in range(arguments.rounds):
+    for turn in range(results.rounds):
         for workload in workloads:
             order = random.Random(f"{turn}/{workload.name}").sample(list(workers), len(workers))
             say(f"round {turn + 1}, {workload.name}")
@@ -115,7 +116,7 @@ def measure(
                 time.sleep(_SETTLE_SECONDS)
                 try:
                     batching = results.batching.get(name, {}).get(workload.name, {})
-                    figure = take_turn(workers[name], workload, batching, arguments.seconds)
+                    figure = take_turn(workers[name], workload, batching)
                 except WorkerError as error:
                     results.miss(workers[name].system, task, str(error))
                     workers.pop(name).close()
@@ -126,30 +127,28 @@ def measure(
         worker.close()
 
 
-def take_turn(worker: Worker, workload: Workload, batching: Batching, seconds: float) -> float | list[float]:
+def take_turn(worker: Worker, workload: Workload, batching: Batching) -> float | list[float]:
     """Inputs a second, or where they are encoded one at a time the p50, p95 and p99 in milliseconds."""
     if workload.alone:
         times = sorted(worker.ask("latencies", workload=workload.name))
         return [times[int(share * (len(times) - 1))] for share in (0.5, 0.95, 0.99)]
-    return float(worker.ask("passes", workload=workload.name, batching=batching, seconds=seconds))
+    return float(worker.ask("rate", workload=workload.name, batching=batching))
 
 
 def calibrate(worker: Worker, workload: Workload) -> Batching:
-    """The fastest way to batch a workload: all are tried once, which also warms up, and the best three once more."""
-    choices = worker.system.batching
-    if len(choices) == 1:
-        worker.ask("passes", workload=workload.name, batching=choices[0], seconds=_CALIBRATION_SECONDS)
-        return choices[0]
+    """The fastest way to batch a workload: all are tried, the best two once more, and the best also on one stream."""
 
-    def rates(candidates: Iterable[int]) -> dict[int, float]:
-        return {
-            index: worker.ask("passes", workload=workload.name, batching=choices[index], seconds=_CALIBRATION_SECONDS)
-            for index in candidates
-        }
+    def rate(batching: Batching) -> float:
+        return float(worker.ask("rate", workload=workload.name, batching=batching))
 
-    first = rates(range(len(choices)))
-    second = rates(sorted(first, key=lambda index: -first[index])[:3])
-    return choices[max(second, key=lambda index: max(first[index], second[index]))]
+    tried = [(rate(batching), batching) for batching in worker.system.batching]
+    tried.sort(key=lambda pair: -pair[0])
+    if len(tried) > 1:
+        again = [batching for _, batching in tried[:2]]
+        if "streams" in again[0]:
+            again.append({**again[0], "streams": 1})
+        tried += [(rate(batching), batching) for batching in again]
+    return max(tried, key=lambda pair: pair[0])[1]
 
 
 def invariance(worker: Worker, task: Task) -> float:
@@ -176,7 +175,7 @@ def footprint(results: Results, systems: Sequence[System]) -> None:
             seconds[system.name]["first"].append(worker.start_seconds)
             if turn == 0:
                 batching = results.batching[system.name].get("mix", {})
-                worker.ask("passes", workload="mix", batching=batching, seconds=0)
+                worker.ask("rate", workload="mix", batching=batching)
                 peak[system.name] = worker.ask("memory")
             worker.close()
     for system in systems:
@@ -241,8 +240,7 @@ def main() -> None:
         prog="python -m benchmarks", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     split = lambda text: text.lower().split(",")  # noqa: E731
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each system for each workload (default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="a turn lasts at least this long (default: 0.5)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each system for each workload (default: 7)")
     parser.add_argument("--systems", type=split, help="parts of names, with commas: only these, and the reference")
     parser.add_argument("--workloads", type=split, help=f"of {', '.join(workload.name for workload in WORKLOADS)}")
     parser.add_argument("--stsb", type=Path, help="CSV of sentence, sentence, score to measure accuracy on")
@@ -269,7 +267,7 @@ def main() -> None:
     tasks = [task for task in TASKS if any(workload.task == task for workload in workloads)]
     systems = available(results, systems, tasks)
     for task in tasks:
-        measure(results, task, systems, [workload for workload in workloads if workload.task == task], arguments)
+        measure(results, task, systems, [workload for workload in workloads if workload.task == task], arguments.stsb)
     if "embedding" in tasks and not arguments.no_footprint:
         footprint(results, systems)
     results.seconds = time.perf_counter() - start

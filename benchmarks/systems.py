@@ -36,16 +36,16 @@ WORKLOADS = (
     Workload("passages", "passages, 75 tokens", "embedding", lambda: texts(64, 73)),
     Workload("long", "long, 256 tokens", "embedding", lambda: texts(16, 254)),
     Workload("mix", "log-normal mix", "embedding", lambda: mixed_texts(96)),
-    Workload("single", "one short text at a time", "embedding", lambda: texts(200, 12, seed=1), alone=True),
+    Workload("single", "one short text at a time", "embedding", lambda: texts(100, 12, seed=1), alone=True),
     Workload("rerank", "1 query x 100 passages", "rerank", lambda: [(texts(1, 8)[0], text) for text in texts(100, 60)]),
     Workload("splade", "SPLADE passages", "sparse", lambda: texts(32, 73)),
 )
 
 Batching = Mapping[str, int]
-# What calibration chooses from: texts a batch, or padded tokens a batch on one stream of all cores or a stream a core.
-BATCH_SIZES: tuple[Batching, ...] = tuple({"batch_size": size} for size in (4, 8, 16, 32, 64, 128))
+# What calibration chooses from: texts a batch, or padded tokens a batch with a stream for each core.
+BATCH_SIZES: tuple[Batching, ...] = tuple({"batch_size": size} for size in (8, 16, 32, 64, 128))
 TOKEN_BUDGETS: tuple[Batching, ...] = tuple(
-    {"tokens": tokens, "streams": streams} for streams in sorted({1, CORES}) for tokens in (256, 512, 1024, 2048, 4096)
+    {"tokens": tokens, "streams": CORES} for tokens in (256, 512, 1024, 2048, 4096)
 )
 
 

@@ -120,8 +120,8 @@ class TestWorker:
         return Worker(system, "embedding", minilm_bundle.parent, tmp_path)
 
     def test_measures(self, started: Worker) -> None:
-        assert started.ask("passes", workload="short", batching={}, seconds=0) > 0
-        assert len(started.ask("latencies", workload="single")) == 200
+        assert started.ask("rate", workload="short", batching={}) > 0
+        assert len(started.ask("latencies", workload="single")) == 100
         assert started.ask("memory") > 50
         assert started.start_seconds > 0
         started.close()
@@ -137,7 +137,7 @@ class TestWorker:
 
     def test_an_error_is_told_and_the_worker_goes_on(self, started: Worker) -> None:
         with pytest.raises(WorkerError, match="batch_size"):
-            started.ask("passes", workload="short", batching={"batch_size": 0}, seconds=0)
+            started.ask("rate", workload="short", batching={"batch_size": 0})
         assert started.ask("memory") > 0
         started.close()
 

@@ -73,7 +73,7 @@ def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]
     """Run the probe of a bundle, unless this machine has passed it before.
 
     Raises:
-        ProbeError: The vectors are further from the exporter's than the manifest allows.
+        ProbeError: The graph does not run, or its vectors are further from the exporter's than the manifest allows.
         BundleFormatError: The probe cannot be read.
     """
     if manifest.probe is None:
@@ -83,7 +83,14 @@ def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]
         return
     texts, expected = _read(directory / manifest.probe.file, routes)
     for name, route in routes.items():
-        actual = run(route, manifest.task, texts)
+        try:
+            actual = run(route, manifest.task, texts)
+        except Exception as error:  # onnxruntime's errors share no public base class
+            raise ProbeError(
+                f"{directory} is loaded but does not run, with onnxruntime {route.session.version} on "
+                f"{route.session.device}: {error} Try another onnxruntime version or device, or export the model again "
+                "with: stonnx export MODEL"
+            ) from error
         closeness = _closeness(manifest.task, expected[name], actual)
         if not closeness >= manifest.probe.cosine_min:  # a NaN too
             session = route.session

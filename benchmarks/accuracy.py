@@ -81,7 +81,7 @@ def compare(task: Task, data: Sample, reference: Array, rows: Array) -> Accuracy
     close = cosines(reference, rows)
     if task == "sparse":
         both, either = ((reference > 0) & (rows > 0)).sum(1), ((reference > 0) | (rows > 0)).sum(1)
-        overlap = float((both / np.maximum(1, both)).mean())
+        overlap = float((both / np.maximum(1, either)).mean())
     else:
         overlap = neighbour_overlap(reference, rows)
     lost = 100 * (_spearman(data, reference) - _spearman(data, rows)) if data.scores else None

@@ -99,7 +99,9 @@ class TestDownload:
         def no_bundle(**_: Any) -> str:
             raise LocalEntryNotFoundError("no stonnx.json")
 
-        def snapshot(*, allow_patterns: list[str], **_: Any) -> str:
+        def snapshot(*, allow_patterns: list[str] | None = None, **_: Any) -> str:
+            if allow_patterns is None:
+                raise LocalEntryNotFoundError("nothing in the cache")
             for name in filter_repo_objects(available, allow_patterns=allow_patterns):
                 (tmp_path / name).parent.mkdir(exist_ok=True)
                 (tmp_path / name).touch()

@@ -1,21 +1,27 @@
 """Hours in minutes: random texts from many threads, models of all three tasks, and nothing may drift.
 
-    python -m benchmarks.soak --embedding DIR [--sparse DIR] [--rerank DIR] [--minutes 20] [-o docs/soak.md]
+    python -m benchmarks.soak --embedding DIR --sparse DIR --rerank DIR [--minutes 20] [-o docs/soak.md]
 
-Every thread calls a random model with random texts: fuzzed Unicode, lengths from 0 to 100,000 characters. A fixed set
-of inputs comes back every so often, and its results have to equal those of the first time; resident memory has to stay
-on a plateau. Prints a report, and exits with 1 where anything failed.
+Every thread calls a random model with random texts: fuzzed Unicode, lengths from 0 to 100,000 characters. Every
+thousandth call is followed by one of each model with fixed inputs, whose results have to equal those of the first time.
+No call may take two minutes. Resident memory has to stay on a plateau: the first quarter of the run is for warming up,
+and after that the median of the last quarter may be above that of the second by no more than 3%, so that what grows
+slowly and steadily fails. Prints a report, and exits with 1 where anything failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import faulthandler
+import os
 import platform
+import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,7 @@ import onnxruntime
 
 import stonnx
 from benchmarks.memory import resident
+from stonnx._cpus import available_cpus, cpu_name
 
 # Ranges of characters to draw from: most of what tokenizers treat in their own way.
 _ALPHABETS = (
@@ -31,12 +38,16 @@ _ALPHABETS = (
     (0x1100, 0x1200), (0x2000, 0x2070), (0x3040, 0x3100), (0x4E00, 0x9FFF), (0xAC00, 0xD7A4), (0xE000, 0xE100),
     (0x1F300, 0x1F700), (0x0, 0x20),
 )  # fmt: skip
-# Calls between two returns of the fixed inputs.
-_EVERY = 1000
-# The second half of the run may take this much more than the first did above the loaded models.
-_GROWTH = 0.25
+# What the last quarter may have above the second one, as a share.
+_GROWTH = 0.03
+# Seconds after which a call that has not returned never will.
+_STUCK = 120.0
 # Vectors of the same text from runs of other shapes, in the last bits.
 _TOLERANCE = 1e-4
+# Seconds between two looks at the memory and the threads.
+_STEP = 5.0
+# Errors that the report quotes.
+_QUOTED = 10
 
 
 def random_text(generator: np.random.Generator) -> str:
@@ -51,24 +62,35 @@ def random_text(generator: np.random.Generator) -> str:
 
 
 class Soak:
-    """The models, and what the threads found."""
+    """The models, and what the threads found.
 
-    def __init__(self, models: Sequence[tuple[str, Callable[[list[Any]], Any]]], seconds: float) -> None:
-        self.models = models
-        self.stop = time.monotonic() + seconds
+    Args:
+        models: The name of each task, and its model as a function of inputs.
+        seconds: How long it goes on.
+        threads: How many threads will :meth:`work`.
+        every: Calls between two returns of the fixed inputs.
+    """
+
+    def __init__(
+        self, models: Sequence[tuple[str, Callable[[list[Any]], Any]]], seconds: float, threads: int, every: int
+    ) -> None:
+        self.models, self.every = models, every
         self.fixed = [self._inputs(name, np.random.default_rng(1), 12) for name, _ in models]
         self.first = [self._dense(run(inputs)) for (_, run), inputs in zip(models, self.fixed, strict=True)]
         self.calls = self.texts = self.returns = 0
         self.largest_difference = 0.0
         self.errors: list[str] = []
+        self.stop = time.monotonic() + seconds
+        # When each thread began what it is at.
+        self.since = [time.monotonic()] * threads
         self._lock = threading.Lock()
 
     def work(self, number: int) -> None:
         """One thread: until the time is up, or anything fails."""
         generator = np.random.default_rng([2, number])
         while time.monotonic() < self.stop and not self.errors:
-            which = int(generator.integers(len(self.models)))
-            name, run = self.models[which]
+            self.since[number] = time.monotonic()
+            name, run = self.models[int(generator.integers(len(self.models)))]
             try:
                 inputs = self._inputs(name, generator, int(generator.integers(1, 17)))
                 result = self._dense(run(inputs))
@@ -77,14 +99,15 @@ class Soak:
                 with self._lock:
                     self.calls += 1
                     self.texts += len(inputs)
-                    again = self.calls % _EVERY == 0
+                    again = self.calls % self.every == 0
                 if again:
-                    self._come_back()
+                    self._come_back(number)
             except Exception as error:
                 self.errors.append(f"{name}: {type(error).__name__}: {error}")
 
-    def _come_back(self) -> None:
+    def _come_back(self, number: int) -> None:
         for (name, run), inputs, first in zip(self.models, self.fixed, self.first, strict=True):
+            self.since[number] = time.monotonic()
             difference = float(np.abs(self._dense(run(inputs)) - first).max())
             with self._lock:
                 self.returns += 1
@@ -103,59 +126,133 @@ class Soak:
         return dense
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--embedding", type=Path, required=True, help="bundle directory")
-    parser.add_argument("--sparse", type=Path, help="bundle directory")
-    parser.add_argument("--rerank", type=Path, help="bundle directory")
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("-o", "--output", type=Path, help="write the report here too")
-    arguments = parser.parse_args()
-    runs: list[tuple[str, Callable[[list[Any]], Any]]] = [
-        ("embedding", stonnx.SentenceTransformer(arguments.embedding).encode)
-    ]
-    if arguments.sparse:
-        runs.append(("sparse", stonnx.SparseEncoder(arguments.sparse).encode))
-    if arguments.rerank:
-        runs.append(("rerank", stonnx.CrossEncoder(arguments.rerank).predict))
-    soak = Soak(runs, arguments.minutes * 60)
-    loaded, steps = resident(), []
-    threads = [threading.Thread(target=soak.work, args=(number,)) for number in range(arguments.threads)]
-    for thread in threads:
-        thread.start()
+def watch(
+    soak: Soak, threads: Sequence[threading.Thread], *, step: float = _STEP, stuck: float = _STUCK
+) -> list[float]:
+    """Resident memory in MB at every step until the threads are done, or one is stuck: that is an error of the run."""
+    steps: list[float] = []
     while any(thread.is_alive() for thread in threads):
-        time.sleep(min(5.0, arguments.minutes * 2))
+        # For a call that does not even let other threads run, this one among them.
+        faulthandler.dump_traceback_later(2 * stuck, exit=True)
+        for thread in threads:
+            thread.join(step / len(threads))
         steps.append(resident())
-    half = max(1, len(steps) // 2)
-    early, late = max(steps[:half]), max(steps[half:] or steps)
-    plateau = late - loaded <= (early - loaded) * (1 + _GROWTH)
-    passed = plateau and not soak.errors and soak.returns > 0
+        alive = [number for number, thread in enumerate(threads) if thread.is_alive()]
+        waiting = max((time.monotonic() - soak.since[number] for number in alive), default=0.0)
+        if waiting > stuck:
+            faulthandler.dump_traceback(all_threads=True)
+            soak.errors.append(f"a call has not returned for {waiting:.0f} s; the stacks of all threads are on stderr")
+            break
+    faulthandler.cancel_dump_traceback_later()
+    return steps
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """Resident memory in MB over a run: (lowest, median, highest) of each of its quarters."""
+
+    quarters: tuple[tuple[float, float, float], ...]
+
+    @classmethod
+    def of(cls, steps: Sequence[float]) -> Plateau:
+        """From what was resident at every step."""
+        parts = np.array_split(np.array(steps), 4) if len(steps) >= 4 else [np.array(steps)] * 4
+        return cls(tuple((float(part.min()), statistics.median(part.tolist()), float(part.max())) for part in parts))
+
+    @property
+    def growth(self) -> float:
+        """By which share the median of the last quarter is above that of the second."""
+        return self.quarters[3][1] / self.quarters[1][1] - 1
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it grew by no more than it may."""
+        return self.growth <= _GROWTH
+
+
+def passed(soak: Soak, plateau: Plateau) -> bool:
+    """Whether nothing failed, and everything was looked at."""
+    return plateau.is_one and not soak.errors and soak.returns > 0
+
+
+def report(soak: Soak, plateau: Plateau, loaded: float, minutes: float, threads: int, models: Sequence[str]) -> str:
+    """The run in Markdown. It names no place of this machine."""
+    quarter = minutes / 4
     lines = [
         "# Soak",
         "",
-        f"`python -m benchmarks.soak` for {arguments.minutes:g} minutes, {arguments.threads} threads, "
-        f"{datetime.date.today()}: **{'passed' if passed else 'FAILED'}**. Random texts of fuzzed Unicode, 0 to "
-        f"100,000 characters; stonnx {stonnx.__version__}, onnxruntime {onnxruntime.__version__}, Python "
-        f"{platform.python_version()}.",
+        f"`python -m benchmarks.soak` on {datetime.date.today()}, for {minutes:g} minutes with {threads} threads: "
+        f"**{'passed' if passed(soak, plateau) else 'FAILED'}**. Random texts of fuzzed Unicode, 0 to 100,000 "
+        "characters.",
         "",
         "| | |",
         "|---|---|",
-        f"| models | {', '.join(f'{name}: {getattr(arguments, name).name}' for name, _ in runs)} |",
+        f"| machine | {cpu_name()}, {available_cpus()} CPUs, {platform.system()} {platform.machine()} |",
+        f"| versions | stonnx {stonnx.__version__}, onnxruntime {onnxruntime.__version__}, numpy {np.__version__}, "
+        f"Python {platform.python_version()} |",
+        f"| models | {'; '.join(models)} |",
         f"| calls | {soak.calls:,} |",
         f"| texts and pairs | {soak.texts:,} |",
         f"| errors | {len(soak.errors)} |",
-        f"| returns of the fixed inputs | {soak.returns:,}, largest difference {soak.largest_difference:.1e} |",
-        f"| resident memory when loaded | {loaded:.0f} MB |",
-        f"| most in the first half, in the second | {early:.0f} MB, {late:.0f} MB |",
+        f"| returns of the fixed inputs | {soak.returns:,}: each model after every {soak.every:,}th call |",
+        f"| largest difference to their first results | {soak.largest_difference:.1e}, allowed {_TOLERANCE:.0e} |",
+        f"| memory, last quarter to second | {plateau.growth:+.1%}, allowed {_GROWTH:+.0%} |",
         "",
-        *(f"- {error}" for error in soak.errors),
+        f"Resident memory, {loaded:.0f} MB when the models were loaded:",
+        "",
+        "| minutes | lowest, MB | median, MB | highest, MB |",
+        "|---|---|---|---|",
+        *(
+            f"| {index * quarter:.3g} to {(index + 1) * quarter:.3g} | {low:.0f} | {median:.0f} | {high:.0f} |"
+            for index, (low, median, high) in enumerate(plateau.quarters)
+        ),
+        "",
+        *(f"- {error}" for error in soak.errors[:_QUOTED]),
+        *(["- The fixed inputs never came back: more minutes are needed."] if not soak.returns else []),
     ]
-    text = "\n".join(lines).rstrip() + "\n"
-    print(text)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for task in ("embedding", "sparse", "rerank"):
+        parser.add_argument(f"--{task}", type=Path, required=True, help="bundle directory")
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument(
+        "--every", type=int, default=1000, help="calls between two returns of the fixed inputs (default: 1000)"
+    )
+    parser.add_argument("-o", "--output", type=Path, help="write the report here too")
+    arguments = parser.parse_args()
+    embedding = stonnx.SentenceTransformer(arguments.embedding)
+    sparse = stonnx.SparseEncoder(arguments.sparse)
+    rerank = stonnx.CrossEncoder(arguments.rerank)
+    for model in (embedding, sparse, rerank):
+        model.warmup()  # the second session of each, which large calls would load some minutes later
+    runs: list[tuple[str, Callable[[list[Any]], Any]]] = [
+        ("embedding", embedding.encode),
+        ("sparse", sparse.encode),
+        ("rerank", rerank.predict),
+    ]
+    soak = Soak(runs, arguments.minutes * 60, arguments.threads, arguments.every)
+    loaded = resident()
+    # A thread that is stuck must not keep the process.
+    threads = [threading.Thread(target=soak.work, args=(index,), daemon=True) for index in range(arguments.threads)]
+    for thread in threads:
+        thread.start()
+    steps = watch(soak, threads, step=min(_STEP, arguments.minutes * 2))
+    models = [
+        f"{model.info.task}: {Path(model.info.source).name}, {model.info.precision}"
+        for model in (embedding, sparse, rerank)
+    ]
+    plateau = Plateau.of(steps)
+    text = report(soak, plateau, loaded, arguments.minutes, arguments.threads, models)
+    print(text, flush=True)
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
-    return int(not passed)
+    if any(thread.is_alive() for thread in threads):
+        os._exit(1)  # what is stuck may hold what the end of Python waits for
+    return int(not passed(soak, plateau))
 
 
 if __name__ == "__main__":

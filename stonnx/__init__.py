@@ -6,6 +6,9 @@ Example:
     >>> embeddings = model.encode(["The weather is lovely today."])  # doctest: +SKIP
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from stonnx._errors import (
     BundleError,
     BundleFormatError,
@@ -19,6 +22,7 @@ from stonnx._errors import (
     ModelNotFoundError,
     PoolError,
     ProbeError,
+    RunError,
     StonnxError,
     TextTooLongError,
     UnsupportedError,
@@ -29,6 +33,10 @@ from stonnx._stats import CallStats
 from stonnx.cross_encoder import CrossEncoder
 from stonnx.sentence_transformer import SentenceTransformer
 from stonnx.sparse_encoder import SparseEncoder
+
+if TYPE_CHECKING:
+    from stonnx import util as util
+    from stonnx.util import SimilarityFunction, quantize_embeddings
 
 __version__ = "0.1.0"
 
@@ -49,10 +57,28 @@ __all__ = [
     "ModelNotFoundError",
     "PoolError",
     "ProbeError",
+    "RunError",
     "SentenceTransformer",
+    "SimilarityFunction",
     "SparseEncoder",
     "StonnxError",
     "TextTooLongError",
     "UnsupportedError",
     "__version__",
+    "quantize_embeddings",
 ]
+
+# Loaded when they are asked for: most programs only encode.
+_IN_UTIL = ("SimilarityFunction", "quantize_embeddings")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "util":
+        return importlib.import_module("stonnx.util")
+    if name in _IN_UTIL:
+        return getattr(importlib.import_module("stonnx.util"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_IN_UTIL, "util"})

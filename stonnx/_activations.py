@@ -1,7 +1,7 @@
 """Activations of rerankers, logits to scores: the names that manifests use, and torch's classes for them, in numpy.
 
-Each function computes elementwise, but softmax, and keeps shape and float32. The definitions are those of the classes
-of ``torch.nn``: https://docs.pytorch.org/docs/stable/nn.html#non-linear-activations-weighted-sum-nonlinearity.
+Each function computes elementwise, but softmax and its kin, and keeps shape and float32. The definitions are those of
+the classes of ``torch.nn``: https://docs.pytorch.org/docs/stable/nn.html#non-linear-activations-weighted-sum-nonlinearity.
 """
 
 from __future__ import annotations
@@ -77,6 +77,68 @@ def elu(x: FloatArray, alpha: float = 1.0) -> FloatArray:
     return np.where(x > 0, x, np.float32(alpha) * np.expm1(np.minimum(x, 0)))
 
 
+def celu(x: FloatArray, alpha: float = 1.0) -> FloatArray:
+    """x, and ``alpha`` (exp(x / alpha) - 1) below zero."""
+    return np.where(x > 0, x, np.float32(alpha) * np.expm1(np.minimum(x, 0) / np.float32(alpha)))
+
+
+def selu(x: FloatArray) -> FloatArray:
+    """A scaled :func:`elu`; the constants are those of arXiv:1706.02515, appendix A1."""
+    return np.float32(1.0507009873554805) * elu(x, 1.6732632423543772)
+
+
+def mish(x: FloatArray) -> FloatArray:
+    """x tanh(log(1 + exp(x)))."""
+    return x * np.tanh(np.logaddexp(x, np.float32(0)))
+
+
+def hardtanh(x: FloatArray, min_val: float = -1.0, max_val: float = 1.0) -> FloatArray:
+    """x, between ``min_val`` and ``max_val``."""
+    return np.clip(x, np.float32(min_val), np.float32(max_val))
+
+
+def relu6(x: FloatArray) -> FloatArray:
+    """x, between 0 and 6."""
+    return hardtanh(x, 0.0, 6.0)
+
+
+def hardsigmoid(x: FloatArray) -> FloatArray:
+    """x / 6 + 1 / 2, between 0 and 1."""
+    return relu6(x + np.float32(3)) / np.float32(6)
+
+
+def hardswish(x: FloatArray) -> FloatArray:
+    """x times its :func:`hardsigmoid`."""
+    return x * hardsigmoid(x)
+
+
+def hardshrink(x: FloatArray, lambd: float = 0.5) -> FloatArray:
+    """x, and 0 between -``lambd`` and ``lambd``."""
+    return np.where(np.abs(x) > np.float32(lambd), x, np.float32(0))
+
+
+def softshrink(x: FloatArray, lambd: float = 0.5) -> FloatArray:
+    """x moved towards 0 by ``lambd``, at most to 0."""
+    return x - np.clip(x, np.float32(-lambd), np.float32(lambd))
+
+
+def tanhshrink(x: FloatArray) -> FloatArray:
+    """x - tanh(x)."""
+    return x - np.tanh(x)
+
+
+def softsign(x: FloatArray) -> FloatArray:
+    """x / (1 + |x|)."""
+    result: FloatArray = x / (1 + np.abs(x))
+    return result
+
+
+def log_sigmoid(x: FloatArray) -> FloatArray:
+    """The logarithm of :func:`sigmoid`."""
+    result: FloatArray = -np.logaddexp(-x, np.float32(0))
+    return result
+
+
 def softmax(x: FloatArray, dim: int | None = -1) -> FloatArray:
     """exp(x), divided by its sum along ``dim``; None is the last one.
 
@@ -91,6 +153,19 @@ def softmax(x: FloatArray, dim: int | None = -1) -> FloatArray:
     return result
 
 
+def softmin(x: FloatArray, dim: int | None = -1) -> FloatArray:
+    """:func:`softmax` of -x."""
+    return softmax(-x, dim)
+
+
+def log_softmax(x: FloatArray, dim: int | None = -1) -> FloatArray:
+    """The logarithm of :func:`softmax`."""
+    axis = -1 if dim is None else dim
+    lowered: FloatArray = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
+    result: FloatArray = lowered - np.log(np.exp(lowered).sum(axis=axis, keepdims=True))
+    return result
+
+
 ACTIVATIONS: Mapping[str, Callable[..., FloatArray]] = {
     "identity": identity,
     "tanh": tanh,
@@ -101,7 +176,21 @@ ACTIVATIONS: Mapping[str, Callable[..., FloatArray]] = {
     "leaky_relu": leaky_relu,
     "softplus": softplus,
     "elu": elu,
+    "celu": celu,
+    "selu": selu,
+    "mish": mish,
+    "relu6": relu6,
+    "hardtanh": hardtanh,
+    "hardsigmoid": hardsigmoid,
+    "hardswish": hardswish,
+    "hardshrink": hardshrink,
+    "softshrink": softshrink,
+    "tanhshrink": tanhshrink,
+    "softsign": softsign,
+    "log_sigmoid": log_sigmoid,
     "softmax": softmax,
+    "softmin": softmin,
+    "log_softmax": log_softmax,
 }
 
 # torch class -> name, and the attributes that are parameters of the function.
@@ -115,7 +204,21 @@ _TORCH_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "LeakyReLU": ("leaky_relu", ("negative_slope",)),
     "Softplus": ("softplus", ("beta", "threshold")),
     "ELU": ("elu", ("alpha",)),
+    "CELU": ("celu", ("alpha",)),
+    "SELU": ("selu", ()),
+    "Mish": ("mish", ()),
+    "ReLU6": ("relu6", ()),
+    "Hardtanh": ("hardtanh", ("min_val", "max_val")),
+    "Hardsigmoid": ("hardsigmoid", ()),
+    "Hardswish": ("hardswish", ()),
+    "Hardshrink": ("hardshrink", ("lambd",)),
+    "Softshrink": ("softshrink", ("lambd",)),
+    "Tanhshrink": ("tanhshrink", ()),
+    "Softsign": ("softsign", ()),
+    "LogSigmoid": ("log_sigmoid", ()),
     "Softmax": ("softmax", ("dim",)),
+    "Softmin": ("softmin", ("dim",)),
+    "LogSoftmax": ("log_softmax", ("dim",)),
 }
 
 

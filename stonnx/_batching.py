@@ -13,6 +13,12 @@ import numpy.typing as npt
 _TOKENS_PER_UNIT = 16
 _TOKENS_PER_UNIT_OF_GPU = 256
 
+# Bytes of what a run may return for its texts: a vector of SPLADE is 120 kB, short texts are many in a run, and there
+# is a run for each thread. With half of this, texts of three tokens take a tenth longer on the CPU. A GPU needs more
+# texts to be busy, and has one run at a time.
+_OUTPUT_BYTES = 8 << 20
+_OUTPUT_BYTES_OF_GPU = 256 << 20
+
 # Fewer tokens than this in a run cost more for the run itself than another core gains.
 _FEWEST_TOKENS = 128
 
@@ -26,10 +32,30 @@ def tokens_per_batch_unit(device: str) -> int:
         >>> tokens_per_batch_unit("cpu"), tokens_per_batch_unit("cuda:1")
         (16, 256)
     """
-    return _TOKENS_PER_UNIT_OF_GPU if device.startswith(("cuda", "tensorrt")) else _TOKENS_PER_UNIT
+    return _TOKENS_PER_UNIT_OF_GPU if _is_gpu(device) else _TOKENS_PER_UNIT
 
 
-def plan_batches(lengths: Sequence[int] | npt.NDArray[np.integer], max_tokens: int) -> list[npt.NDArray[np.intp]]:
+def texts_per_batch(bytes_per_text: int, device: str) -> int:
+    """The most texts of a run, so that what it returns for them stays within bounds: at least one.
+
+    Args:
+        bytes_per_text: What it returns for each text, whatever its length.
+        device: Where it runs.
+
+    Example:
+        >>> texts_per_batch(4 * 384, "cpu"), texts_per_batch(4 * 30522, "cpu"), texts_per_batch(4 * 30522, "cuda")
+        (5461, 68, 2198)
+    """
+    return max(1, (_OUTPUT_BYTES_OF_GPU if _is_gpu(device) else _OUTPUT_BYTES) // max(1, bytes_per_text))
+
+
+def _is_gpu(device: str) -> bool:
+    return device.startswith(("cuda", "tensorrt"))
+
+
+def plan_batches(
+    lengths: Sequence[int] | npt.NDArray[np.integer], max_tokens: int, max_texts: int | None = None
+) -> list[npt.NDArray[np.intp]]:
     """Group texts of similar length so that no batch, padding included, holds more than ``max_tokens`` tokens.
 
     A text that is longer than the budget gets a batch of its own.
@@ -37,6 +63,7 @@ def plan_batches(lengths: Sequence[int] | npt.NDArray[np.integer], max_tokens: i
     Args:
         lengths: Tokens of each text, [texts].
         max_tokens: The budget for ``texts x longest`` of a batch.
+        max_texts: The most texts of a batch. None: any number.
 
     Returns:
         The indices of each batch, longest texts first; every index occurs once.
@@ -50,7 +77,7 @@ def plan_batches(lengths: Sequence[int] | npt.NDArray[np.integer], max_tokens: i
     start = 0
     while start < len(order):
         longest = max(1, int(lengths[order[start]]))
-        count = max(1, max_tokens // longest)
+        count = max(1, min(max_tokens // longest, max_texts or len(order)))
         batches.append(order[start : start + count])
         start += count
     return batches

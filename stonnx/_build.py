@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stonnx._bundle import MANIFEST_NAME, read_manifest, verify_files
@@ -11,8 +11,16 @@ from stonnx._errors import InvalidArgumentError, ModelNotFoundError
 from stonnx._session import DeviceOptions, GraphFacts, Session
 
 
-def build(bundle: Path, device: str) -> Iterator[tuple[str, Path, float]]:
+def build(
+    bundle: Path, device: str, *, memory_limit: int | None = None, begin: Callable[[str], object] = lambda route: None
+) -> Iterator[tuple[str, Path, float]]:
     """Build the engine of each graph of a bundle, or load it where it is built already.
+
+    Args:
+        bundle: Its directory.
+        device: ``tensorrt``, or ``tensorrt:1`` ...
+        memory_limit: What the models that use the engine have as ``DeviceOptions.memory_limit``, in bytes.
+        begin: Is called with the name of a route before its engine is built, which can take minutes.
 
     Yields:
         For each route its name, the directory of its engine, and the seconds that it took.
@@ -28,9 +36,10 @@ def build(bundle: Path, device: str) -> Iterator[tuple[str, Path, float]]:
         raise ModelNotFoundError(f"{bundle} is no bundle: it has no {MANIFEST_NAME}.")
     manifest = read_manifest(bundle)
     verify_files(bundle, manifest)
+    options = DeviceOptions(memory_limit=memory_limit, build=True)
     for name, route in manifest.routes.items():
+        begin(name)
         start = time.perf_counter()
-        facts = GraphFacts.of(manifest, route)
-        session = Session(bundle / route.graph, device=device, facts=facts, options=DeviceOptions(build=True))
+        session = Session(bundle / route.graph, device=device, facts=GraphFacts.of(manifest, route), options=options)
         assert session.engine_directory is not None  # every session on this device has one
         yield name, session.engine_directory, time.perf_counter() - start

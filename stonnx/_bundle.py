@@ -184,11 +184,18 @@ class Manifest:
     default_route: str = DEFAULT_ROUTE
     # Sparse vectors only: how many values of each the model keeps, unless told otherwise.
     max_active_dims: int | None = None
-    # Quantized bundles: the products that stay in float32 for accuracy, by the names of their first results.
+    # What stays in float32 for accuracy, by the names of the first results: matrix products of int8 bundles, operators
+    # of fp16 ones.
     kept: tuple[str, ...] = ()
+    # Whether a text that is called neither is refused: there are routes, and the default one is only the first of them.
+    needs_task: bool = False
     # How often each rewrite of the graph fired, over all routes.
     rewrites: Mapping[str, int] = field(default_factory=dict)
     probe: Probe | None = None
+
+
+class NewerSchemaError(BundleFormatError):
+    """A manifest that only a newer stonnx can read: nothing is wrong with the bundle."""
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -213,7 +220,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not isinstance(version, int) or version < 1:
         raise BundleFormatError(f"{path} is no stonnx manifest: it has no schema_version. {_EXPORT_AGAIN}")
     if version > SCHEMA_VERSION:
-        raise BundleFormatError(
+        raise NewerSchemaError(
             f"{path} has schema_version {version}; this stonnx knows versions up to {SCHEMA_VERSION}. "
             "Upgrade with: pip install -U stonnx"
         )
@@ -250,31 +257,44 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
         BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.
     """
     for name, entry in manifest.files.items():
-        path = directory / name
-        try:
-            found = path.stat()
-            # A link may lead anywhere, as in the Hub cache, because the hash decides. But not to a device or a pipe,
-            # from which reading may never end.
-            if not stat.S_ISREG(found.st_mode):
-                raise BundleIntegrityError(f"{path} cannot be read: it is no plain file. {_REPAIR}")
-            size = found.st_size
-            intact = size == entry.size and _sha256(path) == entry.sha256
-        except FileNotFoundError:
-            raise BundleIntegrityError(f"{path} is missing, but listed in {MANIFEST_NAME}. {_REPAIR}") from None
-        except BundleIntegrityError:
-            raise
-        except OSError as error:
-            raise BundleIntegrityError(f"{path} cannot be read: {error.strerror}. {_REPAIR}") from error
-        if size != entry.size:
-            raise BundleIntegrityError(
-                f"{path} has {size:,} bytes instead of {entry.size:,}: it is truncated or changed. {_REPAIR}"
-            )
-        if not intact:
-            raise BundleIntegrityError(f"{path} has changed since it was exported (SHA-256 differs). {_REPAIR}")
+        _verify_file(directory / name, entry)
+
+
+def is_intact(path: Path, entry: FileEntry) -> bool:
+    """Whether a file has its size and hash."""
+    try:
+        _verify_file(path, entry)
+    except BundleIntegrityError:
+        return False
+    return True
+
+
+def _verify_file(path: Path, entry: FileEntry) -> None:
+    try:
+        found = path.stat()
+        # A link may lead anywhere, as in the Hub cache, because the hash decides. But not to a device or a pipe, from
+        # which reading may never end.
+        if not stat.S_ISREG(found.st_mode):
+            raise BundleIntegrityError(f"{path} cannot be read: it is no plain file. {REPAIR}")
+        size = found.st_size
+        intact = size == entry.size and _sha256(path) == entry.sha256
+    except FileNotFoundError:
+        raise BundleIntegrityError(f"{path} is missing, but listed in {MANIFEST_NAME}. {REPAIR}") from None
+    except BundleIntegrityError:
+        raise
+    except OSError as error:
+        raise BundleIntegrityError(f"{path} cannot be read: {error.strerror}. {REPAIR}") from error
+    if size != entry.size:
+        raise BundleIntegrityError(
+            f"{path} has {size:,} bytes instead of {entry.size:,}: it is truncated or changed. {REPAIR}"
+        )
+    if not intact:
+        raise BundleIntegrityError(f"{path} has changed since it was exported (SHA-256 differs). {REPAIR}")
 
 
 _EXPORT_AGAIN = "Export the model again with: stonnx export MODEL -o DIRECTORY"
-_REPAIR = "Copy the bundle again, or export the model again with: stonnx export MODEL -o DIRECTORY"
+# The end of the message about a damaged bundle that is the user's own.
+REPAIR = "Copy the bundle again, or export the model again with: stonnx export MODEL -o DIRECTORY"
 
 
 def _sha256(path: Path) -> str:

@@ -10,10 +10,12 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+
+from stonnx._errors import UnsupportedError
 
 # The files of a control group that say which CPUs its processes may run on, for cgroup v2 and v1. The effective ones
 # also have what the groups above allow.
@@ -57,13 +59,38 @@ def cpu_limits(root: Path = Path("/")) -> CpuLimits:
 
 def cpu_features() -> tuple[str, ...]:
     """Instructions of this CPU that matter here, in the kernel's names. Empty where the system does not list them."""
+    flags = _flags()
+    return tuple(name for name in _FEATURES if name in flags)
+
+
+def _flags() -> frozenset[str]:
+    """All instructions that the kernel lists."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return ()
+        return frozenset()
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    flags = set(line.group(1).split()) if line else set()
-    return tuple(name for name in _FEATURES if name in flags)
+    return frozenset(line.group(1).split()) if line else frozenset()
+
+
+def require_features(features: Sequence[str], what: str) -> None:
+    """See that this CPU has instructions that a bundle needs, where the system says which it has.
+
+    Args:
+        features: Their names, as the kernel has them.
+        what: The bundle, for the message.
+
+    Raises:
+        UnsupportedError: It does not have all of them.
+    """
+    flags = _flags() if features else None
+    missing = [name for name in features if name not in flags] if flags else []
+    if missing:
+        raise UnsupportedError(
+            f"{what} was made for CPUs with {', '.join(features)}, and this one ({cpu_name()}) has no "
+            f"{', '.join(missing)}: it would compute something else. Use a machine that has it, or export a bundle for "
+            "every CPU: stonnx export MODEL --dtype fp32"
+        )
 
 
 def cpu_name() -> str:

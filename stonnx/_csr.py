@@ -5,6 +5,7 @@ The only code here that needs scipy imports it when called: dense models run wit
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,48 +20,73 @@ CsrArray: TypeAlias = Any
 _OLDEST_SCIPY = (1, 15)
 
 
-def select_max_active_dims(embeddings: npt.NDArray[np.float32], max_active_dims: int | None) -> npt.NDArray[np.float32]:
-    """Each row with only its ``max_active_dims`` values of largest magnitude, the others zero.
+@dataclass(frozen=True)
+class SparseRows:
+    """Rows of mostly zeros, as their other values: those of the first row, then those of the second.
 
-    Of equal values the first ones stay. None, or a number that no row exceeds, returns the array itself.
-
-    Args:
-        embeddings: [rows, dim].
-        max_active_dims: How many values to keep in each row.
+    Attributes:
+        counts: How many values each row has, int64 [rows].
+        columns: Where each value is in its row, ascending within it, int32 [values].
+        values: float32 [values].
 
     Example:
-        >>> select_max_active_dims(np.array([[1.0, -3.0, 0.0, 2.0]]), 2)
-        array([[ 0., -3.,  0.,  2.]])
+        >>> rows = SparseRows.of(np.array([[1.0, -3.0, 0.0, 2.0], [0.0, 0.0, 0.0, 4.0]], dtype=np.float32))
+        >>> rows.columns.tolist(), rows.strongest(2).columns.tolist(), rows[np.array([1])].columns.tolist()
+        ([0, 1, 3, 3], [1, 3, 3], [3])
     """
-    if max_active_dims is None:
-        return embeddings
-    active, counts = _active(embeddings)
-    if counts.max(initial=0) <= max_active_dims:
-        return embeddings
-    result = embeddings.copy()
-    values = result.reshape(-1)
-    # By row, and within it by descending magnitude; lexsort is stable, and columns ascend within a row.
-    rows = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((-np.abs(values[active]), rows))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    values[active[order[rank >= max_active_dims]]] = 0
-    return result
+
+    counts: npt.NDArray[np.intp]
+    columns: npt.NDArray[np.int32]
+    values: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, batch: npt.NDArray[np.float32]) -> SparseRows:
+        """The non-zero values of a batch [rows, width]."""
+        active = np.flatnonzero(batch != 0)  # of booleans it is ten times faster than of floats
+        ends = np.searchsorted(active, np.arange(1, len(batch) + 1) * batch.shape[1])
+        columns = (active % batch.shape[1]).astype(np.int32)
+        return cls(np.diff(ends, prepend=0), columns, batch.reshape(-1)[active])
+
+    def strongest(self, limit: int | None) -> SparseRows:
+        """The same rows with no more than ``limit`` values each, those of largest magnitude; of equal ones the first.
+
+        None, or a number that no row exceeds, keeps all.
+        """
+        if limit is None or self.counts.max(initial=0) <= limit:
+            return self
+        # By row, and within it by descending magnitude; lexsort is stable, and columns ascend within a row.
+        order = np.lexsort((-np.abs(self.values), np.repeat(np.arange(len(self.counts)), self.counts)))
+        rank = np.arange(len(order)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        kept = np.zeros(len(order), dtype=np.bool_)
+        kept[order[rank < limit]] = True
+        return SparseRows(np.minimum(self.counts, limit), self.columns[kept], self.values[kept])
+
+    def __getitem__(self, rows: npt.NDArray[np.intp]) -> SparseRows:
+        """Some of the rows, in any order, any of them several times."""
+        counts = self.counts[rows]
+        starts = (np.cumsum(self.counts) - self.counts)[rows]
+        places = np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        return SparseRows(counts, self.columns[places], self.values[places])
+
+    def write(self, matrix: npt.NDArray[np.float32], indices: npt.NDArray[np.intp]) -> None:
+        """Put row ``i`` into row ``indices[i]`` of a dense matrix of zeros [any, width]."""
+        matrix[np.repeat(indices, self.counts), self.columns] = self.values
 
 
 class CsrRows:
-    """Batches of dense rows, kept as their non-zero values, to be put together in the order of the texts."""
+    """Rows that come in batches, to be put together in the order of the texts."""
 
     def __init__(self, rows: int, width: int) -> None:
         self._shape = (rows, width)
         self._counts = np.zeros(rows, dtype=np.int64)
-        self._pieces: list[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]] = []
+        self._pieces: list[tuple[npt.NDArray[np.intp], SparseRows]] = []
         # A missing scipy has to be told before the first batch runs.
         self._sparse = scipy_sparse()
 
-    def add(self, indices: npt.NDArray[np.intp], batch: npt.NDArray[np.float32]) -> None:
-        """Keep a batch [len(indices), width], whose row ``i`` is row ``indices[i]`` of the result."""
-        active, self._counts[indices] = _active(batch)
-        self._pieces.append((indices, (active % self._shape[1]).astype(np.int32), batch.reshape(-1)[active]))
+    def add(self, indices: npt.NDArray[np.intp], rows: SparseRows) -> None:
+        """Keep a batch, whose row ``i`` is row ``indices[i]`` of the result."""
+        self._counts[indices] = rows.counts
+        self._pieces.append((indices, rows))
 
     def matrix(self) -> CsrArray:
         """The rows as a float32 ``csr_array`` [rows, width]. Call it once: the batches are freed on the way."""
@@ -68,20 +94,12 @@ class CsrRows:
         columns = np.empty(starts[-1], dtype=np.int32)
         values = np.empty(starts[-1], dtype=np.float32)
         while self._pieces:
-            indices, piece_columns, piece_values = self._pieces.pop()
-            counts = self._counts[indices]
-            shift = starts[indices] - (np.cumsum(counts) - counts)
-            target = np.arange(len(piece_columns)) + np.repeat(shift, counts)
-            columns[target] = piece_columns
-            values[target] = piece_values
+            indices, rows = self._pieces.pop()
+            shift = starts[indices] - (np.cumsum(rows.counts) - rows.counts)
+            target = np.arange(len(rows.columns)) + np.repeat(shift, rows.counts)
+            columns[target] = rows.columns
+            values[target] = rows.values
         return self._sparse.csr_array((values, columns, starts), shape=self._shape)
-
-
-def _active(batch: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The positions of the non-zero values in a flattened batch [rows, width], and how many each row has."""
-    positions = np.flatnonzero(batch != 0)  # of booleans it is ten times faster than of floats
-    ends = np.searchsorted(positions, np.arange(1, len(batch) + 1) * batch.shape[1])
-    return positions, np.diff(ends, prepend=0)
 
 
 def join_csr(parts: list[CsrArray]) -> CsrArray:

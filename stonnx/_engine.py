@@ -5,9 +5,12 @@ The three model classes are thin layers over :class:`Engine`. Nothing here knows
 
 from __future__ import annotations
 
+import math
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx import _probe
-from stonnx._batching import Duplicates, plan_batches, share_of_budget, tokens_per_batch_unit, windows
-from stonnx._bundle import Manifest, Route, read_manifest
+from stonnx._background import in_background
+from stonnx._batching import (
+    Duplicates,
+    plan_batches,
+    share_of_budget,
+    texts_per_batch,
+    tokens_per_batch_unit,
+    windows,
+)
+from stonnx._bundle import DEFAULT_ROUTE, Manifest, Route, read_manifest
+from stonnx._cpus import require_features
 from stonnx._errors import InvalidArgumentError, TextTooLongError
 from stonnx._runner import Runner
 from stonnx._session import DeviceOptions, GraphFacts, RunControl, Session
@@ -40,19 +52,38 @@ _WARMUP_TOKENS = 512
 _USUAL_BATCH_SIZE = 32
 # Roughly, to see whether a call is a large one before it is tokenized.
 _CHARACTERS_PER_TOKEN = 4
+# How long a call that ends early waits for the texts that are being tokenized: longer than they take, unless one of
+# them is as long as a book.
+_PATIENCE_SECONDS = 0.5
+
+# What is kept of the outputs of a run: of each as many rows, [batch, ...], which an index array selects from.
+Reduce = Callable[[list[npt.NDArray[Any]]], list[Any]]
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What the graph gave for some of the texts: ``indices`` says which, [batch]; outputs are [batch, ...]."""
+    """What the graph gave for some of the texts: ``indices`` says which, [batch]; outputs are [batch, ...].
+
+    The outputs are arrays, or what ``reduce`` made of them.
+    """
 
     indices: npt.NDArray[np.intp]
     tokens: TokenBatch
-    outputs: list[npt.NDArray[Any]]
+    outputs: list[Any]
 
 
 class Engine:
     """A bundle, loaded: one tokenizer and one graph for each of its routes.
+
+    Its memory on the CPU, beside Python and its packages, has a ceiling for any number of texts:
+
+    - the weights, and with several threads once more, up to 512 MB of them (:mod:`stonnx._runner`);
+    - for each thread the activations of one run, of at most ``max_batch_tokens`` tokens or what ``batch_size`` stands
+      for, and its outputs, at most 8 MB of vectors. onnxruntime takes up to twice as much, and keeps what a larger run
+      took until :meth:`LoadedRoute.trim`, except that of a single text over the budget;
+    - two windows of texts that are tokenized, of a million characters each, or one text that is longer;
+    - the results, and those of two or three runs for each thread that nobody has taken yet. ``reduce`` makes these
+      small in the thread that ran them.
 
     Args:
         directory: The bundle.
@@ -73,8 +104,13 @@ class Engine:
         form: Literal["full-range", "saturation-safe"] | None = None,
     ) -> None:
         self.directory = directory
+        if not isinstance(device_options, DeviceOptions | None):
+            raise InvalidArgumentError(f"device_options must be stonnx.DeviceOptions or None, got {device_options!r}.")
+        if device_options is not None:
+            device_options.check(None if device is None else str(device))
         self.manifest: Manifest = read_manifest(directory)
         verify(directory, self.manifest)
+        require_features(self.manifest.requires_cpu_features, f"The bundle {directory}")
 
         def load(route: Route) -> Callable[[int | None], Session]:
             # A number of threads is asked for on the CPU only.
@@ -95,12 +131,12 @@ class Engine:
         _probe.check(directory, self.manifest, self._routes)
 
     def route(self, task: str | None = None) -> LoadedRoute:
-        """The route for a task (``query``, ``document``), or the default one. With a single route, tasks mean nothing.
+        """The route for a task (``query``, ``document``), or the default one. Without routes, tasks mean nothing.
 
         Raises:
             InvalidArgumentError: There are routes, but none for the task.
         """
-        if task and task not in self._routes and len(self._routes) > 1:
+        if task and task not in self._routes and DEFAULT_ROUTE not in self._routes:
             raise InvalidArgumentError(f"There is no route for the task {task!r}. Allowed: {', '.join(self._routes)}.")
         default = self.manifest.default_route
         return self._routes.get(task or default) or self._routes[default]
@@ -147,6 +183,7 @@ class LoadedRoute:
         prompt_length: int = 0,
         too_long: TooLong = "truncate",
         counters: Counters | None = None,
+        reduce: Reduce | None = None,
     ) -> Iterator[BatchResult]:
         """Run texts through the graph, in whatever order is fastest. Each text is in exactly one result.
 
@@ -157,29 +194,50 @@ class LoadedRoute:
             prompt_length: Tokens at the beginning of each text that the pooling leaves out.
             too_long: ``error`` raises for a text over the limit; the others cut it.
             counters: Count in here.
+            reduce: What to keep of the outputs of a run, made in the thread that ran it. None: the outputs.
 
         Raises:
+            RunError: A run failed.
             TextTooLongError: A text is over the limit. Of several, the one with the lowest index among those found.
         """
         if not texts:
             return iter(())
-        call = _Call(self.tokenizer, self._runner, outputs, prompt_length, too_long, counters or Counters(len(texts)))
-        max_tokens = batch_size * tokens_per_batch_unit(self.session.device)
-        return call.results(texts, min(max_tokens, self._max_batch_tokens or max_tokens))
+        counters = counters or Counters(len(texts))
+        budget = self._budget(outputs, batch_size)
+        call = _Call(self.tokenizer, self._runner, outputs, budget, prompt_length, too_long, counters, reduce)
+        return call.results(texts)
+
+    def _budget(self, outputs: Sequence[str], batch_size: int) -> _Budget:
+        """What a run may take at most for these outputs."""
+        device = self.session.device
+        tokens = batch_size * tokens_per_batch_unit(device)
+        # Outputs with a row for each token are bounded by the tokens.
+        shapes = [spec.shape[1:] for spec in self.spec.outputs if spec.name in outputs]
+        numbers = sum(math.prod(map(int, shape)) for shape in shapes if all(isinstance(size, int) for size in shape))
+        return _Budget(min(tokens, self._max_batch_tokens or tokens), texts_per_batch(4 * numbers, device))
 
     def warmup(self) -> None:
         """Load what large calls use, and run the smallest batch and the largest usual one."""
-        unit = tokens_per_batch_unit(self.session.device)
         limit = min(self.tokenizer.max_seq_length or _WARMUP_TOKENS, _WARMUP_TOKENS)
-        shapes = [(1, 1), (1, limit), (_USUAL_BATCH_SIZE * unit // limit, limit)]
         outputs = [spec.name for spec in self.spec.outputs][:1]
-        for batch, sequence in shapes:
-            ids = np.full((max(1, batch), sequence), self.spec.tokenizer.pad_token_id, dtype=np.int64)
-            self._runner.warmup(outputs, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        budget = self._budget(outputs, _USUAL_BATCH_SIZE)
+        largest = max(1, min(budget.tokens // limit, budget.texts))
+        for batch, sequence in dict.fromkeys([(1, 1), (1, limit), (largest, limit)]):
+            ids = np.full((batch, sequence), self.spec.tokenizer.pad_token_id, dtype=np.int64)
+            feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            self._runner.warmup(outputs, feeds, free_memory=ids.size > budget.tokens)
 
     def trim(self) -> None:
         """Give back memory that is not in use."""
         self._runner.trim()
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """The most tokens of a run, padding included, unless it is a single text, and the most texts."""
+
+    tokens: int
+    texts: int
 
 
 @dataclass(frozen=True)
@@ -197,8 +255,9 @@ class _Run:
 
     batch: _Batch
     tokens: TokenBatch
-    outputs: list[npt.NDArray[Any]]
-    seconds: float
+    outputs: list[Any]
+    queue_seconds: float
+    run_seconds: float
 
 
 class _Call:
@@ -209,66 +268,80 @@ class _Call:
         tokenizer: Tokenizer,
         runner: Runner,
         outputs: Sequence[str],
+        budget: _Budget,
         prompt_length: int,
         too_long: TooLong,
         counters: Counters,
+        reduce: Reduce | None,
     ) -> None:
         self._tokenizer = tokenizer
         self._runner = runner
         self._outputs = outputs
+        self._budget = budget
+        self._reduce = reduce
         self._prompt_length = np.array(prompt_length, dtype=np.int64) if prompt_length else None
         self._too_long = too_long
         self._counters = counters
         # None where all texts are different.
         self._duplicates: Duplicates[Text] | None = None
 
-    def results(self, texts: Sequence[Text], max_tokens: int) -> Iterator[BatchResult]:
+    def results(self, texts: Sequence[Text]) -> Iterator[BatchResult]:
         """Run each different text once, longest first, texts of similar length together."""
         if len(texts) > 1:
             duplicates = Duplicates(texts)
             if len(duplicates.distinct) < len(texts):
                 self._duplicates, texts = duplicates, duplicates.distinct
         self._counters.unique_texts = len(texts)
-        batches: Iterable[_Batch]
-        if len(texts) > _FIRST_WINDOW:
-            workers = self._runner.workers(sum(map(self._tokenizer.effort, texts)) // _CHARACTERS_PER_TOKEN)
-            batches, alone = self._planned_ahead(texts, max_tokens), workers == 1
+        efforts = list(map(self._tokenizer.effort, texts)) if len(texts) > 1 else []
+        if len(texts) > _FIRST_WINDOW or sum(efforts) > _WINDOW_CHARACTERS:
+            workers = self._runner.workers(sum(efforts) // _CHARACTERS_PER_TOKEN)
+            with closing(self._planned_ahead(texts, efforts)) as batches:
+                yield from self._run_all(batches, workers, alone=workers == 1)
+            return
+        everything = self._tokenize(texts, np.arange(len(texts)))
+        tokens = sum(map(len, everything.encodings))
+        workers = self._runner.workers(tokens) if len(texts) > 1 else 1
+        plan = self._plan(everything, share_of_budget(tokens, self._budget.tokens, workers))
+        alone = workers == 1 or len(plan) == 1
+        if len(plan) == 1 and self._runner.can_run_here(tokens):
+            # One text at a time comes here: no thread has to be started for it.
+            yield from self._finish(self._run(plan[0], None, alone))
         else:
-            everything = self._tokenize(texts, np.arange(len(texts)))
-            tokens = sum(map(len, everything.encodings))
-            workers = self._runner.workers(tokens) if len(texts) > 1 else 1
-            batches = self._plan(everything, share_of_budget(tokens, max_tokens, workers))
-            alone = workers == 1 or len(batches) == 1
-            if len(batches) == 1 and self._runner.can_run_here(tokens):
-                # One text at a time comes here: no thread has to be started for it.
-                yield from self._finish(self._run(batches[0], None, alone, max_tokens))
-                return
+            yield from self._run_all(iter(plan), workers, alone=alone)
 
+    def _run_all(self, batches: Iterator[_Batch], workers: int, *, alone: bool) -> Iterator[BatchResult]:
         def work(batch: _Batch, control: RunControl) -> _Run:
-            return self._run(batch, control, alone, max_tokens)
+            return self._run(batch, control, alone)
 
         for run in self._runner.map(work, batches, workers):
             yield from self._finish(run)
 
-    def _planned_ahead(self, texts: Sequence[Text], max_tokens: int) -> Iterator[_Batch]:
+    def _planned_ahead(self, texts: Sequence[Text], efforts: Sequence[int]) -> Generator[_Batch]:
         """The batches of many texts. While those of one window run, the next is tokenized: both release the lock of
         the interpreter."""
-        pieces = windows(list(map(self._tokenizer.effort, texts)), _FIRST_WINDOW, _WINDOW, _WINDOW_CHARACTERS)
+        stopped = threading.Event()
 
-        def tokenize(numbers: npt.NDArray[np.intp]) -> _Batch:
-            return self._tokenize([texts[number] for number in numbers], numbers)
+        def tokenize(numbers: npt.NDArray[np.intp]) -> Future[_Batch]:
+            some = [texts[number] for number in numbers]
+            return in_background(lambda: self._tokenize(some, numbers, stopped), "stonnx-tokenize")
 
-        with ThreadPoolExecutor(1, "stonnx-tokenize") as worker:
-            ready = worker.submit(tokenize, next(pieces))
+        pieces = windows(efforts, _FIRST_WINDOW, _WINDOW, _WINDOW_CHARACTERS)
+        following = tokenize(next(pieces))
+        try:
             for numbers in pieces:
-                following = worker.submit(tokenize, numbers)
-                yield from self._plan(ready.result(), max_tokens)
-                ready = following
-            yield from self._plan(ready.result(), max_tokens)
+                ready = following.result()
+                following = tokenize(numbers)
+                yield from self._plan(ready, self._budget.tokens)
+            yield from self._plan(following.result(), self._budget.tokens)
+        finally:
+            stopped.set()
+            wait([following], _PATIENCE_SECONDS)
 
-    def _tokenize(self, texts: Sequence[Text], numbers: npt.NDArray[np.intp]) -> _Batch:
+    def _tokenize(
+        self, texts: Sequence[Text], numbers: npt.NDArray[np.intp], stopped: threading.Event | None = None
+    ) -> _Batch:
         start = time.perf_counter()
-        encodings = self._tokenizer.encode(texts)
+        encodings = self._tokenizer.encode(texts, stopped)
         truncated = np.fromiter(map(self._tokenizer.is_truncated, encodings), np.bool_, len(encodings))
         self._counters.tokenize_seconds += time.perf_counter() - start
         if self._too_long == "error" and truncated.any():
@@ -286,10 +359,10 @@ class _Call:
             return [piece]
         return [
             _Batch(piece.numbers[part], [piece.encodings[position] for position in part], piece.truncated[part])
-            for part in plan_batches([len(encoding) for encoding in piece.encodings], max_tokens)
+            for part in plan_batches(list(map(len, piece.encodings)), max_tokens, self._budget.texts)
         ]
 
-    def _run(self, batch: _Batch, control: RunControl | None, alone: bool, max_tokens: int) -> _Run:
+    def _run(self, batch: _Batch, control: RunControl | None, alone: bool) -> _Run:
         tokens = self._tokenizer.pad(batch.encodings)
         feeds = {
             "input_ids": tokens.input_ids,
@@ -297,20 +370,21 @@ class _Call:
             "token_type_ids": tokens.token_type_ids,
             "prompt_length": self._prompt_length,
         }
-        start = time.perf_counter()
         # A single text over the budget can need a hundred times the memory of all others, which would never be freed.
-        free_memory = tokens.input_ids.size > max_tokens
+        free_memory = tokens.input_ids.size > self._budget.tokens
         outputs = self._runner.run(
             self._outputs, feeds, tokens.input_ids.size, alone=alone, control=control, free_memory=free_memory
         )
-        return _Run(batch, tokens, outputs, time.perf_counter() - start)
+        kept = outputs.arrays if self._reduce is None else self._reduce(outputs.arrays)
+        return _Run(batch, tokens, kept, outputs.queue_seconds, outputs.run_seconds)
 
     def _finish(self, run: _Run) -> Iterator[BatchResult]:
         """Count a batch, and give its rows to all texts that are the same."""
         counters, tokens, batch = self._counters, run.tokens, run.batch
         lengths = [len(encoding) for encoding in batch.encodings]
         counters.batches += 1
-        counters.run_seconds += run.seconds
+        counters.queue_seconds += run.queue_seconds
+        counters.run_seconds += run.run_seconds
         counters.tokens += sum(lengths)
         counters.padded_tokens += tokens.input_ids.size
         if self._duplicates is None:

@@ -12,6 +12,7 @@ Each one says what was wrong, what is allowed, and what to do; each is also the 
     ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
     ├── UnsupportedError          (ValueError, NotImplementedError)   something stonnx does not do, by name
     ├── DeviceError               (RuntimeError)        a device that was asked for and does not work
+    ├── RunError                  (RuntimeError)        a run that failed on a device that had loaded the graph
     ├── ProbeError                (RuntimeError)        a bundle that gives other vectors here than it should
     ├── PoolError                (RuntimeError)        a pool whose process died, or that was stopped
     ├── MissingDependencyError    (ImportError)         a package that has to be installed first
@@ -85,6 +86,10 @@ class UnsupportedError(StonnxError, ValueError, NotImplementedError):
 
 class DeviceError(StonnxError, RuntimeError):
     """A device that was asked for does not work here."""
+
+
+class RunError(StonnxError, RuntimeError):
+    """A run of the graph failed, though the device had loaded it. Mostly, memory was missing."""
 
 
 class PoolError(StonnxError, RuntimeError):

@@ -186,7 +186,7 @@ def recommend(guide: Guide, query: Query) -> Answer:
     stand_in = _stand_in(guide, query)
     if stand_in is not None:
         note = f"No model of the guide for {query.use} knows {' and '.join(query.languages)}; {stand_in.use} models do."
-        return dataclasses.replace(recommend(guide, stand_in), note=note)
+        return dataclasses.replace(recommend(_measured_for(guide, query, stand_in), stand_in), note=note)
     fitting = _fitting(guide, query)
     if query.use is not None:
         use = guide.use(query.use)
@@ -238,6 +238,16 @@ def _stand_in(guide: Guide, query: Query) -> Query | None:
         return None
     stand_in = dataclasses.replace(query, use=use, prefer=query.prefer or "best")
     return stand_in if _fitting(guide, stand_in) else None
+
+
+def _measured_for(guide: Guide, query: Query, stand_in: Query) -> Guide:
+    """The guide with the quality of stand-ins measured as that of the use they stand in for, where it was published."""
+    assert query.use is not None
+    measure, models = guide.use(query.use).quality, _fitting(guide, stand_in)
+    if not all(measure in model.figures for model in models) or not any(model.figures[measure] for model in models):
+        return guide
+    uses = (dataclasses.replace(use, quality=measure) if use.name == stand_in.use else use for use in guide.uses)
+    return dataclasses.replace(guide, uses=tuple(uses))
 
 
 def _likely_use(query: Query) -> str:

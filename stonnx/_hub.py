@@ -9,31 +9,41 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from stonnx._bundle import MANIFEST_NAME, Task, read_manifest
-from stonnx._errors import MissingDependencyError, ModelNotFoundError, UnsupportedError
+from stonnx._bundle import MANIFEST_NAME, REPAIR, NewerSchemaError, Task, is_intact, read_manifest
+from stonnx._cache import cache_directory
+from stonnx._errors import (
+    BundleError,
+    BundleFormatError,
+    BundleIntegrityError,
+    ExportError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    UnsupportedError,
+)
+from stonnx._names import full_name
+from stonnx._verified import verify_ahead
 
 logger = logging.getLogger("stonnx")
-
-# The organization that a bare name belongs to, as in sentence-transformers.
-ORGANIZATIONS: dict[Task, str] = {
-    "embedding": "sentence-transformers",
-    "sparse": "sparse-encoder",
-    "rerank": "cross-encoder",
-}
 
 # A directory with one of these is a checkpoint that can be exported.
 _CHECKPOINT_FILES = ("modules.json", "config.json")
 # What of a checkpoint is downloaded: settings, tokenizer and weights, but not the same weights in other formats.
-_DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors", "*/*.safetensors", "pytorch_model.bin", "*/*.bin"]
+_DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+# The weights of a folder that has no *.safetensors.
+_DOWNLOADED_BIN = "pytorch_model*.bin"
 # The same with the network as ONNX, and PyTorch's weights of the small modules only, which lie in their own folders.
 _DOWNLOADED_ONNX = [
     *("*.json", "*.txt", "*.model", "*/model.safetensors", "*/pytorch_model.bin"),
     *("model.onnx", "model.onnx[._]data", "*/model.onnx", "*/model.onnx[._]data"),
 ]
+# Never: what is in the folder of another program.
+_NOT_DOWNLOADED = ["openvino/*"]
 
 
 def find_bundle(
@@ -48,6 +58,8 @@ def find_bundle(
 ) -> Path:
     """The directory of a bundle, downloaded or exported first where necessary.
 
+    A bundle of a cache, ours or the Hub's, is checked, and made again where it is damaged.
+
     Args:
         name_or_path: A directory, or the id of a Hub repository.
         task: What the model is for; it decides which Hub organization a bare name belongs to.
@@ -60,6 +72,8 @@ def find_bundle(
     Raises:
         ModelNotFoundError: Nothing is there.
         MissingDependencyError: There is a checkpoint but no bundle, and the exporter is not installed.
+        BundleIntegrityError: The bundle in a cache is damaged, and cannot be made again.
+        ExportError: The cache cannot be written.
     """
     name = os.fspath(name_or_path)
     path = Path(name)
@@ -76,21 +90,14 @@ def find_bundle(
         )
     if not name or name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")):
         raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
-    if "/" not in name:
-        name = f"{ORGANIZATIONS[task]}/{name}"
+    name = full_name(name, task)
     directory = download(name, revision, token, cache_folder, local_files_only)
     if (directory / MANIFEST_NAME).is_file():
+        place = {"repo_id": name, "cache_dir": cache_folder, "token": token}
+        _repair_download(directory, place, local_files_only)
         return _with_dtype(directory, dtype)
     # The directory of a snapshot is named after its commit: that identifies the weights.
     return _exported(str(directory), f"{name}@{directory.name}", task, dtype, name=name)
-
-
-def cache_directory() -> Path:
-    """Where bundles exported on first use are kept: ``STONNX_HOME``, or ``stonnx`` in the user's cache directory."""
-    home = os.environ.get("STONNX_HOME")
-    if home:
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stonnx"
 
 
 def _with_dtype(directory: Path, dtype: str | None) -> Path:
@@ -106,36 +113,118 @@ def _with_dtype(directory: Path, dtype: str | None) -> Path:
 
 
 def _exported(source: str, identity: str, task: Task, dtype: str | None, *, name: str | None = None) -> Path:
-    """The bundle of a checkpoint from the cache, exported into it if it is not there yet."""
-    label = name or source
-    # With the exporter but without PyTorch, a checkpoint may still have an ONNX file: the exporter looks for it.
-    if missing_for_pytorch() is not None and _is_missing("onnx_ir"):
+    """The bundle of a checkpoint from the cache, exported into it if it is not there yet, or damaged."""
+    label, recipe = name or source, dtype or "fp32"
+    digest = hashlib.sha256(f"{identity}\0{task}\0{recipe}".encode()).hexdigest()[:16]
+    target = cache_directory() / f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe}-{digest}"
+    there, damage = (target / MANIFEST_NAME).is_file(), _damage(target)
+    if there and damage is None:
+        return target
+    if is_exporter_missing():
+        if damage is not None:
+            raise _cannot_repair(label, damage, "the exporter is not installed", target) from damage
         raise MissingDependencyError(
             f"{label} is a checkpoint, not a bundle. Export it once, on a machine that has the exporter "
             f'(pip install "stonnx[cpu,export]"), with: stonnx export {label} -o DIRECTORY\n'
             "Then load DIRECTORY here."
         )
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
-    recipe = dtype or "fp32"
-    digest = hashlib.sha256(f"{identity}\0{task}\0{recipe}".encode()).hexdigest()[:16]
-    target = cache_directory() / f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe}-{digest}"
-    if (target / MANIFEST_NAME).is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Of several processes that start at once, one exports and the others wait for it.
-    with WeakFileLock(target.with_name(target.name + ".lock")):
-        if not (target / MANIFEST_NAME).is_file():
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_lock(target))
+        except OSError as error:
+            if damage is not None:
+                raise _cannot_repair(label, damage, f"{error.filename}: {error.strerror}", target) from error
+            raise ExportError(
+                f"{label} is a checkpoint, and the bundle made of it cannot be kept in {target.parent}: "
+                f"{error.strerror}. Set STONNX_HOME to a directory that can be written."
+            ) from error
+        there, damage = (target / MANIFEST_NAME).is_file(), _damage(target)
+        if not there or damage is not None:
             from stonnx_export import export
 
-            logger.warning("Exporting %s to a %s bundle for first use, into %s", label, recipe, target)
-            export(source, target, dtype=recipe, task=task, name=name)
+            what = "for first use" if damage is None else f"again: {_without_advice(damage)}"
+            logger.warning("Exporting %s to a %s bundle %s, into %s", label, recipe, what, target)
+            if not there:  # nor can anybody use what is left of it
+                shutil.rmtree(target, ignore_errors=True)
+            export(source, target, dtype=recipe, task=task, name=name, overwrite=True)
     return target
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    """Of several processes that start at once, one exports and the others wait for it."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(target.with_name(target.name + ".lock")):
+        yield
+
+
+def _repair_download(directory: Path, place: Mapping[str, Any], local_files_only: bool) -> None:
+    """See that a bundle in the Hub cache is whole, and download again what is damaged.
+
+    The client takes a file that is there for the one that it downloaded.
+    """
+    damage = _damage(directory)
+    if damage is None:
+        return
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # Deleting the snapshot would not do: its files are links.
+    label, repository = place["repo_id"], directory.parent.parent
+    if local_files_only or HF_HUB_OFFLINE:
+        raise _cannot_repair(label, damage, "the Hub is not to be asked", repository) from damage
+    logger.warning("Downloading %s again: %s", label, _without_advice(damage))
+    again = {**place, "revision": directory.name, "force_download": True}
+    try:
+        huggingface_hub.hf_hub_download(filename=MANIFEST_NAME, **again)
+        manifest = read_manifest(directory)
+        for file, entry in manifest.files.items():
+            if not is_intact(directory / file, entry):
+                huggingface_hub.hf_hub_download(filename=file, **again)
+    except BundleError:  # so it is on the Hub
+        raise
+    # Without a network, the client raises a bare ValueError here, and says what happened in its cause.
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _cannot_repair(label, damage, str(error.__cause__ or error).splitlines()[0], repository) from error
+    verify_ahead(directory, manifest)
+
+
+def _damage(directory: Path) -> BundleError | None:
+    """What is wrong with the files of a bundle in a cache; None where all is well, or where there is none."""
+    if not (directory / MANIFEST_NAME).is_file():
+        return None
+    try:
+        verify_ahead(directory, read_manifest(directory))
+    except NewerSchemaError:
+        raise
+    except BundleError as error:
+        return error
+    return None
+
+
+def _cannot_repair(label: str, damage: BundleError, reason: str, directory: Path) -> BundleIntegrityError:
+    return BundleIntegrityError(
+        f"The bundle of {label} in the cache is damaged: {_without_advice(damage)} It cannot be made again here "
+        f"({reason}). Delete {directory}, and load the model where that is possible."
+    )
+
+
+def _without_advice(damage: BundleError) -> str:
+    """A message without its advice for bundles that are the user's own."""
+    return str(damage).removesuffix(REPAIR).rstrip()
 
 
 def missing_for_pytorch() -> str | None:
     """The first package that is not there of those that an export from PyTorch weights needs."""
     return next((name for name in ("torch", "sentence_transformers") if _is_missing(name)), None)
+
+
+def is_exporter_missing() -> bool:
+    """Whether nothing can be exported here: with the exporter but without PyTorch, an ONNX file still can."""
+    return missing_for_pytorch() is not None and _is_missing("onnx_ir")
 
 
 def _is_missing(package: str) -> bool:
@@ -182,7 +271,7 @@ def download(
             # Straight from the cache: even for that, the client's download function may ask the network something.
             cached = huggingface_hub.try_to_load_from_cache(name, MANIFEST_NAME, cache_folder, revision)
             directory = Path(cached).parent if isinstance(cached, str) else None
-            if directory is not None and all((directory / file).is_file() for file in read_manifest(directory).files):
+            if directory is not None and all((directory / file).is_file() for file in _listed(directory)):
                 return directory
         # Asked for a file that is not in the cache, the client tries for half a minute where there is no network. So
         # a checkpoint that is there is not asked for a manifest: if it has one by now, its snapshot below brings it.
@@ -194,16 +283,8 @@ def download(
                     raise
             except EntryNotFoundError:
                 pass
-        wanted = [(_DOWNLOADED, ("**/*.safetensors", "**/*.bin")), (_DOWNLOADED_ONNX, ("**/model.onnx",))]
-        if missing_for_pytorch() is not None if onnx is None else onnx:
-            wanted.reverse()
-        for patterns, weights in wanted:
-            snapshot = Path(huggingface_hub.snapshot_download(revision=revision, allow_patterns=patterns, **place))
-            if (snapshot / MANIFEST_NAME).is_file():
-                return _download_bundle(snapshot.name, place)
-            if any(list(snapshot.glob(pattern)) for pattern in weights):
-                break
-        return snapshot
+        snapshot = _download_checkpoint(revision, place, missing_for_pytorch() is not None if onnx is None else onnx)
+        return _download_bundle(snapshot.name, place) if (snapshot / MANIFEST_NAME).is_file() else snapshot
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = "in the local cache" if local_files_only else "on the Hub or in the local cache"
         raise ModelNotFoundError(
@@ -212,14 +293,52 @@ def download(
         ) from error
 
 
+def _download_checkpoint(revision: str | None, place: Mapping[str, Any], onnx: bool) -> Path:
+    """What an export needs: the network as an ONNX file or with PyTorch's weights, in one format of these."""
+    import huggingface_hub
+
+    def fetch(wanted: list[str], unwanted: list[str] | None = None) -> Path:
+        ignored = [*_NOT_DOWNLOADED, *(unwanted or [])]
+        return Path(
+            huggingface_hub.snapshot_download(
+                revision=revision, allow_patterns=wanted, ignore_patterns=ignored, **place
+            )
+        )
+
+    if is_exporter_missing():
+        # These say which commit it is, and so whether a bundle of it is here already. Nothing else would be of use.
+        return fetch([*_CHECKPOINT_FILES])
+    for as_onnx in (onnx, not onnx):
+        if as_onnx:
+            snapshot = fetch(_DOWNLOADED_ONNX)
+        else:
+            snapshot = fetch(_DOWNLOADED)
+            there = {file.parent.relative_to(snapshot) for file in snapshot.rglob("*.safetensors")}
+            snapshot = fetch(
+                [_DOWNLOADED_BIN, f"*/{_DOWNLOADED_BIN}"], [(folder / _DOWNLOADED_BIN).as_posix() for folder in there]
+            )
+        weights = ("**/model.onnx",) if as_onnx else ("**/*.safetensors", "**/*.bin")
+        if any(list(snapshot.glob(pattern)) for pattern in weights):
+            break
+    return snapshot
+
+
 def _download_bundle(revision: str | None, place: Mapping[str, Any]) -> Path:
     import huggingface_hub
 
     manifest = Path(huggingface_hub.hf_hub_download(filename=MANIFEST_NAME, revision=revision, **place))
-    for file in read_manifest(manifest.parent).files:
+    for file in _listed(manifest.parent):
         # The commit in the path of the manifest pins the other files to the same version.
         huggingface_hub.hf_hub_download(filename=file, revision=manifest.parent.name, **place)
     return manifest.parent
+
+
+def _listed(directory: Path) -> Collection[str]:
+    """The files of a bundle. None where its manifest cannot be read: who loads it finds that, too."""
+    try:
+        return read_manifest(directory).files
+    except BundleFormatError:
+        return ()
 
 
 def _has_checkpoint(**place: Any) -> bool:

@@ -7,14 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import tokenizers
 
 from stonnx._bundle import CLASS_OF_TASK, MANIFEST_NAME, FileEntry, Task
 from stonnx._cpus import available_cpus
-from stonnx._engine import BatchResult, Engine, LoadedRoute, TooLong
+from stonnx._engine import BatchResult, Engine, LoadedRoute, Reduce, TooLong
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub import find_bundle
 from stonnx._inputs import is_batch, parse_inputs
@@ -212,10 +212,13 @@ class Model:
             )
         logger.info("Starting a pool of processes on: %s", ", ".join(devices))
         state, threads = self.__getstate__(), thread_shares(cpus, len(devices))
-        states = [
-            (device, state | {"_options": self._options | {"device": device, "threads": count}})
-            for device, count in zip(devices, threads, strict=True)
-        ]
+        given: DeviceOptions | None = self._options["device_options"]
+        states = []
+        for device, count in zip(devices, threads, strict=True):
+            # They were given for the device of this model, which may be another one.
+            device_options = None if given is None else given.meant_for(device)
+            changed = {"device": device, "threads": count, "device_options": device_options}
+            states.append((device, state | {"_options": self._options | changed}))
         return start_pool(type(self), states, threads)
 
     @staticmethod
@@ -292,9 +295,10 @@ class Model:
         prompt: str | None,
         task: str | None = None,
         unit: str = "text",
+        reduce: Reduce | None = None,
     ) -> Iterator[BatchResult]:
-        """Outputs of the graph for all texts, in any order."""
-        route = self._engine.route(task)
+        """Outputs of the graph for all texts, in any order, or what ``reduce`` keeps of them."""
+        route = self._route_of(task)
         batches = route.stream(
             texts,
             outputs,
@@ -302,6 +306,7 @@ class Model:
             prompt_length=self._excluded_prompt(route, prompt),
             too_long=options.too_long,
             counters=options.counters,
+            reduce=reduce,
         )
         with progress_bar(len(texts), options.show, unit) as advance:
             for batch in batches:
@@ -383,7 +388,7 @@ class Model:
             >>> long = np.flatnonzero(counts > model.max_seq_length)  # doctest: +SKIP
         """
         texts, single = parse_inputs(inputs, prompt)
-        counts = self._engine.route(task).tokenizer.count(texts)
+        counts = self._route_of(task).tokenizer.count(texts)
         return int(counts[0]) if single else counts
 
     def warmup(self) -> None:
@@ -403,6 +408,32 @@ class Model:
     def device(self) -> str:
         """The device that the model runs on."""
         return self._route.session.device
+
+    def to(self, device: Any) -> Self:
+        """The model itself, for the device that it is on. It is loaded for one device, and does not move.
+
+        Raises:
+            UnsupportedError: Another device, or a dtype.
+        """
+        name = f"cuda:{device}" if isinstance(device, int) else str(device)  # torch.device has its name as str
+        if not _is_same_device(name, self.device):
+            raise UnsupportedError(
+                f"This model was loaded for {self.device!r} and cannot move to {name!r}. Load it again for another "
+                f"device: {type(self).__name__}(..., device=...); another precision is another export: dtype='...'."
+            )
+        return self
+
+    def cpu(self) -> Self:
+        """The model itself, where it is on the CPU."""
+        return self.to("cpu")
+
+    def cuda(self, device: Any = None) -> Self:
+        """The model itself, where it is on that GPU; None is the first."""
+        return self.to("cuda" if device is None else device)
+
+    def eval(self) -> Self:
+        """The model itself: a bundle is always for inference."""
+        return self
 
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -458,7 +489,7 @@ class Model:
         texts, _ = parse_inputs(list(inputs), prompt)
         if not texts:
             return {}
-        route = self._engine.route(task)
+        route = self._route_of(task)
         tokens = route.tokenizer.pad(route.tokenizer.encode(texts))
         features: dict[str, Any] = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
         if "token_type_ids" in route.session.inputs:
@@ -483,6 +514,16 @@ class Model:
     @property
     def _route(self) -> LoadedRoute:
         return self._engine.route()
+
+    def _route_of(self, task: str | None) -> LoadedRoute:
+        """The route of a call's texts."""
+        manifest = self._engine.manifest
+        if manifest.needs_task and not task:
+            raise InvalidArgumentError(
+                "This model treats texts by what they are for, and has no default. Call encode_query or "
+                f"encode_document, or pass task=...: {', '.join(manifest.routes)}."
+            )
+        return self._engine.route(task)
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         if prompt is not None:

@@ -43,13 +43,24 @@ def load_libraries(onnxruntime: Any) -> str | None:
     return _missing(Path(name.group(1)).name, onnxruntime) if name else None
 
 
-def load_tensorrt() -> None:
-    """Load TensorRT from its package, where that is installed. The system's own is found without help."""
+def load_tensorrt(onnxruntime: Any) -> str | None:
+    """Load TensorRT from its package, where that is installed. The system's own is found without help.
+
+    Returns:
+        What keeps the package's libraries from loading and what to do, or None.
+    """
     package = importlib.util.find_spec("tensorrt_libs")
     for directory in package.submodule_search_locations or () if package else ():
         for pattern in ("libnvinfer.so.*", "libnvonnxparser.so.*"):
             for library in Path(directory).glob(pattern):
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+                try:
+                    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+                except OSError as error:
+                    return _why(error, onnxruntime) or (
+                        f"{library} cannot be loaded: {error}. Install TensorRT again with: pip install "
+                        f"--force-reinstall tensorrt-cu{_cuda(onnxruntime)}"
+                    )
+    return None
 
 
 def why_not_loaded(onnxruntime: Any, provider: str) -> str | None:
@@ -64,15 +75,30 @@ def why_not_loaded(onnxruntime: Any, provider: str) -> str | None:
     try:
         ctypes.CDLL(str(library))
     except OSError as error:
-        text = str(error)
-        return _missing(text.partition(":")[0], onnxruntime) if "cannot open shared object file" in text else text
+        return _why(error, onnxruntime) or str(error)
     return None
+
+
+def _why(error: OSError, onnxruntime: Any) -> str | None:
+    """The library that is missing where another one was to be loaded, or None where something else went wrong."""
+    text = str(error)
+    return _missing(text.partition(":")[0], onnxruntime) if "cannot open shared object file" in text else None
 
 
 def _missing(library: str, onnxruntime: Any) -> str:
     text = next(text for beginnings, text in _REMEDIES if library.startswith(beginnings))
-    cuda = str(getattr(onnxruntime, "cuda_version", "") or "12").partition(".")[0]
-    return f"{library} is not here. {text.format(cuda=cuda)}"
+    return f"{library} is not here. {text.format(cuda=_cuda(onnxruntime))}"
+
+
+def _cuda(onnxruntime: Any) -> str:
+    """The CUDA version that onnxruntime is made for, as the names of NVIDIA's packages have it."""
+    return str(getattr(onnxruntime, "cuda_version", "") or "12").partition(".")[0]
+
+
+def gpu_name(index: int) -> str:
+    """Name and compute capability of one GPU."""
+    names = gpu_names()
+    return names[index] if index < len(names) else "unknown"
 
 
 def gpu_names() -> list[str]:

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stonnx import _nvidia
 from stonnx._bundle import OUTPUT_OF_TASK, Manifest
 from stonnx._cpus import cpu_features, cpu_name
 from stonnx._errors import BundleFormatError, ProbeError
 from stonnx._inputs import parse_inputs
+from stonnx._providers import PROVIDERS
 from stonnx._remembered import is_remembered, remember
 
 if TYPE_CHECKING:
@@ -73,15 +75,29 @@ def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]
     """Run the probe of a bundle, unless this machine has passed it before.
 
     Raises:
-        ProbeError: The graph does not run, or its vectors are further from the exporter's than the manifest allows.
-        BundleFormatError: The probe cannot be read.
+        ProbeError, BundleFormatError: As for :func:`compare`.
     """
     if manifest.probe is None:
         return
     identity = _identity(manifest, routes)
-    if is_remembered(_PASSED, identity):
-        return
+    if not is_remembered(_PASSED, identity):
+        compare(directory, manifest, routes)
+        remember(_PASSED, identity)
+
+
+def compare(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> float:
+    """Run the probe of a bundle, which must have one.
+
+    Returns:
+        The lowest cosine between a vector here and where the bundle was exported.
+
+    Raises:
+        ProbeError: The graph does not run, or its vectors are further from the exporter's than the manifest allows.
+        BundleFormatError: The probe cannot be read.
+    """
+    assert manifest.probe is not None
     texts, expected = _read(directory / manifest.probe.file, routes)
+    lowest = 1.0
     for name, route in routes.items():
         try:
             actual = run(route, manifest.task, texts)
@@ -100,15 +116,22 @@ def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]
                 f"{session.version} on {session.device}, {cpu_name()}. Try another onnxruntime version or device, or "
                 "export the model again with --dtype fp32; 'stonnx doctor' shows what this machine can do."
             )
-    remember(_PASSED, identity)
+        lowest = min(lowest, closeness)
+    return lowest
 
 
 def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:
     """What the result of a probe depends on."""
     parts: list[Any] = [sorted((name, entry.sha256) for name, entry in manifest.files.items())]
     parts += [[route.session.device, route.session.version, route.session.form] for route in routes.values()]
-    parts += [cpu_name(), cpu_features()]
+    parts += [cpu_name(), cpu_features(), sorted({_gpu(route.session.device) for route in routes.values()})]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _gpu(device: str) -> str:
+    """The name of the GPU behind a device, which is another one on the next machine; empty for other devices."""
+    name, _, index = device.partition(":")
+    return _nvidia.gpu_name(int(index or 0)) if any(row.nvidia for row in PROVIDERS if row.device == name) else ""
 
 
 def _read(path: Path, routes: Mapping[str, LoadedRoute]) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]]]:

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from stonnx._hub import cache_directory
+from stonnx._cache import cache_directory
 
 logger = logging.getLogger("stonnx")
 

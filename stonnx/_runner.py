@@ -14,10 +14,12 @@ import ctypes
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -35,6 +37,15 @@ _TOKENS_UNINTERRUPTED = 64
 _Feeds = Mapping[str, "npt.NDArray[Any] | None"]
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a run gave, how long it waited for threads and its session, and how long it took."""
+
+    arrays: list[npt.NDArray[Any]]
+    queue_seconds: float
+    run_seconds: float
 
 
 class Runner:
@@ -100,7 +111,7 @@ class Runner:
         alone: bool,
         control: RunControl | None = None,
         free_memory: bool = False,
-    ) -> list[npt.NDArray[Any]]:
+    ) -> Outputs:
         """Run the graph.
 
         Args:
@@ -111,12 +122,15 @@ class Runner:
             control: What can stop it.
             free_memory: Give back memory at the end.
         """
+        start = time.perf_counter()
         session = self.session
         taken = self._threads.take(everything=alone or self._narrow is None)
         try:
             if taken < self._parallel and (self._narrow is not None or self.workers(tokens) > 1):
                 session = self._narrow or session
-            return session.run(outputs, feeds, control, free_memory=free_memory)
+            ready = time.perf_counter()
+            arrays = session.run(outputs, feeds, control, free_memory=free_memory)
+            return Outputs(arrays, ready - start, time.perf_counter() - ready)
         finally:
             self._threads.give(taken)
 
@@ -146,11 +160,11 @@ class Runner:
                     future.cancel()
                 raise
 
-    def warmup(self, outputs: Sequence[str], feeds: _Feeds) -> None:
+    def warmup(self, outputs: Sequence[str], feeds: _Feeds, *, free_memory: bool) -> None:
         """Run the same in every session that there will be."""
         self.workers(_TOKENS_BEFORE_NARROW)
         for session in self.sessions():
-            session.run(outputs, feeds)
+            session.run(outputs, feeds, free_memory=free_memory)
 
     def trim(self) -> None:
         """Give back memory: the narrow session, until as many texts have come again, and what no run uses."""

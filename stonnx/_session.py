@@ -9,7 +9,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from stonnx._errors import (
     BundleFormatError,
     DeviceError,
     InvalidArgumentError,
+    RunError,
+    StonnxError,
     UnsupportedError,
 )
 from stonnx._onnxruntime import import_onnxruntime, installed_wheels
@@ -77,16 +79,61 @@ class GraphFacts:
 class DeviceOptions:
     """How to use a GPU. None of it changes results.
 
+    A model refuses options that mean nothing on the device that it was asked to run on. With ``device=None`` they are
+    for the GPU that it may find, and the CPU goes without.
+
     Attributes:
         memory_limit: Bytes that onnxruntime's arena may take of the GPU's memory. None: all of it.
         cuda_graphs: Record the work of each shape once and replay it: less time between small operations. Shapes are
-            rounded up to powers of two, runs of one session wait for each other.
+            rounded up to powers of two, runs of one session wait for each other, and ``trim()`` frees none of the
+            GPU's memory.
         build: TensorRT only: build an engine that is not there. That takes minutes.
+
+    Raises:
+        InvalidArgumentError: A value is of another type, or the limit is not positive.
     """
 
     memory_limit: int | None = None
     cuda_graphs: bool = False
     build: bool = False
+
+    def __post_init__(self) -> None:
+        limit: Any = self.memory_limit
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0):
+            raise InvalidArgumentError(f"memory_limit must be a positive number of bytes or None, got {limit!r}.")
+        for name in ("cuda_graphs", "build"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InvalidArgumentError(f"{name} must be True or False, got {value!r}.")
+
+    def meant_for(self, device: str) -> DeviceOptions:
+        """Those of the options that mean something on a device; the others as they are by default."""
+        name = device.partition(":")[0]
+        return DeviceOptions(**{key: value for key, value in asdict(self).items() if name in _DEVICES_OF_OPTION[key]})
+
+    def check(self, device: str | None) -> None:
+        """Refuse options that mean nothing on the device that was asked for.
+
+        Raises:
+            InvalidArgumentError: The message names the options, and the devices that have them.
+        """
+        if device is None:
+            return
+        used, given = self.meant_for(device), asdict(self)
+        useless = [name for name, value in given.items() if value != getattr(used, name)]
+        if useless:
+            names = ", ".join(f"{name} (for {' and '.join(_DEVICES_OF_OPTION[name])})" for name in useless)
+            raise InvalidArgumentError(
+                f"device {device!r} does not have the device_options {names}. Leave them out, or use such a device."
+            )
+
+
+# The devices on which an option means something.
+_DEVICES_OF_OPTION: Mapping[str, Sequence[str]] = {
+    "memory_limit": ("cuda", "tensorrt"),
+    "cuda_graphs": ("cuda", "tensorrt"),
+    "build": ("tensorrt",),
+}
 
 
 class Session:
@@ -153,10 +200,10 @@ class Session:
         check_precision(device, self._facts.precision)
         if provider.nvidia:
             missing = _nvidia.load_libraries(self._ort)
+            if missing is None and provider.device == "tensorrt":
+                missing = _nvidia.load_tensorrt(self._ort)
             if missing is not None:
                 raise DeviceError(f"device {str(device)!r} needs {provider.name}, and {missing}")
-        if provider.device == "tensorrt":
-            _nvidia.load_tensorrt()
         settings = self._settings(device)
         self.device, self.form = str(device), ""
         self._engine: _tensorrt.Engine | None = None
@@ -222,11 +269,11 @@ class Session:
                 if graphs and one is chosen[0]:
                     entries["enable_cuda_graph"] = 1
             elif one.provider.device == "tensorrt":
-                self._engine = _tensorrt.Engine.of(self._facts.sha256, device.index or 0, self.version)
+                facts = self._facts
+                built_with = _tensorrt.settings(facts.inputs, facts.max_seq_length, facts.precision, limit)
+                self._engine = _tensorrt.Engine.of(facts.sha256, device, self.version, built_with)
                 self._engine.require(allowed=self._options.build)
-                entries |= self._engine.options(self._facts.inputs, self._facts.max_seq_length, self._facts.precision)
-                if limit is not None:
-                    entries["trt_max_workspace_size"] = limit
+                entries |= self._engine.options()
                 if graphs:
                     entries["trt_cuda_graph_enable"] = 1
             elif one.provider.device == "openvino":
@@ -292,30 +339,50 @@ class Session:
             feeds: The inputs. Those that are None, or that the graph does not have, are left out.
             control: What can stop the run.
             free_memory: Give back at the end what memory can be given back.
+
+        Raises:
+            RunError: The run failed. Where it was stopped instead, onnxruntime's own error goes on.
         """
         known = {name: value for name, value in feeds.items() if value is not None and name in self.inputs}
         if free_memory:
             control = control or self.control()
         options = None if control is None else control.freeing if free_memory else control.keeping
-        if self._device_run is not None:
-            return self._device_run(outputs, known, options)
-        results: list[npt.NDArray[Any]] = self._session.run(list(outputs), known, options)
-        return results
+        try:
+            if self._device_run is not None:
+                return self._device_run(outputs, known, options)
+            results: list[npt.NDArray[Any]] = self._session.run(list(outputs), known, options)
+            return results
+        except StonnxError:
+            raise
+        except Exception as error:  # onnxruntime's errors share no public base class
+            if control is not None and control.stopped:
+                raise
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in known.items())
+            raise RunError(
+                f"onnxruntime {self.version} failed to run {shapes} on device {self.device!r}: {error} If it ran out "
+                "of memory, load the model with a lower max_batch_tokens, cut texts with max_seq_length, or call "
+                "trim() to give back what earlier runs took."
+            ) from error
 
     def control(self) -> RunControl:
         """What can stop runs of this graph while they are in progress."""
         return RunControl(self._ort.RunOptions(), self._freeing())
 
     def trim(self) -> None:
-        """Give back the memory that earlier, larger runs needed. The next run of that size takes it again."""
+        """Give back the memory that earlier, larger runs needed. The next run of that size takes it again.
+
+        With CUDA graphs, the GPU's memory stays: what was recorded has its addresses.
+        """
         self._run_smallest(self._freeing())
         _give_back_memory()
 
     def _freeing(self) -> Any:
         """Options of a run at whose end the arenas are shrunk to what is in use."""
         options = self._ort.RunOptions()
-        arenas = "cpu:0" if self._device_run is None else f"gpu:{self._device_run.index};cpu:0"
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
+        arenas = ["cpu:0"]
+        if self._device_run is not None and not self._options.cuda_graphs:
+            arenas.insert(0, f"gpu:{self._device_run.index}")
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(arenas))
         return options
 
     def _run_smallest(self, options: Any = None) -> None:
@@ -324,6 +391,10 @@ class Session:
             node.name: np.ones([size if isinstance(size, int) else 1 for size in node.shape], dtype=np.int64)
             for node in self._required
         }
+        if self._device_run is not None and self._options.cuda_graphs:
+            # Without this it would be recorded like any other, with inputs that are gone when it is replayed.
+            options = options or self._ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", "-1")
         self._session.run(None, feeds, options)
 
 
@@ -333,6 +404,11 @@ class RunControl:
 
     keeping: Any
     freeing: Any
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return bool(self.keeping.terminate)
 
     def stop(self) -> None:
         """Have the runs end with an error after the operation that they are at."""
@@ -360,5 +436,6 @@ def _replace_initializers(ort: Any, settings: Any, scalars: Mapping[str, Scalar]
 
 def _give_back_memory() -> None:
     """Have the C library return free memory to the system; after loading a graph that is about half of its size."""
-    with contextlib.suppress(AttributeError, OSError):  # only glibc has it
+    # Only glibc has it. Windows does not even know a library of no name: that is the TypeError.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

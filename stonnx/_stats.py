@@ -23,7 +23,9 @@ class CallStats:
         tokens_per_text: Tokens of each text of the call, int64 [texts].
         truncated: Which texts were longer than the limit and lost their end, ascending, int64 [number of them].
         tokenize_seconds: Spent on tokenization, most of it while the graph ran.
-        run_seconds: Spent in runs of the graph. Runs side by side add up, so it can exceed ``seconds``.
+        queue_seconds: Spent by batches in waiting for threads that the batches of other calls had, and for the second
+            session to be loaded. Batches side by side add up here and in ``run_seconds``, which can exceed ``seconds``.
+        run_seconds: Spent in runs of the graph.
         seconds: From the beginning of the call to its last batch.
     """
 
@@ -35,6 +37,7 @@ class CallStats:
     tokens_per_text: npt.NDArray[np.int64]
     truncated: npt.NDArray[np.int64]
     tokenize_seconds: float
+    queue_seconds: float
     run_seconds: float
     seconds: float
 
@@ -47,7 +50,8 @@ class CallStats:
         return (
             f"{self.texts} texts ({self.unique_texts} different, {len(self.truncated)} truncated), "
             f"{self.tokens} tokens ({self.padding_ratio:.0%} padding), {self.batches} batches, {self.seconds:.3f} s "
-            f"(tokenizing {self.tokenize_seconds:.3f} s, runs {self.run_seconds:.3f} s)"
+            f"(tokenizing {self.tokenize_seconds:.3f} s, waiting {self.queue_seconds:.3f} s, "
+            f"runs {self.run_seconds:.3f} s)"
         )
 
 
@@ -61,6 +65,7 @@ class Counters:
     padded_tokens: int = 0
     batches: int = 0
     tokenize_seconds: float = 0.0
+    queue_seconds: float = 0.0
     run_seconds: float = 0.0
     # For some of the texts each: which, how many tokens, and whether they were cut.
     parts: list[tuple[npt.NDArray[np.intp], npt.ArrayLike, npt.NDArray[np.bool_]]] = field(default_factory=list)
@@ -80,6 +85,7 @@ class Counters:
             self.padded_tokens += other.padded_tokens
             self.batches += other.batches
             self.tokenize_seconds += other.tokenize_seconds
+            self.queue_seconds += other.queue_seconds
             self.run_seconds += other.run_seconds
             self.parts += [(indices + start, lengths, cut) for indices, lengths, cut in other.parts]
             start += other.texts
@@ -99,6 +105,7 @@ class Counters:
             tokens_per_text=tokens_per_text,
             truncated=np.flatnonzero(truncated),
             tokenize_seconds=self.tokenize_seconds,
+            queue_seconds=self.queue_seconds,
             run_seconds=self.run_seconds,
             seconds=self.seconds,
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,12 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from stonnx._background import in_background
 from stonnx._bundle import TokenizerSpec
 from stonnx._errors import BundleFormatError, InvalidArgumentError
 from stonnx._long_texts import beginning, can_be_shortened, longest_whole
 
 # What a model reads: a text, or a pair of texts.
 Text = str | tuple[str, str]
+
+# Characters that are tokenized at a time: a tenth of a second on a busy machine. Ctrl-C comes through after that.
+_CHARACTERS_AT_A_TIME = 1 << 16
+
+# Whether the tokenizers package has started the threads that tokenize a batch.
+_threads_used = False
 
 
 @dataclass(frozen=True)
@@ -83,11 +93,15 @@ class Tokenizer:
         else:
             backend.enable_truncation(max_length, strategy="longest_first", direction=self._spec.truncation_side)
 
-    def encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
-        """Token ids of each text, truncated, not padded. The texts are valid Unicode."""
+    def encode(self, texts: Sequence[Text], stopped: threading.Event | None = None) -> list[tokenizers.Encoding]:
+        """Token ids of each text, truncated, not padded. The texts are valid Unicode.
+
+        Raises:
+            CancelledError: ``stopped`` was set meanwhile.
+        """
         backend, limit = self._current
         if limit is None or not self._can_be_shortened:
-            return self._encode(backend, texts)
+            return self._encode(backend, texts, stopped)
         whole = longest_whole(limit)
         shortened = {
             index: short
@@ -96,25 +110,26 @@ class Tokenizer:
             and (short := _shorten(text, limit, whole)) is not None
         }
         if not shortened:
-            return self._encode(backend, texts)
-        encodings = self._encode(backend, [shortened.get(index, text) for index, text in enumerate(texts)])
+            return self._encode(backend, texts, stopped)
+        encodings = self._encode(backend, [shortened.get(index, text) for index, text in enumerate(texts)], stopped)
         special = self._special_tokens(backend, is_pair=True)
         doubtful = [
             index for index in shortened if not _is_same(texts[index], encodings[index], (limit - special) // 2)
         ]
-        for index, encoding in zip(doubtful, self._encode(backend, [texts[i] for i in doubtful]), strict=True):
+        again = self._encode(backend, [texts[index] for index in doubtful], stopped)
+        for index, encoding in zip(doubtful, again, strict=True):
             encodings[index] = encoding
         return encodings
 
-    def _encode(self, backend: tokenizers.Tokenizer, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
-        if len(texts) == 1:
+    def _encode(
+        self, backend: tokenizers.Tokenizer, texts: Sequence[Text], stopped: threading.Event | None
+    ) -> list[tokenizers.Encoding]:
+        special = self._spec.add_special_tokens
+        if len(texts) == 1 and _characters(texts[0]) <= _CHARACTERS_AT_A_TIME:
             # Without the threads of a batch, which cost more than a text.
             first, second = texts[0] if isinstance(texts[0], tuple) else (texts[0], None)
-            return [backend.encode(first, second, add_special_tokens=self._spec.add_special_tokens)]
-        encodings: list[tokenizers.Encoding] = backend.encode_batch_fast(
-            list(texts), add_special_tokens=self._spec.add_special_tokens
-        )
-        return encodings
+            return [backend.encode(first, second, add_special_tokens=special)]
+        return [encoding for piece in _encoded(backend, texts, special, stopped) for encoding in piece]
 
     def _special_tokens(self, backend: tokenizers.Tokenizer, is_pair: bool) -> int:
         return int(backend.num_special_tokens_to_add(is_pair)) if self._spec.add_special_tokens else 0
@@ -132,7 +147,8 @@ class Tokenizer:
         # What was cut off is in `overflowing`, in pieces that do not overlap.
         of_parts = iter(
             len(encoding) + sum(map(len, encoding.overflowing))
-            for encoding in backend.encode_batch_fast(parts, add_special_tokens=False)
+            for piece in _encoded(backend, parts, add_special_tokens=False)
+            for encoding in piece
         )
         special = {is_pair: self._special_tokens(backend, is_pair) for is_pair in (False, True)}
         counts = [
@@ -143,7 +159,7 @@ class Tokenizer:
 
     def effort(self, text: Text) -> int:
         """Characters of a text that are tokenized."""
-        characters = len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+        characters = _characters(text)
         limit = self.max_seq_length
         return min(characters, longest_whole(limit)) if limit is not None and self._can_be_shortened else characters
 
@@ -174,6 +190,67 @@ class Tokenizer:
         """Tokens of a prompt alone, without a special token at its end."""
         ids = self.encode([prompt])[0].ids
         return len(ids) - (len(ids) > 0 and ids[-1] in self._spec.special_token_ids)
+
+
+def _characters(text: Text) -> int:
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+
+
+def _encoded(
+    backend: tokenizers.Tokenizer,
+    texts: Sequence[Text],
+    add_special_tokens: bool,
+    stopped: threading.Event | None = None,
+) -> Iterator[list[tokenizers.Encoding]]:
+    """The encodings of texts, some at a time, so that neither Ctrl-C nor ``stopped`` have to wait for all of them.
+
+    Raises:
+        CancelledError: ``stopped`` was set.
+    """
+    global _threads_used
+    for piece in _pieces(texts):
+        if stopped is not None and stopped.is_set():
+            raise CancelledError
+        _threads_used = True
+
+        def encode(piece: list[Text] = piece) -> list[tokenizers.Encoding]:
+            encodings: list[tokenizers.Encoding] = backend.encode_batch_fast(
+                piece, add_special_tokens=add_special_tokens
+            )
+            return encodings
+
+        # A text that is longer than a piece takes as long as it takes. Ctrl-C comes to the main thread only.
+        is_long = len(piece) == 1 and _characters(piece[0]) > _CHARACTERS_AT_A_TIME
+        if is_long and threading.current_thread() is threading.main_thread():
+            yield in_background(encode, "stonnx-tokenize").result()
+        else:
+            yield encode()
+
+
+def _pieces(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    """Consecutive texts of together no more characters than are tokenized at a time, unless it is a single text."""
+    piece: list[Text] = []
+    characters = 0
+    for text in texts:
+        more = _characters(text)
+        if piece and characters + more > _CHARACTERS_AT_A_TIME:
+            yield piece
+            piece, characters = [], 0
+        piece.append(text)
+        characters += more
+    if piece:
+        yield piece
+
+
+def _after_fork_in_child() -> None:
+    """The threads of the tokenizers package are not there in a forked process, which would wait for them forever."""
+    # The package does this by itself, unless the variable is set. It is read in every call.
+    if _threads_used:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _is_same(text: Text, encoding: tokenizers.Encoding, half: int) -> bool:

@@ -16,6 +16,8 @@ from stonnx._remembered import is_remembered, remember
 _KIND = "verified"
 # Two changes may get the same time where a file system counts it coarsely; FAT is the coarsest.
 _COARSEST_CLOCK = 2_000_000_000
+# What was checked for the load that follows.
+_ahead: set[str] = set()
 
 
 def verify(directory: Path, manifest: Manifest) -> None:
@@ -30,8 +32,27 @@ def verify(directory: Path, manifest: Manifest) -> None:
         BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.
         BundleFormatError: A graph is no ONNX file, or takes weights from a file that the manifest does not list.
     """
-    start = time.time_ns()
     before = _identity(directory, manifest)
+    if before in _ahead:
+        _ahead.discard(before)
+    else:
+        _verify(directory, manifest, before)
+
+
+def verify_ahead(directory: Path, manifest: Manifest) -> None:
+    """Check a bundle that is about to be loaded: the load does not hash it again, even if nothing can be remembered.
+
+    Raises:
+        BundleIntegrityError, BundleFormatError: As for :func:`verify`.
+    """
+    before = _identity(directory, manifest)
+    _verify(directory, manifest, before)
+    if before is not None:
+        _ahead.add(before)
+
+
+def _verify(directory: Path, manifest: Manifest, before: str | None) -> None:
+    start = time.time_ns()
     if before is not None and is_remembered(_KIND, before):
         return
     verify_files(directory, manifest)
@@ -58,7 +79,8 @@ def _check_graph(path: Path, manifest: Manifest) -> None:
 
 def _identity(directory: Path, manifest: Manifest) -> str | None:
     """A hash over what the files should be and what they are on the disk; None where one of them is not there."""
-    parts = []
+    # The graphs are read, too: a manifest may name another of the same files as one.
+    parts: list[list[object]] = [[*sorted(route.graph for route in manifest.routes.values())]]
     for name, entry in sorted(manifest.files.items()):
         try:
             found = os.stat(directory / name)

@@ -7,14 +7,17 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import stonnx
+from stonnx._batching import tokens_per_batch_unit
 from stonnx._bundle import MANIFEST_NAME, Manifest, read_manifest, verify_files
 from stonnx._errors import MissingDependencyError, ModelNotFoundError, StonnxError
+from stonnx._providers import PROVIDERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="encode the lines of a file",
         description="Encode every line of a file. An interrupted run is continued by running the same command again.",
     )
-    encode.add_argument("model", help="bundle directory or Hub id")
+    encode.add_argument("model", help="directory of a bundle or checkpoint, or Hub id")
     encode.add_argument("input", help="text lines or JSONL; - for standard input")
     encode.add_argument("-o", "--output", type=Path, required=True, help="file ending in .npy, .jsonl or .safetensors")
     encode.add_argument("--input-format", choices=("lines", "jsonl"), help="default: by the ending of the input")
@@ -105,11 +108,19 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("float32", "binary", "ubinary"),
         default="float32",
-        help="int8 and uint8 are not offered: their range has to be known before the first row is written",
+        help="of the values (default: float32); int8 and uint8 are not offered: their range has to be known before the "
+        "first row is written",
     )
-    encode.add_argument("--batch-size", type=int, default=32, help="in units of 32 tokens (default: 32)")
-    encode.add_argument("--device", help="cpu, cuda, cuda:1 (default: cpu)")
-    encode.add_argument("--threads", type=int, help="threads of the session (default: all CPUs of the process)")
+    unit, unit_of_gpu = tokens_per_batch_unit("cpu"), tokens_per_batch_unit("cuda")
+    encode.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        help=f"in units of {unit} tokens, {unit_of_gpu} on a GPU (default: %(default)s)",
+    )
+    devices = ", ".join(row.device + (f", {row.device}:1" if row.indexed else "") for row in PROVIDERS)
+    encode.add_argument("--device", help=f"{devices} (default: the best of cpu and cuda that works)")
+    encode.add_argument("--threads", type=int, help="threads on the CPU (default: as many as the process may use CPUs)")
     encode.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     encode.add_argument("--quiet", action="store_true", help="no progress bar")
     encode.set_defaults(command=_encode)
@@ -122,10 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="see what works on this machine",
-        description="Show versions, CPU, devices and caches, and what to do about what does not work. The exit status "
-        "is 1 where something has to be done.",
+        description="Show versions, CPU, devices, caches and a self-test, and what to do about what does not work. The "
+        "exit status is 1 where something has to be done.",
     )
-    doctor.add_argument("bundle", type=Path, nargs="?", help="also load this bundle and run it")
+    doctor.add_argument("bundle", type=Path, nargs="?", help="also load this bundle and run its probe")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(command=_doctor)
 
@@ -137,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("bundle", type=Path, help="bundle directory")
     build.add_argument("--device", default="tensorrt", help="tensorrt or tensorrt:1 ... (default: tensorrt)")
+    build.add_argument(
+        "--memory-limit",
+        type=int,
+        metavar="BYTES",
+        help="what the models that use it have as DeviceOptions.memory_limit (default: none)",
+    )
     build.set_defaults(command=_build)
 
     models = commands.add_parser(
@@ -190,15 +207,29 @@ def _exporter_needed() -> Iterator[None]:
 def _verify(arguments: argparse.Namespace) -> None:
     with _exporter_needed():
         from stonnx_export.recheck import verify_bundle
-    fidelity = verify_bundle(arguments.bundle, arguments.against, pairs=arguments.pairs, source=arguments.source)
+        from stonnx_export.verify import ToleranceError
+    problem = None
+    try:
+        fidelity = verify_bundle(arguments.bundle, arguments.against, pairs=arguments.pairs, source=arguments.source)
+    except ToleranceError as error:
+        if error.fidelity is None:
+            raise
+        fidelity, problem = error.fidelity, error
+    figures = dataclasses.asdict(fidelity)
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(fidelity), indent=2))
-        return
-    print(f"{arguments.bundle} is within its tolerance of {fidelity.compared_with}, on {fidelity.texts} texts:")
-    for name, value in dataclasses.asdict(fidelity).items():
-        if isinstance(value, float):
-            bound = fidelity.tolerance.get(name)
-            print(f"{name:<22}{value:<14.7g}{'' if bound is None else f'tolerance {bound:g}'}")
+        # JSON has no NaN.
+        figures = {name: None if value != value else value for name, value in figures.items()}
+        print(json.dumps({"within_tolerance": problem is None, **figures}, indent=2))
+    else:
+        place = "within" if problem is None else "OUTSIDE"
+        print(f"{arguments.bundle} is {place} its tolerance of {fidelity.compared_with}, on {fidelity.texts} texts:")
+        for name, value in figures.items():
+            if isinstance(value, float):
+                bound = fidelity.tolerance.get(name)
+                print(f"{name:<22}{value:<14.7g}{'' if bound is None else f'tolerance {bound:g}'}")
+    if problem is not None:
+        sys.stdout.flush()
+        raise problem
 
 
 def _encode(arguments: argparse.Namespace) -> None:
@@ -274,8 +305,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _build(arguments: argparse.Namespace) -> None:
     from stonnx._build import build
 
-    for route, directory, seconds in build(arguments.bundle, arguments.device):
-        print(f"{route}: {directory}, {seconds:.1f} s")
+    def begin(route: str) -> None:
+        print(
+            f"Building the engine of the graph {route!r} of {arguments.bundle} for {arguments.device}. This can take "
+            "minutes, without a sign of life.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    start = time.perf_counter()
+    built = build(arguments.bundle, arguments.device, memory_limit=arguments.memory_limit, begin=begin)
+    for route, directory, seconds in built:
+        print(f"{route}: {directory}, {seconds:.1f} s", flush=True)
+    print(f"Done after {time.perf_counter() - start:.1f} s.", file=sys.stderr)
 
 
 def _models(arguments: argparse.Namespace) -> None:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from stonnx._activations import ACTIVATIONS, Activation, resolve_activation, softmax
 from stonnx._engine import TooLong
 from stonnx._errors import BundleFormatError, InvalidArgumentError, InvalidInputError, UnsupportedError
-from stonnx._hub import ORGANIZATIONS
 from stonnx._model import CallOptions, Model
+from stonnx._names import ORGANIZATIONS
 from stonnx._old_names import accept_old_arguments
 from stonnx._outputs import to_torch
 from stonnx._pairs import parse_pairs

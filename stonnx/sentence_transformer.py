@@ -15,9 +15,9 @@ import numpy.typing as npt
 from stonnx._embedding_model import EmbeddingModel
 from stonnx._engine import TooLong
 from stonnx._errors import InvalidArgumentError
-from stonnx._hub import ORGANIZATIONS
 from stonnx._inputs import parse_inputs
 from stonnx._model import CallOptions
+from stonnx._names import ORGANIZATIONS
 from stonnx._old_names import accept_old_arguments
 from stonnx._outputs import PRECISIONS, finish_embeddings, finish_token_embeddings, to_torch
 from stonnx._pool import Pool, join_rows
@@ -371,7 +371,7 @@ class SentenceTransformer(EmbeddingModel):
         self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None
     ) -> list[dict[str, Any]]:
         """Everything that is known of each text, without padding."""
-        route = self._engine.route(task)
+        route = self._route_of(task)
         result: list[dict[str, Any]] = [{} for _ in texts]
         prompt_length = route.tokenizer.prompt_length(prompt) if prompt else None
         has_token_types = "token_type_ids" in route.session.inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +13,9 @@ from stonnx import _csr
 from stonnx._embedding_model import EmbeddingModel
 from stonnx._engine import TooLong
 from stonnx._errors import BundleFormatError, InvalidArgumentError, UnsupportedError
-from stonnx._hub import ORGANIZATIONS
 from stonnx._inputs import parse_inputs
 from stonnx._model import CallOptions
+from stonnx._names import ORGANIZATIONS
 from stonnx._old_names import accept_old_arguments
 from stonnx._pool import Pool, join_rows
 from stonnx._session import DeviceOptions
@@ -388,14 +388,25 @@ class SparseEncoder(EmbeddingModel):
         self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
     ) -> Any:
         rows = _csr.CsrRows(len(texts), self._width)
-        for batch in self._batches(texts, ["sparse_embedding"], options, prompt, task):
-            rows.add(batch.indices, _csr.select_max_active_dims(batch.outputs[0], active))
+        for indices, some in self._rows(texts, options, prompt, task, active):
+            rows.add(indices, some)
         return rows.matrix()
 
     def _dense_vectors(
         self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
     ) -> npt.NDArray[np.float32]:
-        rows = np.empty((len(texts), self._width), dtype=np.float32)
-        for batch in self._batches(texts, ["sparse_embedding"], options, prompt, task):
-            rows[batch.indices] = _csr.select_max_active_dims(batch.outputs[0], active)
-        return rows
+        matrix = np.zeros((len(texts), self._width), dtype=np.float32)
+        for indices, some in self._rows(texts, options, prompt, task, active):
+            some.write(matrix, indices)
+        return matrix
+
+    def _rows(
+        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
+    ) -> Iterator[tuple[npt.NDArray[np.intp], _csr.SparseRows]]:
+        """Some of the texts, and their vectors. Dense ones, [batch, width], are there only in the threads that run."""
+
+        def reduce(outputs: list[npt.NDArray[np.float32]]) -> list[_csr.SparseRows]:
+            return [_csr.SparseRows.of(outputs[0]).strongest(active)]
+
+        for batch in self._batches(texts, ["sparse_embedding"], options, prompt, task, reduce=reduce):
+            yield batch.indices, batch.outputs[0]

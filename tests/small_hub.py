@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,9 +25,22 @@ class Hub:
     url: str
     repositories: dict[str, Path]
     commit: str = COMMIT
-    # The paths of all requests, and of those for the contents of a file.
+    # What branches and tags of a repository, called NAME@REVISION in `repositories`, are commits of.
+    revisions: dict[str, str] = field(default_factory=dict)
+    # The token without which nothing is there, as for a private repository.
+    token: str | None = None
+    # The paths of all requests, and of those for the contents of a file; the tokens that were shown.
     requests: list[str] = field(default_factory=list)
     downloads: list[str] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
+
+    def repository(self, name: str, revision: str) -> tuple[Path | None, str]:
+        """The directory of a revision, and its commit."""
+        named = {commit: other for other, commit in self.revisions.items()}.get(revision, revision)
+        if named in self.revisions:
+            return self.repositories.get(f"{name}@{named}"), self.revisions[named]
+        return self.repositories.get(name) if revision in ("", "main", self.commit) else None, self.commit
+
     # A file of this name is sent by half; the other half waits for `go_on`.
     stalls: str | None = None
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -49,30 +63,34 @@ def serve() -> Iterator[Hub]:
 
         def _answer(self, *, send: bool) -> None:
             state.requests.append(self.path)
+            shown = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            state.tokens |= {shown} if shown else set()
             path = self.path.split("?")[0].removeprefix("/")
             if path.startswith("api/models/"):
-                name = path.removeprefix("api/models/").split("/revision/")[0].split("/tree/")[0]
-                root = state.repositories.get(name)
+                name, _, rest = path.removeprefix("api/models/").replace("/tree/", "/revision/").partition("/revision/")
+                root, commit = state.repository(name, unquote(rest.split("/")[0]))
+                root = root if state.token in (None, shown) else None
                 files = [] if root is None else [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
                 siblings = [{"rfilename": file} for file in files]
-                answer: object = {"id": name, "sha": state.commit, "siblings": siblings, "private": False}
+                answer: object = {"id": name, "sha": commit, "siblings": siblings, "private": False}
                 if "/tree/" in path and root is not None:
                     answer = [{"type": "file", "path": f, "size": (root / f).stat().st_size, "oid": f} for f in files]
                 body = json.dumps(answer).encode()
                 self._send(200 if root else 404, body if root else b"{}", {}, send, missing="RepoNotFound")
                 return
             name, _, rest = path.partition("/resolve/")
-            root, file = state.repositories.get(name), rest.partition("/")[2]
-            if root is None:
+            revision, _, file = rest.partition("/")
+            root, commit = state.repository(name, unquote(revision))
+            if root is None or state.token not in (None, shown):
                 self._send(404, b"", {}, send, missing="RepoNotFound")
             elif not (root / file).is_file():
-                self._send(404, b"", {"X-Repo-Commit": state.commit}, send, missing="EntryNotFound")
+                self._send(404, b"", {"X-Repo-Commit": commit}, send, missing="EntryNotFound")
             else:
                 if send:
                     state.downloads.append(file)
                 body = (root / file).read_bytes()
                 tag = hashlib.sha256(body).hexdigest()
-                headers = {"X-Repo-Commit": state.commit, "ETag": f'"{tag}"'}
+                headers = {"X-Repo-Commit": commit, "ETag": f'"{tag}"'}
                 start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
                 if start:  # the rest of a download that was interrupted
                     headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"

@@ -105,6 +105,21 @@ def sparse_graph(table: np.ndarray) -> onnx.ModelProto:
     return _model(nodes, ["input_ids", "attention_mask"], {"sparse_embedding": table.shape[1]}, constants)
 
 
+def wide_sparse_graph(width: int, seed: int) -> onnx.ModelProto:
+    """A sparse graph as the exporter leaves it, which has no rows of this width for single tokens: one in a hundred
+    values of a text is not zero."""
+    rng = np.random.default_rng(seed)
+    projection = np.where(rng.random((8, width)) < 0.01, rng.random((8, width)), 0).astype(np.float32)
+    model = sparse_graph(toy_table(8, seed))
+    (relu,) = [node for node in model.graph.node if node.op_type == "Relu"]
+    relu.output[0] = "positive"
+    model.graph.node.append(helper.make_node("MatMul", ["positive", "projection"], ["sparse_embedding"]))
+    model.graph.initializer.append(numpy_helper.from_array(projection, "projection"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = width
+    onnx.checker.check_model(model)
+    return model
+
+
 def pair_graph(table: np.ndarray, second: np.ndarray, activation: str) -> onnx.ModelProto:
     """The mean of table[token], plus ``second`` for tokens of the second text: ``logits``, and from them ``scores``."""
     nodes = [

@@ -7,6 +7,7 @@ version 6 and the older ones, and plain transformers checkpoints. Nothing here i
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from stonnx._bundle import CLASS_OF_TASK, DEFAULT_ROUTE, Task
 from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
 from stonnx_export.modules import (
+    ROUTERS,
     Module,
     Pooling,
     SparseAutoEncoder,
@@ -23,12 +25,16 @@ from stonnx_export.modules import (
     StaticEmbedding,
     Transformer,
     activation_name,
+    damage_named,
     read_json,
     read_module,
     read_object,
 )
 
 _FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
+_MODALITIES = ("text", "image", "audio", "video", "message")
+# Files of a bundle are named after its routes.
+_ROUTE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _TASK_OF_MODEL_TYPE: Mapping[str, Task] = {name: task for task, name in CLASS_OF_TASK.items()}
 
 
@@ -45,6 +51,8 @@ class Checkpoint:
     # The folder of the first module of each route: its tokenizer lies there, and its network.
     folders: Mapping[str, Path]
     default_route: str
+    # Whether a text needs a task: there are routes, and none is the default. `default_route` is the first one then.
+    needs_task: bool
     prompts: Mapping[str, str]
     default_prompt_name: str | None
     similarity_fn_name: str | None
@@ -78,7 +86,8 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
         raise ModelNotFoundError(f"{directory} is no checkpoint: it has neither modules.json nor config.json.")
     settings_file = directory / "config_sentence_transformers.json"
     settings = read_object(settings_file) if settings_file.is_file() else {}
-    routes, default_route, folders = _read_routes(directory)
+    found = _read_routes(directory)
+    routes, default_route, folders = found.chains, found.default or next(iter(found.chains)), found.folders
     networks = [folders[route] for route, chain in routes.items() if isinstance(chain[0], Transformer)]
     folder = networks[0] if networks else folders[default_route]
     config_file = folder / "config.json"
@@ -98,6 +107,7 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
         routes=routes,
         folders=folders,
         default_route=default_route,
+        needs_task=found.default is None,
         prompts=settings.get("prompts") or {},
         default_prompt_name=settings.get("default_prompt_name"),
         similarity_fn_name=settings.get("similarity_fn_name"),
@@ -110,45 +120,64 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
     )
 
 
-def _read_routes(directory: Path) -> tuple[dict[str, tuple[Module, ...]], str, dict[str, Path]]:
-    """The chain of each route, the default route, and the folder of each route's first module."""
+@dataclass(frozen=True)
+class _Routes:
+    """The chain and the folder of the first module of each route, and the route of texts without a task."""
+
+    chains: dict[str, tuple[Module, ...]]
+    folders: dict[str, Path]
+    default: str | None = DEFAULT_ROUTE
+
+
+def _read_routes(directory: Path) -> _Routes:
     modules_file = directory / "modules.json"
     if not modules_file.is_file():
         # What sentence-transformers does with a plain transformers checkpoint.
         config = read_object(directory / "config.json")
         architecture = (config.get("architectures") or [""])[0]
         causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
-        return (
-            {DEFAULT_ROUTE: (Transformer(), Pooling(("lasttoken" if causal else "mean",), True))},
-            DEFAULT_ROUTE,
-            {DEFAULT_ROUTE: directory},
-        )
+        chain = (Transformer(), Pooling(("lasttoken" if causal else "mean",), True))
+        return _Routes({DEFAULT_ROUTE: chain}, {DEFAULT_ROUTE: directory})
     entries = read_json(modules_file)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ExportError(f"{modules_file} is no list of modules.")
     rows = [(str(entry.get("type", "")), str(entry.get("path", ""))) for entry in entries]
-    if rows and rows[0][0].rpartition(".")[2] in ("Router", "Asym"):
-        return _read_router(directory, rows)
+    if rows and rows[0][0].rpartition(".")[2] in ROUTERS:
+        with damage_named(directory / rows[0][1]):
+            return _read_router(directory, rows)
     folder = directory / rows[0][1] if rows else directory
-    return {DEFAULT_ROUTE: _read_chain(directory, rows)}, DEFAULT_ROUTE, {DEFAULT_ROUTE: folder}
+    return _Routes({DEFAULT_ROUTE: _read_chain(directory, rows)}, {DEFAULT_ROUTE: folder})
 
 
-def _read_router(
-    directory: Path, rows: list[tuple[str, str]]
-) -> tuple[dict[str, tuple[Module, ...]], str, dict[str, Path]]:
+def _read_router(directory: Path, rows: list[tuple[str, str]]) -> _Routes:
     root = directory / rows[0][1]
-    config = read_object(root / "router_config.json")
-    types, structure = config["types"], config["structure"]
-    if set(structure) != {"query", "document"} or config.get("parameters", {}).get("route_mappings"):
+    # Before version 5 the class was Asym, with a config.json of the same shape.
+    file = root / "router_config.json"
+    config = read_object(file if file.is_file() else root / "config.json")
+    types, structure, parameters = config["types"], config["structure"], config.get("parameters") or {}
+    # Both choose by what is read, a text or an image, as well as by the task.
+    by_modality = ["route_mappings"] if parameters.get("route_mappings") else []
+    by_modality += [f"the route {name!r}" for name in _MODALITIES if name in structure]
+    if by_modality:
         raise UnsupportedError(
-            f"A Router with the routes {', '.join(structure)} cannot be exported. Known: query and document."
+            f"{root} is a Router with {by_modality[0]}, which cannot be exported. One that has a route for each "
+            "task can."
         )
-    routes, folders = {}, {}
+    wrong = [name for name in structure if name == DEFAULT_ROUTE or not _ROUTE_NAME.fullmatch(name)]
+    if wrong:
+        raise UnsupportedError(
+            f"{root} is a Router with the route {wrong[0]!r}, which cannot be exported. The name of a route has "
+            f"letters, digits, _ and - only, and is not {DEFAULT_ROUTE!r}."
+        )
+    chains, folders = {}, {}
     for name, parts in structure.items():
         route_rows = [(str(types[part]), f"{rows[0][1]}/{part}".strip("/")) for part in parts]
-        routes[name] = _read_chain(directory, [*route_rows, *rows[1:]])
+        chains[name] = _read_chain(directory, [*route_rows, *rows[1:]])
         folders[name] = directory / route_rows[0][1]
-    return routes, config.get("parameters", {}).get("default_route") or next(iter(structure)), folders
+    default = parameters.get("default_route")
+    if default is None and parameters.get("allow_empty_key", True):
+        default = next(iter(structure))
+    return _Routes(chains, folders, default)
 
 
 def _read_chain(directory: Path, rows: list[tuple[str, str]]) -> tuple[Module, ...]:

@@ -177,3 +177,19 @@ def only_use(value: ir.Value) -> ir.Node | None:
     """The node that reads a value, where nothing else does and it is no output of the graph."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def vector_added(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """x and b, where a value is ``x + b`` with a constant vector b, and only one node reads it; else None."""
+    add = value.producer() if value is not None else None
+    if value is None or add is None or add.op_type != "Add" or only_use(value) is None:
+        return None
+    first, second = add.inputs
+    if first is None or second is None:
+        return None
+    return (first, second) if _is_vector(second) else (second, first) if _is_vector(first) else None
+
+
+def _is_vector(value: ir.Value) -> bool:
+    array = constant_array(value)
+    return array is not None and array.ndim == 1

@@ -144,10 +144,24 @@ def _figures(fidelity: Fidelity) -> str:
     return "\n".join(rows)
 
 
+# More names than these say nothing that their number does not.
+_MOST_NAMES = 8
+
+
 def _kept(manifest: Manifest) -> str:
-    if not manifest.kept:
-        return ""
-    return f"\nIn float32 for accuracy: the matrix products {', '.join(f'`{name}`' for name in manifest.kept)}.\n"
+    """What is in a higher precision than the rest, and what the figures of half precision leave out."""
+    names = ", ".join(f"`{name}`" for name in manifest.kept[:_MOST_NAMES])
+    more = len(manifest.kept) - _MOST_NAMES
+    names += f" and {more} more" if more > 0 else ""
+    if manifest.precision != "float16":
+        return f"\nIn float32 for accuracy: the matrix products {names}.\n" if names else ""
+    text = """
+The figures were measured on the CPU, where onnxruntime computes half precision in float32: a GPU, which rounds every
+result, is a little further away. The probe in the bundle checks it there.
+"""
+    if names:
+        text += f"\nIn float32, because half precision has no room for values this large: the operators {names}.\n"
+    return text
 
 
 def _facts(manifest: Manifest) -> str:

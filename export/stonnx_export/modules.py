@@ -32,6 +32,13 @@ _OLD_POOLING_SETTINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
+# What a Transformer may do to texts beside max_seq_length and do_lower_case: a limit for each task, tokens appended to
+# queries, arguments of the tokenizer. A bundle's tokenizer does the same to every text.
+_REFUSED_TRANSFORMER_SETTINGS = ("query_length", "document_length", "query_expansion", "processing_kwargs")
+
+# The class that holds a chain for each route, and its name in older checkpoints.
+ROUTERS = ("Router", "Asym")
+
 # torch class of an activation -> the name that the graph's builder and the manifest use.
 ACTIVATIONS = {
     "Identity": "identity",
@@ -43,7 +50,21 @@ ACTIVATIONS = {
     "LeakyReLU": "leaky_relu",
     "Softplus": "softplus",
     "ELU": "elu",
+    "CELU": "celu",
+    "SELU": "selu",
+    "Mish": "mish",
+    "ReLU6": "relu6",
+    "Hardtanh": "hardtanh",
+    "Hardsigmoid": "hardsigmoid",
+    "Hardswish": "hardswish",
+    "Hardshrink": "hardshrink",
+    "Softshrink": "softshrink",
+    "Tanhshrink": "tanhshrink",
+    "Softsign": "softsign",
+    "LogSigmoid": "log_sigmoid",
     "Softmax": "softmax",
+    "Softmin": "softmin",
+    "LogSoftmax": "log_softmax",
 }
 
 
@@ -166,6 +187,11 @@ def read_module(root: Path, reference: str, path: str) -> Module | None:
         )
     if name == "Dropout":
         return None
+    if name in ROUTERS:
+        raise UnsupportedError(
+            f"The module {reference!r} cannot be exported at this place: a Router must be the first module of a model, "
+            "with the modules of each route inside."
+        )
     reader = _READERS.get(name)
     if reader is None:
         known = ", ".join(sorted([*_READERS, "Dropout", "Router"]))
@@ -173,12 +199,12 @@ def read_module(root: Path, reference: str, path: str) -> Module | None:
     folder = root / path
     if not folder.resolve().is_relative_to(root.resolve()):
         raise ExportError(f"The checkpoint names a folder outside itself: {path!r}.")
-    with _damage_named(folder):
+    with damage_named(folder):
         return reader(folder)
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Path) -> Iterator[None]:
     """Files of another shape than expected are an ExportError: each library has errors of its own for that."""
     try:
         yield
@@ -233,6 +259,12 @@ def _read_transformer(folder: Path) -> Transformer:
         file = folder / f"sentence_{kind}_config.json"
         if file.is_file():
             settings = read_object(file)
+            refused = [name for name in _REFUSED_TRANSFORMER_SETTINGS if settings.get(name)]
+            if refused:
+                raise UnsupportedError(
+                    f"{file} sets {', '.join(refused)}, which gives queries and documents vectors of their own. That "
+                    "cannot be exported. Where the model may do without, take it out of that file or set it to null."
+                )
             return Transformer(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
     return Transformer()
 
@@ -363,7 +395,7 @@ def _read_weights(folder: Path) -> dict[str, FloatArray]:
     if file.is_file():
         from safetensors.numpy import load_file
 
-        with _damage_named(file):
+        with damage_named(file):
             return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(str(file)).items()}
     file = folder / "pytorch_model.bin"
     if file.is_file():
@@ -374,7 +406,7 @@ def _read_weights(folder: Path) -> dict[str, FloatArray]:
                 f"{folder} has its weights as pytorch_model.bin only, which PyTorch has to read. Install it with: pip "
                 "install torch   Or use a version of the checkpoint with model.safetensors in that folder."
             ) from error
-        with _damage_named(file):
+        with damage_named(file):
             state = torch.load(str(file), map_location="cpu", weights_only=True)
             return {name: tensor.float().numpy() for name, tensor in state.items()}
     raise ExportError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin.")

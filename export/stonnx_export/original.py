@@ -28,6 +28,11 @@ class OriginalTokenizer:
     add_special_tokens: bool
 
 
+def in_front(prompt: str, text: Text) -> Text:
+    """A text behind a prompt; of a pair, the first one takes it."""
+    return (prompt + text[0], text[1]) if isinstance(text, tuple) else prompt + text
+
+
 class Original(Protocol):
     """A loaded checkpoint. A route is ``default``, or ``query`` or ``document`` where the model has a Router."""
 
@@ -41,13 +46,23 @@ class Original(Protocol):
     def tokenizer(self, route: str) -> OriginalTokenizer:
         """The tokenizer."""
 
-    def token_ids(self, route: str, text: Text) -> list[int]:
-        """The ids that the original makes of a text, cut to its limit."""
+    def token_ids(self, route: str, text: Text, task: str | None = None) -> list[int]:
+        """The ids that the original makes of a text, cut to its limit.
+
+        ``task`` is ``query`` or ``document`` where the text is encoded as such.
+        """
 
     def outputs(self, route: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
         """What the original makes of texts, without prompts: vectors or logits, [texts, features].
 
         It takes them one at a time, so that nothing that it does to padded texts can be mistaken for ours.
+        """
+
+    def outputs_as_called(self, task: str | None, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        """What callers get for texts, with the prompt that the model puts in front by itself: [texts, features].
+
+        ``task`` is ``query`` for encode_query, ``document`` for encode_document, None for encode or predict. One text
+        at a time, as for :meth:`outputs`.
         """
 
     def set_max_length(self, route: str, limit: int) -> None:

@@ -32,7 +32,7 @@ from stonnx_export.modules import (
     WeightedLayerPooling,
 )
 from stonnx_export.onnx_file import SENTENCE_EMBEDDING, OnnxFile, Wanted
-from stonnx_export.original import OriginalTokenizer
+from stonnx_export.original import OriginalTokenizer, in_front
 from stonnx_export.tokenizer_files import TokenizerFiles, read_tokenizer
 
 logger = logging.getLogger("stonnx")
@@ -113,11 +113,18 @@ class OnnxOriginal:
     def tokenizer(self, route: str) -> OriginalTokenizer:
         return self._tokenizers[route].tokenizer
 
-    def token_ids(self, route: str, text: Text) -> list[int]:
+    def token_ids(self, route: str, text: Text, task: str | None = None) -> list[int]:
         return list(self._encode(route, text).ids)
 
     def outputs(self, route: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
         return np.stack([self._output(route, text) for text in texts])
+
+    def outputs_as_called(self, task: str | None, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        checkpoint = self._checkpoint
+        name = task or checkpoint.default_prompt_name
+        prompt = checkpoint.prompts.get(name) or "" if name else ""
+        route = task if task is not None and task in checkpoint.routes else checkpoint.default_route
+        return np.stack([self._output(route, in_front(prompt, text), self._length(route, prompt)) for text in texts])
 
     def set_max_length(self, route: str, limit: int) -> None:
         self._cut(route, limit)
@@ -134,7 +141,12 @@ class OnnxOriginal:
         special = self._tokenizers[route].tokenizer.add_special_tokens
         return self._encoders[route].encode(first, second, add_special_tokens=special)
 
-    def _output(self, route: str, text: Text) -> npt.NDArray[np.float32]:
+    def _length(self, route: str, prompt: str) -> int:
+        """Tokens of a prompt in front of a text, without the special token that ends it where it stands alone."""
+        ids = self.token_ids(route, prompt) if prompt else []
+        return len(ids) - (ids[-1:] != [] and ids[-1] in self._tokenizers[route].tokenizer.special_token_ids)
+
+    def _output(self, route: str, text: Text, prompt_length: int = 0) -> npt.NDArray[np.float32]:
         """The vector or the logits of one text."""
         chain = self._checkpoint.routes[route]
         match chain[0]:
@@ -146,7 +158,7 @@ class OnnxOriginal:
                 states = self._run(route, text)[self._files[route].output]
         if self._checkpoint.task != "rerank":
             # A text alone has no padding.
-            states = reference.run(chain, states, np.ones(states.shape[:2], dtype=np.int64))
+            states = reference.run(chain, states, np.ones(states.shape[:2], dtype=np.int64), prompt_length)
         row: npt.NDArray[np.float32] = states[0]
         return row
 

@@ -77,30 +77,39 @@ class TorchOriginal:
             add_special_tokens=not isinstance(first, SparseStaticEmbedding),
         )
 
-    def token_ids(self, route: str, text: Text) -> list[int]:
+    def token_ids(self, route: str, text: Text, task: str | None = None) -> list[int]:
         if not self._is_chain:
             options = {"truncation": "longest_first", "max_length": self._model.max_length}
             return list(self._tokenizer(route)(*text, **options)["input_ids"])
         module = self._modules(route)[0]
-        preprocess = module.preprocess if hasattr(module, "preprocess") else module.tokenize
-        return [int(token) for token in preprocess([text])["input_ids"].reshape(-1)]
+        # Version 5 knows tasks in a Router only, and the route has been chosen here.
+        features = module.preprocess([text], task=task) if hasattr(module, "preprocess") else module.tokenize([text])
+        return [int(token) for token in features["input_ids"].reshape(-1)]
 
     def outputs(self, route: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
-        task = self._checkpoint.task
-        options: dict[str, Any] = {"show_progress_bar": False}
-        if task == "rerank":
-            options["activation_fn"] = torch.nn.Identity()
-        else:
-            options |= {"prompt": ""} | ({} if route == DEFAULT_ROUTE else {"task": route})
-            if task == "sparse":
+        # An empty prompt keeps the default one away. A CrossEncoder of version 5 knows no prompts.
+        options: dict[str, Any] = {"prompt": ""} if self._is_chain else {}
+        return self._one_at_a_time(texts, **options, **({} if route == DEFAULT_ROUTE else {"task": route}))
+
+    def outputs_as_called(self, task: str | None, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        return self._one_at_a_time(texts, f"encode_{task}" if task else None)
+
+    def _one_at_a_time(
+        self, texts: Sequence[Text], method: str | None = None, **options: Any
+    ) -> npt.NDArray[np.float32]:
+        """Vectors with all their dimensions, or logits; by encode or predict, unless another method is named."""
+        match self._checkpoint.task:
+            case "rerank":
+                options["activation_fn"] = torch.nn.Identity()
+            case "sparse":
                 options["convert_to_sparse_tensor"] = False
                 self._model.max_active_dims = None
-            else:
+            case "embedding":
                 self._model.truncate_dim = None
-        run = self._model.predict if task == "rerank" else self._model.encode
+        run = getattr(self._model, method or ("predict" if self._checkpoint.task == "rerank" else "encode"))
         with torch.inference_mode():
-            rows = [np.asarray(run([text], **options), dtype=np.float32).reshape(-1) for text in texts]
-        return np.stack(rows)
+            rows = [run([text], show_progress_bar=False, **options) for text in texts]
+        return np.stack([np.asarray(row, dtype=np.float32).reshape(-1) for row in rows])
 
     def set_max_length(self, route: str, limit: int) -> None:
         if self._is_chain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -43,21 +44,24 @@ from stonnx._errors import (
     InvalidArgumentError,
     MissingDependencyError,
     ModelNotFoundError,
-    UnsupportedError,
 )
-from stonnx._hub import ORGANIZATIONS, download, missing_for_pytorch
-from stonnx_export import heads, model_card
+from stonnx._hub import download, missing_for_pytorch
+from stonnx._names import full_name
+from stonnx_export import half_range, heads, model_card
 from stonnx_export.calibration import random_sequences, read_texts, text_sequences
 from stonnx_export.checkpoint import Checkpoint, read_checkpoint
 from stonnx_export.graph import OPSET, check_finite, save
-from stonnx_export.modules import Normalize, StaticEmbedding, describe
-from stonnx_export.original import Original, OriginalTokenizer
-from stonnx_export.passes import PassResult
+from stonnx_export.limits import respect_positions, text_limit
+from stonnx_export.modules import Normalize, Transformer, describe
+from stonnx_export.original import Original
+from stonnx_export.passes import PassResult, float16
 from stonnx_export.quantize import Quantization
 from stonnx_export.recipes import RECIPES, Recipe
 from stonnx_export.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.staging import check_target, staging_directory
 from stonnx_export.verify import ToleranceError, check, verify
+
+logger = logging.getLogger("stonnx")
 
 # What the network is made from: PyTorch's weights, or an ONNX file of the checkpoint.
 SourceKind = Literal["auto", "torch", "onnx"]
@@ -134,13 +138,16 @@ def export(
         with stage("reading the network"):
             graphs = {route: original.graph(route) for route in checkpoint.routes}
         with stage("building the graph"):
-            results = [result for route, graph in graphs.items() for result in _build(graph, checkpoint, route, recipe)]
+            results = [
+                result
+                for route, graph in graphs.items()
+                for result in _build(graph, checkpoint, route, original, recipe)
+            ]
         quantizations = {}
         if recipe.quantize:
             with stage("calibrating"):
                 quantizations = {
-                    route: _calibrate(graph, checkpoint, original.tokenizer(route), texts)
-                    for route, graph in graphs.items()
+                    route: _calibrate(graph, checkpoint, route, original, texts) for route, graph in graphs.items()
                 }
         origin = Source(name or label, revision, checkpoint.weights_sha256)
         known: dict[str, npt.NDArray[np.float32]] = {}
@@ -148,7 +155,8 @@ def export(
             with stage("writing the files"):
                 built, more, safe = _quantize(graphs, quantizations)
                 routes = _write_routes(built, safe, checkpoint, original, staging)
-                kept = tuple(name for quantization in quantizations.values() for name in quantization.kept)
+                kept = tuple(name for result in results for name in result.kept)
+                kept += tuple(name for quantization in quantizations.values() for name in quantization.kept)
                 manifest = _manifest(checkpoint, routes, recipe, origin, kept, staging)
                 write_manifest(staging, manifest)
             try:
@@ -158,7 +166,8 @@ def export(
                         engine, original, recipe.tolerance[checkpoint.task], broad=recipe.lossy, known=known
                     )
                     if scored is not None:
-                        fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
+                        drop = spearman_drop(engine, original, scored, known)
+                        fidelity = dataclasses.replace(fidelity, spearman_drop=drop)
                         check(fidelity)
                 break
             except ToleranceError as error:
@@ -203,8 +212,11 @@ def _open_checkpoint(directory: Path, task: Task | None, source: SourceKind) -> 
     """What a checkpoint says about itself, and the original that computes its vectors."""
     checkpoint = read_checkpoint(directory, task)
     if _choose_source(checkpoint, source) == "torch":
-        return checkpoint, _load_original(checkpoint)
-    return _load_onnx_original(checkpoint)
+        original = _load_original(checkpoint)
+    else:
+        checkpoint, original = _load_onnx_original(checkpoint)
+    respect_positions(checkpoint, original)
+    return checkpoint, original
 
 
 def load_original(name: str, task: Task | None, source: SourceKind) -> Original:
@@ -234,8 +246,7 @@ def _find_checkpoint(
         raise ModelNotFoundError(f"{name} is a file. Pass the directory of the checkpoint.")
     if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
-    full = name if "/" in name else f"{ORGANIZATIONS[task or 'embedding']}/{name}"
-    return download(full, revision, token, cache_folder, local_files_only, onnx=onnx)
+    return download(full_name(name, task or "embedding"), revision, token, cache_folder, local_files_only, onnx=onnx)
 
 
 def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
@@ -297,8 +308,11 @@ def _exporter_needed() -> Iterator[None]:
         ) from error
 
 
-def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, recipe: Recipe) -> list[PassResult]:
+def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Original, recipe: Recipe) -> list[PassResult]:
     results = [rewrite(graph) for rewrite in recipe.network_passes]
+    if recipe.half:
+        sequences = half_range.sequences(original.tokenizer(route), text_limit(checkpoint, route, original))
+        results.append(float16.run(graph, half_range.largest_values(graph, sequences)))
     if checkpoint.task == "rerank":
         heads.graft_scores(graph, checkpoint.activation or "identity")
     else:
@@ -314,11 +328,11 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, recipe: Recipe) 
 
 
 def _calibrate(
-    graph: ir.Model, checkpoint: Checkpoint, tokenizer: OriginalTokenizer, texts: list[str] | None
+    graph: ir.Model, checkpoint: Checkpoint, route: str, original: Original, texts: list[str] | None
 ) -> Quantization:
-    if isinstance(checkpoint.chain[0], StaticEmbedding):  # a table, and no products
+    limit, tokenizer = text_limit(checkpoint, route, original), original.tokenizer(route)
+    if limit is None or not isinstance(checkpoint.routes[route][0], Transformer):  # a table, and no products
         return Quantization(graph, [])
-    limit = _limit(checkpoint, tokenizer.max_length)
     if texts is None:
         return Quantization(graph, random_sequences(tokenizer, limit))
     return Quantization(graph, text_sequences(tokenizer, texts, limit))
@@ -399,8 +413,7 @@ def _write_tokenizer(
     checkpoint: Checkpoint, original: Original, route: str, directory: Path, name: str
 ) -> TokenizerSpec:
     source = original.tokenizer(route)
-    static = isinstance(checkpoint.routes[route][0], StaticEmbedding)
-    limit = None if static else _limit(checkpoint, source.max_length)
+    limit = text_limit(checkpoint, route, original)
     # A copy: the original stays as it is. The file carries the settings too, for use without stonnx.
     copy = tokenizers.Tokenizer.from_str(source.backend.to_str())
     if limit is None:
@@ -417,22 +430,13 @@ def _write_tokenizer(
     return TokenizerSpec(
         file=name,
         max_seq_length=limit,
-        max_positions=None if static else checkpoint.max_positions,
+        max_positions=checkpoint.max_positions if isinstance(checkpoint.routes[route][0], Transformer) else None,
         pad_token_id=source.pad_token_id,
         pad_token_type_id=source.pad_token_type_id,
         truncation_side=source.truncation_side,
         add_special_tokens=source.add_special_tokens,
         special_token_ids=source.special_token_ids,
     )
-
-
-def _limit(checkpoint: Checkpoint, limit: int | None) -> int:
-    """The longest text in tokens: what the tokenizer says, as far as the network has positions for it."""
-    if checkpoint.max_positions is not None:
-        limit = min(limit or checkpoint.max_positions, checkpoint.max_positions)
-    if limit is None or limit > 1_000_000:  # what transformers says where a tokenizer has no limit
-        raise UnsupportedError("Neither the checkpoint nor its tokenizer limits the length of a text.")
-    return int(limit)
 
 
 def _manifest(
@@ -467,16 +471,19 @@ def _manifest(
         exporter=_versions(),
         fidelity=None,
         default_route=checkpoint.default_route,
+        needs_task=checkpoint.needs_task,
         max_active_dims=checkpoint.max_active_dims,
         kept=kept,
     )
 
 
 def _count(results: list[PassResult]) -> dict[str, int]:
-    """How often each pass fired, in the order of the passes."""
+    """How often each pass fired, in the order of the passes. What a pass declined is logged, for DEBUG."""
     counts: dict[str, int] = {}
     for result in results:
         counts[result.name] = counts.get(result.name, 0) + result.fired
+        for reason in result.declined:
+            logger.debug("%s declined: %s", result.name, reason)
     return counts
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from stonnx._bundle import MANIFEST_NAME, Fidelity
+from stonnx._bundle import MANIFEST_NAME, Fidelity, Manifest
 from stonnx._engine import Engine
-from stonnx._errors import ModelNotFoundError
+from stonnx._errors import ModelNotFoundError, UnsupportedError
 from stonnx_export.pipeline import SourceKind, load_original
 from stonnx_export.recipes import RECIPES
 from stonnx_export.scored_pairs import read_pairs, spearman_drop
-from stonnx_export.verify import check, verify
+from stonnx_export.verify import check, compare
 
 
 def verify_bundle(
@@ -34,21 +35,35 @@ def verify_bundle(
         The report.
 
     Raises:
-        FidelityError: The bundle is outside its tolerance here.
+        ToleranceError: The bundle is outside its tolerance here; ``fidelity`` of the error is the whole report.
+        FidelityError: Token ids differ from the checkpoint's, so that nothing else can be compared.
         ModelNotFoundError: There is no bundle, or no checkpoint.
+        UnsupportedError: Neither this version nor the bundle has a tolerance for its recipe.
     """
     scored = read_pairs(pairs) if pairs is not None else None
     directory = Path(bundle)
     if not (directory / MANIFEST_NAME).is_file():
         raise ModelNotFoundError(f"{directory} is no bundle: it has no {MANIFEST_NAME}.")
     engine = Engine(directory)
+    tolerance, lossy = _tolerance(engine.manifest)
     original = load_original(os.fspath(against), engine.manifest.task, source)
-    recipe = RECIPES.get(engine.manifest.recipe)
-    stored = engine.manifest.fidelity
-    # A recipe that a later version no longer has left its bounds in the bundle.
-    tolerance = recipe.tolerance[engine.manifest.task] if recipe else stored.tolerance if stored else {}
-    fidelity = verify(engine, original, tolerance, broad=recipe.lossy if recipe else True)
+    fidelity = compare(engine, original, tolerance, broad=lossy)
     if scored is not None:
         fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
-        check(fidelity)
+    check(fidelity)
     return fidelity
+
+
+def _tolerance(manifest: Manifest) -> tuple[Mapping[str, float], bool]:
+    """The bounds of a bundle's recipe, and whether they are about averages and neighbours too."""
+    recipe = RECIPES.get(manifest.recipe)
+    if recipe is not None:
+        return recipe.tolerance[manifest.task], recipe.lossy
+    # A recipe that a later version no longer has left its bounds in the bundle.
+    if manifest.fidelity is not None and manifest.fidelity.tolerance:
+        return manifest.fidelity.tolerance, True
+    raise UnsupportedError(
+        f"The bundle was made with the recipe {manifest.recipe!r}, and neither this version of stonnx nor the bundle "
+        f"says how far from the original that may be. Known: {', '.join(RECIPES)}. Export the model again with one of "
+        "them: stonnx export MODEL --dtype RECIPE"
+    )

@@ -12,10 +12,9 @@ from stonnx_export.passes import (
     PassResult,
     attention_biases,
     attention_lengths,
+    fast_gelu,
     first_token,
-    float16,
     fuse_attention,
-    gelu_tanh,
     plain_attention,
     shapes,
     splade_chunks,
@@ -42,6 +41,8 @@ class Recipe:
     probe_cosine: float
     # Of the network alone, before that.
     network_passes: tuple[Pass, ...] = ()
+    # Whether the network becomes float16 behind its passes, as far as its values have room (see half_range.py).
+    half: bool = False
     # Whether products and tables become int8 behind the passes (see quantize.py).
     quantize: bool = False
     # Whether the result is compared on more texts, for the figures that are about averages and neighbours.
@@ -91,8 +92,9 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="fp16",
             precision="float16",
-            network_passes=(shapes.run, fuse_attention.run, attention_lengths.run, plain_attention.run, float16.run),
+            network_passes=(shapes.run, fuse_attention.run, attention_lengths.run, plain_attention.run),
             passes=(splade_chunks.run,),
+            half=True,
             lossy=True,
             probe_cosine=0.999,
             tolerance=_bounds(
@@ -105,7 +107,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="int8",
             precision="int8",
-            passes=(*_EXACT, gelu_tanh.run),
+            passes=(*_EXACT, fast_gelu.run),
             quantize=True,
             lossy=True,
             # Kernels that differ in the last bit leave 0.9998 of all-MiniLM-L6-v2, products that saturate 0.983.

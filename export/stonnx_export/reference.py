@@ -148,6 +148,9 @@ def _softmax(x: _Array) -> _Array:
     return shares
 
 
+# Klambauer et al., "Self-Normalizing Neural Networks", arXiv:1706.02515, appendix A1.
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
 # exp of large numbers is never taken: float64 would overflow, and the tests turn that warning into an error.
 ACTIVATIONS: Mapping[str, Callable[[_Array], _Array]] = {
     "identity": lambda x: x,
@@ -159,5 +162,19 @@ ACTIVATIONS: Mapping[str, Callable[[_Array], _Array]] = {
     "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
     "softplus": lambda x: np.logaddexp(0.0, x),
     "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
+    "celu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
+    "selu": lambda x: _SELU_SCALE * np.where(x > 0, x, _SELU_ALPHA * np.expm1(np.minimum(x, 0.0))),
+    "mish": lambda x: x * np.tanh(np.logaddexp(0.0, x)),
+    "relu6": lambda x: np.clip(x, 0.0, 6.0),
+    "hardtanh": lambda x: np.clip(x, -1.0, 1.0),
+    "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0.0, 1.0),
+    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0.0, 1.0),
+    "hardshrink": lambda x: np.where(np.abs(x) > 0.5, x, 0.0),
+    "softshrink": lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0.0),
+    "tanhshrink": lambda x: x - np.tanh(x),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "log_sigmoid": lambda x: -np.logaddexp(0.0, -x),
     "softmax": _softmax,
+    "softmin": lambda x: _softmax(-x),
+    "log_softmax": lambda x: x - np.logaddexp.reduce(x, axis=-1, keepdims=True),
 }

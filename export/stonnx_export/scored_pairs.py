@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._bundle import Manifest
 from stonnx._engine import Engine
 from stonnx._errors import InvalidArgumentError
 from stonnx._tokenize import Text
+from stonnx.util.similarity_function import SimilarityFunction
 from stonnx_export.original import Original
 from stonnx_export.verify import outputs, spearman
 
@@ -32,52 +35,94 @@ def read_pairs(file: str | os.PathLike[str]) -> ScoredPairs:
     """Read a CSV file of scored pairs; a first line without a number is a header.
 
     Raises:
-        InvalidArgumentError: It cannot be read, or a line is no scored pair, or there are fewer than ten.
+        InvalidArgumentError: It cannot be read, or a line is no scored pair, or there are fewer than ten, or all have
+            the same score.
     """
     try:
-        with open(file, encoding="utf-8", newline="") as lines:
-            rows = [row for row in csv.reader(lines) if row]
+        # Excel marks UTF-8 with a byte order mark, which is no part of the first text.
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            reader = csv.reader(lines)
+            rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidArgumentError(f"{file} is no CSV file that can be read: {error}. {_FORMAT}") from error
     pairs = []
-    for number, row in enumerate(rows, start=1):
+    for index, (number, row) in enumerate(rows):
         try:
             first, second, score = row
             pairs.append((first, second, float(score)))
         except ValueError:
-            if number > 1:
+            if index > 0:
                 raise InvalidArgumentError(
                     f"Line {number} of {file} is no scored pair: {row!r:.100}. {_FORMAT}"
                 ) from None
+            continue
+        # Sorting puts NaN behind infinity, so that a missing score would rank as the highest of all.
+        if not math.isfinite(pairs[-1][2]):
+            raise InvalidArgumentError(
+                f"Line {number} of {file} has the score {score!r}, which is no finite number. Take the line out, or "
+                f"give the pair a score. {_FORMAT}"
+            )
     if len(pairs) < _FEWEST:
         raise InvalidArgumentError(f"{file} has {len(pairs)} scored pairs; at least {_FEWEST} are needed. {_FORMAT}")
+    if len({score for _, _, score in pairs}) == 1:
+        raise InvalidArgumentError(
+            f"All pairs of {file} have the score {pairs[0][2]:g}, so there is no order to compare with. {_FORMAT}"
+        )
     return ScoredPairs([a for a, _, _ in pairs], [b for _, b, _ in pairs], np.array([score for _, _, score in pairs]))
 
 
-def spearman_drop(engine: Engine, original: Original, pairs: ScoredPairs) -> float:
+def spearman_drop(
+    engine: Engine,
+    original: Original,
+    pairs: ScoredPairs,
+    known: dict[str, npt.NDArray[np.float32]] | None = None,
+) -> float:
     """Spearman's correlation x 100 of the original's similarities with the scores, less that of the bundle's.
 
-    A reranker's similarity is its first logit, that of vectors the cosine.
+    A reranker's similarity is its first logit, that of vectors what the model itself calls similarity.
+
+    Args:
+        engine: The bundle.
+        original: What it was made from.
+        pairs: The scored pairs.
+        known: The original's similarities: filled by the first call, and read by the next ones.
     """
-    task = engine.manifest.task
-    if task == "rerank":
-        texts: list[Text] = list(zip(pairs.first, pairs.second, strict=True))
-        name = engine.manifest.default_route
-        before, after = original.outputs(name, texts)[:, 0], outputs(engine.route(), task, texts)[:, 0]
+    known = {} if known is None else known
+    if engine.manifest.task == "rerank":
+        before, after = _logits(engine, original, pairs, known)
     else:
-        routes, default = engine.named_routes, engine.manifest.default_route
-        sides: list[tuple[str, list[Text]]] = [
-            ("query" if "query" in routes else default, [*pairs.first]),
-            ("document" if "document" in routes else default, [*pairs.second]),
-        ]
-        expected = [original.outputs(name, texts) for name, texts in sides]
-        actual = [outputs(routes[name], task, texts) for name, texts in sides]
-        before, after = _cosines(*expected), _cosines(*actual)
+        before, after = _similarities(engine, original, pairs, known)
     return 100 * (spearman(before, pairs.scores) - spearman(after, pairs.scores))
 
 
-def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    wide, other = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(wide, axis=1) * np.linalg.norm(other, axis=1)
-    result: npt.NDArray[np.float32] = ((wide * other).sum(axis=1) / np.maximum(norms, 1e-30)).astype(np.float32)
-    return result
+_Series = npt.NDArray[np.float32]
+# The only thing that is known of an original.
+_SIMILARITIES = "similarities of the pairs"
+
+
+def _logits(
+    engine: Engine, original: Original, pairs: ScoredPairs, known: dict[str, _Series]
+) -> tuple[_Series, _Series]:
+    texts: list[Text] = list(zip(pairs.first, pairs.second, strict=True))
+    if _SIMILARITIES not in known:
+        known[_SIMILARITIES] = original.outputs(engine.manifest.default_route, texts)[:, 0]
+    return known[_SIMILARITIES], outputs(engine.route(), engine.manifest.task, texts)[:, 0]
+
+
+def _similarities(
+    engine: Engine, original: Original, pairs: ScoredPairs, known: dict[str, _Series]
+) -> tuple[_Series, _Series]:
+    manifest, routes = engine.manifest, engine.named_routes
+    similarity = SimilarityFunction.to_similarity_pairwise_fn(similarity_name(manifest))
+    sides: list[tuple[str, list[Text]]] = [
+        ("query" if "query" in routes else manifest.default_route, [*pairs.first]),
+        ("document" if "document" in routes else manifest.default_route, [*pairs.second]),
+    ]
+    if _SIMILARITIES not in known:
+        known[_SIMILARITIES] = similarity(*(original.outputs(name, texts) for name, texts in sides))
+    return known[_SIMILARITIES], similarity(*(outputs(routes[name], manifest.task, texts) for name, texts in sides))
+
+
+def similarity_name(manifest: Manifest) -> str:
+    """How the vectors of a bundle are compared: what its model says, else what its class does by default."""
+    return manifest.similarity_fn_name or ("dot" if manifest.task == "sparse" else "cosine")

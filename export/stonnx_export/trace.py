@@ -13,6 +13,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 import torch
 
+from stonnx._errors import UnsupportedError
 from stonnx_export.graph import OPSET, last_dimension
 
 Output = Literal["last_hidden_state", "logits", "hidden_states"]
@@ -49,6 +50,9 @@ def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_h
     Returns:
         A graph with the inputs ``input_ids``, ``attention_mask`` and, where used, ``token_type_ids``, all int64
         [batch, sequence], and float32 outputs [batch, sequence, features], or [batch, labels] for a classifier.
+
+    Raises:
+        UnsupportedError: The code of the network does something that has no graph.
     """
     names = ["input_ids", "attention_mask"]
     if token_types and "token_type_ids" in inspect.signature(model.forward).parameters:
@@ -58,7 +62,7 @@ def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_h
     mask[1, _SEQUENCE - 2 :] = 0
     example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     dimensions = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with _quiet(), torch.no_grad():
+    with _refused(model), _quiet(), torch.no_grad():
         program = torch.onnx.export(
             _Network(model, tuple(names), output).eval(),
             tuple(example[name] for name in names),
@@ -80,14 +84,34 @@ def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_h
 
 
 @contextlib.contextmanager
+def _refused(model: torch.nn.Module) -> Iterator[None]:
+    """Whatever the tracer or the network raises becomes an error that can be read: its own has the graph in it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise UnsupportedError(
+            f"Networks of type {kind!r} cannot be exported from PyTorch: tracing this one ended in "
+            f"{type(cause).__name__}: {reason:.300}\n"
+            "Where the checkpoint has its network as onnx/model.onnx, export that: --source onnx"
+        ) from error
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The tracer logs and warns about matters of its own that no user can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        # It prints, too: steps on the standard output and, where it fails, the graph so far on the standard error.
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._bundle import OUTPUT_OF_TASK, Fidelity, Task
+from stonnx._bundle import DEFAULT_ROUTE, OUTPUT_OF_TASK, Fidelity, Manifest, Task
 from stonnx._engine import Engine, LoadedRoute
 from stonnx._errors import FidelityError
 from stonnx._tokenize import Text
-from stonnx_export.original import Original
+from stonnx_export.original import Original, in_front
 from stonnx_export.sentences import sentences
 
 # Vectors are compared up to this length: the original takes minutes for longer ones on a laptop. Ids are compared at
@@ -43,9 +43,16 @@ _TEXTS = (
     "A man is playing a large flute on the stage while a crowd of people listens to the music in the evening.",
 )
 
+# What is compared once more in each way of calling the model, with the prompt and the route that belong to it.
+_CALLED_TEXTS = (_TEXTS[0], _TEXTS[4], _TEXTS[7], " ".join(["a"] * 100))
+
 
 class ToleranceError(FidelityError):
-    """A figure is outside its tolerance; a more precise bundle may be inside."""
+    """A figure is outside its tolerance; a more precise bundle may be inside. ``fidelity`` is the whole report."""
+
+    def __init__(self, message: str, fidelity: Fidelity | None = None) -> None:
+        super().__init__(message)
+        self.fidelity = fidelity
 
 
 # The figures of a report, bounded from below or from above, as messages call them.
@@ -80,6 +87,27 @@ def verify(
     broad: bool = False,
     known: dict[str, npt.NDArray[np.float32]] | None = None,
 ) -> Fidelity:
+    """Compare a bundle with the original that it was made from, and refuse it where it is too far away.
+
+    The arguments are those of :func:`compare`.
+
+    Raises:
+        FidelityError: Ids differ.
+        ToleranceError: A vector or logit is outside the tolerance.
+    """
+    fidelity = compare(engine, original, tolerance, broad=broad, known=known)
+    check(fidelity)
+    return fidelity
+
+
+def compare(
+    engine: Engine,
+    original: Original,
+    tolerance: Mapping[str, float],
+    *,
+    broad: bool = False,
+    known: dict[str, npt.NDArray[np.float32]] | None = None,
+) -> Fidelity:
     """Compare a bundle with the original that it was made from.
 
     Args:
@@ -87,12 +115,13 @@ def verify(
         original: What it was made from.
         tolerance: Bounds, by the names of the report's figures.
         broad: Compare 128 sentences more, for figures about averages and neighbours.
-        known: What the original gave, by route: filled by the first call, and read by the next ones.
+        known: What the original gave for all texts, by route: filled by the first call, and read by the next ones.
 
     Raises:
-        FidelityError: Ids differ, or a vector or logit is outside the tolerance.
+        FidelityError: Ids differ, so that nothing else can be compared.
     """
     manifest = engine.manifest
+    known = {} if known is None else known
     reports = []
     for name in manifest.routes:
         route = engine.route(name)
@@ -101,39 +130,80 @@ def verify(
             route.tokenizer.backend.num_special_tokens_to_add(False) if route.spec.tokenizer.add_special_tokens else 0
         )
         texts: list[Text] = [*verification_texts(limit or _LONGEST, special), *(sentences() if broad else [])]
+        called: list[Text] = [*_CALLED_TEXTS]
         if manifest.task == "rerank":
             # Each text beside one of another length, so that both sides of a pair get to be the longer one.
-            texts = list(zip(texts, texts[7:] + texts[:7], strict=True))  # type: ignore[arg-type]
+            texts, called = _pairs(texts, 7), _pairs(called, 1)
+        calls = _calls(manifest, name)
         _compare_ids(route, original, name, texts, limit)
+        for call in calls:
+            _compare_ids(route, original, name, [in_front(call.prompt, text) for text in called], limit, call.task)
         shortened = limit is not None and limit > _LONGEST
         if shortened:
             route.tokenizer.max_seq_length = _LONGEST
             original.set_max_length(name, _LONGEST)
-        if known is None or name not in known:
-            known = {} if known is None else known
-            known[name] = original.outputs(name, texts)
+        if name not in known:
+            parts = [original.outputs_as_called(call.task, called) for call in calls]
+            known[name] = np.concatenate([*parts, original.outputs(name, texts)])
         expected = known[name]
-        batched, alone = outputs(route, manifest.task, texts), outputs(route, manifest.task, texts, 1)
+        batched, alone = (
+            np.concatenate(
+                [
+                    *(outputs(route, manifest.task, called, size, prompt=call.prompt) for call in calls),
+                    outputs(route, manifest.task, texts, size),
+                ]
+            )
+            for size in (32, 1)
+        )
         if shortened and limit is not None:
             route.tokenizer.max_seq_length = limit
             original.set_max_length(name, limit)
         agreement = _agreement(manifest.task, expected, alone, len(sentences()) if broad else 0)
+        compared = len(expected)
         if manifest.task == "rerank":
             # A cosine says nothing about a single number: take those of each label's logits over all pairs.
             expected, batched, alone = expected.T, batched.T, alone.T
         report = measure(expected, batched, alone, tolerance, original.name)
-        reports.append(dataclasses.replace(report, texts=len(texts), **agreement))  # type: ignore[arg-type]
-    fidelity = _worst(reports)
-    check(fidelity)
-    return fidelity
+        reports.append(dataclasses.replace(report, texts=compared, **agreement))  # type: ignore[arg-type]
+    return _worst(reports)
 
 
-def outputs(route: LoadedRoute, task: Task, texts: list[Text], batch_size: int = 32) -> npt.NDArray[np.float32]:
-    """The bundle's vectors or logits, [texts, features]: alone for a batch size of 1."""
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A way of calling the model that puts a prompt in front or says what texts are for; None: neither."""
+
+    task: str | None
+    prompt: str
+
+
+def _calls(manifest: Manifest, route: str) -> list[_Call]:
+    """What reaches a route, beside texts as they are."""
+    default, prompts = manifest.default_prompt_name, manifest.prompts
+    calls = []
+    if default and route == manifest.default_route and not manifest.needs_task:
+        calls.append(_Call(None, prompts.get(default) or ""))
+    if manifest.task != "rerank":
+        # A Router has no other route for a task that it does not know.
+        calls += [
+            _Call(task, prompts.get(task) or "") for task in ("query", "document") if route in (task, DEFAULT_ROUTE)
+        ]
+    return calls
+
+
+def _pairs(texts: list[Text], apart: int) -> list[Text]:
+    return list(zip(texts, texts[apart:] + texts[:apart], strict=True))  # type: ignore[arg-type]
+
+
+def outputs(
+    route: LoadedRoute, task: Task, texts: list[Text], batch_size: int = 32, *, prompt: str = ""
+) -> npt.NDArray[np.float32]:
+    """The bundle's vectors or logits with a prompt in front, [texts, features]: alone for a batch size of 1."""
     result: dict[int, npt.NDArray[np.float32]] = {}
+    texts = [in_front(prompt, text) for text in texts]
+    excluded = route.tokenizer.prompt_length(prompt) if prompt and "prompt_length" in route.session.inputs else 0
     pieces = [texts] if batch_size > 1 else [[text] for text in texts]
     for start, piece in enumerate(pieces):
-        for batch in route.stream(piece, [OUTPUT_OF_TASK[task]], batch_size=batch_size):
+        for batch in route.stream(piece, [OUTPUT_OF_TASK[task]], batch_size=batch_size, prompt_length=excluded):
             result |= {start + int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
     return np.stack([result[index] for index in range(len(texts))])
 
@@ -225,7 +295,7 @@ def check(fidelity: Fidelity) -> None:
         elif name in _AT_MOST and not value <= limit:
             problems.append(f"{_AT_MOST[name]} {value:.3g}, allowed is at most {limit:.3g}")
     if problems:
-        raise ToleranceError(f"The bundle differs from {fidelity.compared_with}: {'; '.join(problems)}.")
+        raise ToleranceError(f"The bundle differs from {fidelity.compared_with}: {'; '.join(problems)}.", fidelity)
 
 
 def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -237,14 +307,17 @@ def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDAr
     return cosines
 
 
-def _compare_ids(route: LoadedRoute, original: Original, name: str, texts: list[Text], limit: int | None) -> None:
+def _compare_ids(
+    route: LoadedRoute, original: Original, name: str, texts: list[Text], limit: int | None, task: str | None = None
+) -> None:
     # The last one is beyond the limit, however long that is.
     long = " ".join(["a"] * ((limit or _LONGEST) + 8))
     for text in [*texts, (long, "a b c") if isinstance(texts[0], tuple) else long]:
-        expected = original.token_ids(name, text)
+        expected = original.token_ids(name, text, task) if task else original.token_ids(name, text)
         (encoding,) = route.tokenizer.encode([text])
         if encoding.ids != expected:
             raise FidelityError(
-                f"The tokenizer differs from the original's for {str(text)[:60]!r}: {len(encoding.ids)} ids instead of "
-                f"{len(expected)}, starting {encoding.ids[:8]} instead of {expected[:8]}. Nothing was written."
+                f"The tokenizer differs from the original's for {f'the {task} ' if task else ''}{str(text)[:60]!r}: "
+                f"{len(encoding.ids)} ids instead of {len(expected)}, starting {encoding.ids[:8]} instead of "
+                f"{expected[:8]}. Nothing was written."
             )

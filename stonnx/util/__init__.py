@@ -20,7 +20,7 @@ from stonnx.util.similarity import (
     pytorch_cos_sim,
 )
 from stonnx.util.similarity_function import SimilarityFunction
-from stonnx.util.tensor import normalize_embeddings, truncate_embeddings
+from stonnx.util.tensor import normalize_embeddings, select_max_active_dims, truncate_embeddings
 from stonnx.util.vector_index import semantic_search_faiss, semantic_search_usearch
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "paraphrase_mining_embeddings",
     "pytorch_cos_sim",
     "quantize_embeddings",
+    "select_max_active_dims",
     "semantic_search",
     "semantic_search_faiss",
     "semantic_search_usearch",

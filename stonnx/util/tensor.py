@@ -76,6 +76,54 @@ def truncate_embeddings(embeddings: Embeddings, truncate_dim: int | None) -> Any
     return sliceable[..., :truncate_dim]
 
 
+@overload
+def select_max_active_dims(
+    embeddings: npt.NDArray[np.float32], max_active_dims: int | None
+) -> npt.NDArray[np.float32]: ...
+@overload
+def select_max_active_dims(embeddings: Embeddings, max_active_dims: int | None) -> Any: ...
+def select_max_active_dims(embeddings: Embeddings, max_active_dims: int | None) -> Any:
+    """Keep the values of largest magnitude of each embedding; of equal ones the first. The others become zero.
+
+    Args:
+        embeddings: [..., dimension] dense, or [dimension] or [rows, dimension] sparse.
+        max_active_dims: How many values to keep of each. None, or more than there are, keeps all.
+
+    Returns:
+        New embeddings of the same shape, float32 (float64 for dense float64 input); the ones that were given for None.
+        A scipy sparse input gives a ``csr_array``, a tensor a tensor of the same layout.
+
+    Raises:
+        InvalidArgumentError: ``max_active_dims`` is below 1, or the values are no real numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> select_max_active_dims(np.array([[1.0, -3.0, 2.0], [0.0, 0.5, 0.0]]), 2)
+        array([[ 0. , -3. ,  2. ],
+               [ 0. ,  0.5,  0. ]])
+    """
+    if max_active_dims is None:
+        return embeddings
+    if max_active_dims < 1:
+        raise InvalidArgumentError(
+            f"max_active_dims is {max_active_dims}; it is the number of values to keep, so 1 or more is allowed, or "
+            "None to keep all."
+        )
+    array = to_float(to_array(embeddings))
+    if not is_sparse(array):
+        weakest = np.argsort(-np.abs(array), axis=-1, kind="stable")[..., max_active_dims:]
+        result = array.copy()
+        np.put_along_axis(result, weakest, 0, axis=-1)
+        return _like_input(embeddings, result)
+    row = np.repeat(np.arange(array.shape[0]), np.diff(array.indptr))
+    # Of each row the strongest come first, and the values of earlier rows before all of them.
+    order = np.lexsort((array.indices, -np.abs(array.data), row))
+    kept = np.sort(order[np.arange(len(order)) - array.indptr[row[order]] < max_active_dims])
+    counts = np.bincount(row[kept], minlength=array.shape[0])
+    parts = (array.data[kept], array.indices[kept], np.concatenate([[0], np.cumsum(counts)]))
+    return _like_input(embeddings, type(array)(parts, shape=array.shape))
+
+
 def _like_input(embeddings: Embeddings, matrix: Any) -> Any:
     result = result_like(embeddings)(matrix)
     was_sparse_vector = is_sparse(matrix) and getattr(embeddings, "ndim", 2) == 1

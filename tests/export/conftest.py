@@ -15,7 +15,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from stonnx_export import pipeline
@@ -23,6 +30,7 @@ from stonnx_export.checkpoint import Checkpoint, read_checkpoint
 from stonnx_export.original_torch import TorchOriginal
 
 Run = Callable[..., list[np.ndarray]]
+Build = Callable[..., Path]
 
 MAX_SEQ_LENGTH = 40
 HIDDEN = 32
@@ -146,3 +154,32 @@ def tiny_feeds() -> Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]:
         return {"input_ids": np.where(mask > 0, ids, 0), "attention_mask": mask}
 
     return feeds
+
+
+@pytest.fixture
+def build_small(tiny_checkpoint: Path, tmp_path: Path) -> Build:
+    """``build_small(model_type, max_length=32, **settings)``: a plain transformers checkpoint with random weights."""
+
+    def build(model_type: str, max_length: int | None = 32, **settings: Any) -> Path:
+        directory = tmp_path / "checkpoint"
+        backend = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
+        backend.no_truncation()
+        backend.no_padding()
+        tokens = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+        PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_length, **tokens).save_pretrained(
+            directory
+        )
+        config = AutoConfig.for_model(
+            model_type,
+            vocab_size=backend.get_vocab_size(),
+            hidden_size=32,
+            num_attention_heads=4,
+            intermediate_size=64,
+            **{"num_hidden_layers": 1, "max_position_embeddings": 64, "initializer_range": 0.5} | settings,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            AutoModel.from_config(config).save_pretrained(directory)
+        return directory
+
+    return build

@@ -379,7 +379,7 @@ class TestRefusals:
         )
 
     @pytest.mark.parametrize(
-        "reference", ["torch.nn.modules.activation.Hardtanh", "custom.Tanh", "torch.nn.functional.tanh", "Tanh"]
+        "reference", ["torch.nn.modules.activation.PReLU", "custom.Tanh", "torch.nn.functional.tanh", "Tanh"]
     )
     def test_unknown_activations(self, tmp_path: Path, reference: str) -> None:
         saved(tmp_path, "Dense", Dense(4, 3))
@@ -397,6 +397,27 @@ class TestRefusals:
         file.write_text(json.dumps(settings | {key: "token_embeddings"}))
         with pytest.raises(UnsupportedError, match=f"{name} module with {key}='token_embeddings'"):
             read_checkpoint(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("query_length", 32),
+            ("document_length", 180),
+            ("query_expansion", {"strategy": "fixed", "length": 32}),
+            ("processing_kwargs", {"text": {"max_length": 16}}),
+        ],
+    )
+    def test_what_a_transformer_does_to_some_texts_only(self, tmp_path: Path, name: str, value: Any) -> None:
+        settings = {"max_seq_length": 64, name: value}
+        with pytest.raises(UnsupportedError, match=rf"sentence_bert_config\.json sets {name}, which"):
+            read_checkpoint(write(tmp_path, **{"sentence_bert_config.json": settings}))
+
+    @pytest.mark.parametrize("value", [None, {}])
+    def test_what_a_transformer_could_do_and_does_not(self, tmp_path: Path, value: Any) -> None:
+        names = ("query_length", "document_length", "query_expansion", "processing_kwargs")
+        settings = dict.fromkeys(names, value)
+        chain = read_checkpoint(write(tmp_path, **{"sentence_bert_config.json": settings})).chain
+        assert chain == (modules.Transformer(),)
 
     @pytest.mark.parametrize("names", [[], ["Pooling"], ["Dropout"]], ids=["empty", "Pooling", "Dropout"])
     def test_no_network_first(self, tmp_path: Path, names: list[str]) -> None:

@@ -38,6 +38,9 @@ BATCHES = {
 PAIRS = tuple(itertools.combinations(POOLING_MODES, 2))
 PROMPT_LENGTHS = (0, 1, 3, 20)
 
+# These are computed along a dimension.
+ALONG = ("Softmax", "Softmin", "LogSoftmax")
+
 
 def network(layers: int = 1) -> ir.Model:
     """A graph that gives its input ``hidden_states`` [batch, sequence, 6] back, in place of a network; the outputs of
@@ -162,7 +165,7 @@ def dense_modules(out_features: int, activation: torch.nn.Module, bias: bool, re
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_dense_activations(run: Run, name: str, bias: bool) -> None:
     feeds, original_mean, mean = vectors()
-    activation = getattr(torch.nn, name)(**({"dim": -1} if name == "Softmax" else {}))
+    activation = getattr(torch.nn, name)(**({"dim": -1} if name in ALONG else {}))
     original, ours = dense_modules(4, activation, bias, residual=False)
     vector, _ = run(grafted(mean, ours), **feeds)
     assert vector.shape == (4, 4)
@@ -175,7 +178,7 @@ def test_activations_far_from_one(run: Run, name: str, scale: float) -> None:
     """Where exponentials saturate, and where results are tiny."""
     feeds, original_mean, mean = vectors()
     feeds["hidden_states"] *= scale
-    activation = getattr(torch.nn, name)(**({"dim": -1} if name == "Softmax" else {}))
+    activation = getattr(torch.nn, name)(**({"dim": -1} if name in ALONG else {}))
     original, ours = dense_modules(4, activation, False, residual=False)
     vector, _ = run(grafted(mean, ours), **feeds)
     expected = in_torch([original_mean, original], feeds)
@@ -363,7 +366,7 @@ def test_scores(run: Run, name: str) -> None:
     model.graph.outputs[0].shape = ir.Shape(("batch", HIDDEN))
     heads.graft_scores(model, ACTIVATIONS[name])
     logits, scores = run(model, **feeds)
-    activation = getattr(torch.nn, name)(**({"dim": -1} if name == "Softmax" else {}))
+    activation = getattr(torch.nn, name)(**({"dim": -1} if name in ALONG else {}))
     np.testing.assert_array_equal(logits, feeds["hidden_states"].max(axis=1))
     np.testing.assert_allclose(scores, activation(torch.from_numpy(logits)).numpy(), **TOLERANCE)
     assert [output.name for output in model.graph.outputs] == ["logits", "scores"]

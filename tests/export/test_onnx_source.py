@@ -17,11 +17,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import sentence_transformers
 import torch
-from huggingface_hub.utils import WeakFileLock
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from zoo import build_checkpoint, row
+from zoo.exported import exported_once
 
 from stonnx._bundle import Manifest, read_manifest
 from stonnx._engine import Engine
@@ -147,11 +148,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     case: Case = request.param
     model = row(case.name)
-    checkpoint = build_checkpoint(model, shared_directory / "zoo")
-    bundle = shared_directory / "zoo" / f"{model.slug}-fp32"
-    with WeakFileLock(bundle.with_suffix(".lock")):
-        if not bundle.exists():
-            export(checkpoint, bundle, name=case.name)
+    checkpoint, bundle = exported_once(model, shared_directory / "zoo")
     directory = tmp_path_factory.mktemp("source")
     source = hub_repository(case, checkpoint, directory / "repository")
     return Pair(case, checkpoint, bundle, export(source, directory / "bundle", source="onnx", name=case.name))
@@ -294,8 +291,13 @@ from stonnx import cli
 
 status = cli.main(["export", sys.argv[1], "-o", sys.argv[2], "--quiet"])
 if status == 0:
-    model = stonnx.SentenceTransformer(sys.argv[1])  # exported again, into the cache
-    print(json.dumps(model.encode(sys.argv[3:]).tolist()))
+    model = getattr(stonnx, sys.argv[3])(sys.argv[1])  # exported again, into the cache
+    texts = sys.argv[4:]
+    if isinstance(model, stonnx.CrossEncoder):
+        result = model.predict([texts, texts[::-1]])
+    else:
+        result = model.encode(texts)
+    print(json.dumps((result.toarray() if isinstance(model, stonnx.SparseEncoder) else result).tolist()))
 assert not {"torch", "transformers", "sentence_transformers"} & set(sys.modules)
 sys.exit(status)
 """
@@ -304,10 +306,12 @@ sys.exit(status)
 class TestWithoutPyTorch:
     TEXTS = ("The weather is lovely today.", "a")
 
-    def run(self, checkpoint: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, checkpoint: Path, tmp_path: Path, kind: str = "SentenceTransformer"
+    ) -> subprocess.CompletedProcess[str]:
         code = WITHOUT_PYTORCH + EXPORT_AND_LOAD
         return subprocess.run(
-            [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "bundle"), *self.TEXTS],
+            [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "bundle"), kind, *self.TEXTS],
             capture_output=True,
             text=True,
             timeout=300,
@@ -327,6 +331,27 @@ class TestWithoutPyTorch:
         assert "cosine to the original mean 1.0000000" in result.stdout
         vectors = np.array(json.loads(result.stdout.splitlines()[-1]))
         assert_same(vectors, tiny_vectors(tiny_original, list(self.TEXTS)), 1e-5)
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            ("naver/splade-cocondenser-ensembledistil", "SparseEncoder"),
+            ("cross-encoder/ms-marco-MiniLM-L6-v2", "CrossEncoder"),
+        ],
+    )
+    def test_a_sparse_model_and_a_reranker(self, shared_directory: Path, tmp_path: Path, name: str, kind: str) -> None:
+        checkpoint = build_checkpoint(row(name), shared_directory / "zoo")
+        source = hub_repository(next(case for case in CASES if case.name == name), checkpoint, tmp_path / "source")
+        result = self.run(source, tmp_path, kind)
+        assert result.returncode == 0, result.stderr
+        original = getattr(sentence_transformers, kind)(str(checkpoint), device="cpu")
+        texts = list(self.TEXTS)
+        if kind == "CrossEncoder":
+            expected = original.predict([texts, texts[::-1]])
+        else:
+            expected = np.stack([original.encode([text], convert_to_sparse_tensor=False)[0] for text in texts])
+        found = np.array(json.loads(result.stdout.splitlines()[-1]))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(1.0, np.abs(expected).max()))
 
     def test_a_table_of_vectors_needs_no_network(self, shared_directory: Path, tmp_path: Path) -> None:
         checkpoint = build_checkpoint(row("minishlab/potion-base-8M"), shared_directory / "zoo")

@@ -253,7 +253,7 @@ class TestMixedPrecision:
         self, hostile_checkpoint: Path, hostile_once: TracedOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Not for a tokenizer that differs, which it would not help."""
-        monkeypatch.setattr(hostile_once, "token_ids", lambda route, text: [1, 2, 3])
+        monkeypatch.setattr(hostile_once, "token_ids", lambda *_: [1, 2, 3])
         monkeypatch.setattr(Quantization, "keep_more", lambda *_: pytest.fail("tried"))
         with pytest.raises(FidelityError, match="tokenizer differs") as raised:
             export(hostile_checkpoint, tmp_path / "bundle", dtype="int8")

@@ -29,6 +29,9 @@ MASKS = {
 }
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
+# These are computed along a dimension.
+ALONG = ("Softmax", "Softmin", "LogSoftmax")
+
 
 def batch(mask: list[list[int]], features: int = HIDDEN) -> tuple[np.ndarray, np.ndarray]:
     """Random states, also where there is padding, and the mask."""
@@ -100,7 +103,7 @@ def random(*shape: int) -> np.ndarray:
 def test_dense(name: str, bias: bool, scale: float) -> None:
     """Every activation, from results that are tiny to exponentials that saturate."""
     states, flags = batch(MASKS["padding on the right"])
-    activation = getattr(nn, name)(**({"dim": -1} if name == "Softmax" else {}))
+    activation = getattr(nn, name)(**({"dim": -1} if name in ALONG else {}))
     ours = modules.Dense(scale * random(4, HIDDEN), random(4) if bias else None, ACTIVATIONS[name], False, None)
     original = Dense(HIDDEN, 4, bias, activation, torch.from_numpy(ours.weight), torch.from_numpy(random(4)))
     result = reference.run((NETWORK, MEAN, ours), states, flags)

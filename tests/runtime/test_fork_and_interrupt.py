@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 # A hang shows as this. What is waited for takes a second or two.
 _HANG_SECONDS = 120
+# Ctrl-C ends a call within one second; on a machine where other tests run, it may take a little longer.
+_INTERRUPT_SECONDS = 3
 
 PRELUDE = """
 import logging, os, signal, sys, threading, time
@@ -77,6 +80,39 @@ def test_children_of_a_preloaded_model_serve_like_their_parent(bundle: Path) -> 
     children = [in_child(serve) for _ in range(3)]
     np.testing.assert_array_equal(model.encode(texts), expected)
     wait(*children)
+    """
+    check(run(script, bundle))
+
+
+def test_a_child_tokenizes_whatever_the_environment_says(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this, the tokenizers package waits in the child for threads that only the parent has."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    script = """
+    expected = model.encode(texts)
+
+    def serve():
+        np.testing.assert_array_equal(model.encode(texts), expected)
+        np.testing.assert_array_equal(stonnx.SentenceTransformer(sys.argv[1], threads=3).encode(texts), expected)
+        assert model.count_tokens(texts).sum() > 400
+
+    child = in_child(lambda: (signal.alarm(60), serve()))
+    np.testing.assert_array_equal(model.encode(texts), expected)
+    wait(child)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    """
+    check(run(script, bundle))
+
+
+def test_a_child_of_a_parent_that_has_not_tokenized_keeps_its_threads(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    script = """
+    def serve():
+        assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+        assert len(model.encode(texts)) == 400
+
+    wait(in_child(lambda: (signal.alarm(60), serve())))
     """
     check(run(script, bundle))
 
@@ -206,17 +242,59 @@ print(len([thread for thread in threading.enumerate() if "stonnx" in thread.name
 )
 def test_ctrl_c_ends_a_call_and_leaves_the_model_usable(tmp_path: Path, encode: str, endless: bool) -> None:
     bundle = dense_bundle(tmp_path / "slow", width=512, rounds=200, max_seq_length=20_002)
-    command = [sys.executable, "-c", f"{PRELUDE}\nencode = {encode}\n{INTERRUPTED}", str(bundle)]
+    first = interrupted(f"{PRELUDE}\nencode = {encode}\n{INTERRUPTED}", bundle)
+    assert "terminate flag" in first or endless
+
+
+def interrupted(program: str, bundle: Path, *, after: float = 0.0) -> str:
+    """Run a program that prints ``running``, send it SIGINT, and return the line that says that it was interrupted."""
+    command = [sys.executable, "-c", program, str(bundle)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "running\n"
+            time.sleep(after)
+            sent = time.perf_counter()
             process.send_signal(signal.SIGINT)
+            first = process.stdout.readline()
+            seconds = time.perf_counter() - sent
             printed, _ = process.communicate(timeout=_HANG_SECONDS)
         finally:
             process.kill()
-    first, *others = printed.splitlines()
-    assert others == ["True", "0"]
+    assert printed.splitlines() == ["True", "0"]
     assert first.startswith("interrupted")
-    assert "terminate flag" in first or endless
     assert process.returncode == 0
+    assert seconds < _INTERRUPT_SECONDS
+    return first
+
+
+TOKENIZING = """
+import tokenizers
+
+# Texts that cannot be shortened, of characters each of which is a token: some seconds of tokenization for a million.
+for route in model._engine.routes:
+    route.tokenizer._can_be_shortened = False
+model.warmup()
+expected = model.encode(texts[0])
+print("running", flush=True)
+try:
+    encode()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print(np.allclose(model.encode(texts[0]), expected), flush=True)
+print(len([thread for thread in threading.enumerate() if thread.name.startswith("stonnx-run")]), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        "lambda: model.encode([f'{index} ' + 'abc def ghij ' * 20_000 for index in range(100)])",
+        "lambda: model.encode([f'{index} ' + 'abc def ghij ' * 2_000 for index in range(1000)])",
+        "lambda: model.encode('abc def ghij ' * 1_500_000)",
+        "lambda: model.count_tokens('abc def ghij ' * 1_500_000)",
+    ],
+    ids=["a hundred texts", "a thousand texts", "one text", "counting"],
+)
+def test_ctrl_c_ends_a_call_that_tokenizes(bundle: Path, encode: str) -> None:
+    interrupted(f"{PRELUDE}\nencode = {encode}\n{TOKENIZING}", bundle, after=0.7)

@@ -7,6 +7,7 @@ import dataclasses
 import doctest
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from stonnx import _guide, _guide_table, cli
 from stonnx._errors import InvalidArgumentError
-from stonnx._guide import Answer, GuideError, Query, read_guide, recommend
+from stonnx._guide import Answer, Figure, GuideError, Query, read_guide, recommend
 from stonnx._guide_table import table
 
 
@@ -221,6 +222,31 @@ def test_multilingual_models_stand_in_where_a_language_is_not_known(query: Query
     assert answer.use.name == ("multilingual" if note else query.use)
     shown = table(GUIDE, answer).splitlines()
     assert shown[0].startswith(note or "Recommended for")
+
+
+def test_what_stands_in_is_compared_by_the_purpose_that_was_asked_for() -> None:
+    """By how well they search, where that was published; better paraphrases do not make better search."""
+    answer = recommend(GUIDE, Query(use="search", languages=("de",)))
+    assert answer.use.quality == "search"
+    figures = [model.figures["search"] for model in answer.models]
+    assert [figure and figure.value for figure in figures] == [41.68, 29.87, 27.35, None]
+    assert answer.why == "the most accurate of the 4 that fit (41.68)"
+    shown = table(GUIDE, answer)
+    assert "quality: mean over 6 semantic search data sets" in shown
+    assert re.search(r"paraphrase-multilingual-mpnet-base-v2 .* 41\.68 \[1\]", shown)
+    # Turned around, the other measure would put the other model first.
+    worse = dataclasses.replace(
+        GUIDE.model("distiluse-base-multilingual-cased-v1"),
+        figures={"sentences": Figure(99.0, "sbert-dense"), "search": Figure(1.0, "sbert-dense"), "sentences_gpu": None},
+    )
+    models = tuple(worse if model.name == worse.name else model for model in GUIDE.models)
+    changed = recommend(dataclasses.replace(GUIDE, models=models), Query(use="search", languages=("de",)))
+    assert [model.name for model in changed.models[:2]] == [
+        "paraphrase-multilingual-mpnet-base-v2",
+        "distiluse-base-multilingual-cased-v2",
+    ]
+    # Nobody has published how well they find web pages.
+    assert recommend(GUIDE, Query(use="web-search", languages=("de",))).use.quality == "sentences"
 
 
 @pytest.mark.parametrize(

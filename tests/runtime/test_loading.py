@@ -26,10 +26,36 @@ from toy_bundles import dense_bundle, dense_graph, toy_table
 
 import stonnx._bundle
 import stonnx._verified
-from stonnx import BundleError, BundleFormatError, BundleIntegrityError, SentenceTransformer, StonnxError
+from stonnx import (
+    BundleError,
+    BundleFormatError,
+    BundleIntegrityError,
+    ExportError,
+    SentenceTransformer,
+    StonnxError,
+)
 from stonnx._bundle import FileEntry, hash_files, read_manifest, write_manifest
+from stonnx._hub import find_bundle
 from stonnx._onnx_file import external_files
 
+# Ends the process: an exception could be taken for a network that is down, and be lived with.
+NO_SOCKETS = """
+import os, socket, sys
+def refuse(*arguments, **options):
+    print("the network was asked", file=sys.stderr)
+    os._exit(3)
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+"""
+# As where there is no network, which must not be tried again and again.
+NETWORK_DOWN = """
+import socket, time
+def fail(*arguments, **options):
+    raise OSError(101, "Network is unreachable")
+socket.socket.connect = socket.getaddrinfo = fail
+def sleep(seconds):
+    raise AssertionError("waits for the network")
+time.sleep = sleep
+"""
 LOAD = "import sys, stonnx; print(stonnx.SentenceTransformer(sys.argv[1]).encode('the sun').shape)"
 
 
@@ -277,26 +303,191 @@ def _varint(number: int) -> bytes:
     return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
 
 
-# --- no network ---
+def test_a_file_that_becomes_a_graph_is_looked_at(bundle: Path, fine_clock: None) -> None:
+    # It was listed, and so hashed, but nobody read what weights it takes.
+    content = (bundle / "default.onnx").read_bytes()
+    move_weights(bundle, "../secret")
+    (bundle / "default.onnx").rename(bundle / "other.onnx")
+    (bundle / "default.onnx").write_bytes(content)
+    rehash(bundle, "other.onnx")
+    SentenceTransformer(bundle)
+    manifest = read_manifest(bundle)
+    route = dataclasses.replace(manifest.routes["default"], graph="other.onnx")
+    write_manifest(bundle, dataclasses.replace(manifest, routes={"default": route}))
+    with pytest.raises(BundleFormatError, match=r"other\.onnx takes weights from '\.\./secret'"):
+        SentenceTransformer(bundle)
 
-# Ends the process: an exception could be taken for a network that is down, and be lived with.
-NO_SOCKETS = """
-import os, socket, sys
-def refuse(*arguments, **options):
-    print("the network was asked", file=sys.stderr)
-    os._exit(3)
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-"""
-# As where there is no network, which must not be tried again and again.
-NETWORK_DOWN = """
-import socket, time
-def fail(*arguments, **options):
-    raise OSError(101, "Network is unreachable")
-socket.socket.connect = socket.getaddrinfo = fail
-def sleep(seconds):
-    raise AssertionError("waits for the network")
-time.sleep = sleep
-"""
+
+# --- damage in a cache ---
+
+
+def _halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+class Exporter:
+    """Exports the same bundle each time, and says how often it did."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.bundle, self.exports = bundle, 0
+
+    def export(self, source: str, target: Path, *, overwrite: bool, **options: Any) -> None:
+        assert overwrite or not target.exists()
+        assert (target / "stonnx.json").is_file() or not target.exists(), "the exporter replaces bundles only"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(self.bundle, target)
+        self.exports += 1
+
+
+@pytest.fixture
+def exporter(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Exporter:
+    fake = Exporter(bundle)
+    monkeypatch.setitem(sys.modules, "stonnx_export", fake)
+    return fake
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """What the exporter takes for a checkpoint."""
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def cached(checkpoint: Path, exporter: Exporter) -> Path:
+    """The bundle in our cache that was exported on first use."""
+    return find_bundle(checkpoint, task="embedding")
+
+
+@pytest.mark.parametrize("name", [*FILES, "stonnx.json"])
+@pytest.mark.parametrize("damage", [_halve, Path.unlink])
+def test_an_export_in_the_cache_heals(
+    checkpoint: Path,
+    exporter: Exporter,
+    cached: Path,
+    damage: Callable[[Path], None],
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.clear()
+    damage(cached / name)
+    assert SentenceTransformer(checkpoint).encode("the sun").shape == (8,)
+    assert exporter.exports == 2
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"Exporting {checkpoint} to a fp32 bundle ")
+    assert "Copy the bundle again" not in record.getMessage()
+    SentenceTransformer(checkpoint)
+    assert exporter.exports == 2
+
+
+def test_a_changed_byte_heals_after_it_was_remembered(
+    checkpoint: Path, exporter: Exporter, cached: Path, fine_clock: None
+) -> None:
+    SentenceTransformer(checkpoint)
+    _write_and_set_the_time_back(cached / "default.onnx")
+    SentenceTransformer(checkpoint)
+    assert exporter.exports == 2
+
+
+def test_an_intact_export_needs_no_exporter(checkpoint: Path, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stonnx._hub._is_missing", lambda package: True)
+    SentenceTransformer(checkpoint)
+
+
+def test_a_damaged_export_without_the_exporter(
+    checkpoint: Path, exporter: Exporter, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stonnx._hub._is_missing", lambda package: True)
+    _halve(cached / "default.onnx")
+    with pytest.raises(BundleIntegrityError) as error:
+        SentenceTransformer(checkpoint)
+    assert f"The bundle of {checkpoint} in the cache is damaged: {cached / 'default.onnx'} has " in str(error.value)
+    assert "(the exporter is not installed)" in str(error.value)
+    assert f"Delete {cached}, and load" in str(error.value)
+    assert "Copy the bundle again" not in str(error.value)
+    assert exporter.exports == 1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_cache_in_which_nothing_can_be_exported(
+    there: bool, checkpoint: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def refuse(path: Path) -> Iterator[None]:
+        raise OSError(30, "Read-only file system", str(path))
+        yield
+
+    monkeypatch.setattr("huggingface_hub.utils.WeakFileLock", refuse)
+    if there:
+        _halve(cached / "default.onnx")
+        with pytest.raises(BundleIntegrityError, match=rf"Read-only file system\)\. Delete {cached}"):
+            find_bundle(checkpoint, task="embedding")
+    else:
+        shutil.rmtree(cached)
+        with pytest.raises(ExportError, match=r"Read-only file system\. Set STONNX_HOME to a directory that can be"):
+            find_bundle(checkpoint, task="embedding")
+
+
+def test_a_bundle_of_a_newer_stonnx_in_the_cache_stays(checkpoint: Path, exporter: Exporter, cached: Path) -> None:
+    data = json.loads((cached / "stonnx.json").read_text(encoding="utf-8"))
+    (cached / "stonnx.json").write_text(json.dumps(data | {"schema_version": 99}), encoding="utf-8")
+    with pytest.raises(BundleFormatError, match="pip install -U stonnx"):
+        find_bundle(checkpoint, task="embedding")
+    assert exporter.exports == 1
+
+
+def test_an_export_in_the_cache_is_hashed_once(checkpoint: Path, cached: Path, hashed: list[str]) -> None:
+    # Nothing is remembered of files that were just written, nor where the cache is read-only.
+    SentenceTransformer(checkpoint)
+    assert sorted(hashed) == FILES
+    SentenceTransformer(checkpoint)
+    assert len(hashed) == 2 * len(FILES)
+
+
+def _snapshot(tmp_path: Path) -> Path:
+    return tmp_path / "hf" / "hub" / "models--somebody--toy" / "snapshots" / COMMIT
+
+
+@pytest.mark.parametrize("name", [*FILES, "stonnx.json"])
+def test_a_download_heals(hub: Hub, bundle: Path, tmp_path: Path, name: str) -> None:
+    hub.repositories["somebody/toy"] = bundle
+    assert run(hub, tmp_path, "somebody/toy").returncode == 0
+    _halve((_snapshot(tmp_path) / name).resolve())
+    hub.downloads.clear()
+    healed = run(hub, tmp_path, "somebody/toy")
+    assert healed.returncode == 0, healed.stderr
+    assert healed.stderr.count("Downloading somebody/toy again: ") == 1
+    assert sorted(hub.downloads) == sorted({name, "stonnx.json"})
+    hub.downloads.clear()
+    assert run(hub, tmp_path, "somebody/toy").stderr == ""
+    assert hub.downloads == []
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "variables", "reason"),
+    [
+        ("", "{'local_files_only': True}", {}, "(the Hub is not to be asked)"),
+        ("", "{}", {"HF_HUB_OFFLINE": "1"}, "(the Hub is not to be asked)"),
+        (NETWORK_DOWN, "{}", {}, "It cannot be made again here ("),
+    ],
+    ids=["local_files_only", "HF_HUB_OFFLINE", "network down"],
+)
+@pytest.mark.parametrize("name", ["default.onnx", "stonnx.json"])
+def test_a_damaged_download_without_the_hub(
+    hub: Hub, bundle: Path, tmp_path: Path, name: str, code: str, options: str, variables: dict[str, str], reason: str
+) -> None:
+    hub.repositories["somebody/toy"] = bundle
+    assert run(hub, tmp_path, "somebody/toy").returncode == 0
+    _halve((_snapshot(tmp_path) / name).resolve())
+    result = python(code + ENCODE, "somebody/toy", options, env=environment(hub, tmp_path) | variables)
+    assert result.returncode == 1
+    assert "BundleIntegrityError: The bundle of somebody/toy in the cache is damaged: " in result.stderr
+    assert reason in result.stderr
+    assert f"Delete {tmp_path / 'hf' / 'hub' / 'models--somebody--toy'}, and load" in result.stderr
+
+
+# --- no network ---
 
 
 def python(code: str, *arguments: str, env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:

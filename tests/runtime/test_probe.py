@@ -171,6 +171,31 @@ class TestRemembered:
         load(bundle)
         assert len(runs) == 2
 
+    @pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1), ("tensorrt", 0)])
+    def test_run_again_on_another_gpu(
+        self, bundle: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch, device: str, index: int
+    ) -> None:
+        """As on two machines of a cluster with one home directory."""
+        initialize = Session.__init__
+
+        def changed(self: Session, *arguments: Any, **options: Any) -> None:
+            initialize(self, *arguments, **options)
+            self.device = device
+
+        monkeypatch.setattr(Session, "__init__", changed)
+        gpus = ["NVIDIA A (8.0)", "NVIDIA A (8.0)"]
+        monkeypatch.setattr("stonnx._nvidia.gpu_names", lambda: gpus)
+        load(bundle)
+        load(bundle)
+        assert len(runs) == 1
+        gpus[index] = "NVIDIA B (9.0)"
+        load(bundle)
+        load(bundle)
+        assert len(runs) == 2
+        gpus[1 - index] = "another that is not used"
+        load(bundle)
+        assert len(runs) == 2
+
     def test_run_again_for_another_bundle_at_the_same_place(self, bundle: Path, runs: list[str]) -> None:
         load(bundle)
         onnx.save(dense_graph(toy_table(WIDTH, 7)), bundle / "default.onnx")

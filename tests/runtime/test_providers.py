@@ -6,7 +6,12 @@ onnxruntime is a fake here that answers as told, so that no hardware is needed; 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import errno
+import importlib.util
 import json
+import os
+import re
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stonnx import BundleFormatError, DeviceError, InvalidArgumentError, UnsupportedError, _nvidia, cli
+from stonnx import BundleFormatError, DeviceError, InvalidArgumentError, UnsupportedError, _nvidia, _tensorrt, cli
 from stonnx import _session as session_module
 from stonnx._bundle import TensorSpec
+from stonnx._device_run import Shapes
 from stonnx._providers import PROVIDERS, devices_for
 from stonnx._session import DeviceOptions, GraphFacts, Session
 
@@ -419,6 +425,15 @@ def test_an_onnxruntime_that_is_too_old(
     assert open_session("openvino").device == "openvino"
 
 
+def test_an_openvino_wheel_that_does_not_say_what_runs_where(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = machine.runtime()
+    monkeypatch.setattr(session_module, "installed_wheels", lambda: ["onnxruntime-openvino"])
+    monkeypatch.setattr(FakeRuntime, "__version__", "1.23.0")
+    with pytest.raises(DeviceError, match=r"needs onnxruntime 1\.24 or newer.*pip install -U onnxruntime-openvino$"):
+        open_session("openvino")
+    assert runtime.asked == []
+
+
 @pytest.mark.parametrize("device", [0, False, 1], ids=repr)
 def test_numbers_are_no_devices(device: Any, machine: Machine) -> None:
     # 0 is the first GPU in PyTorch: it must not become the CPU because it is false.
@@ -491,6 +506,17 @@ def test_trimming_shrinks_the_arenas_of_the_device(device: str, arenas: str, mac
     assert runtime.session.options.entries == {"memory.enable_memory_arena_shrinkage": arenas}
 
 
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_trimming_leaves_what_was_recorded_its_memory(device: str, machine: Machine) -> None:
+    """A recording has the addresses of the memory that its run took, and a replay writes there."""
+    runtime = machine.runtime()
+    session = open_session(device, options=DeviceOptions(cuda_graphs=True, build=device == "tensorrt"))
+    # The first run: nothing of it is recorded, or it would be replayed with inputs that are gone.
+    assert runtime.session.options.entries == {"gpu_graph_id": "-1"}
+    session.trim()
+    assert runtime.session.options.entries == {"memory.enable_memory_arena_shrinkage": "cpu:0", "gpu_graph_id": "-1"}
+
+
 def test_a_memory_limit_and_cuda_graphs(machine: Machine) -> None:
     runtime = machine.runtime()
     open_session("cuda", options=DeviceOptions(memory_limit=2**30, cuda_graphs=True))
@@ -516,8 +542,39 @@ def test_no_engine_is_built_while_serving(machine: Machine) -> None:
     with pytest.raises(DeviceError) as error:
         open_session("tensorrt")
     assert runtime.asked == []
-    assert "There is no TensorRT engine of this bundle for NVIDIA A (8.0) and onnxruntime 1.99.0" in str(error.value)
+    assert (
+        "There is no TensorRT engine of this bundle for NVIDIA A (8.0), onnxruntime 1.99.0 and inputs up to "
+        "input_ids:64x256,token_type_ids:64x256 in " in str(error.value)
+    )
     assert str(error.value).endswith("Build it first: stonnx build BUNDLE --device tensorrt")
+
+
+def test_the_command_that_builds_what_is_missing(
+    machine: Machine, minilm_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime = machine.runtime()
+    with pytest.raises(DeviceError) as error:
+        open_session("tensorrt:1", options=DeviceOptions(memory_limit=2**30))
+    command = str(error.value).rpartition(": ")[2]
+    assert command == "stonnx build BUNDLE --device tensorrt:1 --memory-limit 1073741824"
+    assert cli.main(command.replace("BUNDLE", str(minilm_bundle)).split()[1:]) == 0
+    (_, options), _ = runtime.asked[0]
+    assert (options["device_id"], options["trt_max_workspace_size"]) == (1, 2**30)
+
+
+@pytest.mark.parametrize("device", ["tensorrt", "tensorrt:1"])
+def test_a_memory_limit_and_cuda_graphs_of_tensorrt(device: str, machine: Machine) -> None:
+    runtime = machine.runtime()
+    open_session(device, options=DeviceOptions(memory_limit=2**30, cuda_graphs=True, build=True))
+    (_, tensorrt), (_, cuda) = runtime.asked[0]
+    assert (tensorrt["trt_max_workspace_size"], tensorrt["trt_cuda_graph_enable"]) == (2**30, 1)
+    assert cuda["gpu_mem_limit"] == 2**30
+    # It is TensorRT's work that is recorded; two recordings of one run are refused.
+    assert "enable_cuda_graph" not in cuda
+    open_session(device, options=DeviceOptions(build=True))
+    (_, tensorrt), (_, cuda) = runtime.asked[1]
+    assert not {"trt_max_workspace_size", "trt_cuda_graph_enable"} & tensorrt.keys()
+    assert "gpu_mem_limit" not in cuda
 
 
 def test_a_built_engine_is_used(machine: Machine) -> None:
@@ -532,10 +589,25 @@ def test_a_built_engine_is_used(machine: Machine) -> None:
 
 def test_building_ahead_of_serving(machine: Machine, minilm_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runtime = machine.runtime()
+    said_before: list[str] = []
+    make = runtime.InferenceSession
+
+    def note(*arguments: Any, **options: Any) -> FakeSession:
+        said_before.append(capsys.readouterr().err)
+        return make(*arguments, **options)
+
+    runtime.InferenceSession = note
     assert cli.main(["build", str(minilm_bundle)]) == 0
     ((name, options), _) = runtime.asked[0]
     assert name == TENSORRT
-    assert capsys.readouterr().out.startswith(f"default: {options['trt_engine_cache_path']}, ")
+    # Minutes of silence look like a program that hangs.
+    assert said_before == [
+        f"Building the engine of the graph 'default' of {minilm_bundle} for tensorrt. This can take minutes, without a "
+        "sign of life.\n"
+    ]
+    output = capsys.readouterr()
+    assert output.out.startswith(f"default: {options['trt_engine_cache_path']}, ")
+    assert re.fullmatch(r"Done after \d+\.\d s\.\n", output.err)
     assert "input_ids:64x256" in options["trt_profile_max_shapes"]
 
 
@@ -548,23 +620,64 @@ def test_profiles_cover_every_dynamic_input(machine: Machine) -> None:
     assert build(machine, facts=GraphFacts(precision="float16"))["trt_fp16_enable"] == 1
 
 
-@pytest.mark.parametrize("change", ["graph", "gpu", "onnxruntime", "tensorrt"])
-def test_an_engine_is_for_one_graph_gpu_and_set_of_versions(
+@pytest.mark.parametrize(
+    "change",
+    ["graph", "gpu", "onnxruntime", "tensorrt", "longer", "precision", "inputs", "memory", "usual", "largest batch"],
+)
+def test_an_engine_is_for_one_graph_gpu_set_of_versions_and_range(
     change: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # onnxruntime builds an engine of other ranges again, at the first start or in the middle of serving.
     build(machine)
-    facts, device = FACTS, "tensorrt"
-    if change == "graph":
-        facts = GraphFacts(precision="float32", sha256="def")
-    elif change == "gpu":
-        device = "tensorrt:1"
-    elif change == "onnxruntime":
-        monkeypatch.setattr(FakeRuntime, "__version__", "2.0.0")
-    else:
-        monkeypatch.setattr("stonnx._tensorrt._tensorrt_version", lambda: "11")
-    machine.runtime()
+    facts, device, options = FACTS, "tensorrt", DeviceOptions()
+    match change:
+        case "graph":
+            facts = dataclasses.replace(FACTS, sha256="def")
+        case "gpu":
+            device = "tensorrt:1"
+        case "onnxruntime":
+            monkeypatch.setattr(FakeRuntime, "__version__", "2.0.0")
+        case "tensorrt":
+            monkeypatch.setattr("stonnx._tensorrt._tensorrt_version", lambda: "11")
+        case "longer":
+            facts = dataclasses.replace(FACTS, max_seq_length=512)
+        case "precision":
+            facts = dataclasses.replace(FACTS, precision="float16")
+        case "inputs":
+            facts = dataclasses.replace(FACTS, inputs=FACTS.inputs[:1])
+        case "memory":
+            options = DeviceOptions(memory_limit=2**30)
+        case "usual":
+            monkeypatch.setattr(_tensorrt, "_USUAL", Shapes(8, 64))
+        case _:
+            monkeypatch.setattr(_tensorrt, "_LARGEST_BATCH", 128)
+    runtime = machine.runtime()
     with pytest.raises(DeviceError, match="There is no TensorRT engine"):
-        open_session(device, facts=facts)
+        open_session(device, facts=facts, options=options)
+    assert runtime.asked == []
+
+
+def test_serving_writes_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from an image that is read-only."""
+    build(machine)
+    for name in ("mkdir", "touch", "write_text", "replace"):
+        monkeypatch.setattr(Path, name, refuse)
+    machine.runtime()
+    assert open_session("tensorrt").device == "tensorrt"
+
+
+@pytest.mark.parametrize("step", ["mkdir", "write_text"])
+def test_building_where_nothing_can_be_written(step: str, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, step, refuse)
+    machine.runtime()
+    with pytest.raises(DeviceError, match=r"cannot be kept in .*: Read-only file system\. .* STONNX_HOME"):
+        open_session("tensorrt", options=DeviceOptions(build=True))
+
+
+def refuse(path: Path, *arguments: Any, **options: Any) -> None:
+    # As Path.mkdir does, which looks only afterwards whether the directory is there.
+    if not options.get("exist_ok") or not path.is_dir():
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
 
 def test_a_build_that_was_interrupted_does_not_count(machine: Machine) -> None:
@@ -593,6 +706,108 @@ def test_texts_over_the_profile_are_refused(machine: Machine) -> None:
     machine.runtime()
     with pytest.raises(InvalidArgumentError, match="A text has 257 tokens, and the engine of this device takes 256"):
         open_session("tensorrt").run(["sentence_embedding"], {"input_ids": np.ones((1, 257), dtype=np.int64)})
+
+
+# --- NVIDIA's libraries ---
+
+
+@pytest.fixture
+def tensorrt_package(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package that pip installs, with the libraries that are loaded and others."""
+    directory = machine.directory / "tensorrt_libs"
+    directory.mkdir()
+    for name in ("libnvonnxparser.so.10", "libnvinfer.so.10", "libnvinfer_plugin.so.10", "__init__.py"):
+        (directory / name).touch()
+    find = importlib.util.find_spec
+    found = types.SimpleNamespace(submodule_search_locations=[str(directory)])
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: found if name == "tensorrt_libs" else find(name, *rest)
+    )
+    return directory
+
+
+def test_tensorrt_is_loaded_from_its_package(machine: Machine, tensorrt_package: Path) -> None:
+    build(machine)
+    first, second = (machine.loaded.index(name) for name in ("libnvinfer.so.10", "libnvonnxparser.so.10"))
+    assert machine.loaded.index(DRIVER) < first < second  # the parser needs the other
+    assert "libnvinfer_plugin.so.10" not in machine.loaded
+    machine.loaded.clear()
+    open_session("cuda")
+    assert "libnvinfer.so.10" not in machine.loaded
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (
+            "libnvinfer.so.10",
+            "libcublas.so.13: cannot open shared object file: No such file or directory",
+            'libcublas.so.13 is not here. It is part of CUDA or cuDNN. Install these with: pip install "',
+        ),
+        (
+            "libnvonnxparser.so.10",
+            "libnvinfer.so.10: cannot open shared object file: No such file or directory",
+            "libnvinfer.so.10 is not here. It is part of TensorRT. Install that with: pip install tensorrt-cu13",
+        ),
+        (
+            "libnvinfer.so.10",
+            "file too short",
+            "libnvinfer.so.10 cannot be loaded: file too short. Install TensorRT again with: pip install "
+            "--force-reinstall tensorrt-cu13",
+        ),
+    ],
+)
+def test_a_tensorrt_that_does_not_load(
+    name: str, error: str, message: str, machine: Machine, tensorrt_package: Path
+) -> None:
+    runtime = machine.runtime()
+    machine.missing[name] = error
+    with pytest.raises(DeviceError) as raised:
+        open_session("tensorrt", options=DeviceOptions(build=True))
+    assert str(raised.value).startswith(f"device 'tensorrt' needs {TENSORRT}, and ")
+    assert message in str(raised.value)
+    assert runtime.asked == []
+
+
+class FakeDriver:
+    """As much of libcuda.so.1 as naming GPUs takes. ``status`` is what it answers to being started."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.gpus = [(b"NVIDIA H100", 9, 0), (b"Tesla T4", 7, 5)]
+        self.status = status
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self.status
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.gpus)
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: int) -> None:  # noqa: N802
+        assert size == len(name)
+        name.value = self.gpus[device][0]
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> None:  # noqa: N802
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
+        value._obj.value = self.gpus[device][{75: 1, 76: 2}[attribute]]
+
+
+def test_names_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver())
+    assert _nvidia.gpu_names() == ["NVIDIA H100 (9.0)", "Tesla T4 (7.5)"]
+    assert [_nvidia.gpu_name(index) for index in (0, 1, 2)] == ["NVIDIA H100 (9.0)", "Tesla T4 (7.5)", "unknown"]
+
+
+def test_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    # CUDA_ERROR_NO_DEVICE
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(status=100))
+    assert _nvidia.gpu_names() == []
+
+    def no_driver(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", no_driver)
+    assert _nvidia.gpu_names() == []
 
 
 # --- CPUs ---

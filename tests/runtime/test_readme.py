@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from stonnx._providers import PROVIDERS
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -54,3 +56,8 @@ def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"make (\w[\w-]*)", README)):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_every_device_says_whether_it_has_run_on_hardware() -> None:
+    rows = re.findall(r'^\| `"(\w+)"`.*\|$', README, re.M)
+    assert rows == [provider.device for provider in PROVIDERS]

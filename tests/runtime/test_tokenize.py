@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from zoo.table import TokenizerKind
 from zoo.tokenizers import build_tokenizer
 
-from stonnx import _long_texts
+from stonnx import _long_texts, _tokenize
 from stonnx._bundle import TokenizerSpec
 from stonnx._tokenize import Text, Tokenizer
 
@@ -123,6 +125,39 @@ def test_count(kind: TokenizerKind, texts: list[Text]) -> None:
     assert ours.count(texts).tolist() == expected
 
 
+@settings(deadline=None, max_examples=40)
+@given(texts=st.lists(any_text | any_pair, min_size=1, max_size=6), characters=st.sampled_from([1, 50, 500]))
+def test_pieces_change_nothing(texts: list[Text], characters: int) -> None:
+    ours, plain = both("wordpiece-uncased", 9, "left")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_tokenize, "_CHARACTERS_AT_A_TIME", characters)
+        encodings, counts = ours.encode(texts), ours.count(texts)
+    expected = [plain.encode(*text) if isinstance(text, tuple) else plain.encode(text) for text in texts]
+    assert ids("wordpiece-uncased", encodings) == ids("wordpiece-uncased", expected)
+    assert counts.tolist() == ours.count(texts).tolist()
+
+
+@settings(deadline=None)
+@given(texts=st.lists(any_text | any_pair, max_size=6), characters=st.integers(1, 500))
+def test_pieces_are_bounded(texts: list[Text], characters: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_tokenize, "_CHARACTERS_AT_A_TIME", characters)
+        pieces = list(_tokenize._pieces(texts))
+    assert [text for piece in pieces for text in piece] == texts
+    for piece in pieces:
+        assert piece
+        assert len(piece) == 1 or sum(map(_tokenize._characters, piece)) <= characters
+
+
+def test_tokenization_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = both("wordpiece-uncased", 6, "right")
+    stopped = threading.Event()
+    assert len(ours.encode(["ferry"] * 3, stopped)) == 3
+    stopped.set()
+    with pytest.raises(CancelledError):
+        ours.encode(["ferry"] * 3, stopped)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_which_tokenizers_shorten(kind: TokenizerKind, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = characters_tokenized(monkeypatch)
@@ -136,9 +171,9 @@ def characters_tokenized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     original = Tokenizer._encode
 
-    def encode(self: Tokenizer, backend: Any, texts: Any) -> Any:
+    def encode(self: Tokenizer, backend: Any, texts: Any, stopped: Any) -> Any:
         seen.extend(len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts)
-        return original(self, backend, texts)
+        return original(self, backend, texts, stopped)
 
     monkeypatch.setattr(Tokenizer, "_encode", encode)
     return seen

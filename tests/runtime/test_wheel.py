@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import stonnx
 from stonnx import SentenceTransformer
+from stonnx._bundle import CLASS_OF_TASK, read_manifest
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The weather is lovely today.", "He drove to the stadium."]
@@ -36,6 +38,31 @@ print(json.dumps({
     "modules": sorted({name.partition(".")[0] for name in sys.modules}),
 }))
 """
+
+
+# Vectors of many bundles at once, by the names of their directories.
+MANY = """
+import json, sys
+import numpy as np
+import stonnx
+vectors = {}
+for directory in json.loads(sys.argv[1]):
+    with open(directory + "/stonnx.json") as file:
+        task = json.load(file)["task"]
+    classes = {"embedding": stonnx.SentenceTransformer, "sparse": stonnx.SparseEncoder, "rerank": stonnx.CrossEncoder}
+    model = classes[task](directory, threads=1)
+    options = {"convert_to_sparse_tensor": False} if task == "sparse" else {}
+    vectors[directory] = np.asarray(model.encode(json.loads(sys.argv[2]), **options)).tolist()
+print(json.dumps(vectors))
+"""
+# What kernels of other versions could do otherwise: a causal decoder with fewer heads for keys, attention with a bias
+# for each distance, SPLADE's vocabulary in pieces, and a last layer that computes one token.
+ZOO = (
+    "Qwen/Qwen3-Embedding-0.6B",
+    "all-mpnet-base-v2",
+    "naver/splade-v3-distilbert",
+    "BAAI/bge-small-en-v1.5",
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +100,7 @@ def _environment(directory: Path, *requirements: str) -> Path:
 def _run(python: Path, *arguments: str, **variables: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | variables
     command = [str(python), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=python.parent)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, cwd=python.parent)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -103,6 +130,55 @@ def test_the_oldest_and_the_newest_onnxruntime_give_the_same(
     assert [*(tmp_path / "probes").iterdir()], "the probe has to have run there"
     here = SentenceTransformer(directory).encode(TEXTS)
     assert np.vecdot(np.array(report["vectors"]), here).min() >= closeness
+
+
+@pytest.fixture(scope="module")
+def zoo_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+    """The bundles of ZOO in fp32 and int8, and the recipe of each."""
+    from zoo import build_checkpoint, row
+    from zoo.exported import CachedOriginal
+
+    from stonnx_export import export, pipeline
+    from stonnx_export.passes import splade_chunks
+
+    directory, bundles = tmp_path_factory.mktemp("zoo"), {}
+    for name in ZOO:
+        model = row(name)
+        checkpoint = build_checkpoint(model, directory)
+        original = CachedOriginal(checkpoint, model, directory)
+        for dtype in ("fp32", "int8"):
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(pipeline, "_load_original", lambda _, original=original: original)
+                monkeypatch.setattr(splade_chunks, "CHUNK", 200)  # the vocabularies of the table are small
+                bundles[export(checkpoint, directory / f"{model.slug}-{dtype}", dtype=dtype, name=name)] = dtype
+    return bundles
+
+
+@pytest.mark.parametrize("interpreter", ["oldest_python", "python"])
+def test_architectures_on_the_oldest_and_the_newest_onnxruntime(
+    interpreter: str, zoo_bundles: dict[Path, str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    python = request.getfixturevalue(interpreter)
+    directories = json.dumps([str(directory) for directory in zoo_bundles])
+    texts = [*TEXTS, "a " * 50, "naïve café"]
+    there = json.loads(_run(python, "-c", MANY, directories, json.dumps(texts), STONNX_HOME=str(tmp_path)))
+    assert len([*(tmp_path / "probes").iterdir()]) == len(zoo_bundles), "the probe of each has to have run there"
+    for directory, dtype in zoo_bundles.items():
+        manifest = read_manifest(directory)
+        options = {"convert_to_sparse_tensor": False} if manifest.task == "sparse" else {}
+        here = getattr(stonnx, CLASS_OF_TASK[manifest.task])(directory, threads=1).encode(texts, **options)
+        vectors = np.array(there[str(directory)])
+        cosines = np.vecdot(vectors, here) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(here, axis=1)
+        assert cosines.min() >= (0.999999 if dtype == "fp32" else 0.999), directory.name
+
+
+@pytest.mark.needs("transformers", "5", "the graphs that are counted here")
+def test_the_bundles_have_what_could_differ(zoo_bundles: dict[Path, str]) -> None:
+    rewrites = [read_manifest(directory).rewrites for directory, dtype in zoo_bundles.items() if dtype == "fp32"]
+    decoder, mpnet, splade, cls = rewrites
+    assert decoder["attention_lengths"] == mpnet["fuse_attention"] == 2
+    assert splade["splade_chunks"] == 1
+    assert cls["first_token"] > 0
 
 
 def test_dependencies_are_three(python: Path) -> None:

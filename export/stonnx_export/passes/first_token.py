@@ -1,8 +1,9 @@
-"""The last layer for the first token alone, where nothing reads the others.
+"""The last layer for the first token alone, where the result needs no others.
 
-Requires: a value [B, S, H] of which only the first token is read, as a classifier does. Ensures: the reading moves in
-front of everything that works on each token by itself, and in front of the queries of attention. Keys and values are
-still those of all tokens. Exact.
+Requires: a value [B, S, H] of which only the first token is read, as a classifier and CLS pooling do. Ensures: what
+works on each token by itself, and is read for that token only, works on [B, 1, H]; attention has the query of that
+token and the keys and values of all. Exact. The product that makes the queries still does so for all tokens: it shares
+its input with those of keys and values, which becomes 8 bits once for all three.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array, only_use
+from stonnx_export.graph import GraphBuilder, constant_array
 from stonnx_export.passes._result import PassResult
 
 _NAME = "first_token"
@@ -19,25 +20,23 @@ _TOKEN_WISE = frozenset({"Add", "Sub", "Mul", "Div", "Gelu", "Relu", "Tanh", "Si
 
 def run(model: ir.Model) -> PassResult:
     """Rewrite a model in place. ``fired`` counts the operators that work on the first token alone now."""
-    fired = 0
-    for node in list(model.graph):
-        if not _reads_first_token(node) or (node.op_type == "Slice" and node.outputs[0].is_graph_output()):
+    graph, fired = model.graph, 0
+    for reader in list(graph):
+        if not _reads_first_token(reader) or (reader.op_type == "Slice" and reader.outputs[0].is_graph_output()):
             continue
-        states = node.inputs[0]
+        states = reader.inputs[0]
         assert states is not None
-        if only_use(states) is None or not _is_token_wise(states.producer()):
+        graph.sort()
+        chosen = _for_first_token_only(graph, reader)
+        if not chosen:
             continue
-        op = GraphBuilder(model.graph, before=node)
-        count, first = _push(model.graph, states, node)
-        if node.attributes.get("axis") is not None and node.op_type == "Gather":
+        first = _narrow(graph, chosen, states, reader)
+        if reader.op_type == "Gather":
             # Its index may be a scalar, which takes the dimension away.
-            node.replace_input_with(0, first)
-            index = constant_array(node.inputs[1])
-            assert index is not None
-            node.replace_input_with(1, op.constant(index * 0, "first"))
+            reader.replace_input_with(0, first)
         else:
-            node.outputs[0].replace_all_uses_with(first)
-        fired += count
+            reader.outputs[0].replace_all_uses_with(first)
+        fired += len(chosen)
     RemoveUnusedNodesPass()(model)
     return PassResult(_NAME, fired)
 
@@ -73,41 +72,58 @@ def _is_token_wise(node: ir.Node | None) -> bool:
     return node.op_type in _TOKEN_WISE
 
 
-def _push(graph: ir.Graph, value: ir.Value, reader: ir.Node) -> tuple[int, ir.Value]:
-    """The first token [B, 1, H] of a value, computed from the first tokens of what it is computed from."""
-    node = value.producer()
+def _for_first_token_only(graph: ir.Graph, reader: ir.Node) -> list[ir.Node]:
+    """The operators, in order, whose results nobody needs but ``reader``, for the first token."""
+    chosen: set[ir.Node] = set()
+    for node in reversed(graph):
+        value = node.outputs[0] if len(node.outputs) == 1 else None
+        if value is None or value.shape is None or len(value.shape) != 3 or not _is_token_wise(node):
+            continue
+        if value.is_graph_output():
+            continue
+        uses = list(value.uses())
+        if uses and all(use.node is reader or (use.node in chosen and _is_narrowed(use.node, use.idx)) for use in uses):
+            chosen.add(node)
+    return [node for node in graph if node in chosen]
+
+
+def _is_narrowed(node: ir.Node, index: int) -> bool:
+    """Whether what an operator for the first token reads there can be computed for that token alone."""
+    return node.op_type != "Attention" and not (node.op_type == "MatMul" and index == 1)
+
+
+def _narrow(graph: ir.Graph, chosen: list[ir.Node], states: ir.Value, reader: ir.Node) -> ir.Value:
+    """Build the operators for the first token; the first token of ``states`` [B, 1, H]."""
     op = GraphBuilder(graph, before=reader)
-    tokens = value.shape is not None and len(value.shape) == 3
-    if node is None or not tokens or not _is_token_wise(node) or only_use(value) is None:
-        return 0, _first(op, value, axis=1)
-    count = 1
-    inputs: list[ir.Value | None] = []
-    for index, operand in enumerate(node.inputs):
-        if operand is None or _is_the_same_for_all_tokens(operand):
-            inputs.append(operand)
-        elif node.op_type == "Attention" and index > 0:
-            # A mask or position bias [1, heads, S, S] has a row for each query; the other inputs are about keys.
-            inputs.append(_first(op, operand, axis=2) if index == 3 else operand)
-        elif node.op_type == "MatMul" and index == 1:
-            inputs.append(operand)
-        else:
-            pushed, first = _push(graph, operand, reader)
-            count += pushed
-            inputs.append(first)
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    result = getattr(op, node.op_type)(*inputs, _domain=node.domain, **attributes)
-    assert value.shape is not None
-    result.shape, result.type = ir.Shape((value.shape[0], 1, value.shape[2])), value.type
-    return count, result
+    narrow: dict[ir.Value, ir.Value] = {}
+
+    def first(value: ir.Value) -> ir.Value:
+        if value not in narrow:
+            narrow[value] = value if _is_the_same_for_all_tokens(value) else _first(op, value)
+        return narrow[value]
+
+    for node in chosen:
+        inputs: list[ir.Value | None] = []
+        for index, operand in enumerate(node.inputs):
+            # Attention reads the query, and of a mask or position bias [1, heads, S, S] its row.
+            needed = _is_narrowed(node, index) or (node.op_type == "Attention" and index in (0, 3))
+            inputs.append(first(operand) if needed and operand is not None else operand)
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        result = getattr(op, node.op_type)(*inputs, _domain=node.domain, **attributes)
+        value = node.outputs[0]
+        assert value.shape is not None
+        result.shape, result.type = ir.Shape((value.shape[0], 1, value.shape[2])), value.type
+        narrow[value] = result
+    return narrow[states]
 
 
 def _is_the_same_for_all_tokens(value: ir.Value) -> bool:
     return value.shape is not None and (len(value.shape) < 2 or value.shape[-2] == 1)
 
 
-def _first(op: GraphBuilder, value: ir.Value, axis: int) -> ir.Value:
-    """The first token of a value, whose tokens are in the last dimension but one: ``axis`` where no shape is known."""
-    axis = axis if value.shape is None else len(value.shape) - 2
+def _first(op: GraphBuilder, value: ir.Value) -> ir.Value:
+    """The first token of a value, whose tokens are in the last dimension but one, or in the second of three."""
+    axis = 1 if value.shape is None else len(value.shape) - 2
     first = op.Slice(value, op.vector([0]), op.vector([1]), op.vector([axis]))
     if value.shape is not None:
         dimensions = list(value.shape)

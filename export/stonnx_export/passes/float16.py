@@ -1,12 +1,15 @@
 """The network in half precision, for GPUs.
 
-Requires: a network before its heads are grafted on. Ensures: what is computed from embedding tables is float16,
-weights included; positions, masks and rotary angles, which are computed from the inputs alone, stay float32, and so do
-the sums of squares of RMS normalization, which overflow half precision. The outputs are float32, so that pooling and
-everything behind it is computed as in every other bundle.
+Requires: a network before its heads are grafted on, and the largest magnitude of each of its :func:`values`. Ensures:
+what is computed from embedding tables is float16, weights included; positions, masks and rotary angles, which are
+computed from the inputs alone, stay float32, and so do the sums of squares of RMS normalization, and every operator
+that reads or gives a value that half precision has no room for. The outputs are float32, so that pooling and everything
+behind it is computed as in every other bundle.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -16,16 +19,39 @@ from stonnx_export.graph import GraphBuilder, constant_array
 from stonnx_export.passes._result import PassResult
 
 _NAME = "float16"
-_LARGEST = float(np.finfo(np.float16).max)
+# Half of the largest number that half precision has: other texts than those that were measured have larger values.
+LIMIT = float(np.finfo(np.float16).max) / 2
 # Parts of a normalization that is spelled out: in half precision they overflow, or lose what they are about.
 _WIDE = frozenset({"Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Rsqrt", "Reciprocal", "Sin", "Cos", "CumSum"})
 
 
-def run(model: ir.Model) -> PassResult:
-    """Rewrite a model in place. ``fired`` counts the operators that compute in half precision now."""
+def values(model: ir.Model) -> list[ir.Value]:
+    """What the pass has to know the largest magnitude of: what its operators compute or read, but weights."""
+    ShapeInferencePass()(model)
+    found: dict[ir.Value, None] = {}
+    for node in _candidates(model.graph):
+        for value in (*node.inputs, *node.outputs):
+            if value is not None and _is_float(value) and not value.is_initializer():
+                found[value] = None
+    return list(found)
+
+
+def run(model: ir.Model, largest: Mapping[str, float]) -> PassResult:
+    """Rewrite a model in place. ``fired`` counts the operators that compute in half precision now.
+
+    ``largest`` has the largest magnitude of each of the model's :func:`values`, by its name.
+    """
     ShapeInferencePass()(model)  # types of what other passes made
     graph = model.graph
-    half = _nodes_in_half(graph)
+    half: set[ir.Node | None] = set()
+    declined, kept = [], []
+    for node in _candidates(graph):
+        reason = _too_large(node, largest)
+        if reason:
+            declined.append(f"{node.name or node.op_type}: {reason}, and half precision has {2 * LIMIT:,.0f} at most")
+            kept.append(str(node.outputs[0].name))
+        else:
+            half.add(node)
     casts: dict[tuple[ir.Value, bool], ir.Value] = {}
     for node in list(graph):
         for index, value in enumerate(node.inputs):
@@ -42,26 +68,50 @@ def run(model: ir.Model) -> PassResult:
             continue
         for value in node.outputs:
             if _is_float(value):
-                value.dtype = ir.DataType.FLOAT16
+                # Not its dtype: a copy of the model shares the object that holds it.
+                value.type = ir.TensorType(ir.DataType.FLOAT16)
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
     RemoveUnusedNodesPass()(model)
-    return PassResult(_NAME, len(half))
+    return PassResult(_NAME, len(half), tuple(declined), tuple(kept))
 
 
-def _nodes_in_half(graph: ir.Graph) -> set[ir.Node | None]:
-    """The nodes that compute on rows of a float table, all but those that need the range of float32."""
+def _candidates(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that compute on rows of a float table, all but those that need the range of float32 whatever comes."""
     data: set[ir.Value] = set()
-    half: set[ir.Node | None] = set()
+    found = []
     for node in graph:
         table = constant_array(node.inputs[0]) if node.op_type == "Gather" else None
         reads_table = table is not None and table.ndim == 2 and table.dtype == np.float32
-        if not reads_table and not any(value in data for value in node.inputs if value is not None):
+        read = [value for value in node.inputs if value is not None and value in data]
+        if not reads_table and not read:
             continue
         data.update(value for value in node.outputs if _is_float(value))
-        if node.op_type not in _WIDE and any(_is_float(value) for value in node.outputs):
-            half.add(node)
-    return half
+        if node.op_type in _WIDE or not any(_is_float(value) for value in node.outputs):
+            continue
+        # The epsilon of a normalization, between its mean and its root.
+        if node.op_type == "Add" and all(_operator(value) in _WIDE for value in read):
+            continue
+        found.append(node)
+    return found
+
+
+def _operator(value: ir.Value) -> str:
+    node = value.producer()
+    return node.op_type if node is not None else ""
+
+
+def _too_large(node: ir.Node, largest: Mapping[str, float]) -> str:
+    """What a node reads or computes that has no room in half precision; empty where everything has."""
+    for value in (*node.inputs, *node.outputs):
+        if value is None or not _is_float(value):
+            continue
+        array = constant_array(value) if value.is_initializer() else None
+        # NaN and infinity among weights stay what they are, for the check that refuses them.
+        peak = largest[str(value.name)] if array is None else float(np.abs(array).max(initial=0))
+        if not peak <= LIMIT:
+            return f"{'weights' if array is not None else 'values'} {value.name!r} reach {peak:.3g}"
+    return ""
 
 
 def _is_float(value: ir.Value) -> bool:
@@ -75,9 +125,6 @@ def _converted(
     if (value, half) not in casts:
         array = constant_array(value) if value.is_initializer() else None
         if array is not None and half:
-            if not np.all(np.abs(array[np.isfinite(array)]) <= _LARGEST):
-                # A mask's lowest number is meant to be out of reach, whichever it is.
-                array = np.clip(array, -_LARGEST, _LARGEST)
             casts[value, half] = GraphBuilder(graph).constant(array.astype(np.float16), "half")
         else:
             op = GraphBuilder(graph, before=before)

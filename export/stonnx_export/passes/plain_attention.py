@@ -1,6 +1,6 @@
 """Attention in plain operators, for execution providers that have no kernel for lengths.
 
-Requires: ``Attention`` with ``nonpad_kv_seqlen``, as ``attention_lengths`` makes it, with or without ``is_causal``.
+Requires: ``Attention`` with ``nonpad_kv_seqlen`` or ``is_causal``, as ``attention_lengths`` makes it.
 Ensures: products, a sum with a mask, and softmax, which every provider has and which TensorRT and CUDA fuse by
 themselves.
 """
@@ -17,8 +17,8 @@ from stonnx_export.graph import GraphBuilder, last_dimension
 from stonnx_export.passes._result import PassResult
 
 _NAME = "plain_attention"
-# Far below every score, and a number that half precision has.
-_LOWEST = np.float32(-30000.0)
+# Far below every score, and a number that half precision has, also where two masks are added.
+_LOWEST = np.float32(-10000.0)
 
 
 def run(model: ir.Model) -> PassResult:
@@ -29,6 +29,13 @@ def run(model: ir.Model) -> PassResult:
         if len(node.outputs) > 1 or any(value is not None for value in node.inputs[4:6]):
             declined.append(f"{node.name}: it has past keys or further outputs")
             continue
+        if "softcap" in node.attributes and node.attributes["softcap"].as_float() != 0:
+            declined.append(f"{node.name}: its scores are capped")
+            continue
+        if _is_causal(node) and _lengths(node) is not None:
+            # Together they mean something else: lengths move the diagonal to the last key.
+            declined.append(f"{node.name}: it is causal and has lengths")
+            continue
         _replace(graph, node, masks)
         fired += 1
     RemoveUnusedNodesPass()(model)
@@ -37,11 +44,10 @@ def run(model: ir.Model) -> PassResult:
 
 def _replace(graph: ir.Graph, node: ir.Node, masks: dict[tuple[ir.Value | None, bool], ir.Value | None]) -> None:
     query, key, value, bias, *_ = [*node.inputs, None]
-    lengths = node.inputs[6] if len(node.inputs) > 6 else None
+    lengths, causal = _lengths(node), _is_causal(node)
     assert query is not None
     assert key is not None
     assert value is not None
-    causal = "is_causal" in node.attributes and node.attributes["is_causal"].as_int() == 1
     op = GraphBuilder(graph, before=node)
     flat = "q_num_heads" in node.attributes
     heads = [node.attributes[name].as_int() for name in ("q_num_heads", "kv_num_heads")] if flat else None
@@ -72,6 +78,14 @@ def _replace(graph: ir.Graph, node: ir.Node, masks: dict[tuple[ir.Value | None, 
     old = node.outputs[0]
     result.shape, result.type = old.shape, old.type
     old.replace_all_uses_with(result)
+
+
+def _is_causal(node: ir.Node) -> bool:
+    return "is_causal" in node.attributes and node.attributes["is_causal"].as_int() == 1
+
+
+def _lengths(node: ir.Node) -> ir.Value | None:
+    return node.inputs[6] if len(node.inputs) > 6 else None
 
 
 def _split(op: GraphBuilder, value: ir.Value, heads: int) -> ir.Value:

@@ -4,10 +4,7 @@ Requires: products ``x W`` of float32 tokens [B, S, K] with a constant W [K, N].
 large enough to matter is ``MatMulIntegerToFloat`` of uint8 tokens and an int8 W with a scale for each column. The
 scale of a token is that token's own, so its vector depends neither on the texts beside it nor on padding.
 
-x is spread evenly over its channels first (SmoothQuant, arXiv:2211.10438): channel k of x is divided by ``s_k =
-r_k^a``, with r the channel's largest magnitude in calibration and the geometric mean of s 1, and row k of W is
-multiplied by it. That is exact, and is done where it costs nothing but one multiplication: behind a
-LayerNormalization.
+The channels of x are evened out first, where that is free (``smooth_channels``).
 
 The operator documents scales of one dimension only; that [tokens, 1] scales rows is what its CPU kernel does. The
 probe in every bundle would notice if that changed.
@@ -25,6 +22,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from stonnx._bundle import Scalar
 from stonnx_export.graph import GraphBuilder, constant_array, last_dimension
+from stonnx_export.passes import smooth_channels
 from stonnx_export.passes._result import PassResult
 from stonnx_export.passes.quantize_tables import is_quantizable, quantize_rows, quantized_table
 
@@ -33,8 +31,6 @@ _DOMAIN = "com.microsoft"
 
 # Products with fewer weights are not worth the nodes that quantizing takes.
 _SMALLEST = 4096
-# The exponent of the smoothing.
-_SMOOTHING = 0.65
 # GELU is never smaller than this (its minimum is -0.16997, that of the form with tanh -0.17004).
 _GELU_MINIMUM = 0.1701
 
@@ -103,44 +99,23 @@ class Quantizer:
 
     def run(self, model: ir.Model) -> PassResult:
         """Rewrite a model in place. ``fired`` counts products."""
-        graph, fired, declined = model.graph, 0, []
+        graph, fired = model.graph, 0
         model.opset_imports.setdefault(_DOMAIN, 1)
-        for group in groups(model):
-            if group.name in self.keep:
-                declined.append(f"{group.name}: kept in float32 for accuracy")
-                continue
-            op = GraphBuilder(graph, before=group.products[0])
-            smooth = self._smooth(op, group)
-            self._quantize(op, group, smooth)
+        every = groups(model)
+        chosen = [group for group in every if group.name not in self.keep]
+        declined = [f"{group.name}: kept in float32 for accuracy" for group in every if group.name in self.keep]
+        # Before the first product is quantized: evening out the input of one can change the weights of another.
+        scales = [self._smooth(graph, group) for group in chosen]
+        for group, smooth in zip(chosen, scales, strict=True):
+            self._quantize(GraphBuilder(graph, before=group.products[0]), group, smooth)
             fired += len(group.products)
         RemoveUnusedNodesPass()(model)
         return PassResult(_NAME, fired, tuple(declined))
 
-    def _smooth(self, op: GraphBuilder, group: Group) -> npt.NDArray[np.float32] | None:
-        """Divide the group's input by a scale for each channel, where that is cheap; the scales [K]."""
-        node = group.input.producer()
-        if node is None or node.op_type != "LayerNormalization" or group.input.is_graph_output():
-            return None
+    def _smooth(self, graph: ir.Graph, group: Group) -> smooth_channels.Scales | None:
         if any(_rows_of_table(product) is not None for product in group.products):
             return None  # the embeddings read the same table, unscaled
-        parameters = [constant_array(value) for value in node.inputs[1:] if value is not None]
-        peak = self.ranges[str(group.input.name)].astype(np.float64)
-        if any(parameter is None for parameter in parameters) or not peak.max() > 0:
-            return None
-        scales = np.maximum(peak, peak.max() * 1e-4) ** _SMOOTHING
-        scales = (scales / np.exp(np.log(scales).mean())).astype(np.float32)
-        for index, parameter in enumerate(parameters, start=1):
-            assert parameter is not None
-            node.replace_input_with(index, op.constant(parameter / scales, "smoothed"))
-        others = [use for use in group.input.uses() if use.node not in group.products]
-        if others:
-            after = GraphBuilder(op.graph, before=_following(node))
-            restored = after.Mul(group.input, after.constant(scales, "smoothing"))
-            restored.shape, restored.type = group.input.shape, group.input.type
-            for use in others:
-                use.node.replace_input_with(use.idx, restored)
-        result: npt.NDArray[np.float32] = scales
-        return result
+        return smooth_channels.smooth(graph, group.input, group.products, self.ranges[str(group.input.name)])
 
     def _quantize(self, op: GraphBuilder, group: Group, smooth: npt.NDArray[np.float32] | None) -> None:
         values, channels = group.input, last_dimension(group.input)
@@ -220,11 +195,4 @@ def _rows_of_table(product: ir.Node) -> tuple[ir.Value, ir.Node | None] | None:
 def _range_of(group: Group) -> Range:
     node = group.input.producer()
     operator = node.op_type if node is not None else ""
-    return {"Gelu": AFTER_GELU, "Relu": AFTER_RELU}.get(operator, SYMMETRIC)
-
-
-def _following(node: ir.Node) -> ir.Node:
-    """The node behind another one in the graph."""
-    assert node.graph is not None
-    nodes = list(node.graph)
-    return nodes[nodes.index(node) + 1]
+    return {"Gelu": AFTER_GELU, "FastGelu": AFTER_GELU, "Relu": AFTER_RELU}.get(operator, SYMMETRIC)

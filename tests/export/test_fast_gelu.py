@@ -1,0 +1,80 @@
+"""GELU as FastGelu: it fires, takes the bias in front, is as close as it says, and stays above what its codes hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import encoder, graph_of, nodes_of, run_as_it_is, shaped
+
+from stonnx_export.passes import PassResult, fast_gelu
+from stonnx_export.passes.quantize_products import AFTER_GELU
+
+WIDTH = 8
+
+
+def gelu(**attributes: str) -> ir.Model:
+    model, op, (values,) = graph_of(("values", ir.DataType.FLOAT, ("n",)))
+    model.graph.outputs.append(shaped(op.Identity(op.Gelu(values, **attributes)), "n"))
+    return model
+
+
+def biased(bias: np.ndarray, *, swapped: bool = False, read_twice: bool = False) -> ir.Model:
+    """gelu(x + b), and where it is read twice x + b as well."""
+    model, op, (values,) = graph_of(("values", ir.DataType.FLOAT, ("n", WIDTH)))
+    operands = [values, op.constant(bias, "bias")]
+    total = op.Add(*operands[:: -1 if swapped else 1])
+    outputs = [op.Gelu(total), *([total] if read_twice else [])]
+    model.graph.outputs.extend(shaped(op.Identity(output), "n", WIDTH) for output in outputs)
+    return model
+
+
+@pytest.mark.parametrize("attributes", [{}, {"approximate": "none"}, {"approximate": "tanh"}], ids=str)
+def test_fires(attributes: dict[str, str]) -> None:
+    model = gelu(**attributes)
+    assert fast_gelu.run(model) == PassResult("fast_gelu", 1)
+    (node,) = nodes_of(model, "FastGelu")
+    assert (node.domain, len(node.inputs)) == ("com.microsoft", 1)
+    assert fast_gelu.run(model) == PassResult("fast_gelu", 0)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_takes_the_bias(swapped: bool) -> None:
+    rng = np.random.default_rng(0)
+    before = biased(rng.normal(size=WIDTH).astype(np.float32), swapped=swapped)
+    after = before.clone()
+    fast_gelu.run(after)
+    assert [node.op_type for node in after.graph] == ["FastGelu", "Identity"]
+    values = rng.normal(size=(50, WIDTH)).astype(np.float32)
+    (expected,), (result,) = (run_as_it_is(model, values=values) for model in (before, after))
+    assert np.abs(result - expected).max() < 5e-4
+
+
+@pytest.mark.parametrize(
+    ("bias", "read_twice"),
+    [(np.ones(WIDTH, np.float32), True), (np.ones((1, WIDTH), np.float32), False)],
+    ids=["read by others too", "no vector"],
+)
+def test_leaves_the_addition(bias: np.ndarray, read_twice: bool) -> None:
+    model = biased(bias, read_twice=read_twice)
+    assert fast_gelu.run(model).fired == 1
+    assert [node.op_type for node in model.graph][:2] == ["Add", "FastGelu"]
+
+
+def test_the_difference() -> None:
+    values = np.linspace(-12, 12, 240_001, dtype=np.float32)
+    approximate = gelu()
+    fast_gelu.run(approximate)
+    (exact,), (close,) = (run_as_it_is(model, values=values) for model in (gelu(), approximate))
+    assert 1e-4 < np.abs(close - exact).max() < 5e-4
+    # 8 bits hold no values below this.
+    for result in (exact, close):
+        assert -AFTER_GELU.lowest < result.min() < -AFTER_GELU.lowest + 2e-4
+
+
+def test_every_layer() -> None:
+    model = encoder(layers=3)
+    before = len(nodes_of(model, "Add"))
+    assert fast_gelu.run(model) == PassResult("fast_gelu", 3)
+    assert len(nodes_of(model, "Add")) == before - 3
+    assert fast_gelu.run(encoder(activation="Tanh")) == PassResult("fast_gelu", 0)

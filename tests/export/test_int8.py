@@ -1,0 +1,420 @@
+"""int8 from checkpoint to vectors: models of the table, and the real weights of all-MiniLM-L6-v2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from conftest import TracedOnce
+from small_graphs import nodes_of, run_as_it_is
+from zoo import ModelRow, build_checkpoint, row
+
+import stonnx
+from stonnx import _session as session_module
+from stonnx._bundle import CLASS_OF_TASK, OUTPUT_OF_TASK, Manifest, Task, read_manifest, verify_files
+from stonnx._engine import Engine
+from stonnx._errors import FidelityError
+from stonnx_export import RECIPES, export, heads, pipeline
+from stonnx_export.checkpoint import read_checkpoint
+from stonnx_export.graph import constant_array
+from stonnx_export.passes import quantize_products
+from stonnx_export.sentences import sentences
+from stonnx_export.verify import neighbours_overlap, outputs, spearman, verification_texts
+
+Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]
+
+BATCHES = [(1,), (7, 2), (40, 1, 17)]
+INVARIANT = 0.999999
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each pass fires. Each network has two layers, but ModernBERT, which has four."""
+
+    attention_lengths: int
+    attention_biases: int = 0
+    fuse_attention: int = 0
+    first_token: int = 0
+    fast_gelu: int = 0
+    # All that can be quantized: some stay in float32 where that is needed for accuracy.
+    products: int = 12
+    flat_tokens: int = 18
+
+
+# Tanh instead of GELU in no model; SwiGLU, whose gate is the product of two products, is no GELU.
+COUNTS = {
+    "all-mpnet-base-v2": Counts(2, 4, fuse_attention=2, fast_gelu=2),
+    "zoo/every-pooling": Counts(2, 4, fast_gelu=2),
+    # Rotary positions stand between the biases and attention. Every other layer of ModernBERT looks at a window.
+    "nomic-ai/modernbert-embed-base": Counts(2, fast_gelu=4, products=16, flat_tokens=15),
+    "nomic-ai/nomic-embed-text-v1.5": Counts(2, products=14, flat_tokens=16),
+    "Qwen/Qwen3-Embedding-0.6B": Counts(2, products=14, flat_tokens=17),
+    # A layer with a window, and one without; keys and values of one head are too small to be quantized.
+    "google/embeddinggemma-300m": Counts(1, fast_gelu=2, products=10, flat_tokens=24),
+    "minishlab/potion-base-8M": Counts(0, products=0, flat_tokens=0),
+    # The head of a masked language model has a GELU and two more products.
+    "naver/splade-cocondenser-ensembledistil": Counts(2, 4, fast_gelu=3, products=14, flat_tokens=22),
+    "opensearch-project/opensearch-neural-sparse-encoding-doc-v3-distill": Counts(
+        2, 4, fast_gelu=3, products=14, flat_tokens=22
+    ),
+    "cross-encoder/ms-marco-MiniLM-L6-v2": Counts(2, 4, first_token=12, fast_gelu=2, flat_tokens=19),
+    "cross-encoder/nli-roberta-base": Counts(2, 4, first_token=12, fast_gelu=2, flat_tokens=19),
+    "BAAI/bge-reranker-base": Counts(2, 4, first_token=12, fast_gelu=2, flat_tokens=19),
+    "cross-encoder/ms-marco-electra-base": Counts(2, 4, first_token=12, fast_gelu=3, flat_tokens=19),
+}
+# One of each task and of each kind of attention; the others take as long again.
+QUICK = {
+    "all-mpnet-base-v2",
+    "nomic-ai/modernbert-embed-base",
+    "Qwen/Qwen3-Embedding-0.6B",
+    "minishlab/potion-base-8M",
+    "opensearch-project/opensearch-neural-sparse-encoding-doc-v3-distill",
+    "cross-encoder/nli-roberta-base",
+}
+# What the weights of the table, random ones, reach at least.
+COSINE_MEAN: Mapping[Task, float] = {"embedding": 0.998, "sparse": 0.998, "rerank": 0.998}
+# The form with a bit less.
+SAFE_COSINE_MEAN: Mapping[Task, float] = {"embedding": 0.98, "sparse": 0.97, "rerank": 0.98}
+
+
+def candidates() -> Iterator[Any]:
+    for name in COUNTS:
+        needs = row(name).needs
+        marks = [pytest.mark.needs(*astuple(needs))] if needs else []
+        marks += [] if name in QUICK else [pytest.mark.slow]
+        yield pytest.param(name, id=name, marks=marks)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of the table: its original, its int8 bundle, and that bundle loaded."""
+
+    row: ModelRow
+    original: TracedOnce
+    bundle: Path
+    manifest: Manifest
+    engine: Engine
+
+    def texts(self) -> list[Any]:
+        texts: list[Any] = [*verification_texts(64, 2)[:30], *sentences()[:8]]
+        return list(zip(texts, texts[5:] + texts[:5], strict=True)) if self.row.task == "rerank" else texts
+
+    def expect(self, route: str, texts: list[Any]) -> np.ndarray:
+        return self._rows(self.original.outputs(route, texts))
+
+    def vectors(self, route: str, texts: list[Any], batch_size: int = 32, engine: Engine | None = None) -> np.ndarray:
+        """Vectors [texts, dim]; of a reranker, the logits of each label over all pairs [labels, texts]."""
+        return self._rows(outputs((engine or self.engine).named_routes[route], self.row.task, texts, batch_size))
+
+    def _rows(self, array: np.ndarray) -> np.ndarray:
+        return array.T if self.row.task == "rerank" else array
+
+
+@pytest.fixture(scope="module", params=candidates())
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    model = row(request.param)
+    folder = tmp_path_factory.mktemp("int8")
+    checkpoint = build_checkpoint(model, folder / "zoo")
+    original = TracedOnce(read_checkpoint(checkpoint, model.task))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(pipeline, "_load_original", lambda checkpoint: original)
+        bundle = export(checkpoint, folder / "bundle", dtype="int8", name=model.name)
+    return Case(model, original, bundle, read_manifest(bundle), Engine(bundle, threads=1))
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Row by row; two rows of zeros are equal."""
+    wide, other = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1) * np.linalg.norm(other, axis=1)
+    both_zero = ~wide.any(axis=1) & ~other.any(axis=1)
+    return np.where(both_zero, 1.0, (wide * other).sum(axis=1) / np.maximum(norms, 1e-30))
+
+
+class TestModels:
+    @pytest.mark.needs("transformers", "5", "the graphs that are counted here")
+    def test_how_often_each_pass_fires(self, case: Case) -> None:
+        expected, rewrites = COUNTS[case.row.name], case.manifest.rewrites
+        for name in ("fuse_attention", "attention_lengths", "attention_biases", "first_token", "fast_gelu"):
+            assert rewrites[name] == getattr(expected, name), name
+        models = [ir.load(case.bundle / route.graph) for route in case.manifest.routes.values()]
+        integers = sum(len(nodes_of(model, "MatMulIntegerToFloat")) for model in models)
+        arrays = [constant_array(node.inputs[1]) for model in models for node in nodes_of(model, "MatMul")]
+        # Heads work on a vector for each text, which is not worth it.
+        kept = sum(len(group.products) for model in models for group in quantize_products.groups(model))
+        assert rewrites["quantize_products"] == integers
+        assert integers + kept == expected.products
+        assert bool(kept) == bool(case.manifest.kept)
+        assert len([array for array in arrays if array is not None]) >= kept
+        if not kept:
+            assert rewrites["flat_tokens"] == expected.flat_tokens
+
+    def test_exact_passes_change_nothing(self, case: Case, tiny_feeds: Feeds) -> None:
+        """One after the other: each equals the graph before it."""
+        fired = 0
+        for route, chain in case.original._checkpoint.routes.items():
+            graph = case.original.graph(route)
+            if case.row.task == "rerank":
+                heads.graft_scores(graph, "identity")
+            else:
+                heads.graft(graph, chain, task=case.row.task)
+            before = [run(graph, tiny_feeds(lengths)) for lengths in BATCHES]
+            for rewrite in RECIPES["fp32"].passes:
+                result = rewrite(graph)
+                fired += result.fired
+                graph.graph.sort()
+                after = [run(graph, tiny_feeds(lengths)) for lengths in BATCHES]
+                for expected, values in zip(before, after, strict=True):
+                    assert np.isfinite(values).all()
+                    scale = max(1.0, float(np.abs(expected).max()))
+                    assert np.abs(values - expected).max() <= 2e-6 * scale, result.name
+                before = after
+        assert fired or case.row.backbone.model_type == "model2vec"
+
+    def test_the_report(self, case: Case) -> None:
+        manifest, fidelity = case.manifest, case.manifest.fidelity
+        assert (manifest.recipe, manifest.precision, manifest.task) == ("int8", "int8", case.row.task)
+        verify_files(case.bundle, manifest)
+        assert fidelity is not None
+        assert fidelity.tolerance == RECIPES["int8"].tolerance[case.row.task]
+        assert fidelity.cosine_mean >= COSINE_MEAN[case.row.task]
+        assert fidelity.invariance_cosine >= INVARIANT
+        figure = {"embedding": "neighbours_overlap", "sparse": "active_overlap", "rerank": "rank_correlation"}
+        assert getattr(fidelity, figure[case.row.task]) >= 0.95
+        # What is in the report is what there is.
+        for route in manifest.routes:
+            texts = case.texts()
+            found = cosines(case.expect(route, texts), case.vectors(route, texts))
+            assert found.mean() >= COSINE_MEAN[case.row.task] - 5e-4
+            assert found.min() >= fidelity.tolerance["cosine_min"]
+
+    def test_a_vector_does_not_depend_on_what_is_beside_it(self, case: Case) -> None:
+        for route in case.manifest.routes:
+            texts = case.texts()
+            alone = case.vectors(route, texts, 1)
+            rng = np.random.default_rng(0)
+            for batch_size in (2, 32, 1024):
+                order = rng.permutation(len(texts))
+                shuffled = case.vectors(route, [texts[index] for index in order], batch_size)
+                back = np.argsort(order)
+                together = shuffled[:, back] if case.row.task == "rerank" else shuffled[back]
+                assert cosines(alone, together).min() >= INVARIANT
+
+    @pytest.mark.parametrize("companions", [0, 3], ids=["alone", "beside others"])
+    def test_a_vector_does_not_depend_on_padding(self, case: Case, companions: int) -> None:
+        for name, route in case.engine.named_routes.items():
+            texts = case.texts()[4:16]
+            alone = case.vectors(name, texts, 1)
+            rows = []
+            for index, text in enumerate(texts):
+                batch = [text, *case.texts()[20 : 20 + companions]]
+                tokens = route.tokenizer.pad(route.tokenizer.encode(batch))
+                feeds = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+                if tokens.token_type_ids is not None:
+                    feeds["token_type_ids"] = tokens.token_type_ids
+                wider = {key: np.pad(array, ((0, 0), (0, 1 + 7 * index))) for key, array in feeds.items()}
+                # The id of padding can be any: nothing looks at it.
+                wider["input_ids"] = np.where(wider["attention_mask"] > 0, wider["input_ids"], index)
+                rows.append(route.session.run([OUTPUT_OF_TASK[case.row.task]], wider)[0][0])
+            padded = np.stack(rows)
+            assert cosines(alone, padded.T if case.row.task == "rerank" else padded).min() >= INVARIANT
+
+    @pytest.mark.parametrize("saturates", [False, True], ids=["full range", "saturation-safe"])
+    def test_both_forms(self, case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, saturates: bool) -> None:
+        """Each passes its probe on the machine that exported it, and is right and invariant."""
+        monkeypatch.setenv("STONNX_HOME", str(tmp_path))
+        monkeypatch.setattr(session_module, "products_saturate", lambda: saturates)
+        engine = Engine(case.bundle, threads=1)
+        assert [*(tmp_path / "probes").iterdir()]
+        texts = case.texts()
+        for name, route in engine.named_routes.items():
+            form = ("saturation-safe" if saturates else "full-range") if route.spec.saturation_safe else ""
+            assert route.session.form == form
+            together = case.vectors(name, texts, engine=engine)
+            mean = (SAFE_COSINE_MEAN if saturates else COSINE_MEAN)[case.row.task] - 5e-4
+            assert cosines(case.expect(name, texts), together).mean() >= mean
+            assert cosines(case.vectors(name, texts, 1, engine), together).min() >= INVARIANT
+            if form:
+                other = case.vectors(name, texts)
+                assert (np.abs(other - together).max() > 0) == (
+                    saturates != session_module.products_saturate.__wrapped__()
+                )
+
+    def test_the_class_of_the_task_runs_it(self, case: Case) -> None:
+        model = getattr(stonnx, CLASS_OF_TASK[case.row.task])(case.bundle, threads=1)
+        assert model.info.precision == "int8"
+        texts = case.texts()[:6]
+        name = case.manifest.default_route
+        if case.row.task == "rerank":
+            values = np.asarray(model.predict(texts, activation_fn="identity")).reshape(len(texts), -1).T
+        else:
+            options = {"convert_to_sparse_tensor": False} if case.row.task == "sparse" else {}
+            values = np.asarray(model.encode(texts, prompt="", **options))
+        assert cosines(values, case.vectors(name, texts)).min() >= INVARIANT
+
+
+def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The first output of a graph. Token types, where they are still required, are those of a single text."""
+    return run_as_it_is(model, token_type_ids=np.zeros_like(feeds["input_ids"]), **feeds)[0]
+
+
+@pytest.mark.slow
+def test_a_model_that_keeps_the_largest_of_its_values_is_refused(tmp_path: Path) -> None:
+    """A small error changes which values those are: CSR."""
+    checkpoint = build_checkpoint(row("sparse-encoder/csr-mxbai-embed-large-v1"), tmp_path / "zoo")
+    with pytest.raises(FidelityError, match=r"mean cosine 0\.9.* Nothing was written\. Half of its layers"):
+        export(checkpoint, tmp_path / "bundle", dtype="int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
+
+
+class TestMiniLM:
+    """all-MiniLM-L6-v2 itself."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def bundle(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return export(minilm_checkpoint, tmp_path_factory.mktemp("minilm") / "all-MiniLM-L6-v2-int8", dtype="int8")
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def manifest(bundle: Path) -> Manifest:
+        return read_manifest(bundle)
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def model(bundle: Path) -> stonnx.SentenceTransformer:
+        return stonnx.SentenceTransformer(bundle)
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def safe_model(bundle: Path) -> Iterator[stonnx.SentenceTransformer]:
+        """The form for CPUs that saturate."""
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(session_module, "products_saturate", lambda: True)
+            yield stonnx.SentenceTransformer(bundle)
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def pairs(stsb: list[tuple[str, str, float]], minilm: stonnx.SentenceTransformer) -> dict[str, np.ndarray]:
+        """Sentences of STSb and their vectors in float32, the pairs by the numbers of their sentences, and scores."""
+        texts = sorted({text for first, second, _ in stsb for text in (first, second)})
+        numbers = {text: number for number, text in enumerate(texts)}
+        return {
+            "texts": np.array(texts, dtype=object),
+            "expected": minilm.encode(texts),
+            "pairs": np.array([(numbers[first], numbers[second]) for first, second, _ in stsb]),
+            "scores": np.array([score for _, _, score in stsb]),
+        }
+
+    def test_the_size(self, bundle: Path, minilm_bundle: Path) -> None:
+        sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in (bundle, minilm_bundle)]
+        assert sizes[0] <= 0.28 * sizes[1]
+        graphs = [(path / "model.onnx").stat().st_size for path in (bundle, minilm_bundle)]
+        assert graphs[0] <= 0.27 * graphs[1]
+
+    def test_the_report(self, manifest: Manifest) -> None:
+        fidelity = manifest.fidelity
+        assert fidelity is not None
+        assert fidelity.compared_with.startswith("sentence-transformers")
+        assert fidelity.cosine_mean >= 0.999
+        assert fidelity.cosine_p1 >= fidelity.cosine_min >= 0.994
+        assert fidelity.neighbours_overlap >= 0.97
+        assert fidelity.invariance_cosine >= INVARIANT
+        assert manifest.kept == ()
+
+    @pytest.mark.needs("transformers", "5", "the graph that is counted here")
+    def test_how_often_each_pass_fires(self, manifest: Manifest) -> None:
+        assert dict(manifest.rewrites) == {
+            "shapes": 2,
+            "fuse_attention": 0,
+            "attention_lengths": 6,
+            "attention_biases": 12,
+            "first_token": 0,
+            "splade_chunks": 0,
+            "fast_gelu": 6,
+            "quantize_products": 36,
+            "quantize_tables": 1,
+            "flat_tokens": 58,
+        }
+
+    def test_sentences(self, model: stonnx.SentenceTransformer, minilm: stonnx.SentenceTransformer) -> None:
+        expected, result = (one.encode(sentences()) for one in (minilm, model))
+        found = cosines(expected, result)
+        assert found.mean() >= 0.999
+        assert found.min() >= 0.994
+        assert neighbours_overlap(expected, result) >= 0.97
+
+    def test_scored_pairs(self, model: stonnx.SentenceTransformer, pairs: dict[str, np.ndarray]) -> None:
+        result = model.encode(pairs["texts"].tolist())
+        found = cosines(pairs["expected"], result)
+        assert found.mean() >= 0.999
+        assert found.min() >= 0.994
+        assert neighbours_overlap(pairs["expected"], result) >= 0.95
+        correlations = [
+            100 * spearman(cosines(*(vectors[numbers] for numbers in pairs["pairs"].T)), pairs["scores"])
+            for vectors in (pairs["expected"], result)
+        ]
+        assert correlations[0] > 80
+        assert correlations[0] - correlations[1] <= 0.1
+
+    def test_the_form_that_cannot_saturate(
+        self, safe_model: stonnx.SentenceTransformer, minilm: stonnx.SentenceTransformer
+    ) -> None:
+        assert safe_model.info.form == "saturation-safe"
+        found = cosines(*(one.encode(sentences()) for one in (minilm, safe_model)))
+        assert found.mean() >= 0.996
+        assert found.min() >= 0.98
+
+    def test_the_form_that_cannot_saturate_on_scored_pairs(
+        self, safe_model: stonnx.SentenceTransformer, pairs: dict[str, np.ndarray]
+    ) -> None:
+        found = cosines(pairs["expected"], safe_model.encode(pairs["texts"].tolist()))
+        assert found.mean() >= 0.996
+        assert found.min() >= 0.97
+
+    @pytest.mark.parametrize("form", ["model", "safe_model"])
+    def test_a_vector_does_not_depend_on_what_is_beside_it(self, form: str, request: pytest.FixtureRequest) -> None:
+        model = request.getfixturevalue(form)
+        texts = [*verification_texts(256, 2), *sentences()[::4]]
+        alone = np.stack([model.encode(text) for text in texts])
+        rng = np.random.default_rng(0)
+        for batch_size in (1, 4, 32, 1024):
+            order = rng.permutation(len(texts))
+            together = model.encode([texts[index] for index in order], batch_size=batch_size)
+            assert cosines(alone[order], together).min() >= INVARIANT
+
+    def test_a_vector_does_not_depend_on_padding(self, bundle: Path, model: stonnx.SentenceTransformer) -> None:
+        session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
+        for text in ("rain", sentences()[0], "a " * 100):
+            ids = np.array([model.tokenizer.encode(text).ids])
+            expected = model.encode([text])
+            for width in (0, 1, 13, 150):
+                feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+                wider = {name: np.pad(array, ((0, 0), (0, width))) for name, array in feeds.items()}
+                (result,) = session.run(["sentence_embedding"], wider)
+                assert cosines(expected, result).min() >= INVARIANT
+
+    def test_beside_dynamic_quantization(
+        self, minilm_bundle: Path, minilm: stonnx.SentenceTransformer, tmp_path: Path
+    ) -> None:
+        """What the tests above would say about the usual recipe: its vectors depend on what is beside them."""
+        from onnxruntime.quantization import quantize_dynamic
+
+        quantize_dynamic(minilm_bundle / "model.onnx", tmp_path / "model.onnx")
+        session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+        texts = [text for text in sentences()[:16] for _ in range(2)]
+        texts[1::2] = ["a " * 60] * 16
+        encodings = minilm.preprocess(texts)
+        feeds = {name: encodings[name] for name in ("input_ids", "attention_mask")}
+        (together,) = session.run(["sentence_embedding"], feeds)
+        alone = []
+        for index in range(0, 32, 2):
+            width = int(feeds["attention_mask"][index].sum())
+            one = {name: array[index : index + 1, :width] for name, array in feeds.items()}
+            alone.append(session.run(["sentence_embedding"], one)[0][0])
+        assert cosines(np.stack(alone), together[::2]).min() < INVARIANT

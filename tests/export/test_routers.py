@@ -1,0 +1,142 @@
+"""Routers: which route a text takes, under all the names that routes have had, and what of them is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentence_transformers
+from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
+from tokenizers import Tokenizer
+
+import stonnx
+from stonnx_export import export
+from stonnx_export.checkpoint import read_checkpoint
+
+TEXTS = ["", "He drove to the stadium in the rain.", "flute"]
+ASYM = "sentence_transformers.models.Asym"
+
+
+@pytest.fixture
+def tables(tiny_checkpoint: Path) -> list[StaticEmbedding]:
+    """Two tables of vectors, so that the routes are told apart and nothing has to be traced."""
+    tokenizer = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
+    weights = np.random.default_rng(0).normal(size=(2, tokenizer.get_vocab_size(), 8)).astype(np.float32)
+    return [StaticEmbedding(tokenizer, embedding_weights=weight) for weight in weights]
+
+
+def save(directory: Path, tables: list[StaticEmbedding], names: tuple[str, ...], **options: Any) -> Path:
+    """A checkpoint with a Router; a name without a table of its own shares the last one."""
+    routes = {name: [tables[min(index, len(tables) - 1)]] for index, name in enumerate(names)}
+    model = sentence_transformers.SentenceTransformer(modules=[Router(routes, **options), Normalize()], device="cpu")
+    model.save_pretrained(str(directory / "checkpoint"), create_model_card=False)
+    return directory / "checkpoint"
+
+
+def as_of_old(checkpoint: Path) -> None:
+    """The same in the files that versions before 5 wrote, where the class was Asym."""
+    file = checkpoint / "router_config.json"
+    config = json.loads(file.read_text())
+    config["parameters"] = {"allow_empty_key": config["parameters"]["allow_empty_key"]}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    file.unlink()
+    modules = json.loads((checkpoint / "modules.json").read_text())
+    modules[0]["type"] = ASYM
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+
+
+def results(model: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """The vectors of each way to call a model, or that it is an error."""
+    calls = {
+        "encode": model.encode,
+        "encode_query": model.encode_query,
+        "encode_document": model.encode_document,
+        **{f"task={name}": lambda texts, name=name: model.encode(texts, task=name) for name in (*names, "other")},
+    }
+    found: dict[str, Any] = {}
+    for call, run in calls.items():
+        try:
+            found[call] = run(TEXTS)
+        except ValueError:
+            found[call] = ValueError
+    return found
+
+
+@pytest.mark.needs("sentence-transformers", "6", "Router")
+@pytest.mark.parametrize(
+    ("names", "options", "old"),
+    [
+        pytest.param(("query", "document"), {}, False, id="query, document"),
+        pytest.param(("query", "document"), {"default_route": "document"}, False, id="default"),
+        pytest.param(("query", "document"), {"allow_empty_key": False}, False, id="no default"),
+        pytest.param(("query", "doc"), {}, True, id="Asym"),
+        pytest.param(("query", "doc"), {"allow_empty_key": False}, True, id="Asym without default"),
+        pytest.param(("question", "answer", "title"), {"default_route": "answer"}, False, id="other names"),
+        pytest.param(("query",), {}, False, id="one"),
+    ],
+)
+def test_texts_take_the_same_route(
+    tables: list[StaticEmbedding], tmp_path: Path, names: tuple[str, ...], options: dict[str, Any], old: bool
+) -> None:
+    checkpoint = save(tmp_path, tables, names, **options)
+    if old:
+        as_of_old(checkpoint)
+    expected = results(sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu"), names)
+    found = results(stonnx.SentenceTransformer(export(checkpoint, tmp_path / "bundle")), names)
+    assert expected["task=other"] is ValueError
+    for call, vectors in expected.items():
+        if vectors is ValueError:
+            assert found[call] is ValueError, call
+        else:
+            np.testing.assert_allclose(found[call], vectors, atol=1e-6, err_msg=call)
+
+
+def test_the_error_without_a_default_says_what_to_call(tables: list[StaticEmbedding], tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, tables, ("query", "document"), allow_empty_key=False)
+    model = stonnx.SentenceTransformer(export(checkpoint, tmp_path / "bundle"))
+    for call in (model.encode, model.preprocess, model.count_tokens):
+        with pytest.raises(stonnx.InvalidArgumentError, match=r"Call encode_query .* task=\.\.\.: query, document"):
+            call(TEXTS)
+    assert model.count_tokens(TEXTS, task="query").shape == (3,)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("name", ["default", "a/b", "", "."])
+    def test_names(self, tables: list[StaticEmbedding], tmp_path: Path, name: str) -> None:
+        checkpoint = save(tmp_path, tables, ("query", "other"))
+        file = checkpoint / "router_config.json"
+        config = json.loads(file.read_text())
+        config["structure"][name] = config["structure"].pop("other")
+        file.write_text(json.dumps(config))
+        with pytest.raises(stonnx.UnsupportedError, match=f"with the route '{name}'.*letters"):
+            read_checkpoint(checkpoint)
+
+    def test_routes_by_what_is_read(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
+        with pytest.raises(stonnx.UnsupportedError, match=r"with the route 'text'.*a route for each task can"):
+            read_checkpoint(save(tmp_path, tables, ("query", "text")))
+
+    def test_mappings(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
+        checkpoint = save(tmp_path, tables, ("a", "b"), route_mappings={("query", "text"): "a", (None, None): "b"})
+        with pytest.raises(stonnx.UnsupportedError, match=r"route_mappings.*a route for each task can"):
+            read_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize("kind", ["sentence_transformers.base.modules.router.Router", ASYM])
+    def test_places(self, tables: list[StaticEmbedding], tmp_path: Path, kind: str) -> None:
+        """As a later module, or inside a route."""
+        checkpoint = save(tmp_path, tables, ("query", "document"))
+        file = checkpoint / "modules.json"
+        modules = json.loads(file.read_text())
+        modules[1]["type"] = kind
+        file.write_text(json.dumps(modules))
+        with pytest.raises(stonnx.UnsupportedError, match="must be the first module") as raised:
+            read_checkpoint(checkpoint)
+        assert "Modules that can" not in str(raised.value)
+
+    def test_damage(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
+        checkpoint = save(tmp_path, tables, ("query", "document"))
+        (checkpoint / "router_config.json").write_text('{"structure": {"query": ["absent"]}, "types": {}}')
+        with pytest.raises(stonnx.ExportError, match="is damaged: KeyError"):
+            read_checkpoint(checkpoint)

@@ -93,11 +93,17 @@ def _heading(results: Results) -> str:
     return (
         f"# all-MiniLM-L6-v2 on {machine['cores']} cores\n\n"
         f"{results['date']}, {machine['cpu']} with {', '.join(machine['features'])}, {machine['system']}, "
-        f"Python {machine['python']}, {packages}. {results['rounds']} rounds, {results['seconds'] / 60:.0f} minutes, "
+        f"Python {machine['python']}, {packages}. {_rounds(results)} rounds, {results['seconds'] / 60:.0f} minutes, "
         f"load before the start {machine['load_at_start']:.1f}. Rates are medians; in brackets the range over the "
         f"rounds of the ratio to the first row. Accuracy on {results['accuracy_data']}. "
         f"**Bold**: a cosine below {_CLOSE} or one that depends on the batch, below {_INVARIANT}."
     )
+
+
+def _rounds(results: Results) -> str:
+    """How many rounds there was time for."""
+    counts = sorted({max(map(len, turns.values())) for turns in results["turns"].values() if turns})
+    return " to ".join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]]))) or "0"
 
 
 def _speed_table(results: Results, task: str, workloads: Sequence[str], columns: Sequence[str]) -> str:

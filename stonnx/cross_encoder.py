@@ -41,7 +41,8 @@ class CrossEncoder(Model):
     Args:
         model_name_or_path: The directory of a bundle, or a Hub id. A bare name belongs to ``cross-encoder/``.
             A checkpoint without a bundle is exported on first use where the exporter is installed.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``. None means ``"cpu"``.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"tensorrt"``, ``"tensorrt:1"`` or ``"openvino"``: the model runs
+            there, or DeviceError is raised. None: CUDA where it works, otherwise the CPU, and :attr:`info` says why.
         prompts: Texts to put in front of the first text of each pair, by name. They win over those of the model.
         default_prompt_name: The prompt that is used when none is asked for.
         cache_folder: Where downloads are kept. None: the Hugging Face cache.
@@ -52,12 +53,14 @@ class CrossEncoder(Model):
         max_length: Cut pairs to this many tokens, special tokens included, up to the model's positions.
         activation_fn: Turns logits into scores instead of the model's own activation: see :meth:`predict`.
         dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
-        threads: Threads on the CPU. None: as many as the CPUs that this process may use.
+        threads: Threads that run the graph on the CPU. None: as many as the CPUs that this process may use.
+            Tokenization has threads of its own, which all models of a process share: the environment variable
+            ``RAYON_NUM_THREADS=1``, set before the first call, or ``TOKENIZERS_PARALLELISM=false`` bound them to one.
         max_batch_tokens: No run has more tokens, padding included, whatever ``batch_size`` says, unless it is a single
             text. It bounds the memory: as many runs as there are threads go on at a time. None: no such bound.
         too_long: What happens to a pair of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
             and logs which were cut, ``"error"`` raises TextTooLongError.
-        device_options: How to use a GPU.
+        device_options: How to use a GPU. Those that mean nothing on the device that was asked for are refused.
         modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend,
             keep_in_fp32_modules: Accepted so that code written for sentence-transformers runs; anything that would
             change the result is refused.
@@ -66,6 +69,7 @@ class CrossEncoder(Model):
         ModelNotFoundError: There is no model of that name.
         BundleError: The bundle is damaged, or of a newer schema.
         DeviceError: The device does not work here.
+        InvalidArgumentError: An argument is outside what is allowed.
 
     Example:
         >>> model = CrossEncoder("cross-encoder/ms-marco-MiniLM-L6-v2")  # doctest: +SKIP
@@ -208,6 +212,7 @@ class CrossEncoder(Model):
             InvalidArgumentError: An argument is outside what is allowed.
             TextTooLongError: A pair is too long, and ``too_long`` is ``"error"``.
             UnsupportedError: The activation is not known.
+            RunError: A run failed, as without memory.
             PoolError: A process of the pool died, or the pool was stopped.
         """
         too_long = kwargs.pop("too_long", None)

@@ -32,7 +32,8 @@ class SentenceTransformer(EmbeddingModel):
     Args:
         model_name_or_path: The directory of a bundle, or a Hub id. A bare name belongs to ``sentence-transformers/``.
             A checkpoint without a bundle is exported on first use where the exporter is installed.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``. None means ``"cpu"``.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"tensorrt"``, ``"tensorrt:1"`` or ``"openvino"``: the model runs
+            there, or DeviceError is raised. None: CUDA where it works, otherwise the CPU, and :attr:`info` says why.
         prompts: Texts to put in front, by name. They win over those of the model.
         default_prompt_name: The prompt that :meth:`encode` uses when none is asked for.
         cache_folder: Where downloads are kept. None: the Hugging Face cache.
@@ -42,12 +43,14 @@ class SentenceTransformer(EmbeddingModel):
         similarity_fn_name: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``. None: the model's own.
         truncate_dim: Cut vectors to this many dimensions.
         dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
-        threads: Threads on the CPU. None: as many as the CPUs that this process may use.
+        threads: Threads that run the graph on the CPU. None: as many as the CPUs that this process may use.
+            Tokenization has threads of its own, which all models of a process share: the environment variable
+            ``RAYON_NUM_THREADS=1``, set before the first call, or ``TOKENIZERS_PARALLELISM=false`` bound them to one.
         max_batch_tokens: No run has more tokens, padding included, whatever ``batch_size`` says, unless it is a single
             text. It bounds the memory: as many runs as there are threads go on at a time. None: no such bound.
         too_long: What happens to a text of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
             and logs which were cut, ``"error"`` raises TextTooLongError.
-        device_options: How to use a GPU.
+        device_options: How to use a GPU. Those that mean nothing on the device that was asked for are refused.
         modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend: Accepted so
             that code written for sentence-transformers runs; anything that would change the result is refused.
 
@@ -55,6 +58,7 @@ class SentenceTransformer(EmbeddingModel):
         ModelNotFoundError: There is no model of that name.
         BundleError: The bundle is damaged, or of a newer schema.
         DeviceError: The device does not work here.
+        InvalidArgumentError: An argument is outside what is allowed.
 
     Example:
         >>> model = SentenceTransformer("all-MiniLM-L6-v2-fp32")  # doctest: +SKIP
@@ -175,6 +179,7 @@ class SentenceTransformer(EmbeddingModel):
             InvalidInputError: An input is no text; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
             TextTooLongError: A text is too long, and ``too_long`` is ``"error"``.
+            RunError: A run failed, as without memory.
             PoolError: A process of the pool died, or the pool was stopped.
         """
         task, too_long = kwargs.pop("task", None), kwargs.pop("too_long", None)

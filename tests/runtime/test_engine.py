@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -399,6 +400,30 @@ def test_waiting_for_threads_is_no_run(bundle: Path, monkeypatch: pytest.MonkeyP
     # It comes a moment after the other has begun.
     assert waiting.queue_seconds > 0.25 > waiting.run_seconds
     assert f"waiting {waiting.queue_seconds:.3f} s" in str(waiting)
+
+
+# --- another process -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["embedding", "sparse", "rerank"])
+def test_a_model_in_a_spawned_process(task: str, bundle: Path, sparse_bundle: Path, pair_bundle: Path) -> None:
+    """A process of the caller's own, as a data loader or a task queue has it: it gets the model by pickle."""
+    texts: list[Any] = [f"bread {index}" for index in range(200)] + [LONG]
+    compute: Callable[[list[Any]], Any]
+    if task == "embedding":
+        dense = SentenceTransformer(bundle, threads=1, truncate_dim=5, max_batch_tokens=100)
+        dense.max_seq_length = 12
+        compute = dense.encode
+    elif task == "sparse":
+        compute = SparseEncoder(sparse_bundle, threads=1, max_active_dims=3).encode
+    else:
+        compute = CrossEncoder(pair_bundle, threads=1).predict
+        texts = [("what rises ?", text) for text in texts]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        results = [executor.submit(compute, texts).result(timeout=120), compute(texts)]
+    there, here = (result.toarray() if task == "sparse" else result for result in results)
+    assert here.shape[0] == 201
+    np.testing.assert_array_equal(there, here)
 
 
 # --- an error in the middle ------------------------------------------------------------------------------------------

@@ -4,6 +4,13 @@
     python -m benchmarks.emulated_cpu --bundle DIR [--cpu Haswell]
 
 The exit status is 0 where the CPU saturates, the safe form is chosen by itself, and its vectors are right.
+`tests/runtime/test_int8_product.py` does the same with all-MiniLM-L6-v2, where qemu is installed.
+
+AArch64 was checked by hand (2026-11, qemu-user 7.2, onnxruntime 1.26.0, all-MiniLM-L6-v2), with Debian's arm64 Python
+unpacked into a directory, `qemu-aarch64 -L` that directory, and wheels from `pip download --platform
+manylinux_2_28_aarch64`: cortex-a53, neoverse-n1 (which has UDOT) and max,sve=off (which has UMMLA too) do not saturate,
+run the full range, and have a cosine of 0.9999 to x86 with VNNI, lowest 0.9997. It is no test: onnxruntime 1.32 crashes
+there while it is imported, since it reads the topology of the CPU from the x86 machine's /sys.
 """
 
 from __future__ import annotations
@@ -12,10 +19,12 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.texts import texts
 
@@ -41,11 +50,33 @@ def vectors(bundle: Path, *, saturates: bool | None = None) -> dict[str, Any]:
 def emulated(cpu: str, bundle: Path, form: str) -> dict[str, Any]:
     """The same on an emulated CPU, in the form that it chooses or in the full range."""
     command = ["qemu-x86_64", "-cpu", cpu, sys.executable, "-m", "benchmarks.emulated_cpu", "--bundle", str(bundle)]
-    result = subprocess.run([*command, "--print", form], capture_output=True, text=True, check=False)
+    root = Path(__file__).parents[1]
+    result = subprocess.run([*command, "--print", form], capture_output=True, text=True, check=False, cwd=root)
     if result.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{result.stderr}")
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an emulated CPU does: whether its products saturate, the form that ran, the cosines of each text."""
+
+    saturates: bool
+    form: str
+    cosines: npt.NDArray[np.float64]
+
+
+def compare(cpu: str, bundle: Path) -> dict[str, Result]:
+    """The two forms on an emulated CPU, compared with the full range on this machine's own, which must not saturate."""
+    reference = np.array(vectors(bundle, saturates=False)["vectors"])
+    results = {}
+    for form in ("full-range", "chosen"):
+        result = emulated(cpu, bundle, form)
+        rows = np.array(result["vectors"])
+        cosines = (rows * reference).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(reference, axis=1)
+        results[form] = Result(result["saturates"], result["form"], cosines)
+    return results
 
 
 def main() -> int:
@@ -58,17 +89,13 @@ def main() -> int:
         print(json.dumps(vectors(arguments.bundle, saturates=False if arguments.print == "full-range" else None)))
         return 0
 
-    reference = np.array(vectors(arguments.bundle, saturates=False)["vectors"])
-    lowest = {}
-    for form in ("full-range", "chosen"):
-        result = emulated(arguments.cpu, arguments.bundle, form)
-        cosines = (np.array(result["vectors"]) * reference).sum(1)
-        cosines /= np.linalg.norm(result["vectors"], axis=1) * np.linalg.norm(reference, axis=1)
-        lowest[form] = float(cosines.min())
-        print(f"{arguments.cpu}, {form + ':':<12}{result['form']:<17} cosine to this machine's full range ", end="")
-        print(f"mean {cosines.mean():.4f}, lowest {cosines.min():.4f}")
-    right = result["saturates"] and result["form"] == "saturation-safe" and lowest["chosen"] >= _SAFE
-    harmed = lowest["full-range"] < lowest["chosen"]
+    found = compare(arguments.cpu, arguments.bundle)
+    for form, result in found.items():
+        print(f"{arguments.cpu}, {form + ':':<12}{result.form:<17} cosine to this machine's full range ", end="")
+        print(f"mean {result.cosines.mean():.4f}, lowest {result.cosines.min():.4f}")
+    chosen, forced = found["chosen"], found["full-range"]
+    right = chosen.saturates and chosen.form == "saturation-safe" and chosen.cosines.min() >= _SAFE
+    harmed = forced.cosines.min() < chosen.cosines.min()
     print("pass" if right and harmed else "FAIL: the form that was chosen is not the right one for this CPU")
     return int(not (right and harmed))
 

@@ -224,7 +224,7 @@ class LoadedRoute:
         largest = max(1, min(budget.tokens // limit, budget.texts))
         for batch, sequence in dict.fromkeys([(1, 1), (1, limit), (largest, limit)]):
             ids = np.full((batch, sequence), self.spec.tokenizer.pad_token_id, dtype=np.int64)
-            feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
             self._runner.warmup(outputs, feeds, free_memory=ids.size > budget.tokens)
 
     def trim(self) -> None:

@@ -79,7 +79,8 @@ class Runner:
         if self._wide is None:
             if not self._on_cpu:
                 raise DeviceError(
-                    "This process was forked from one that had loaded the model, and a GPU cannot be used by both. "
+                    "This process was forked from one that had loaded the model, and what a device other than the CPU "
+                    "needs in a process, as a GPU's connection or a library's threads, is not copied by that. "
                     "Load the model after the fork, or start the process with multiprocessing's 'spawn' method."
                 )
             with self._loading:

@@ -21,11 +21,12 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file, save_file
 from small_graphs import HIDDEN, TOKENS, VOCABULARY, encoder, graph_of, nodes_of, random, run_as_it_is, shaped
 from zoo import build_checkpoint, row
+from zoo.exported import CachedOriginal
 
 import stonnx
 from stonnx._bundle import CLASS_OF_TASK, read_manifest
 from stonnx._errors import ExportError
-from stonnx_export import RECIPES, export
+from stonnx_export import RECIPES, export, pipeline
 from stonnx_export.graph import GraphBuilder, check_finite, constant_array
 from stonnx_export.half_range import largest_values
 from stonnx_export.passes import PassResult, float16, plain_attention
@@ -351,9 +352,13 @@ class TestExport:
             "cross-encoder/nli-roberta-base",
         ],
     )
-    def test_models_of_the_table(self, name: str, tmp_path: Path) -> None:
-        model = row(name)
-        checkpoint = build_checkpoint(model, tmp_path)
+    def test_models_of_the_table(
+        self, name: str, tmp_path: Path, shared_directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, folder = row(name), shared_directory / "zoo"
+        checkpoint = build_checkpoint(model, folder)
+        original = CachedOriginal(checkpoint, model, folder)
+        monkeypatch.setattr(pipeline, "_load_original", lambda _: original)
         bundle = export(checkpoint, tmp_path / "bundle", dtype="fp16", name=name)
         manifest = read_manifest(bundle)
         assert manifest.rewrites["float16"] > 0

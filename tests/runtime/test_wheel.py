@@ -21,6 +21,8 @@ from stonnx._bundle import CLASS_OF_TASK, read_manifest
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The weather is lovely today.", "He drove to the stadium."]
 
+SENTENCES = [f"The {color} boat has {number} sails." for color in ("red", "blue") for number in range(2, 8)]
+
 PROGRAM = """
 import json, sys
 import onnxruntime
@@ -137,23 +139,26 @@ def test_the_oldest_and_the_newest_onnxruntime_give_the_same(
 
 
 @pytest.fixture(scope="module")
-def zoo_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+def zoo_bundles(tmp_path_factory: pytest.TempPathFactory, shared_directory: Path) -> dict[Path, str]:
     """The bundles of ZOO in fp32 and int8, and the recipe of each."""
     from zoo import build_checkpoint, row
     from zoo.exported import CachedOriginal
 
-    from stonnx_export import export, pipeline
+    from stonnx_export import export, pipeline, verify
     from stonnx_export.passes import splade_chunks
 
     directory, bundles = tmp_path_factory.mktemp("zoo"), {}
     for name in ZOO:
         model = row(name)
-        checkpoint = build_checkpoint(model, directory)
-        original = CachedOriginal(checkpoint, model, directory)
+        checkpoint = build_checkpoint(model, shared_directory / "zoo")
+        original = CachedOriginal(checkpoint, model, shared_directory / "zoo")
         for dtype in ("fp32", "int8"):
             with pytest.MonkeyPatch.context() as monkeypatch:
                 monkeypatch.setattr(pipeline, "_load_original", lambda _, original=original: original)
                 monkeypatch.setattr(splade_chunks, "CHUNK", 200)  # the vocabularies of the table are small
+                # How close they are is tested elsewhere.
+                monkeypatch.setattr(verify, "verification_texts", lambda *_: [*TEXTS])
+                monkeypatch.setattr(verify, "sentences", lambda: [*SENTENCES])
                 bundles[export(checkpoint, directory / f"{model.slug}-{dtype}", dtype=dtype, name=name)] = dtype
     return bundles
 
@@ -167,7 +172,7 @@ def _vectors(directory: Path, texts: list[str]) -> np.ndarray:
     return np.asarray(model.encode(texts, **({"convert_to_sparse_tensor": False} if task == "sparse" else {})))
 
 
-@pytest.mark.parametrize("interpreter", ["oldest_python", "python"])
+@pytest.mark.parametrize("interpreter", ["oldest_python", pytest.param("python", marks=pytest.mark.slow)])
 def test_architectures_on_the_oldest_and_the_newest_onnxruntime(
     interpreter: str, zoo_bundles: dict[Path, str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -339,6 +339,7 @@ class TestExport:
         bundle = export(overflowing_checkpoint, tmp_path / "bundle", dtype="fp16")
         assert not np.isfinite(as_on_a_gpu(bundle / "model.onnx", tiny_feeds(BATCH))).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "name",
         [

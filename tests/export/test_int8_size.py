@@ -33,12 +33,10 @@ HEADS = {
     "distiluse-base-multilingual-cased-v1": 1,
     "cross-encoder/nli-roberta-base": 1,
 }
-QUICK = {"all-mpnet-base-v2", "minishlab/potion-base-8M", "naver/splade-v3-distilbert"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in HEADS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEADS)
 def test_weights_become_a_quarter(name: str, shared_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tables are quantized from 1 MB on, which those of the published models have, and those of the zoo have not.
     monkeypatch.setattr(quantize_tables, "_SMALLEST", _LARGE)

@@ -172,7 +172,8 @@ def _vectors(directory: Path, texts: list[str]) -> np.ndarray:
     return np.asarray(model.encode(texts, **({"convert_to_sparse_tensor": False} if task == "sparse" else {})))
 
 
-@pytest.mark.parametrize("interpreter", ["oldest_python", pytest.param("python", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("interpreter", ["oldest_python", "python"])
 def test_architectures_on_the_oldest_and_the_newest_onnxruntime(
     interpreter: str, zoo_bundles: dict[Path, str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -188,6 +189,7 @@ def test_architectures_on_the_oldest_and_the_newest_onnxruntime(
         assert cosines.min() >= (0.999999 if dtype == "fp32" else 0.999), directory.name
 
 
+@pytest.mark.slow
 @pytest.mark.needs("transformers", "5", "the graphs that are counted here")
 def test_the_bundles_have_what_could_differ(zoo_bundles: dict[Path, str]) -> None:
     rewrites = [read_manifest(directory).rewrites for directory, dtype in zoo_bundles.items() if dtype == "fp32"]

@@ -179,7 +179,7 @@ class TestMixedPrecision:
     def names(self, hostile_once: TracedOnce) -> list[str]:
         """The groups of the network, in the order of the graph."""
         graph = hostile_once.graph("default")
-        pipeline._build(graph, hostile_once._checkpoint, "default", RECIPES["int8"])
+        pipeline._build(graph, hostile_once._checkpoint, "default", hostile_once, RECIPES["int8"])
         return [group.name for group in groups(graph)]
 
     def test_what_harms_stays_in_float32(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import TracedOnce
 from safetensors.numpy import load_file, save_file
+from sentence_transformers import SentenceTransformer
 
 from stonnx import cli
 from stonnx._bundle import Fidelity, read_manifest, write_manifest
@@ -101,6 +102,19 @@ class TestWithin:
 
 class TestOutside:
     """Against a checkpoint that the bundle was not made from."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def pairs(other_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Pairs in the order that the checkpoint gives them itself: any other order is a drop."""
+        texts = [text.replace('"', "'") for text in sentences()[:24]]
+        model = SentenceTransformer(str(other_checkpoint), device="cpu")
+        first, second = model.encode(texts[:12]), model.encode(texts[12:])
+        scores = model.similarity_pairwise(first, second).tolist()
+        file = tmp_path_factory.mktemp("own") / "pairs.csv"
+        rows = zip(texts[:12], texts[12:], scores, strict=True)
+        file.write_text("".join(f'"{a}","{b}",{score!r}\n' for a, b, score in rows), encoding="utf-8")
+        return file
 
     def test_the_error_carries_the_whole_report(self, tiny_bundle: Path, other_checkpoint: Path, pairs: Path) -> None:
         with pytest.raises(ToleranceError, match=r"lowest cosine .*; drop of Spearman's correlation x 100") as caught:

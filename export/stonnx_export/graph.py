@@ -193,3 +193,13 @@ def vector_added(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
 def _is_vector(value: ir.Value) -> bool:
     array = constant_array(value)
     return array is not None and array.ndim == 1
+
+
+def is_causal(attention: ir.Node) -> bool:
+    """Whether an ``Attention`` node lets each token see those in front of it only."""
+    return "is_causal" in attention.attributes and attention.attributes["is_causal"].as_int() == 1
+
+
+def caps_scores(attention: ir.Node) -> bool:
+    """Whether an ``Attention`` node bounds its scores in front of the softmax."""
+    return "softcap" in attention.attributes and attention.attributes["softcap"].as_float() != 0

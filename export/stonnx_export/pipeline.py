@@ -174,6 +174,8 @@ def export(
                 if not _keep_more(quantizations, stage):
                     raise FidelityError(f"{error} Nothing was written.{_worst_layers(quantizations)}") from None
                 _clear(staging)
+            except FidelityError as error:
+                raise FidelityError(f"{error} Nothing was written.") from None
         with stage("writing the manifest"):
             saturates = any(route.saturation_safe for route in routes.values())
             safe_engine = Engine(staging, device="cpu", form="saturation-safe") if saturates else None

@@ -319,5 +319,5 @@ def _compare_ids(
             raise FidelityError(
                 f"The tokenizer differs from the original's for {f'the {task} ' if task else ''}{str(text)[:60]!r}: "
                 f"{len(encoding.ids)} ids instead of {len(expected)}, starting {encoding.ids[:8]} instead of "
-                f"{expected[:8]}. Nothing was written."
+                f"{expected[:8]}."
             )

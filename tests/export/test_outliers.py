@@ -25,7 +25,8 @@ from stonnx_export.quantize import Quantization
 from stonnx_export.sentences import sentences
 
 OUTLIER = 10.0
-COSINE_MEAN = 0.998
+# Times what int8 costs (1 - mean cosine) without the outliers; 1.05 and 1.33 were seen.
+COSTS_AT_MOST = 1.5
 
 # With RMSNorm and SwiGLU, and with LayerNorm and GeGLU: in front of the products, where nothing else reads them.
 MODELS = ["Qwen/Qwen3-Embedding-0.6B", "nomic-ai/modernbert-embed-base"]
@@ -80,8 +81,9 @@ def test_outliers_cost_little(name: str, shared_directory: Path, monkeypatch: py
     assert changed >= 2
     assert cosines(expected, vectors(harder, texts)).min() > 0.99999
     calibration = random_sequences(tokenizer, 64)[:24]
+    without_outliers = cosines(expected, vectors(Quantization(graph, calibration).apply()[0], texts)).mean()
     smoothed = cosines(expected, vectors(Quantization(harder, calibration).apply()[0], texts)).mean()
-    assert smoothed >= COSINE_MEAN
+    assert 1 - smoothed < COSTS_AT_MOST * (1 - without_outliers)
     # Without the smoothing, this test would say so.
     monkeypatch.setattr(smooth_channels, "smooth", lambda *arguments: None)
     plain = cosines(expected, vectors(Quantization(harder, calibration).apply()[0], texts)).mean()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array, only_use, vector_added
+from stonnx_export.graph import GraphBuilder, caps_scores, constant_array, only_use, vector_added
 from stonnx_export.passes._result import PassResult
 
 _NAME = "attention_biases"
@@ -28,7 +28,7 @@ def run(model: ir.Model) -> PassResult:
             declined.append(f"{node.name}: it has past keys or further outputs")
             continue
         biased = vector_added(key)
-        if biased is not None and "softcap" in node.attributes and node.attributes["softcap"].as_float() != 0:
+        if biased is not None and caps_scores(node):
             declined.append(f"{node.name}: its scores are capped, which sees the bias of its keys")
         elif biased is not None:
             node.replace_input_with(1, biased[0])

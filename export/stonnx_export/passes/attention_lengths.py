@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, input_named
+from stonnx_export.graph import GraphBuilder, input_named, is_causal
 from stonnx_export.passes._result import PassResult
 
 _NAME = "attention_lengths"
@@ -51,7 +51,7 @@ def run(model: ir.Model) -> PassResult:
             reason = "its mask is more than padding" if kind is None else "it has past keys or further outputs"
             declined.append(f"{node.name}: {reason}")
             continue
-        causal = kind == "causal" or _is_causal(node)
+        causal = kind == "causal" or is_causal(node)
         if lengths is None and not causal:
             op = GraphBuilder(graph, before=graph[0])
             lengths = op.ReduceSum(mask_input, op.vector([1]), keepdims=0)
@@ -88,10 +88,6 @@ def _depends_on(value: ir.Value, source: ir.Value) -> bool:
             pending += [operand for operand in node.inputs if operand is not None]
         seen.add(current)
     return False
-
-
-def _is_causal(node: ir.Node) -> bool:
-    return "is_causal" in node.attributes and node.attributes["is_causal"].as_int() == 1
 
 
 def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None, bias: ir.Value | None) -> None:

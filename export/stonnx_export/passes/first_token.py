@@ -1,9 +1,10 @@
 """The last layer for the first token alone, where the result needs no others.
 
-Requires: a value [B, S, H] of which only the first token is read, as a classifier and CLS pooling do. Ensures: what
-works on each token by itself, and is read for that token only, works on [B, 1, H]; attention has the query of that
-token and the keys and values of all. Exact. The product that makes the queries still does so for all tokens: it shares
-its input with those of keys and values, which becomes 8 bits once for all three.
+Requires: a value [B, S, H] of which only the first token is read, as a classifier does. Ensures: what works on each
+token by itself, and is read for that token only, works on [B, 1, H]; attention has the query of that token and the keys
+and values of all. Exact. The product that makes the queries still does so for all tokens: it shares its input with
+those of keys and values, which becomes 8 bits once for all three. Embedding models give their tokens as an output, and
+keep the whole layer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array
+from stonnx_export.graph import GraphBuilder, constant_array, is_causal
 from stonnx_export.passes._result import PassResult
 
 _NAME = "first_token"
@@ -63,8 +64,7 @@ def _is_token_wise(node: ir.Node | None) -> bool:
     if node is None or len(node.outputs) != 1:
         return False
     if node.op_type == "Attention":
-        causal = "is_causal" in node.attributes and node.attributes["is_causal"].as_int() == 1
-        return "q_num_heads" in node.attributes and not causal
+        return "q_num_heads" in node.attributes and not is_causal(node)
     if node.op_type == "MatMul":
         return constant_array(node.inputs[1]) is not None
     if node.op_type == "LayerNormalization":

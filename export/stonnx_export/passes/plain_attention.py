@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, last_dimension
+from stonnx_export.graph import GraphBuilder, caps_scores, is_causal, last_dimension
 from stonnx_export.passes._result import PassResult
 
 _NAME = "plain_attention"
@@ -29,10 +29,10 @@ def run(model: ir.Model) -> PassResult:
         if len(node.outputs) > 1 or any(value is not None for value in node.inputs[4:6]):
             declined.append(f"{node.name}: it has past keys or further outputs")
             continue
-        if "softcap" in node.attributes and node.attributes["softcap"].as_float() != 0:
+        if caps_scores(node):
             declined.append(f"{node.name}: its scores are capped")
             continue
-        if _is_causal(node) and _lengths(node) is not None:
+        if is_causal(node) and _lengths(node) is not None:
             # Together they mean something else: lengths move the diagonal to the last key.
             declined.append(f"{node.name}: it is causal and has lengths")
             continue
@@ -44,7 +44,7 @@ def run(model: ir.Model) -> PassResult:
 
 def _replace(graph: ir.Graph, node: ir.Node, masks: dict[tuple[ir.Value | None, bool], ir.Value | None]) -> None:
     query, key, value, bias, *_ = [*node.inputs, None]
-    lengths, causal = _lengths(node), _is_causal(node)
+    lengths, causal = _lengths(node), is_causal(node)
     assert query is not None
     assert key is not None
     assert value is not None
@@ -78,10 +78,6 @@ def _replace(graph: ir.Graph, node: ir.Node, masks: dict[tuple[ir.Value | None, 
     old = node.outputs[0]
     result.shape, result.type = old.shape, old.type
     old.replace_all_uses_with(result)
-
-
-def _is_causal(node: ir.Node) -> bool:
-    return "is_causal" in node.attributes and node.attributes["is_causal"].as_int() == 1
 
 
 def _lengths(node: ir.Node) -> ir.Value | None:

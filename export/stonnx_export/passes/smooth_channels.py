@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from stonnx_export.graph import GraphBuilder, constant_array, only_use
+from stonnx_export.graph import GraphBuilder, constant_array, only_use, vector_added
 
 Scales = npt.NDArray[np.float32]
 
@@ -113,40 +113,32 @@ def _divide_product(graph: ir.Graph, value: ir.Value, scales: Scales) -> bool:
     """Divide the columns of the product, and its bias, that a value is the result of, or some columns of the result."""
     if only_use(value) is None:
         return False
-    node, start, end = value.producer(), 0, len(scales)
-    if node is not None and node.op_type == "Split" and node.inputs[0] is not None:
-        sizes = [part.shape[-1] if part.shape is not None else None for part in node.outputs]
+    split, start, end = value.producer(), 0, len(scales)
+    if split is not None and split.op_type == "Split" and split.inputs[0] is not None:
+        sizes = [part.shape[-1] if part.shape is not None else None for part in split.outputs]
         if any(not isinstance(size, int) for size in sizes):
             return False
-        start = sum(sizes[: list(node.outputs).index(value)])  # type: ignore[arg-type]
+        start = sum(sizes[: list(split.outputs).index(value)])  # type: ignore[arg-type]
         end = start + len(scales)
-        value = node.inputs[0]
-        node = value.producer()
-        if only_use(value) is None:
-            return False
-    bias = None
-    if node is not None and node.op_type == "Add":
-        index = next((index for index, operand in enumerate(node.inputs) if _is_vector_of(operand)), None)
-        inner = node.inputs[1 - index] if index is not None else None
-        if index is None or inner is None or only_use(inner) is None:
-            return False
-        bias, node = (node, index), inner.producer()
-    if node is None or node.op_type != "MatMul" or node.inputs[1] is None or not node.inputs[1].is_initializer():
+        value = split.inputs[0]
+    add = value.producer()
+    plain, bias = vector_added(value) or (value, None)
+    product = plain.producer() if only_use(plain) is not None else None
+    if product is None or product.op_type != "MatMul" or product.inputs[1] is None:
         return False
-    weight = constant_array(node.inputs[1])
+    weight = constant_array(product.inputs[1]) if product.inputs[1].is_initializer() else None
     if weight is None or weight.ndim != 2 or weight.shape[1] < end:
         return False
     divisor = np.ones(weight.shape[1], np.float32)
     divisor[start:end] = scales
-    op = GraphBuilder(graph, before=node)
-    node.replace_input_with(1, op.constant(weight / divisor, "weight"))
-    if bias is not None:
-        array = constant_array(bias[0].inputs[bias[1]])
-        assert array is not None
-        bias[0].replace_input_with(bias[1], op.constant(array / divisor, "bias"))
+    op = GraphBuilder(graph, before=product)
+    product.replace_input_with(1, op.constant(weight / divisor, "weight"))
+    array = constant_array(bias)
+    if add is not None and array is not None:
+        add.replace_input_with(list(add.inputs).index(bias), op.constant(array / divisor, "bias"))
     return True
 
 
-def _is_vector_of(value: ir.Value | None, size: int | None = None) -> bool:
+def _is_vector_of(value: ir.Value | None, size: int) -> bool:
     array = constant_array(value)
-    return array is not None and array.ndim == 1 and array.dtype == np.float32 and size in (None, array.size)
+    return array is not None and array.ndim == 1 and array.dtype == np.float32 and array.size == size

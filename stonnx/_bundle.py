@@ -119,13 +119,13 @@ class Fidelity:
     cosine_mean: float
     cosine_min: float
     max_abs_difference: float
-    # The largest difference of one text's vector between being encoded alone and in a batch.
+    # The largest difference of one text's vector between being encoded alone, in a batch, and with more padding.
     batch_invariance: float
     # Bounds by the names of these figures; a figure without a bound is for information.
     tolerance: Mapping[str, float]
     # The cosine that 99 of 100 texts exceed.
     cosine_p1: float | None = None
-    # The lowest cosine between a text's vector alone and in a batch.
+    # The lowest cosine between a text's vector alone, and in a batch or with more padding.
     invariance_cosine: float | None = None
     # The share of each text's ten nearest neighbours that stay the same, on average.
     neighbours_overlap: float | None = None

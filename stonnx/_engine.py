@@ -45,6 +45,8 @@ TooLong = Literal["truncate", "warn", "error"]
 _FIRST_WINDOW = 128
 _WINDOW = 1024
 _WINDOW_CHARACTERS = 1 << 20
+# Where nobody reads the tokens, a graph that has the choice computes the last layer for the first one alone.
+_FIRST_TOKEN = np.ones(1, dtype=np.int64)
 # Copies of results that are made at a time for texts that occur several times.
 _COPIES = 64
 # The longest texts of a warm-up, and the batch size of a usual call.
@@ -369,6 +371,7 @@ class _Call:
             "attention_mask": tokens.attention_mask,
             "token_type_ids": tokens.token_type_ids,
             "prompt_length": self._prompt_length,
+            "token_limit": None if "token_embeddings" in self._outputs else _FIRST_TOKEN,
         }
         # A single text over the budget can need a hundred times the memory of all others, which would never be freed.
         free_memory = tokens.input_ids.size > self._budget.tokens

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 FILE = "probe.npz"
 _PASSED = "probes"
+# What the vectors of the two forms of an int8 graph are called; those of other graphs as the first.
+_KEYS = {"full-range": "route", "saturation-safe": "safe"}
+# The lowest cosine between vectors of the two forms, where a bundle has those of the other one only: 0.986 was seen.
+_BETWEEN_FORMS = 0.97
+# Of rerankers' logits, how much of their size at least counts as the distance between them.
+_LEAST_SPREAD = 0.1
 
 _TEXTS = (
     "A man is playing a large flute on the stage while a crowd of people listens to the music in the evening.",
@@ -40,9 +46,20 @@ _TEXTS = (
 )
 
 
+# With these, rerankers have scores that differ.
+_ANSWERS = (
+    "Somebody performs on a flute for an audience.",
+    "猫は窓のそばで寝ています。",
+    "It rained all day.",
+    "What did the committee decide about the budget?",
+)
+
+
 def texts_of(task: str) -> list[Text]:
-    """The texts of the probe: pairs for rerankers."""
-    return [*zip(_TEXTS, _TEXTS[1:] + _TEXTS[:1], strict=True)] if task == "rerank" else [*_TEXTS]
+    """The texts of the probe; for rerankers each with one that belongs to it, and with one that does not."""
+    if task != "rerank":
+        return [*_TEXTS]
+    return [*zip(_TEXTS, _ANSWERS, strict=True), *zip(_TEXTS, _TEXTS[1:] + _TEXTS[:1], strict=True)]
 
 
 def run(route: LoadedRoute, task: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
@@ -61,13 +78,17 @@ def write(
 ) -> None:
     """Write the probe of a bundle: its texts, and what each route gives for them.
 
-    ``safe_routes`` are the same routes in the form of an int8 graph that cannot saturate: it has other vectors.
+    ``safe_routes`` are the same routes in the form of an int8 graph that cannot saturate: it has other vectors. On a
+    CPU that needs this form, ``routes`` are in it already, and the vectors of the other form stay unknown.
     """
     texts = texts_of(manifest.task)
     # numpy has no arrays of differently long texts without pickle; JSON in bytes needs none.
     encoded = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
-    vectors = {f"route.{name}": run(route, manifest.task, texts) for name, route in routes.items()}
-    vectors |= {f"safe.{name}": run(route, manifest.task, texts) for name, route in (safe_routes or {}).items()}
+    vectors = {
+        f"{_KEYS.get(route.session.form, 'route')}.{name}": run(route, manifest.task, texts)
+        for some in (routes, safe_routes or {})
+        for name, route in some.items()
+    }
     np.savez_compressed(directory / FILE, texts=encoded, **vectors)  # type: ignore[arg-type]
 
 
@@ -96,7 +117,7 @@ def compare(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRout
         BundleFormatError: The probe cannot be read.
     """
     assert manifest.probe is not None
-    texts, expected = _read(directory / manifest.probe.file, routes)
+    texts, expected, others = _read(directory / manifest.probe.file, routes)
     lowest = 1.0
     for name, route in routes.items():
         try:
@@ -108,11 +129,12 @@ def compare(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRout
                 "with: stonnx export MODEL"
             ) from error
         closeness = _closeness(manifest.task, expected[name], actual)
-        if not closeness >= manifest.probe.cosine_min:  # a NaN too
+        allowed = min(manifest.probe.cosine_min, _BETWEEN_FORMS) if name in others else manifest.probe.cosine_min
+        if not closeness >= allowed:  # a NaN too
             session = route.session
             raise ProbeError(
                 f"{directory} gives other vectors on this machine than where it was exported: cosine {closeness:.5f}, "
-                f"allowed is at least {manifest.probe.cosine_min}. It runs in {manifest.precision} with onnxruntime "
+                f"allowed is at least {allowed}. It runs in {manifest.precision} with onnxruntime "
                 f"{session.version} on {session.device}, {cpu_name()}. Try another onnxruntime version or device, or "
                 "export the model again with --dtype fp32; 'stonnx doctor' shows what this machine can do."
             )
@@ -134,19 +156,24 @@ def _gpu(device: str) -> str:
     return _nvidia.gpu_name(int(index or 0)) if any(row.nvidia for row in PROVIDERS if row.device == name) else ""
 
 
-def _read(path: Path, routes: Mapping[str, LoadedRoute]) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]]]:
+def _read(
+    path: Path, routes: Mapping[str, LoadedRoute]
+) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]], set[str]]:
+    """The texts, the vectors of each route, and the routes whose vectors are those of the other form."""
     try:
         # numpy leaves a file open that it opened itself and cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             texts, _ = parse_inputs(list(json.loads(bytes(arrays["texts"]))))
             if not texts:
                 raise ValueError("it has no texts")
-            vectors = {}
+            vectors, others = {}, set()
             for name, route in routes.items():
-                safe = f"safe.{name}"
-                key = safe if route.session.form == "saturation-safe" and safe in arrays else f"route.{name}"
-                vectors[name] = np.asarray(arrays[key], dtype=np.float32)
-            return texts, vectors
+                own = f"{_KEYS.get(route.session.form, 'route')}.{name}"
+                found = next((key for key in (own, f"route.{name}", f"safe.{name}") if key in arrays), own)
+                vectors[name] = np.asarray(arrays[found], dtype=np.float32)
+                if found != own:
+                    others.add(name)
+            return texts, vectors, others
     except Exception as error:  # numpy, zipfile, zlib and json have one of their own for each kind of damage
         raise BundleFormatError(
             f"{path} is no probe that can be read ({error}). Export the model again with: stonnx export MODEL"
@@ -154,12 +181,19 @@ def _read(path: Path, routes: Mapping[str, LoadedRoute]) -> tuple[list[Text], di
 
 
 def _closeness(task: str, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> float:
-    """The lowest cosine of a text's vectors; of rerankers, that of all logits together."""
+    """The lowest cosine of a text's vectors; of rerankers, 1 - d^2 / 2 of the distance d between their logits.
+
+    That is the cosine of unit vectors at this distance. Logits are compared with how far they are from their mean, as
+    ranks are: a cosine of logits that are all about -11 says nothing.
+    """
     if expected.shape != actual.shape:
         return float("nan")
-    if task == "rerank":
-        expected, actual = expected.reshape(1, -1), actual.reshape(1, -1)
     a, b = expected.astype(np.float64), actual.astype(np.float64)
+    if task == "rerank":
+        spread = max(float(np.square(a - a.mean(axis=0)).sum()), _LEAST_SPREAD**2 * float(np.square(a).sum()))
+        with np.errstate(invalid="ignore", over="ignore"):
+            distance = float(np.square(a - b).sum())
+            return 1 - distance / 2 / spread if distance else 1.0
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
     with np.errstate(invalid="ignore"):  # infinities become NaN, which no bound allows

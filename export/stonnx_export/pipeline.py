@@ -162,9 +162,7 @@ def export(
             try:
                 with stage("verifying against the original"):
                     engine = Engine(staging, device="cpu")
-                    fidelity = verify(
-                        engine, original, recipe.tolerance[checkpoint.task], broad=recipe.lossy, known=known
-                    )
+                    fidelity = verify(engine, original, recipe.tolerance[checkpoint.task], known=known)
                     if scored is not None:
                         drop = spearman_drop(engine, original, scored, known)
                         fidelity = dataclasses.replace(fidelity, spearman_drop=drop)

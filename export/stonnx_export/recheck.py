@@ -45,23 +45,22 @@ def verify_bundle(
     if not (directory / MANIFEST_NAME).is_file():
         raise ModelNotFoundError(f"{directory} is no bundle: it has no {MANIFEST_NAME}.")
     engine = Engine(directory)
-    tolerance, lossy = _tolerance(engine.manifest)
     original = load_original(os.fspath(against), engine.manifest.task, source)
-    fidelity = compare(engine, original, tolerance, broad=lossy)
+    fidelity = compare(engine, original, _tolerance(engine.manifest))
     if scored is not None:
         fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
     check(fidelity)
     return fidelity
 
 
-def _tolerance(manifest: Manifest) -> tuple[Mapping[str, float], bool]:
-    """The bounds of a bundle's recipe, and whether they are about averages and neighbours too."""
+def _tolerance(manifest: Manifest) -> Mapping[str, float]:
+    """The bounds of a bundle's recipe."""
     recipe = RECIPES.get(manifest.recipe)
     if recipe is not None:
-        return recipe.tolerance[manifest.task], recipe.lossy
+        return recipe.tolerance[manifest.task]
     # A recipe that a later version no longer has left its bounds in the bundle.
     if manifest.fidelity is not None and manifest.fidelity.tolerance:
-        return manifest.fidelity.tolerance, True
+        return manifest.fidelity.tolerance
     raise UnsupportedError(
         f"The bundle was made with the recipe {manifest.recipe!r}, and neither this version of stonnx nor the bundle "
         f"says how far from the original that may be. Known: {', '.join(RECIPES)}. Export the model again with one of "

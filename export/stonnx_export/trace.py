@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import io
@@ -80,7 +81,22 @@ def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_h
         features = last_dimension(value)
         rank = 2 if value.shape is not None and len(value.shape) == 2 else 3
         value.shape = ir.Shape(("batch", "sequence", features) if rank == 3 else ("batch", features))
+    _name_by_module(traced.graph)
     return traced
+
+
+def _name_by_module(graph: ir.Graph) -> None:
+    """Call results by the module and the operator that they come from: reports name the layers that need attention."""
+    counts: dict[str, int] = {}
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        value = node.outputs[0]
+        if len(scopes) < 2 or value.is_graph_output():
+            continue
+        # The last scope is torch's operator; the first module of the path is _Network's.
+        name = f"{scopes[-2].removeprefix('model').removeprefix('.')}/{node.op_type}".removeprefix("/")
+        counts[name] = counts.get(name, 0) + 1
+        value.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
 
 
 @contextlib.contextmanager

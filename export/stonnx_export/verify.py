@@ -1,4 +1,4 @@
-"""A bundle against the original: the same ids, the same vectors, alone and in batches."""
+"""A bundle against the original: the same ids, the same vectors, alone, in batches and with padding."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ _TEXTS = (
     "A man is playing a large flute on the stage while a crowd of people listens to the music in the evening.",
 )
 
+# Padding that must change nothing, in tokens.
+_PADDINGS = (64, 256)
+
 # What is compared once more in each way of calling the model, with the prompt and the route that belong to it.
 _CALLED_TEXTS = (_TEXTS[0], _TEXTS[4], _TEXTS[7], " ".join(["a"] * 100))
 
@@ -60,7 +63,7 @@ _AT_LEAST = {
     "cosine_mean": "mean cosine",
     "cosine_p1": "1st percentile of the cosine",
     "cosine_min": "lowest cosine",
-    "invariance_cosine": "lowest cosine of a text alone and in a batch",
+    "invariance_cosine": "lowest cosine of a text alone and in a batch or with padding",
     "neighbours_overlap": "overlap of the ten nearest neighbours",
     "active_overlap": "overlap of active dimensions",
     "rank_correlation": "rank correlation of the logits",
@@ -84,7 +87,6 @@ def verify(
     original: Original,
     tolerance: Mapping[str, float],
     *,
-    broad: bool = False,
     known: dict[str, npt.NDArray[np.float32]] | None = None,
 ) -> Fidelity:
     """Compare a bundle with the original that it was made from, and refuse it where it is too far away.
@@ -95,7 +97,7 @@ def verify(
         FidelityError: Ids differ.
         ToleranceError: A vector or logit is outside the tolerance.
     """
-    fidelity = compare(engine, original, tolerance, broad=broad, known=known)
+    fidelity = compare(engine, original, tolerance, known=known)
     check(fidelity)
     return fidelity
 
@@ -105,7 +107,6 @@ def compare(
     original: Original,
     tolerance: Mapping[str, float],
     *,
-    broad: bool = False,
     known: dict[str, npt.NDArray[np.float32]] | None = None,
 ) -> Fidelity:
     """Compare a bundle with the original that it was made from.
@@ -114,7 +115,6 @@ def compare(
         engine: The bundle.
         original: What it was made from.
         tolerance: Bounds, by the names of the report's figures.
-        broad: Compare 128 sentences more, for figures about averages and neighbours.
         known: What the original gave for all texts, by route: filled by the first call, and read by the next ones.
 
     Raises:
@@ -129,7 +129,7 @@ def compare(
         special = (
             route.tokenizer.backend.num_special_tokens_to_add(False) if route.spec.tokenizer.add_special_tokens else 0
         )
-        texts: list[Text] = [*verification_texts(limit or _LONGEST, special), *(sentences() if broad else [])]
+        texts: list[Text] = [*verification_texts(limit or _LONGEST, special), *sentences()]
         called: list[Text] = [*_CALLED_TEXTS]
         if manifest.task == "rerank":
             # Each text beside one of another length, so that both sides of a pair get to be the longer one.
@@ -158,12 +158,13 @@ def compare(
         if shortened and limit is not None:
             route.tokenizer.max_seq_length = limit
             original.set_max_length(name, limit)
-        agreement = _agreement(manifest.task, expected, alone, len(sentences()) if broad else 0)
+        padded = _padded(route, manifest.task, texts)
+        agreement = _agreement(manifest.task, expected, alone)
         compared = len(expected)
         if manifest.task == "rerank":
             # A cosine says nothing about a single number: take those of each label's logits over all pairs.
-            expected, batched, alone = expected.T, batched.T, alone.T
-        report = measure(expected, batched, alone, tolerance, original.name)
+            expected, batched, alone, padded = expected.T, batched.T, alone.T, padded.transpose(0, 2, 1)
+        report = measure(expected, batched, alone, padded, tolerance, original.name)
         reports.append(dataclasses.replace(report, texts=compared, **agreement))  # type: ignore[arg-type]
     return _worst(reports)
 
@@ -208,15 +209,34 @@ def outputs(
     return np.stack([result[index] for index in range(len(texts))])
 
 
-def _agreement(
-    task: Task, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32], last: int
-) -> dict[str, float]:
-    """The figures of a task that are about more than one vector; neighbours are those among the ``last`` texts."""
+def _padded(route: LoadedRoute, task: Task, texts: list[Text]) -> npt.NDArray[np.float32]:
+    """The bundle's vectors or logits of the first texts, alone, with 0, 64, 256 tokens of padding: [3, texts, dim]."""
+    tokenizer = route.tokenizer
+    limit = tokenizer.max_seq_length or _LONGEST
+    results = []
+    for padding in (0, *_PADDINGS):
+        rows = []
+        for encoding in tokenizer.encode(texts[: len(_TEXTS)]):
+            batch = tokenizer.pad([encoding])
+            more = ((0, 0), (0, min(padding, max(0, limit - batch.input_ids.shape[1]))))
+            fill = route.spec.tokenizer
+            feeds: dict[str, npt.NDArray[np.int64] | None] = {
+                "input_ids": np.pad(batch.input_ids, more, constant_values=fill.pad_token_id),
+                "attention_mask": np.pad(batch.attention_mask, more),
+            }
+            if batch.token_type_ids is not None:
+                feeds["token_type_ids"] = np.pad(batch.token_type_ids, more, constant_values=fill.pad_token_type_id)
+            rows.append(route.session.run([OUTPUT_OF_TASK[task]], feeds)[0][0])
+        results.append(np.stack(rows))
+    return np.stack(results)
+
+
+def _agreement(task: Task, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> dict[str, float]:
+    """The figures of a task that are about more than one vector; neighbours are those of the sentences, at the end."""
     if task == "rerank":
         return {"rank_correlation": min(spearman(a, b) for a, b in zip(expected.T, actual.T, strict=True))}
-    figures = {}
-    if last:
-        figures["neighbours_overlap"] = neighbours_overlap(expected[-last:], actual[-last:])
+    last = len(sentences())
+    figures = {"neighbours_overlap": neighbours_overlap(expected[-last:], actual[-last:])}
     if task == "sparse":
         either = np.count_nonzero((expected != 0) | (actual != 0))
         figures["active_overlap"] = np.count_nonzero((expected != 0) & (actual != 0)) / either if either else 1.0
@@ -261,22 +281,28 @@ def measure(
     expected: npt.NDArray[np.float32],
     batched: npt.NDArray[np.float32],
     alone: npt.NDArray[np.float32],
+    padded: npt.NDArray[np.float32],
     tolerance: Mapping[str, float],
     compared_with: str,
 ) -> Fidelity:
-    """The fidelity report of vectors [texts, dim]. Differences are relative to the largest value if that is over 1."""
+    """The fidelity report of vectors [texts, dim]. Differences are relative to the largest value if that is over 1.
+
+    ``padded`` [paddings, some texts, dim] are vectors that must not depend on the padding; the first are without.
+    """
     scale = max(1.0, float(np.abs(expected).max()))
     with np.errstate(invalid="ignore"):  # infinities become NaN, which check() refuses
         cosines = np.concatenate([_cosines(expected, batched), _cosines(expected, alone)])
         differences = np.abs([expected - batched, expected - alone, batched - alone]).max(axis=(1, 2)) / scale
-        invariance = _cosines(batched, alone)
+        invariance = np.concatenate([_cosines(batched, alone), *(_cosines(padded[0], more) for more in padded[1:])])
+        by_padding = float(np.abs(padded - padded[0]).max()) / scale
     return Fidelity(
         compared_with=compared_with,
         texts=len(expected),
         cosine_mean=float(cosines.mean()),
         cosine_min=float(cosines.min()),
         max_abs_difference=float(differences[:2].max()),
-        batch_invariance=float(differences[2]),
+        # numpy's maximum, unlike Python's, is NaN where one is.
+        batch_invariance=float(np.maximum(differences[2], by_padding)),
         tolerance=tolerance,
         cosine_p1=float(np.percentile(cosines, 1)),
         invariance_cosine=float(invariance.min()),

@@ -191,6 +191,48 @@ def test_tokens_that_are_an_output_too() -> None:
     assert rewritten(model)[1] == PassResult("first_token", 0)
 
 
+def embedding_model(**settings: Any) -> ir.Model:
+    """CLS pooling, with the tokens as a second output, as heads.graft makes it."""
+    model = encoder(lambda op, tokens: gather(op, shaped(every_token(op, tokens), *TOKENS, HIDDEN)), **settings)
+    tokens = nodes_of(model, "Gather")[-1].inputs[0]
+    tokens.name = "token_embeddings"
+    tokens.shape = ir.Shape((*TOKENS, HIDDEN))
+    model.graph.outputs.append(tokens)
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"residuals": False}, {"mask": "bias"}, {"kv_heads": 2}], ids=str)
+def test_tokens_on_demand(run: Run, tiny_feeds: Feeds, settings: dict[str, Any]) -> None:
+    before = embedding_model(**settings)
+    after = before.clone()
+    result = first_token.or_all(after)
+    after.graph.sort()
+    assert result == PassResult("first_token", 10 if "residuals" in settings else 12)
+    assert [value.name for value in after.graph.outputs] == [value.name for value in before.graph.outputs]
+    for lengths in BATCHES:
+        feeds = tiny_feeds(lengths)
+        expected = run(before, **feeds)
+        # All tokens, unless a caller says otherwise.
+        for limit, count in (
+            ({}, max(lengths)),
+            *(({"token_limit": np.array([n])}, min(n, max(lengths))) for n in (1, 3)),
+        ):
+            vector, tokens = run(after, **feeds, **limit)
+            assert tokens.shape == (len(lengths), count, HIDDEN)
+            np.testing.assert_allclose(vector, expected[0], atol=2e-6)
+            np.testing.assert_allclose(tokens, expected[1][:, :count], atol=2e-6)
+
+
+def test_tokens_that_something_else_reads_too() -> None:
+    model = embedding_model()
+    op = GraphBuilder(model.graph)
+    model.graph.outputs.append(
+        shaped(op.ReduceMean(model.graph.outputs[1], op.vector([1]), keepdims=0), "batch", HIDDEN)
+    )
+    assert first_token.or_all(model) == PassResult("first_token", 0)
+    assert "token_limit" not in [value.name for value in model.graph.inputs]
+
+
 def test_inner_tokens_that_are_an_output() -> None:
     """Nothing in front of them is for the first token alone."""
     model = encoder(classifier(gather))

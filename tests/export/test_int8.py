@@ -50,6 +50,8 @@ class Counts:
 # Tanh instead of GELU in no model; SwiGLU, whose gate is the product of two products, is no GELU.
 COUNTS = {
     "all-mpnet-base-v2": Counts(2, 4, fuse_attention=2, fast_gelu=2),
+    # CLS pooling: the last layer is for the first token.
+    "BAAI/bge-small-en-v1.5": Counts(2, 4, first_token=12, fast_gelu=2),
     "zoo/every-pooling": Counts(2, 4, fast_gelu=2),
     # Rotary positions stand between the biases and attention. Every other layer of ModernBERT looks at a window.
     "nomic-ai/modernbert-embed-base": Counts(2, fast_gelu=4, products=16, flat_tokens=15),
@@ -68,8 +70,8 @@ COUNTS = {
     "BAAI/bge-reranker-base": Counts(2, 4, first_token=12, fast_gelu=2, flat_tokens=19),
     "cross-encoder/ms-marco-electra-base": Counts(2, 4, first_token=12, fast_gelu=3, flat_tokens=19),
 }
-# A decoder and an encoder; the others take minutes.
-QUICK = {"Qwen/Qwen3-Embedding-0.6B", "cross-encoder/nli-roberta-base"}
+# A decoder and two encoders; the others take minutes.
+QUICK = {"Qwen/Qwen3-Embedding-0.6B", "BAAI/bge-small-en-v1.5", "cross-encoder/nli-roberta-base"}
 # What the weights of the table, random ones, reach at least.
 COSINE_MEAN: Mapping[Task, float] = {"embedding": 0.998, "sparse": 0.998, "rerank": 0.998}
 # The form with a bit less.
@@ -199,6 +201,21 @@ class TestModels:
                 back = np.argsort(order)
                 together = shuffled[:, back] if case.row.task == "rerank" else shuffled[back]
                 assert cosines(alone, together).min() >= INVARIANT
+
+    def test_whoever_asks_for_tokens_gets_them_all(self, case: Case) -> None:
+        """Though the last layer is for the first token alone where nobody does."""
+        if case.row.task != "embedding" or "token_embeddings" not in case.engine.route().session.outputs:
+            return
+        model, texts = stonnx.SentenceTransformer(case.bundle, device="cpu"), case.texts()
+        items: list[Any] = model.encode(texts, output_value=None)
+        vectors = np.stack([item["sentence_embedding"] for item in items])
+        assert cosines(vectors, case.vectors("default", texts)).min() >= INVARIANT
+        for item, encoding in zip(items, case.engine.route().tokenizer.encode(texts), strict=True):
+            assert len(item["token_embeddings"]) == len(encoding.ids)
+            assert np.isfinite(item["token_embeddings"]).all()
+        if case.manifest.rewrites["first_token"]:
+            first = np.stack([item["token_embeddings"][0] for item in items])
+            assert cosines(first, vectors).min() >= INVARIANT
 
     @pytest.mark.parametrize("companions", [0, 3], ids=["alone", "beside others"])
     def test_a_vector_does_not_depend_on_padding(self, case: Case, companions: int) -> None:

@@ -23,7 +23,15 @@ from stonnx_export.recheck import verify_bundle
 from stonnx_export.sentences import sentences
 from stonnx_export.verify import ToleranceError
 
-FIGURES = ("cosine_mean", "cosine_p1", "cosine_min", "max_abs_difference", "batch_invariance", "invariance_cosine")
+FIGURES = (
+    "cosine_mean",
+    "cosine_p1",
+    "cosine_min",
+    "max_abs_difference",
+    "batch_invariance",
+    "invariance_cosine",
+    "neighbours_overlap",
+)
 
 
 @pytest.fixture(scope="module")

@@ -116,12 +116,13 @@ class TestRemembered:
         with np.load(any_bundle / "probe.npz", allow_pickle=False) as arrays:
             texts = json.loads(bytes(arrays["texts"]))
             vectors = {name: arrays[name] for name in arrays if name != "texts"}
-        assert len(texts) == 4
+        count = 8 if manifest.task == "rerank" else 4
+        assert len(texts) == count
         assert all(len(text) == 2 if manifest.task == "rerank" else isinstance(text, str) for text in texts)
         assert vectors.keys() == {f"route.{name}" for name in manifest.routes}
         for array in vectors.values():
-            assert (array.dtype, array.shape) == (np.float32, (4, 3 if manifest.task == "rerank" else WIDTH))
-            assert len(np.unique(array, axis=0)) == 4
+            assert (array.dtype, array.shape) == (np.float32, (count, 3 if manifest.task == "rerank" else WIDTH))
+            assert len(np.unique(array, axis=0)) == count
 
     def test_a_bundle_without_one_loads(self, bundle: Path, runs: list[str], home: Path) -> None:
         write_manifest(bundle, dataclasses.replace(read_manifest(bundle), probe=None))
@@ -316,6 +317,24 @@ class TestOtherVectors:
         with pytest.raises(ProbeError):
             load(directory)
 
+    def test_logits_are_compared_with_how_much_they_vary(self) -> None:
+        """Those of rerankers are often all about -11: the same error is more where they differ by less."""
+        varying = np.array([[8], [7], [-11], [-10]], dtype=np.float32)
+        near = np.array([[-10.5], [-11], [-10], [-11.5]], dtype=np.float32)
+        error = np.array([[1], [-1], [-1], [1]], dtype=np.float32)
+        assert _probe._closeness("rerank", varying, varying + error) > 0.99
+        assert _probe._closeness("rerank", near, near + error) < 0.9
+        # A shift of all is no change of their order, but their activation shows it.
+        assert _probe._closeness("rerank", varying, varying + 6) < 0.9
+
+    def test_logits_that_are_all_the_same(self) -> None:
+        """As a network of random weights may give: what is left of their differences is noise."""
+        constant = np.full((4, 1), 2, dtype=np.float32)
+        assert _probe._closeness("rerank", constant, constant) == 1
+        assert _probe._closeness("rerank", constant, constant + 1e-4) > 0.9999
+        assert _probe._closeness("rerank", constant, constant + 1) < 0.9
+        assert _probe._closeness("rerank", np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32)) == 1
+
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_numbers_that_are_none(self, bundle: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
         """A broken provider gives these."""
@@ -382,6 +401,35 @@ class TestForms:
         monkeypatch.setattr(session_module, "products_saturate", lambda: True)
         with pytest.raises(ProbeError, match="cosine -1"):
             load(two_forms)
+
+    @pytest.mark.parametrize(("far", "passes"), [(0.2, True), (0.5, False)])
+    def test_exported_on_a_cpu_that_saturates(
+        self, two_forms: Path, monkeypatch: pytest.MonkeyPatch, far: float, passes: bool
+    ) -> None:
+        """There is one form's vectors only, and the other one's are near them."""
+        monkeypatch.setattr(session_module, "products_saturate", lambda: True)
+        safe = load(two_forms)
+        _probe.write(two_forms, safe.manifest, safe.named_routes, safe.named_routes)
+        with np.load(two_forms / _probe.FILE) as arrays:
+            assert sorted(arrays) == ["safe.default", "texts"]
+        list_probe(two_forms, Probe(_probe.FILE, 0.999))
+        load(two_forms)
+
+        def turn(arrays: Arrays) -> None:
+            """By a small angle, from what the full range gives."""
+            vectors = -arrays["safe.default"]
+            across = np.roll(vectors, 1, axis=1)
+            across -= (across * vectors).sum(1, keepdims=True) / np.square(vectors).sum(1, keepdims=True) * vectors
+            across *= np.linalg.norm(vectors, axis=1, keepdims=True) / np.linalg.norm(across, axis=1, keepdims=True)
+            arrays["safe.default"] = (np.cos(far) * vectors + np.sin(far) * across).astype(np.float32)
+
+        edit(two_forms, turn)
+        monkeypatch.setattr(session_module, "products_saturate", lambda: False)
+        if passes:
+            load(two_forms)
+        else:
+            with pytest.raises(ProbeError, match=r"at least 0\.97"):
+                load(two_forms)
 
 
 def _json(value: Any) -> np.ndarray:

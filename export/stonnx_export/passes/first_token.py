@@ -1,21 +1,25 @@
 """The last layer for the first token alone, where the result needs no others.
 
-Requires: a value [B, S, H] of which only the first token is read, as a classifier does. Ensures: what works on each
-token by itself, and is read for that token only, works on [B, 1, H]; attention has the query of that token and the keys
-and values of all. Exact. The product that makes the queries still does so for all tokens: it shares its input with
-those of keys and values, which becomes 8 bits once for all three. Embedding models give their tokens as an output, and
-keep the whole layer.
+Requires: a value [B, S, H] of which only the first token is read, as a classifier or CLS pooling does. Ensures: what
+works on each token by itself, and is read for that token only, works on [B, 1, H]; attention has the query of that
+token and the keys and values of all. Exact. The product that makes the queries still does so for all tokens: it shares
+its input with those of keys and values, which becomes 8 bits once for all three.
+
+Embedding models give their tokens as an output too, for those who ask for them. There, ``or_all`` makes it the first
+``token_limit`` tokens: an input of the graph, by default all.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array, is_causal
+from stonnx_export.graph import GraphBuilder, constant_array, is_causal, last_dimension
 from stonnx_export.passes._result import PassResult
 
 _NAME = "first_token"
+_OUTPUT, _LIMIT = "token_embeddings", "token_limit"
 _TOKEN_WISE = frozenset({"Add", "Sub", "Mul", "Div", "Gelu", "Relu", "Tanh", "Sigmoid", "LayerNormalization", "MatMul"})
 
 
@@ -40,6 +44,30 @@ def run(model: ir.Model) -> PassResult:
         fired += len(chosen)
     RemoveUnusedNodesPass()(model)
     return PassResult(_NAME, fired)
+
+
+def or_all(model: ir.Model) -> PassResult:
+    """Rewrite an embedding model in place, so that a caller chooses between the first token and all of them.
+
+    ``fired`` counts as above. The output ``token_embeddings`` becomes [B, min(S, token_limit), H]. For the CPU: other
+    providers want to know their shapes in advance.
+    """
+    graph = model.graph
+    tokens = next((value for value in graph.outputs if value.name == _OUTPUT), None)
+    reader = next(iter(tokens.uses())).node if tokens is not None and len(tokens.uses()) == 1 else None
+    if tokens is None or reader is None or reader.op_type != "Gather" or not _reads_first_token(reader):
+        return PassResult(_NAME, 0)
+    graph.sort()
+    chosen = _for_first_token_only(graph, reader, tokens)
+    if chosen:
+        op = GraphBuilder(graph, before=reader)
+        limit = op.optional_input(_LIMIT, np.array([np.iinfo(np.int64).max]), (1,))
+        some = _narrow(graph, chosen, tokens, reader, limit)
+        reader.replace_input_with(0, some)
+        op.name_output(some, _OUTPUT, ("batch", "tokens", last_dimension(tokens)))
+        graph.outputs[list(graph.outputs).index(tokens)] = some
+        RemoveUnusedNodesPass()(model)
+    return PassResult(_NAME, len(chosen))
 
 
 def _reads_first_token(node: ir.Node) -> bool:
@@ -72,14 +100,14 @@ def _is_token_wise(node: ir.Node | None) -> bool:
     return node.op_type in _TOKEN_WISE
 
 
-def _for_first_token_only(graph: ir.Graph, reader: ir.Node) -> list[ir.Node]:
-    """The operators, in order, whose results nobody needs but ``reader``, for the first token."""
+def _for_first_token_only(graph: ir.Graph, reader: ir.Node, output: ir.Value | None = None) -> list[ir.Node]:
+    """The operators, in order, whose results nobody needs but ``reader``, for the first token, and one output."""
     chosen: set[ir.Node] = set()
     for node in reversed(graph):
         value = node.outputs[0] if len(node.outputs) == 1 else None
         if value is None or value.shape is None or len(value.shape) != 3 or not _is_token_wise(node):
             continue
-        if value.is_graph_output():
+        if value.is_graph_output() and value is not output:
             continue
         uses = list(value.uses())
         if uses and all(use.node is reader or (use.node in chosen and _is_narrowed(use.node, use.idx)) for use in uses):
@@ -92,14 +120,17 @@ def _is_narrowed(node: ir.Node, index: int) -> bool:
     return node.op_type != "Attention" and not (node.op_type == "MatMul" and index == 1)
 
 
-def _narrow(graph: ir.Graph, chosen: list[ir.Node], states: ir.Value, reader: ir.Node) -> ir.Value:
-    """Build the operators for the first token; the first token of ``states`` [B, 1, H]."""
+def _narrow(
+    graph: ir.Graph, chosen: list[ir.Node], states: ir.Value, reader: ir.Node, limit: ir.Value | None = None
+) -> ir.Value:
+    """Build the operators for the first token, or the first ``limit``; these tokens of ``states`` [B, 1, H]."""
     op = GraphBuilder(graph, before=reader)
+    count: int | str = 1 if limit is None else "tokens"
     narrow: dict[ir.Value, ir.Value] = {}
 
     def first(value: ir.Value) -> ir.Value:
         if value not in narrow:
-            narrow[value] = value if _is_the_same_for_all_tokens(value) else _first(op, value)
+            narrow[value] = value if _is_the_same_for_all_tokens(value) else _first(op, value, limit, count)
         return narrow[value]
 
     for node in chosen:
@@ -112,7 +143,7 @@ def _narrow(graph: ir.Graph, chosen: list[ir.Node], states: ir.Value, reader: ir
         result = getattr(op, node.op_type)(*inputs, _domain=node.domain, **attributes)
         value = node.outputs[0]
         assert value.shape is not None
-        result.shape, result.type = ir.Shape((value.shape[0], 1, value.shape[2])), value.type
+        result.shape, result.type = ir.Shape((value.shape[0], count, value.shape[2])), value.type
         narrow[value] = result
     return narrow[states]
 
@@ -121,13 +152,14 @@ def _is_the_same_for_all_tokens(value: ir.Value) -> bool:
     return value.shape is not None and (len(value.shape) < 2 or value.shape[-2] == 1)
 
 
-def _first(op: GraphBuilder, value: ir.Value) -> ir.Value:
-    """The first token of a value, whose tokens are in the last dimension but one, or in the second of three."""
+def _first(op: GraphBuilder, value: ir.Value, limit: ir.Value | None, count: int | str) -> ir.Value:
+    """The first tokens of a value, whose tokens are in the last dimension but one, or in the second of three."""
     axis = 1 if value.shape is None else len(value.shape) - 2
-    first = op.Slice(value, op.vector([0]), op.vector([1]), op.vector([axis]))
+    end = op.vector([1]) if limit is None else limit
+    first = op.Slice(value, op.vector([0]), end, op.vector([axis]))
     if value.shape is not None:
-        dimensions = list(value.shape)
-        dimensions[axis] = 1
+        dimensions: list[int | str | ir.SymbolicDim] = list(value.shape)
+        dimensions[axis] = count
         first.shape = ir.Shape(dimensions)
     first.type = value.type
     return first

@@ -91,10 +91,11 @@ def _name_by_module(graph: ir.Graph) -> None:
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         value = node.outputs[0]
-        if len(scopes) < 2 or value.is_graph_output():
+        # The last scope is torch's operator; the first module of a path is _Network's `model`.
+        module = scopes[-2].split(".") if len(scopes) > 1 else []
+        if module[:1] != ["model"] or value.is_graph_output():
             continue
-        # The last scope is torch's operator; the first module of the path is _Network's.
-        name = f"{scopes[-2].removeprefix('model').removeprefix('.')}/{node.op_type}".removeprefix("/")
+        name = f"{'.'.join(module[1:])}/{node.op_type}".removeprefix("/")
         counts[name] = counts.get(name, 0) + 1
         value.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Build
+from conftest import Build, TracedOnce
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer, WeightedLayerPooling
 
@@ -56,3 +56,17 @@ def test_hidden_states_of_all_layers(build_small: Build, tmp_path: Path) -> None
     np.testing.assert_allclose(ours.encode(TEXTS), expected, atol=1e-5)
     last = SentenceTransformer(modules=[model[0], Pooling(32, "mean")], device="cpu").encode(TEXTS)
     assert np.abs(last - expected).max() > 0.01
+
+
+def test_layers_are_named_by_their_modules(tiny_original: TracedOnce) -> None:
+    """So that a report can name those that lose most."""
+    products = [node for node in tiny_original.graph("default").graph if node.op_type == "MatMul"]
+    assert [product.outputs[0].name for product in products][:7] == [
+        "encoder.layer.0.attention.self.query/MatMul",
+        "encoder.layer.0.attention.self.key/MatMul",
+        "encoder.layer.0.attention.self.value/MatMul",
+        "encoder.layer.0.attention.output.dense/MatMul",
+        "encoder.layer.0.intermediate.dense/MatMul",
+        "encoder.layer.0.output.dense/MatMul",
+        "encoder.layer.1.attention.self.query/MatMul",
+    ]

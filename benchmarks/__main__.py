@@ -36,6 +36,8 @@ _STARTS = 3
 # Of the time that the whole run may take, when the turns of each task end. The rest is for start-up and sizes.
 _SHARE_OF_TIME: dict[Task, float] = {"embedding": 0.7, "rerank": 0.8, "sparse": 0.9}
 _FEWEST_ROUNDS = 3
+# Of the best rate so far: larger batches are not tried behind one that is slower than this.
+_CLEARLY_SLOWER = 0.85
 
 
 @dataclass
@@ -143,12 +145,17 @@ def take_turn(worker: Worker, workload: Workload, batching: Batching) -> float |
 
 
 def calibrate(worker: Worker, workload: Workload) -> Batching:
-    """The fastest way to batch a workload: all are tried, the best two once more, and the best also on one stream."""
+    """The fastest way to batch a workload: small batches first, as long as larger ones are not clearly slower; the best
+    two once more, and the best also on one stream."""
 
     def rate(batching: Batching) -> float:
         return float(worker.ask("rate", workload=workload.name, batching=batching))
 
-    tried = [(rate(batching), batching) for batching in worker.system.batching]
+    tried: list[tuple[float, Batching]] = []
+    for batching in worker.system.batching:
+        tried.append((rate(batching), batching))
+        if tried[-1][0] < _CLEARLY_SLOWER * max(found for found, _ in tried):
+            break
     tried.sort(key=lambda pair: -pair[0])
     if len(tried) > 1:
         again = [batching for _, batching in tried[:2]]

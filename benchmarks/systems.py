@@ -44,9 +44,7 @@ WORKLOADS = (
 Batching = Mapping[str, int]
 # What calibration chooses from: texts a batch, or padded tokens a batch with a stream for each core.
 BATCH_SIZES: tuple[Batching, ...] = tuple({"batch_size": size} for size in (8, 16, 32, 64, 128))
-TOKEN_BUDGETS: tuple[Batching, ...] = tuple(
-    {"tokens": tokens, "streams": CORES} for tokens in (256, 512, 1024, 2048, 4096)
-)
+TOKEN_BUDGETS: tuple[Batching, ...] = tuple({"tokens": tokens, "streams": CORES} for tokens in (256, 512, 1024, 2048))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ TooLong = Literal["truncate", "warn", "error"]
 # to find texts of equal length, and small enough to bound memory.
 _FIRST_WINDOW = 128
 _WINDOW = 1024
-_WINDOW_CHARACTERS = 1 << 20
+_WINDOW_CHARACTERS = 1 << 18
 # Where nobody reads the tokens, a graph that has the choice computes the last layer for the first one alone.
 _FIRST_TOKEN = np.ones(1, dtype=np.int64)
 # Copies of results that are made at a time for texts that occur several times.
@@ -83,7 +83,7 @@ class Engine:
     - for each thread the activations of one run, of at most ``max_batch_tokens`` tokens or what ``batch_size`` stands
       for, and its outputs, at most 8 MB of vectors. onnxruntime takes up to twice as much, and keeps what a larger run
       took until :meth:`LoadedRoute.trim`, except that of a single text over the budget;
-    - two windows of texts that are tokenized, of a million characters each, or one text that is longer;
+    - two windows of texts that are tokenized, of 262,144 characters each (some 100 bytes for each), or one longer text;
     - the results, and those of two or three runs for each thread that nobody has taken yet. ``reduce`` makes these
       small in the thread that ran them.
 

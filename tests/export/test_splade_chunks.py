@@ -38,13 +38,16 @@ def test_pieces_give_the_same_weights(run, monkeypatch: pytest.MonkeyPatch, chun
     monkeypatch.setattr(splade_chunks, "CHUNK", chunk)
     generator = np.random.default_rng(1)
     states = generator.normal(size=(4, 6, HIDDEN)).astype(np.float32)
-    mask = (np.arange(6) < np.array([[6], [1], [3], [5]])).astype(np.int64)
+    # The last text has no token.
+    mask = (np.arange(6) < np.array([[6], [1], [3], [0]])).astype(np.int64)
     expected = run(build(), states=states, attention_mask=mask)[0]
     model = build()
     assert splade_chunks.run(model).fired == 1
     assert sum(node.op_type == "MatMul" for node in model.graph) == -(-VOCABULARY // chunk)
     result = run(model, states=states, attention_mask=mask)[0]
     assert np.abs(expected - result).max() <= 1e-6
+    assert not result[3].any()
+    assert result[:3].any(axis=1).all()
     # The padding is not just ignored by chance: unmasked, the result is another.
     assert np.abs(expected - run(model, states=states, attention_mask=np.ones_like(mask))[0]).max() > 1e-2
 

@@ -180,7 +180,7 @@ def pool(op: GraphBuilder, module: modules.Pooling, tokens: ir.Value, mask: ir.V
         positions = op.Range(op.scalar(0), op.Squeeze(width), op.scalar(1))
         kept = op.Cast(op.GreaterOrEqual(positions, prompt_length), to=ir.DataType.INT64)
         used = op.Mul(mask, kept)
-    poolings = _POOLINGS if used is not mask else _POOLINGS | {"cls": _first_of_all}
+    poolings = _POOLINGS if used is mask else _POOLINGS | {"cls": _first_used}
     vectors = [poolings[mode](op, tokens, used) for mode in module.modes]
     return vectors[0] if len(vectors) == 1 else op.Concat(*vectors, axis=-1)
 
@@ -216,12 +216,12 @@ def _max(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
     return op.ReduceMax(op.Where(kept, tokens, lowest), op.vector([1]), keepdims=0)
 
 
-def _first_of_all(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
+def _first(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
     # Padding is on the right.
     return op.Gather(tokens, op.scalar(0), axis=1)
 
 
-def _first(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
+def _first_used(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
     # The first token that counts, behind an excluded prompt.
     index = op.ArgMax(op.Cast(mask, to=ir.DataType.INT32), axis=1, keepdims=1)
     return op.Squeeze(op.GatherND(tokens, op.Unsqueeze(index, op.vector([2])), batch_dims=1), op.vector([1]))

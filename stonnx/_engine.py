@@ -83,7 +83,7 @@ class Engine:
     - for each thread the activations of one run, of at most ``max_batch_tokens`` tokens or what ``batch_size`` stands
       for, and its outputs, at most 8 MB of vectors. onnxruntime takes up to twice as much, and keeps what a larger run
       took until :meth:`LoadedRoute.trim`, except that of a single text over the budget;
-    - two windows of texts that are tokenized, of 262,144 characters each (some 100 bytes for each), or one longer text;
+    - two windows of texts that are tokenized, of 262,144 characters each, or one text that is longer;
     - the results, and those of two or three runs for each thread that nobody has taken yet. ``reduce`` makes these
       small in the thread that ran them.
 

@@ -213,11 +213,11 @@ def _padded(route: LoadedRoute, task: Task, texts: list[Text]) -> npt.NDArray[np
     """The bundle's vectors or logits of the first texts, alone, with 0, 64, 256 tokens of padding: [3, texts, dim]."""
     tokenizer = route.tokenizer
     limit = tokenizer.max_seq_length or _LONGEST
+    batches = [tokenizer.pad([encoding]) for encoding in tokenizer.encode(texts[: len(_TEXTS)])]
     results = []
     for padding in (0, *_PADDINGS):
         rows = []
-        for encoding in tokenizer.encode(texts[: len(_TEXTS)]):
-            batch = tokenizer.pad([encoding])
+        for batch in batches:
             more = ((0, 0), (0, min(padding, max(0, limit - batch.input_ids.shape[1]))))
             fill = route.spec.tokenizer
             feeds: dict[str, npt.NDArray[np.int64] | None] = {

@@ -190,6 +190,16 @@ def vector_added(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
     return (first, second) if _is_vector(second) else (second, first) if _is_vector(first) else None
 
 
+def bias_behind(product: ir.Node) -> tuple[ir.Node, int] | None:
+    """The addition of a constant vector that alone reads a product, and which of its inputs that is; else None."""
+    add = only_use(product.outputs[0])
+    if add is None or add.op_type != "Add":
+        return None
+    index = 1 if add.inputs[0] is product.outputs[0] else 0
+    bias = add.inputs[index]
+    return (add, index) if bias is not None and _is_vector(bias) else None
+
+
 def _is_vector(value: ir.Value) -> bool:
     array = constant_array(value)
     return array is not None and array.ndim == 1

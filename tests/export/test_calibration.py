@@ -15,7 +15,14 @@ from zoo.tokenizers import build_tokenizer
 from stonnx import cli
 from stonnx._errors import InvalidArgumentError
 from stonnx_export import calibration, export
-from stonnx_export.calibration import channel_ranges, random_sequences, read_texts, text_sequences
+from stonnx_export.calibration import (
+    channel_ranges,
+    random_sequences,
+    read_texts,
+    second_moments,
+    text_sequences,
+    tokens,
+)
 from stonnx_export.original import OriginalTokenizer
 
 LINES = [f"Line {number} of a file." for number in range(16)]
@@ -51,8 +58,13 @@ class TestRandomSequences:
             inner += sequence[len(front) : len(sequence) - len(back)]
         size = backend.get_vocab_size(with_added_tokens=False)
         assert set(inner) <= set(range(size))
-        # All over the vocabulary: of each tenth about a tenth.
-        counts = np.histogram(inner, bins=10, range=(0, size))[0] / len(inner)
+        # An eighth is punctuation. The others are from all over the vocabulary: of each tenth about a tenth.
+        backend.no_padding()
+        marks = set(backend.encode(". , ? ! : ; - ' \" ( )", add_special_tokens=False).ids)
+        assert np.mean([number in marks for number in inner]) == pytest.approx(1 / 8, abs=0.03)
+        assert backend.encode("a.", add_special_tokens=False).ids[-1] in inner
+        others = [number for number in inner if number not in marks]
+        counts = np.histogram(others, bins=10, range=(0, size))[0] / len(others)
         np.testing.assert_allclose(counts, 0.1, atol=0.02)
 
     def test_always_the_same(self) -> None:
@@ -193,6 +205,25 @@ class TestRanges:
             np.testing.assert_allclose(ranges[name], array, rtol=1e-6)
         assert {len(array) for array in ranges.values()} == {HIDDEN, 2 * HIDDEN}
 
+    @pytest.mark.parametrize("even", [False, True])
+    def test_the_moments_of_all_tokens(self, even: bool) -> None:
+        model = encoder()
+        values = [node.inputs[0] for node in nodes_of(model, "MatMul")]
+        rng = np.random.default_rng(0)
+        scales = {value: rng.uniform(0.5, 2, value.shape[-1]).astype(np.float32) if even else None for value in values}
+        moments = second_moments(model, scales, self.SEQUENCES)
+        for value, scale in scales.items():
+            rows = [arrays[str(value.name)] for arrays in tokens(model, [value], self.SEQUENCES)]
+            assert [len(row) for row in rows] == [len(sequence) for sequence in self.SEQUENCES]
+            x = np.concatenate(rows).astype(np.float64) / (1 if scale is None else scale)
+            np.testing.assert_allclose(moments[str(value.name)], x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+
+    def test_a_value_that_is_an_output_of_the_graph(self) -> None:
+        model = encoder()
+        output = model.graph.outputs[0]
+        assert len(next(iter(tokens(model, [output], self.SEQUENCES)))[str(output.name)]) == 3
+        assert list(model.graph.outputs) == [output]
+
     @pytest.mark.parametrize("fails", [False, True])
     def test_the_graph_stays_as_it_is(self, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         model = encoder()
@@ -205,6 +236,5 @@ class TestRanges:
         else:
             channel_ranges(model, values, self.SEQUENCES)
         after = ir.to_proto(model)
-        # The zeros and ones that the ranges took stay as initializers, which no node reads.
         assert after.graph.node == before.graph.node
         assert after.graph.output == before.graph.output

@@ -26,6 +26,7 @@ import stonnx
 from stonnx._bundle import Manifest, read_manifest, verify_files
 from stonnx._errors import ExportError, FidelityError, InvalidArgumentError
 from stonnx_export import RECIPES, export, pipeline, quantize
+from stonnx_export.calibration import tokens
 from stonnx_export.checkpoint import read_checkpoint
 from stonnx_export.graph import constant_array
 from stonnx_export.passes import quantize_products
@@ -91,6 +92,7 @@ class TestQuantization:
 
     def test_the_worst_go_first_an_eighth_a_quarter_a_half(self, model: ir.Model) -> None:
         quantization = Quantization(model, SEQUENCES)
+        assert quantization.keep_more()  # every token has a scale of its own
         assert (quantization.kept, quantization.worst) == ((), None)
         errors, kept = [self.error(model, quantization)], []
         while quantization.keep_more():
@@ -107,10 +109,12 @@ class TestQuantization:
 
     def test_kept_layers_stay_products_of_float32(self, model: ir.Model) -> None:
         quantization = Quantization(model, SEQUENCES)
-        quantization.keep_more()
+        while not quantization.kept:
+            quantization.keep_more()
         built, results, safe = quantization.apply()
-        products, tables, rows = results
-        assert (products.name, tables.name, rows.name) == ("quantize_products", "quantize_tables", "flat_tokens")
+        products = results[0]
+        names = [result.name for result in results]
+        assert names == ["quantize_products", "fast_gelu", "quantize_tables", "flat_tokens"]
         assert {text.partition(":")[0] for text in products.declined} == set(quantization.kept)
         assert [str(node.outputs[0].name) for node in nodes_of(built, "MatMul")].count(quantization.worst) == 1
         assert products.fired + len(nodes_of(built, "MatMul")) == 3 * 6
@@ -122,6 +126,50 @@ class TestQuantization:
         while quantization.keep_more(lambda done, total: seen.append((done, total))):
             pass
         assert seen == [(number, 12) for number in range(1, 13)]
+
+    def test_static_scales_behind_norms(self, model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The inputs of attention and of the feed-forward network, as long as that costs their products little."""
+        monkeypatch.setattr(quantize, "_STATIC_NOISE", 1.0)
+        every = Quantization(model, SEQUENCES)
+        built, results, safe = every.apply()
+        scales = [node.inputs[1] for node in nodes_of(built, "QuantizeLinear")]
+        assert [scale.is_initializer() for scale in scales] == [True, False, True, False] * 3
+        assert results[1].fired == 0  # the products have taken the biases in front of GELU
+        assert {str(scale.name) for scale in scales if scale.is_initializer()} < set(safe)
+        norms = nodes_of(model, "LayerNormalization")
+        peaks = [
+            np.concatenate([a[str(norm.outputs[0].name)] for a in tokens(model, [norm.outputs[0]], SEQUENCES)])
+            for norm in norms[:-1]
+        ]
+        smoothed = [constant_array(norm.inputs[1]) for norm in nodes_of(built, "LayerNormalization")]
+        for scale, values, norm, gamma in zip(scales[::2], peaks, norms, smoothed, strict=False):
+            even = np.abs(values).max(axis=0) * gamma / constant_array(norm.inputs[1])
+            assert 127 * float(constant_array(scale)) == pytest.approx(float(even.max()), rel=1e-4)
+        monkeypatch.setattr(quantize, "_STATIC_NOISE", 0.0)
+        built, results, _ = Quantization(model, SEQUENCES).apply()
+        assert not any(node.inputs[1].is_initializer() for node in nodes_of(built, "QuantizeLinear"))
+        assert results[1].fired == 3
+        # Where the whole is refused, they go before a layer does.
+        assert every.keep_more()
+        again = every.apply()[0]
+        assert [node.op_type for node in again.graph] == [node.op_type for node in built.graph]
+        assert every.kept == ()
+
+    def test_wide_products_are_rounded_to_the_nearest_step(
+        self, model: ir.Model, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And all others are not, in whatever order their moments are taken."""
+        found = {}
+        for limit, memory in ((32, 1 << 29), (64, 1), (64, 1 << 29)):
+            monkeypatch.setattr(quantize, "_MOST_INPUTS", limit)
+            monkeypatch.setattr(quantize, "_MOMENTS", memory)
+            built, _, _ = Quantization(model, SEQUENCES).apply()
+            found[limit, memory] = [constant_array(node.inputs[1]) for node in nodes_of(built, "MatMulIntegerToFloat")]
+        for one, other in zip(found[64, 1], found[64, 1 << 29], strict=True):
+            np.testing.assert_array_equal(one, other)
+        same = [np.array_equal(*pair) for pair in zip(found[32, 1 << 29], found[64, 1], strict=True)]
+        # The moments of the hostile layer are those of one neuron, which goes together with nothing.
+        assert same == [*[True] * 5, False, *[True] * 6, *[True] * 5, False]
 
     def test_the_graph_stays_as_it_is(self, model: ir.Model) -> None:
         operators = [(node.op_type, [value.name for value in node.outputs]) for node in model.graph]
@@ -141,7 +189,7 @@ class TestQuantization:
         kept = []
         while quantization.keep_more():
             kept.append(len(quantization.kept))
-        assert kept == [1, 2]
+        assert kept == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +295,7 @@ class TestMixedPrecision:
         assert not list(tmp_path.iterdir())
         stages = [line.partition(" ...")[0] for line in capsys.readouterr().err.splitlines()]
         again = ["writing the files", "verifying against the original", "finding the layers that lose most"]
-        assert stages[3:] == ["calibrating", *again * 4]
+        assert stages[3:] == ["calibrating", *again * 5]
 
     def test_more_precision_is_tried_for_figures_only(
         self, hostile_checkpoint: Path, hostile_once: TracedOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -179,6 +179,101 @@ class TestArithmetic:
             assert 2 * (zero_point + steps) * 127 < 2**15
 
 
+def with_static_scale(before: ir.Model, peak: float) -> tuple[ir.Model, Quantizer]:
+    """The graph with every product in 8 bits of one scale, for values up to the peak."""
+    model = before.clone()
+    ranges = {str(group.input.name): np.ones(int(group.input.shape[-1]), np.float32) for group in groups(model)}
+    quantizer = Quantizer(ranges, static={group.name: peak for group in groups(model)})
+    quantizer.run(model)
+    model.graph.sort()
+    return model, quantizer
+
+
+class TestStaticScale:
+    WEIGHT = random(np.random.default_rng(4), HIDDEN, WIDTH)
+    BIAS = random(np.random.default_rng(5), WIDTH)
+    PEAK = 4.0
+
+    def model(self, *, bias: bool = True, read_twice: bool = False) -> ir.Model:
+        """x W + b of tokens x, and where it is read twice x W as well."""
+        model, op, (tokens,) = graph_of(("tokens", ir.DataType.FLOAT, (*TOKENS, HIDDEN)))
+        result = shaped(op.MatMul(tokens, op.constant(self.WEIGHT, "weight")), *TOKENS, WIDTH)
+        outputs = [op.Add(op.constant(self.BIAS, "bias"), result)] if bias else [result]
+        outputs += [result] if read_twice else []
+        model.graph.outputs.extend(
+            shaped(op.Identity(shaped(output, *TOKENS, WIDTH)), *TOKENS, WIDTH) for output in outputs
+        )
+        return model
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("safe", [False, True], ids=["full range", "saturation-safe"])
+    def test_equals_numpy(self, safe: bool, bias: bool) -> None:
+        model, quantizer = with_static_scale(self.model(bias=bias), self.PEAK)
+        if safe:
+            model = made_safe(model, quantizer.saturation_safe)
+        steps, zero_point = (63, 64) if safe else (127, 128)
+        tokens = rows()
+        scale = np.float32(self.PEAK / steps)
+        # What is larger than anything in calibration is cut off where the codes end.
+        codes = np.clip(np.rint(tokens / scale) + zero_point, 0, 255).astype(np.int64)
+        columns, column_scale = rounded_weight(self.WEIGHT)
+        expected = ((codes - zero_point) @ columns) * scale * column_scale + (self.BIAS if bias else 0)
+        (result,) = run_as_it_is(model, tokens=tokens)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-4)
+        operators = [node.op_type for node in model.graph]
+        assert not {"Add", "Abs", "ReduceMax", "MatMul"} & set(operators)
+
+    def test_a_token_is_quantized_by_itself(self) -> None:
+        model, _ = with_static_scale(self.model(), self.PEAK)
+        tokens = rows()
+        (together,) = run_as_it_is(model, tokens=tokens)
+        for place in range(12):
+            (alone,) = run_as_it_is(model, tokens=tokens[:1, place : place + 1])
+            np.testing.assert_array_equal(alone[0, 0], together[0, place])
+
+    def test_a_bias_stays_where_others_read_the_product_without_it(self) -> None:
+        model, _ = with_static_scale(self.model(read_twice=True), self.PEAK)
+        assert len(nodes_of(model, "Add")) == 1
+        biased, plain = run_as_it_is(model, tokens=rows())
+        np.testing.assert_allclose(biased, plain + self.BIAS, rtol=1e-6, atol=1e-6)
+
+    def test_a_bias_whose_sum_is_an_output_stays(self) -> None:
+        before = self.model()
+        before.graph.outputs[0].producer().inputs[0].name = "sum"
+        before.graph.outputs[:] = [before.graph.outputs[0].producer().inputs[0]]
+        model, _ = with_static_scale(before, self.PEAK)
+        assert [output.name for output in model.graph.outputs] == ["sum"]
+        assert len(nodes_of(model, "Add")) == 1
+
+    def test_every_scale_has_its_own_safe_value(self) -> None:
+        before = encoder(layers=2)
+        names = [group.name for group in groups(before)]
+        model = before.clone()
+        peaks = {name: float(number) for number, name in enumerate(names, start=1)}
+        quantizer = Quantizer(_ranges(model), static=peaks)
+        quantizer.run(model)
+        scales = {name: scalar.value for name, scalar in quantizer.saturation_safe.items() if "_int8_scale_" in name}
+        assert len(scales) == len(names) == 8
+        kinds = [quantize_products.range_of(group) for group in groups(before)]
+        expected = [np.float32(peak / kind.safe_steps) for peak, kind in zip(peaks.values(), kinds, strict=True)]
+        assert sorted(scales.values()) == sorted(map(float, expected))
+        for name, scalar in quantizer.saturation_safe.items():
+            assert constant_array(model.graph.initializers[name]).dtype == scalar.dtype
+
+
+def test_codes_that_are_given() -> None:
+    """Instead of those of the nearest steps, with the same scales of columns."""
+    before = product(identity, TestArithmetic.WEIGHT)
+    name = groups(before)[0].name
+    codes = np.random.default_rng(0).integers(-127, 128, (HIDDEN, WIDTH)).astype(np.int8)
+    model = before.clone()
+    Quantizer(_ranges(model), codes={name: codes}).run(model)
+    model.graph.sort()
+    (node,) = nodes_of(model, "MatMulIntegerToFloat")
+    np.testing.assert_array_equal(constant_array(node.inputs[1]), codes)
+    np.testing.assert_array_equal(constant_array(node.inputs[3]), rounded_weight(TestArithmetic.WEIGHT)[1])
+
+
 def shaped_values(part: Part, tokens: np.ndarray) -> np.ndarray:
     """What a graph computes in front of its product."""
     model, op, (values,) = graph_of(("tokens", ir.DataType.FLOAT, (*TOKENS, HIDDEN)))

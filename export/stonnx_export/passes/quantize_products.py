@@ -1,8 +1,10 @@
-"""Token-wise matrix products in 8 bits, with one scale for each token.
+"""Token-wise matrix products in 8 bits, with a scale for each token or one for all there will ever be.
 
 Requires: products ``x W`` of float32 tokens [B, S, K] with a constant W [K, N]. Ensures: each such product that is
 large enough to matter is ``MatMulIntegerToFloat`` of uint8 tokens and an int8 W with a scale for each column. The
-scale of a token is that token's own, so its vector depends neither on the texts beside it nor on padding.
+scale of a token is its own, or static, a constant of the graph: its vector depends neither on the texts beside it nor
+on padding. A static scale needs no pass over the values to find it and none over the product to apply it, and the
+bias goes into the product.
 
 The channels of x are evened out first, where that is free (``smooth_channels``).
 
@@ -21,7 +23,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from stonnx._bundle import Scalar
-from stonnx_export.graph import GraphBuilder, constant_array, last_dimension
+from stonnx_export.graph import GraphBuilder, bias_behind, constant_array, last_dimension
 from stonnx_export.passes import smooth_channels
 from stonnx_export.passes._result import PassResult
 from stonnx_export.passes.quantize_tables import is_quantizable, quantize_rows, quantized_table
@@ -88,11 +90,15 @@ def groups(model: ir.Model) -> list[Group]:
 class Quantizer:
     """Quantizes the groups of a graph, all but those named in ``keep``.
 
-    ``ranges`` has the largest magnitude of each channel, [K], by the name of the group's input.
+    ``ranges`` has the largest magnitude of each channel, [K], by the name of the group's input. ``static`` has the
+    largest magnitude of all tokens, evened out, of each group that gets a static scale, by the group's name. ``codes``
+    has the weights in 8 bits, [K, N], by the name of the product's result; the others are rounded to the nearest step.
     """
 
     ranges: Mapping[str, npt.NDArray[np.float32]]
     keep: Collection[str] = ()
+    static: Mapping[str, float] = field(default_factory=dict)
+    codes: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
     # Filled by the pass: what replaces which initializer where sums of two products could saturate.
     saturation_safe: dict[str, Scalar] = field(default_factory=dict)
     _shared: dict[tuple[object, ...], ir.Value] = field(default_factory=dict, init=False, repr=False)
@@ -105,15 +111,16 @@ class Quantizer:
         chosen = [group for group in every if group.name not in self.keep]
         declined = [f"{group.name}: kept in float32 for accuracy" for group in every if group.name in self.keep]
         # Before the first product is quantized: evening out the input of one can change the weights of another.
-        scales = [self._smooth(graph, group) for group in chosen]
+        scales = [self.smooth(graph, group) for group in chosen]
         for group, smooth in zip(chosen, scales, strict=True):
             self._quantize(GraphBuilder(graph, before=group.products[0]), group, smooth)
             fired += len(group.products)
         RemoveUnusedNodesPass()(model)
         return PassResult(_NAME, fired, tuple(declined))
 
-    def _smooth(self, graph: ir.Graph, group: Group) -> smooth_channels.Scales | None:
-        if any(_rows_of_table(product) is not None for product in group.products):
+    def smooth(self, graph: ir.Graph, group: Group) -> smooth_channels.Scales | None:
+        """Even out the input of a group; its products are still to be multiplied by the scales [K]."""
+        if any(rows_of_table(product) is not None for product in group.products):
             return None  # the embeddings read the same table, unscaled
         return smooth_channels.smooth(graph, group.input, group.products, self.ranges[str(group.input.name)])
 
@@ -121,7 +128,27 @@ class Quantizer:
         values, channels = group.input, last_dimension(group.input)
         leading = op.Shape(values, end=2)
         flat = op.Reshape(values, op.vector([-1, channels]))
-        chosen = _range_of(group)
+        static = group.name in self.static
+        quantize = self._static_codes if static else self._codes_of_tokens
+        codes, scale, zero_point = quantize(op, flat, group)
+        for product in group.products:
+            weight, weight_scale, width = self._weight(op, product, smooth)
+            operands: list[ir.Value | None] = [codes, weight, scale, weight_scale, zero_point]
+            replaced = product.outputs[0]
+            biased = bias_behind(product) if static else None  # scales of tokens would multiply a bias too
+            if biased is not None and not biased[0].outputs[0].is_graph_output():
+                add, index = biased
+                operands += [None, add.inputs[index]]
+                replaced = add.outputs[0]
+            result = op.MatMulIntegerToFloat(*operands, _domain=_DOMAIN)
+            shape = op.Concat(leading, op.vector([width]), axis=0)
+            result = op.Reshape(result, shape)
+            result.shape, result.type = replaced.shape, replaced.type
+            replaced.replace_all_uses_with(result)
+
+    def _codes_of_tokens(self, op: GraphBuilder, flat: ir.Value, group: Group) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """The codes of tokens [tokens, K], each with a scale of its own, [tokens, 1], and their zero point."""
+        chosen = range_of(group)
         # Scales of values that are bounded from below have initializers of their own.
         kind = "" if chosen.symmetric else f"_above_{chosen.lowest:g}"
         peak = op.ReduceMax(op.Abs(flat) if chosen.symmetric else flat, op.vector([1]), keepdims=1)
@@ -130,18 +157,23 @@ class Quantizer:
         if chosen.lowest:
             least = (chosen.lowest / chosen.zero_point, chosen.lowest / chosen.safe_zero_point)
             scale = op.Max(scale, self._scalar(op, "least_scale", np.float32, *least))
-        zero_point = self._scalar(op, f"zero_point{kind}", np.uint8, chosen.zero_point, chosen.safe_zero_point)
+        zero_point = self._zero_point(op, chosen)
         zero_points = self._zero_points(op, zero_point, scale, group.input)
         # A row is one block: its scale [tokens, 1] serves the product too.
-        codes = op.QuantizeLinear(flat, scale, zero_points, axis=1, block_size=channels)
-        for product in group.products:
-            weight, weight_scale, width = _weight(op, product, smooth)
-            result = op.MatMulIntegerToFloat(codes, weight, scale, weight_scale, zero_point, _domain=_DOMAIN)
-            shape = op.Concat(leading, op.vector([width]), axis=0)
-            result = op.Reshape(result, shape)
-            replaced = product.outputs[0]
-            result.shape, result.type = replaced.shape, replaced.type
-            replaced.replace_all_uses_with(result)
+        codes = op.QuantizeLinear(flat, scale, zero_points, axis=1, block_size=last_dimension(group.input))
+        return codes, scale, zero_point
+
+    def _static_codes(self, op: GraphBuilder, flat: ir.Value, group: Group) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """The codes of tokens [tokens, K] with one scale, and their zero point."""
+        chosen, peak = range_of(group), self.static[group.name]
+        name = f"scale_{len([name for name in self.saturation_safe if '_int8_scale_' in name])}"
+        scale = self._scalar(op, name, np.float32, peak / chosen.steps, peak / chosen.safe_steps)
+        zero_point = self._zero_point(op, chosen)
+        return op.QuantizeLinear(flat, scale, zero_point), scale, zero_point
+
+    def _zero_point(self, op: GraphBuilder, chosen: Range) -> ir.Value:
+        kind = "" if chosen.symmetric else f"_above_{chosen.lowest:g}"
+        return self._scalar(op, f"zero_point{kind}", np.uint8, chosen.zero_point, chosen.safe_zero_point)
 
     def _zero_points(self, op: GraphBuilder, zero_point: ir.Value, scale: ir.Value, tokens: ir.Value) -> ir.Value:
         """The zero point of every token [tokens, 1]; values with the same symbolic shape share it."""
@@ -151,6 +183,26 @@ class Quantizer:
             self._shared[key] = op.Expand(zero_point, op.Shape(scale))
         return self._shared[key]
 
+    def _weight(
+        self, op: GraphBuilder, product: ir.Node, smooth: npt.NDArray[np.float32] | None
+    ) -> tuple[ir.Value, ir.Value, int]:
+        """int8 codes [K, N] of a product's weight, the scale [N] of each column, and N."""
+        weight = constant_array(product.inputs[1])
+        assert weight is not None
+        rows = rows_of_table(product)
+        if rows is not None:
+            # The same rows, transposed, of the codes that the embeddings read: onnxruntime does that once, at load.
+            codes, scale = quantized_table(op, rows[0])
+            cut = list(rows[1].inputs[1:]) if rows[1] is not None else []
+            codes = op.Slice(codes, *cut) if cut else codes
+            scale = op.Slice(scale, *cut) if cut else scale
+            return op.Transpose(codes, perm=[1, 0]), op.Squeeze(scale, op.vector([1])), weight.shape[1]
+        if smooth is not None:
+            weight = weight * smooth[:, None]
+        nearest, column_scale = quantize_columns(weight)
+        chosen = self.codes.get(str(product.outputs[0].name), nearest)
+        return op.constant(chosen, "weight"), op.constant(column_scale, "weight_scale"), weight.shape[1]
+
     def _scalar(self, op: GraphBuilder, name: str, dtype: type, value: float, safe: float) -> ir.Value:
         """An initializer with a name of its own, that a runtime may replace by its safe value."""
         scalar = op.named_constant(f"stonnx_int8_{name}", np.array(value, dtype=dtype))
@@ -158,28 +210,13 @@ class Quantizer:
         return scalar
 
 
-def _weight(
-    op: GraphBuilder, product: ir.Node, smooth: npt.NDArray[np.float32] | None
-) -> tuple[ir.Value, ir.Value, int]:
-    """int8 codes [K, N] of a product's weight, the scale [N] of each column, and N."""
-    weight = constant_array(product.inputs[1])
-    assert weight is not None
-    rows = _rows_of_table(product)
-    if rows is not None:
-        # The same rows, transposed, of the codes that the embeddings read: onnxruntime does that once, at load.
-        codes, scale = quantized_table(op, rows[0])
-        cut = list(rows[1].inputs[1:]) if rows[1] is not None else []
-        codes = op.Slice(codes, *cut) if cut else codes
-        scale = op.Slice(scale, *cut) if cut else scale
-        return op.Transpose(codes, perm=[1, 0]), op.Squeeze(scale, op.vector([1])), weight.shape[1]
-    if smooth is not None:
-        weight = weight * smooth[:, None]
-    quantized, scale_of_rows = quantize_rows(np.ascontiguousarray(weight.T))
-    weight_scale = op.constant(scale_of_rows[:, 0], "weight_scale")
-    return op.constant(np.ascontiguousarray(quantized.T), "weight"), weight_scale, weight.shape[1]
+def quantize_columns(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """int8 codes [K, N] of a weight, each rounded to the nearest step, and the scale [N] of each column."""
+    codes, scale = quantize_rows(np.ascontiguousarray(weight.T))
+    return np.ascontiguousarray(codes.T), scale[:, 0]
 
 
-def _rows_of_table(product: ir.Node) -> tuple[ir.Value, ir.Node | None] | None:
+def rows_of_table(product: ir.Node) -> tuple[ir.Value, ir.Node | None] | None:
     """The table whose rows, transposed, are a product's weight, and the Slice that takes them, if any."""
     transpose = product.inputs[1].producer() if product.inputs[1] is not None else None
     if transpose is None or transpose.op_type != "Transpose":
@@ -192,7 +229,8 @@ def _rows_of_table(product: ir.Node) -> tuple[ir.Value, ir.Node | None] | None:
     return table, cut
 
 
-def _range_of(group: Group) -> Range:
+def range_of(group: Group) -> Range:
+    """How 8 bits hold the input of a group: what it is computed by says where it is bounded."""
     node = group.input.producer()
     operator = node.op_type if node is not None else ""
     return {"Gelu": AFTER_GELU, "FastGelu": AFTER_GELU, "Relu": AFTER_RELU}.get(operator, SYMMETRIC)

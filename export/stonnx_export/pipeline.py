@@ -333,9 +333,10 @@ def _calibrate(
     limit, tokenizer = text_limit(checkpoint, route, original), original.tokenizer(route)
     if limit is None or not isinstance(checkpoint.routes[route][0], Transformer):  # a table, and no products
         return Quantization(graph, [])
+    random = random_sequences(tokenizer, limit)
     if texts is None:
-        return Quantization(graph, random_sequences(tokenizer, limit))
-    return Quantization(graph, text_sequences(tokenizer, texts, limit))
+        return Quantization(graph, random)
+    return Quantization(graph, text_sequences(tokenizer, texts, limit), random)
 
 
 def _quantize(

@@ -38,14 +38,19 @@ class Quantization:
     Args:
         model: The graph, which is left as it is.
         sequences: Token ids of the texts to calibrate with.
+        others: Those of further texts that static scales have to hold as well: what is larger is cut off.
     """
 
-    def __init__(self, model: ir.Model, sequences: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, model: ir.Model, sequences: Sequence[Sequence[int]], others: Sequence[Sequence[int]] = ()
+    ) -> None:
         self._model = model
         self._sequences = sequences
         groups = quantize_products.groups(model)
         self._names = [group.name for group in groups]
         self._ranges = channel_ranges(model, [group.input for group in groups], sequences) if groups else {}
+        normalized = [group.input for group in groups if _is_normalized(group.input)]
+        self._other_ranges = channel_ranges(model, normalized, others) if normalized and others else {}
         self._static: dict[str, float] = {}
         self._codes: dict[str, npt.NDArray[np.int8]] = {}
         self._round()
@@ -87,6 +92,7 @@ class Quantization:
         quantizer = quantize_products.Quantizer(self._ranges, keep, self._static, self._codes)
         # Static products have taken the biases in front of their GELU.
         results = [quantizer.run(model), fast_gelu.run(model), quantize_tables.run(model), flat_tokens.run(model)]
+        results.append(PassResult("static_scales", sum(name not in keep for name in self._static)))
         return model, results, quantizer.saturation_safe
 
     def _round(self) -> None:
@@ -118,7 +124,8 @@ class Quantization:
             for product, codes in zip(group.products, every, strict=True):
                 self._codes[str(product.outputs[0].name)] = np.ascontiguousarray(codes)
         if _is_normalized(group.input):
-            ranges = self._ranges[str(group.input.name)]
+            name = str(group.input.name)
+            ranges = np.maximum(self._ranges[name], self._other_ranges.get(name, 0))
             peak = float((ranges if scale is None else ranges / scale).max())
             # Rounding to steps costs a twelfth of a step's square for each value (Bennett, 1948).
             noise = float(np.square(weight).sum()) * (peak / quantize_products.range_of(group).steps) ** 2 / 12

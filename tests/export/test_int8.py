@@ -369,6 +369,7 @@ class TestMiniLM:
             "fast_gelu": 0,
             "quantize_tables": 1,
             "flat_tokens": 40,
+            "static_scales": 12,
         }
 
     def test_sentences(self, model: stonnx.SentenceTransformer, minilm: stonnx.SentenceTransformer) -> None:

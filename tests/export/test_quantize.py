@@ -114,7 +114,7 @@ class TestQuantization:
         built, results, safe = quantization.apply()
         products = results[0]
         names = [result.name for result in results]
-        assert names == ["quantize_products", "fast_gelu", "quantize_tables", "flat_tokens"]
+        assert names == ["quantize_products", "fast_gelu", "quantize_tables", "flat_tokens", "static_scales"]
         assert {text.partition(":")[0] for text in products.declined} == set(quantization.kept)
         assert [str(node.outputs[0].name) for node in nodes_of(built, "MatMul")].count(quantization.worst) == 1
         assert products.fired + len(nodes_of(built, "MatMul")) == 3 * 6
@@ -134,6 +134,7 @@ class TestQuantization:
         built, results, safe = every.apply()
         scales = [node.inputs[1] for node in nodes_of(built, "QuantizeLinear")]
         assert [scale.is_initializer() for scale in scales] == [True, False, True, False] * 3
+        assert (results[-1].name, results[-1].fired) == ("static_scales", 6)
         assert results[1].fired == 0  # the products have taken the biases in front of GELU
         assert {str(scale.name) for scale in scales if scale.is_initializer()} < set(safe)
         norms = nodes_of(model, "LayerNormalization")
@@ -148,12 +149,22 @@ class TestQuantization:
         monkeypatch.setattr(quantize, "_STATIC_NOISE", 0.0)
         built, results, _ = Quantization(model, SEQUENCES).apply()
         assert not any(node.inputs[1].is_initializer() for node in nodes_of(built, "QuantizeLinear"))
-        assert results[1].fired == 3
+        assert (results[1].fired, results[-1].fired) == (3, 0)
         # Where the whole is refused, they go before a layer does.
         assert every.keep_more()
         again = every.apply()[0]
         assert [node.op_type for node in again.graph] == [node.op_type for node in built.graph]
         assert every.kept == ()
+
+    def test_static_scales_hold_other_texts_as_well(self, model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The ranges that channels are evened out by are those of the texts to calibrate with."""
+        monkeypatch.setattr(quantize, "_STATIC_NOISE", 1.0)
+        few, all_of_them = Quantization(model, SEQUENCES[:1]), Quantization(model, SEQUENCES[:1], SEQUENCES)
+        peaks = [np.array(list(quantization._static.values())) for quantization in (few, all_of_them)]
+        assert (peaks[1] >= peaks[0]).all()
+        assert (peaks[1] > peaks[0]).any()
+        for name, ranges in few._ranges.items():
+            np.testing.assert_array_equal(ranges, all_of_them._ranges[name])
 
     def test_wide_products_are_rounded_to_the_nearest_step(
         self, model: ir.Model, monkeypatch: pytest.MonkeyPatch
@@ -321,7 +332,8 @@ class TestMixedPrecision:
         given = export(hostile_checkpoint, tmp_path / "a", dtype="int8", calibrate=tmp_path / "texts.txt")
         without = export(hostile_checkpoint, tmp_path / "b", dtype="int8")
         assert seen[0] == [hostile_once.token_ids("default", line) for line in lines]
-        assert len(seen[1]) == 64
+        # Static scales hold random tokens as well.
+        assert [len(sequences) for sequences in seen[1:]] == [64, 64]
         assert (given / "model.onnx").read_bytes() != (without / "model.onnx").read_bytes()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ _OUTPUT_BYTES_OF_GPU = 256 << 20
 _FEWEST_TOKENS = 128
 
 _T = TypeVar("_T", bound=Hashable)
+_Item = TypeVar("_Item")
 
 
 def tokens_per_batch_unit(device: str) -> int:
@@ -150,3 +151,18 @@ class Duplicates(Generic[_T]):
         rows = np.repeat(np.arange(len(numbers)), counts)
         offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         return self._positions[self._starts[numbers][rows] + offsets], rows
+
+
+def consecutive(items: Iterable[_Item], size: Callable[[_Item], int], limit: int) -> Iterator[list[_Item]]:
+    """Consecutive items of together no more than a limit, unless it is a single one."""
+    some: list[_Item] = []
+    used = 0
+    for item in items:
+        more = size(item)
+        if some and used + more > limit:
+            yield some
+            some, used = [], 0
+        some.append(item)
+        used += more
+    if some:
+        yield some

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import tokenizers
 
 from stonnx._background import in_background
+from stonnx._batching import consecutive
 from stonnx._bundle import TokenizerSpec
 from stonnx._errors import BundleFormatError, InvalidArgumentError
 from stonnx._long_texts import beginning, can_be_shortened, longest_whole
@@ -229,17 +230,7 @@ def _encoded(
 
 def _pieces(texts: Iterable[Text]) -> Iterator[list[Text]]:
     """Consecutive texts of together no more characters than are tokenized at a time, unless it is a single text."""
-    piece: list[Text] = []
-    characters = 0
-    for text in texts:
-        more = _characters(text)
-        if piece and characters + more > _CHARACTERS_AT_A_TIME:
-            yield piece
-            piece, characters = [], 0
-        piece.append(text)
-        characters += more
-    if piece:
-        yield piece
+    return consecutive(texts, _characters, _CHARACTERS_AT_A_TIME)
 
 
 def _after_fork_in_child() -> None:

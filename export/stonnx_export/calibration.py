@@ -100,7 +100,7 @@ def _unlimited(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 def tokens(
     model: ir.Model, values: Collection[ir.Value], sequences: Iterable[Sequence[int]]
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """What float values [B, S, K] are in each sequence, [S, K], by the name of the value."""
+    """What values [B, S, K], or [B, K], are in each sequence, [S, K] or [K], by the name of the value."""
     names = [str(value.name) for value in values]
     extra = [value for value in values if not value.is_graph_output()]
     model.graph.outputs.extend(extra)

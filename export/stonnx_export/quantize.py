@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 
+from stonnx._batching import consecutive
 from stonnx._bundle import Scalar
-from stonnx_export.calibration import TOKENS_TOGETHER, channel_ranges, feeds, options, second_moments
-from stonnx_export.graph import constant_array, last_dimension, save
+from stonnx_export.calibration import TOKENS_TOGETHER, channel_ranges, second_moments, tokens
+from stonnx_export.graph import constant_array, last_dimension
 from stonnx_export.passes import PassResult, fast_gelu, flat_tokens, quantize_products, quantize_tables
 from stonnx_export.passes.quantize_products import Group
 from stonnx_export.rounding import compensated
@@ -104,7 +102,7 @@ class Quantization:
         # they are the values of attention, changes none of its codes.
         scales = {group.name: smooth(model.graph, group) for group in groups}
         groups = [group for group in quantize_products.groups(self._model) if group.name in scales]
-        for some in _within(_MOMENTS, groups):
+        for some in consecutive(groups, _memory, _MOMENTS):
             found = second_moments(self._model, {group.input: scales[group.name] for group in some}, self._sequences)
             for group in some:
                 self._round_group(group, scales[group.name], found[str(group.input.name)])
@@ -145,28 +143,15 @@ class Quantization:
 
     def _run(self, model: ir.Model) -> npt.NDArray[np.float64]:
         model.graph.sort()
-        output = str(model.graph.outputs[0].name)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.onnx")
-            save(model, path)
-            session = onnxruntime.InferenceSession(str(path), options(), providers=["CPUExecutionProvider"])
-        rows = [session.run([output], feeds(session, sequence))[0][0] for sequence in self._sequences[:_SEQUENCES]]
+        output = model.graph.outputs[0]
+        rows = [arrays[str(output.name)] for arrays in tokens(model, [output], self._sequences[:_SEQUENCES])]
         return np.stack(rows).astype(np.float64)
 
 
-def _within(memory: int, groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Groups of which the moments fit into memory together; one at least."""
-    some, used = list[Group](), 0
-    for group in groups:
-        channels = last_dimension(group.input)
-        needed = 4 * channels * (channels + TOKENS_TOGETHER)
-        if some and used + needed > memory:
-            yield some
-            some, used = [], 0
-        some.append(group)
-        used += needed
-    if some:
-        yield some
+def _memory(group: Group) -> int:
+    """Bytes of the moments of a group, and of the tokens that they are computed from."""
+    channels = last_dimension(group.input)
+    return 4 * channels * (channels + TOKENS_TOGETHER)
 
 
 def _is_normalized(value: ir.Value) -> bool:

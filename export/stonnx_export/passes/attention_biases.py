@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, caps_scores, constant_array, only_use, vector_added
+from stonnx_export.graph import GraphBuilder, bias_behind, caps_scores, constant_array, only_use, vector_added
 from stonnx_export.passes._result import PassResult
 
 _NAME = "attention_biases"
@@ -50,18 +50,15 @@ def _move_behind_product(attention: ir.Node, bias_of_values: ir.Value) -> bool:
     product = only_use(attention.outputs[0])
     if heads[0] != heads[1] or product is None or product.op_type != "MatMul":
         return False
-    weight = constant_array(product.inputs[1])
-    add = only_use(product.outputs[0])
+    weight, biased = constant_array(product.inputs[1]), bias_behind(product)
     bias = constant_array(bias_of_values)
-    if weight is None or add is None or add.op_type != "Add" or bias is None:
+    if weight is None or biased is None or bias is None:
         return False
-    for index, operand in enumerate(add.inputs):
-        array = constant_array(operand)
-        if array is not None and array.ndim == 1:
-            assert add.graph is not None
-            op = GraphBuilder(add.graph, before=add)
-            # In double precision: the sum replaces one that was rounded once.
-            moved = (array + bias.astype("float64") @ weight.astype("float64")).astype(array.dtype)
-            add.replace_input_with(index, op.constant(moved, "bias"))
-            return True
-    return False
+    add, index = biased
+    array = constant_array(add.inputs[index])
+    assert add.graph is not None
+    assert array is not None
+    # In double precision: the sum replaces one that was rounded once.
+    moved = (array + bias.astype("float64") @ weight.astype("float64")).astype(array.dtype)
+    add.replace_input_with(index, GraphBuilder(add.graph, before=add).constant(moved, "bias"))
+    return True

@@ -52,6 +52,11 @@ class Range:
     safe_steps: int
     lowest: float = 0.0
 
+    @property
+    def suffix(self) -> str:
+        """Of the names of initializers: values that are bounded from below have some of their own."""
+        return "" if self.symmetric else f"_above_{self.lowest:g}"
+
 
 SYMMETRIC = Range(symmetric=True, zero_point=128, steps=127, safe_zero_point=64, safe_steps=63)
 # Bounded from below by a small number: nearly one bit more.
@@ -149,10 +154,10 @@ class Quantizer:
     def _codes_of_tokens(self, op: GraphBuilder, flat: ir.Value, group: Group) -> tuple[ir.Value, ir.Value, ir.Value]:
         """The codes of tokens [tokens, K], each with a scale of its own, [tokens, 1], and their zero point."""
         chosen = range_of(group)
-        # Scales of values that are bounded from below have initializers of their own.
-        kind = "" if chosen.symmetric else f"_above_{chosen.lowest:g}"
         peak = op.ReduceMax(op.Abs(flat) if chosen.symmetric else flat, op.vector([1]), keepdims=1)
-        steps = self._scalar(op, f"reciprocal_of_steps{kind}", np.float32, 1 / chosen.steps, 1 / chosen.safe_steps)
+        steps = self._scalar(
+            op, f"reciprocal_of_steps{chosen.suffix}", np.float32, 1 / chosen.steps, 1 / chosen.safe_steps
+        )
         scale = op.Mul(peak, steps)
         if chosen.lowest:
             least = (chosen.lowest / chosen.zero_point, chosen.lowest / chosen.safe_zero_point)
@@ -172,8 +177,7 @@ class Quantizer:
         return op.QuantizeLinear(flat, scale, zero_point), scale, zero_point
 
     def _zero_point(self, op: GraphBuilder, chosen: Range) -> ir.Value:
-        kind = "" if chosen.symmetric else f"_above_{chosen.lowest:g}"
-        return self._scalar(op, f"zero_point{kind}", np.uint8, chosen.zero_point, chosen.safe_zero_point)
+        return self._scalar(op, f"zero_point{chosen.suffix}", np.uint8, chosen.zero_point, chosen.safe_zero_point)
 
     def _zero_points(self, op: GraphBuilder, zero_point: ir.Value, scale: ir.Value, tokens: ir.Value) -> ir.Value:
         """The zero point of every token [tokens, 1]; values with the same symbolic shape share it."""

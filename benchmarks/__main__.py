@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,13 @@ from benchmarks.worker import Worker, WorkerError
 CACHE = environments.ROOT / ".cache" / "benchmarks"
 # Before a turn, so that the threads of the system that had the last one have stopped spinning.
 _SETTLE_SECONDS = 0.05
+# Fresh processes of each system, where there is time; at least one.
 _STARTS = 3
 # Of the time that the whole run may take, when the turns of each task end. The rest is for start-up and sizes.
-_SHARE_OF_TIME: dict[Task, float] = {"embedding": 0.7, "rerank": 0.8, "sparse": 0.9}
+_SHARE_OF_TIME: dict[Task, float] = {"embedding": 0.6, "rerank": 0.72, "sparse": 0.82}
 _FEWEST_ROUNDS = 3
+# For each system and workload: the candidates have one turn each, and behind this time the best have no second one.
+_CALIBRATION_SECONDS = 4.0
 # Of the best rate so far: larger batches are not tried behind one that is slower than this.
 _CLEARLY_SLOWER = 0.85
 
@@ -50,6 +54,7 @@ class Results:
         missing: For each task, or for "all", why a system was not measured.
         idle_share: Processor time that it used while others measured, as a share of that time.
         footprint: Medians: import and first vector in seconds, peak memory, model and environment in MB.
+        starts: How many fresh processes of each system these are medians of.
     """
 
     date: str
@@ -64,6 +69,7 @@ class Results:
     missing: dict[str, dict[str, str]] = field(default_factory=dict)
     idle_share: dict[str, float] = field(default_factory=dict)
     footprint: dict[str, dict[str, float]] = field(default_factory=dict)
+    starts: int = 0
 
     def miss(self, system: System, task: str, reason: str) -> None:
         """Record why a system is not in a table."""
@@ -85,17 +91,7 @@ def measure(
     deadline: float,
 ) -> None:
     """Start the systems of a task, check and calibrate each, and let them take turns, as many as there is time for."""
-    workers: dict[str, Worker] = {}
-    for system in systems:
-        if task not in system.models:
-            # Where its model could not be made, that is the reason.
-            if task not in results.missing.get(system.name, {}):
-                results.miss(system, task, system.cannot)
-            continue
-        try:
-            workers[system.name] = Worker(system, task, CACHE / "models", CACHE / "logs")
-        except WorkerError as error:
-            results.miss(system, task, str(error))
+    workers = start(results, task, systems)
     data = accuracy.sample(task, stsb)
     reference: accuracy.Array | None = None
     for name, worker in list(workers.items()):
@@ -136,6 +132,32 @@ def measure(
         worker.close()
 
 
+def start(results: Results, task: Task, systems: Sequence[System]) -> dict[str, Worker]:
+    """Workers of the systems that can do a task, by name. Nothing is timed here: several start at once."""
+
+    def one(system: System) -> Worker | WorkerError:
+        try:
+            return Worker(system, task, CACHE / "models", CACHE / "logs")
+        except WorkerError as error:
+            return error
+
+    say(f"{task}: starting the systems")
+    able = [system for system in systems if task in system.models]
+    with ThreadPoolExecutor(CORES) as executor:
+        outcomes = dict(zip([system.name for system in able], executor.map(one, able), strict=True))
+    workers: dict[str, Worker] = {}
+    for system in systems:
+        outcome = outcomes.get(system.name)
+        if isinstance(outcome, Worker):
+            workers[system.name] = outcome
+        elif outcome is not None:
+            results.miss(system, task, str(outcome))
+        # Where its model could not be made, that is the reason.
+        elif task not in results.missing.get(system.name, {}):
+            results.miss(system, task, system.cannot)
+    return workers
+
+
 def take_turn(worker: Worker, workload: Workload, batching: Batching) -> float | list[float]:
     """Inputs a second, or where they are encoded one at a time the p50, p95 and p99 in milliseconds."""
     if workload.alone:
@@ -145,23 +167,25 @@ def take_turn(worker: Worker, workload: Workload, batching: Batching) -> float |
 
 
 def calibrate(worker: Worker, workload: Workload) -> Batching:
-    """The fastest way to batch a workload: small batches first, as long as larger ones are not clearly slower; the best
-    two once more, and the best also on one stream."""
+    """The fastest way to batch a workload: small batches first, as long as larger ones are not clearly slower; then the
+    best on one stream, and the best two once more, as far as there is time."""
 
     def rate(batching: Batching) -> float:
         return float(worker.ask("rate", workload=workload.name, batching=batching))
 
+    end = time.perf_counter() + _CALIBRATION_SECONDS
     tried: list[tuple[float, Batching]] = []
     for batching in worker.system.batching:
         tried.append((rate(batching), batching))
         if tried[-1][0] < _CLEARLY_SLOWER * max(found for found, _ in tried):
             break
     tried.sort(key=lambda pair: -pair[0])
-    if len(tried) > 1:
-        again = [batching for _, batching in tried[:2]]
-        if "streams" in again[0]:
-            again.append({**again[0], "streams": 1})
-        tried += [(rate(batching), batching) for batching in again]
+    best = [batching for _, batching in tried[:2]]
+    further = [{**best[0], "streams": 1}, *best] if "streams" in best[0] else best
+    for batching in further if len(tried) > 1 else ():
+        if time.perf_counter() > end:
+            break
+        tried.append((rate(batching), batching))
     return max(tried, key=lambda pair: pair[0])[1]
 
 
@@ -173,18 +197,24 @@ def invariance(worker: Worker, task: Task) -> float:
     return min(accuracy.agreement(task, rows, worker.vectors(inputs, groups, everything)) for groups in ways)
 
 
-def footprint(results: Results, systems: Sequence[System]) -> None:
+def footprint(results: Results, systems: Sequence[System], deadline: float) -> None:
     """Start-up in fresh processes, memory after the mixed workload, sizes on disk; systems take turns."""
     systems = [system for system in systems if "embedding" in results.accuracy.get(system.name, {})]
     seconds: dict[str, dict[str, list[float]]] = {system.name: {"import": [], "first": []} for system in systems}
     peak: dict[str, float] = {}
+    turn_seconds = 0.0
     for turn in range(_STARTS):
+        began = time.perf_counter()
+        if turn and began + turn_seconds > deadline:
+            say(f"no time for more than {turn} starts")
+            break
+        results.starts = turn + 1
         for system in systems:
             say(f"start {turn + 1}, {system.name}")
-            start = time.perf_counter()
+            begin = time.perf_counter()
             command = [str(environments.python(system.environment)), "-c", f"import {system.driver}"]
             subprocess.run(command, cwd=environments.ROOT, check=True, capture_output=True)
-            seconds[system.name]["import"].append(time.perf_counter() - start)
+            seconds[system.name]["import"].append(time.perf_counter() - begin)
             worker = Worker(system, "embedding", CACHE / "models", CACHE / "logs")
             seconds[system.name]["first"].append(worker.start_seconds)
             if turn == 0:
@@ -192,6 +222,7 @@ def footprint(results: Results, systems: Sequence[System]) -> None:
                 worker.ask("rate", workload="mix", batching=batching)
                 peak[system.name] = worker.ask("memory")
             worker.close()
+        turn_seconds = time.perf_counter() - began
     for system in systems:
         model = CACHE / "models" / system.models["embedding"]
         results.footprint[system.name] = {
@@ -249,6 +280,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def save(results: Results, directory: Path, begin: float) -> None:
+    """Write what there is so far: a run that is stopped keeps the tasks that were finished."""
+    results.seconds = time.perf_counter() - begin
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -283,16 +321,15 @@ def main() -> None:
     tasks = [task for task in TASKS if any(workload.task == task for workload in workloads)]
     systems = available(results, systems, tasks)
     # Building the models, the first time, does not count.
-    start = time.perf_counter()
+    begin = time.perf_counter()
     for task in tasks:
         chosen = [workload for workload in workloads if workload.task == task]
-        deadline = start + 60 * arguments.minutes * _SHARE_OF_TIME[task]
+        deadline = begin + 60 * arguments.minutes * _SHARE_OF_TIME[task]
         measure(results, task, systems, chosen, arguments.stsb, deadline)
+        save(results, arguments.output, begin)
     if "embedding" in tasks and not arguments.no_footprint:
-        footprint(results, systems)
-    results.seconds = time.perf_counter() - start
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
+        footprint(results, systems, begin + 60 * arguments.minutes)
+    save(results, arguments.output, begin)
     report.write(arguments.output)
     print((arguments.output / "results.md").read_text(encoding="utf-8"))
 

@@ -205,7 +205,10 @@ def _footprint_table(results: Results) -> str:
         for name in _in_order(results["footprint"])
     ]
     header = ["system", *(title for title, _ in columns.values())]
-    return "## Start-up, memory, size\n\n" + _table(header, rows) if rows else ""
+    if not rows:
+        return ""
+    starts = f"Seconds are medians of {results.get('starts', 3)} starts."
+    return "\n\n".join(("## Start-up, memory, size", _table(header, rows), starts))
 
 
 def _notes(results: Results) -> str:

@@ -25,6 +25,7 @@ from stonnx._batching import (
     plan_batches,
     share_of_budget,
     texts_per_batch,
+    tokens_on_one_thread,
     tokens_per_batch_unit,
     windows,
 )
@@ -216,7 +217,10 @@ class LoadedRoute:
         # Outputs with a row for each token are bounded by the tokens.
         shapes = [spec.shape[1:] for spec in self.spec.outputs if spec.name in outputs]
         numbers = sum(math.prod(map(int, shape)) for shape in shapes if all(isinstance(size, int) for size in shape))
-        return _Budget(min(tokens, self._max_batch_tokens or tokens), texts_per_batch(4 * numbers, device))
+        limit = self._max_batch_tokens or tokens
+        return _Budget(
+            min(tokens, limit), min(tokens_on_one_thread(tokens), limit), texts_per_batch(4 * numbers, device)
+        )
 
     def warmup(self) -> None:
         """Load what large calls use, and run the smallest batch and the largest usual one."""
@@ -236,9 +240,13 @@ class LoadedRoute:
 
 @dataclass(frozen=True)
 class _Budget:
-    """The most tokens of a run, padding included, unless it is a single text, and the most texts."""
+    """The most tokens of a run, padding included, unless it is a single text, and the most texts.
+
+    ``thread_tokens`` are those of a run that has one thread.
+    """
 
     tokens: int
+    thread_tokens: int
     texts: int
 
 
@@ -297,13 +305,13 @@ class _Call:
         efforts = list(map(self._tokenizer.effort, texts)) if len(texts) > 1 else []
         if len(texts) > _FIRST_WINDOW or sum(efforts) > _WINDOW_CHARACTERS:
             workers = self._runner.workers(sum(efforts) // _CHARACTERS_PER_TOKEN)
-            with closing(self._planned_ahead(texts, efforts)) as batches:
+            with closing(self._planned_ahead(texts, efforts, self._tokens_of_run(workers))) as batches:
                 yield from self._run_all(batches, workers, alone=workers == 1)
             return
         everything = self._tokenize(texts, np.arange(len(texts)))
         tokens = sum(map(len, everything.encodings))
         workers = self._runner.workers(tokens) if len(texts) > 1 else 1
-        plan = self._plan(everything, share_of_budget(tokens, self._budget.tokens, workers))
+        plan = self._plan(everything, share_of_budget(tokens, self._tokens_of_run(workers), workers))
         alone = workers == 1 or len(plan) == 1
         if len(plan) == 1 and self._runner.can_run_here(tokens):
             # One text at a time comes here: no thread has to be started for it.
@@ -318,7 +326,11 @@ class _Call:
         for run in self._runner.map(work, batches, workers):
             yield from self._finish(run)
 
-    def _planned_ahead(self, texts: Sequence[Text], efforts: Sequence[int]) -> Generator[_Batch]:
+    def _tokens_of_run(self, workers: int) -> int:
+        """The most tokens of a run, where so many go side by side."""
+        return self._budget.thread_tokens if self._runner.is_on_one_thread(workers) else self._budget.tokens
+
+    def _planned_ahead(self, texts: Sequence[Text], efforts: Sequence[int], tokens: int) -> Generator[_Batch]:
         """The batches of many texts. While those of one window run, the next is tokenized: both release the lock of
         the interpreter."""
         stopped = threading.Event()
@@ -333,8 +345,8 @@ class _Call:
             for numbers in pieces:
                 ready = following.result()
                 following = tokenize(numbers)
-                yield from self._plan(ready, self._budget.tokens)
-            yield from self._plan(following.result(), self._budget.tokens)
+                yield from self._plan(ready, tokens)
+            yield from self._plan(following.result(), tokens)
         finally:
             stopped.set()
             wait([following], _PATIENCE_SECONDS)

@@ -103,6 +103,10 @@ class Runner:
             self._loading.release()
         return self._parallel
 
+    def is_on_one_thread(self, workers: int) -> bool:
+        """Whether each of so many runs side by side has one thread of the CPU."""
+        return self._on_cpu and (workers > 1 or self._parallel == 1)
+
     def run(
         self,
         outputs: Sequence[str],

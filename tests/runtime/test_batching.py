@@ -15,6 +15,7 @@ from stonnx._batching import (
     plan_batches,
     share_of_budget,
     texts_per_batch,
+    tokens_on_one_thread,
     tokens_per_batch_unit,
     windows,
 )
@@ -83,6 +84,8 @@ def test_one_unit_of_batch_size_is_16_padded_tokens() -> None:
     # Public, in the docstring of encode: batch_size=32 stands for at most 512 tokens at a time, 8,192 on a GPU.
     assert [tokens_per_batch_unit(device) for device in ("cpu", "openvino")] == [16, 16]
     assert [tokens_per_batch_unit(device) for device in ("cuda", "cuda:1", "tensorrt")] == [256, 256, 256]
+    assert tokens_on_one_thread(32 * 16) == 320
+    assert tokens_on_one_thread(1) == 1
 
 
 @settings(deadline=None)

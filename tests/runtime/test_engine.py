@@ -152,6 +152,28 @@ def test_no_run_is_over_the_budget(model: SentenceTransformer, monkeypatch: pyte
     assert min(batch for batch, _ in spy.shapes) >= 1
 
 
+@pytest.mark.parametrize(
+    ("threads", "tokens_before_narrow", "tokens"),
+    [(1, 10**9, 320), (2, 10**9, 512), (2, 0, 320)],
+    ids=["one thread", "all threads", "threads side by side"],
+)
+@pytest.mark.parametrize("count", [100, 3000], ids=["one window", "several"])
+def test_a_run_on_one_thread_is_smaller(
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    tokens_before_narrow: int,
+    tokens: int,
+    count: int,
+) -> None:
+    monkeypatch.setattr(_runner, "_TOKENS_BEFORE_NARROW", tokens_before_narrow)
+    model = SentenceTransformer(bundle, threads=threads)
+    spy = Spy(monkeypatch)
+    model.encode([f"{'bread ' * 20} {index}" for index in range(count)])
+    largest = max(batch * sequence for batch, sequence in spy.shapes)
+    assert tokens - max(sequence for _, sequence in spy.shapes) < largest <= tokens
+
+
 def test_max_batch_tokens_wins(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = SentenceTransformer(bundle, threads=2, max_batch_tokens=20)
     spy = Spy(monkeypatch)

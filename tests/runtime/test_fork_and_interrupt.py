@@ -249,7 +249,9 @@ def test_ctrl_c_ends_a_call_and_leaves_the_model_usable(tmp_path: Path, encode: 
 
 def interrupted(program: str, bundle: Path, *, after: float = 0.0) -> str:
     """Run a program that prints ``running``, send it SIGINT, and return the line that says that it was interrupted."""
-    command = [sys.executable, "-c", program, str(bundle)]
+    # A shell that runs the tests in the background has them ignore SIGINT, and so their children.
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heeds}\n{program}", str(bundle)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         # Not communicate(), which does not see what readline() has read ahead.

@@ -36,7 +36,7 @@ _SETTLE_SECONDS = 0.05
 # Fresh processes of each system, where there is time; at least one.
 _STARTS = 3
 # Of the time that the whole run may take, when the turns of each task end. The rest is for start-up and sizes.
-_SHARE_OF_TIME: dict[Task, float] = {"embedding": 0.6, "rerank": 0.72, "sparse": 0.82}
+_SHARE_OF_TIME: dict[Task, float] = {"embedding": 0.53, "rerank": 0.65, "sparse": 0.76}
 _FEWEST_ROUNDS = 3
 # For each system and workload: the candidates have one turn each, and behind this time the best have no second one.
 _CALIBRATION_SECONDS = 4.0

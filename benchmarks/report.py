@@ -207,7 +207,7 @@ def _footprint_table(results: Results) -> str:
     header = ["system", *(title for title, _ in columns.values())]
     if not rows:
         return ""
-    starts = f"Seconds are medians of {results.get('starts', 3)} starts."
+    starts = f"Seconds: medians of fresh processes, {results['starts']} of each system."
     return "\n\n".join(("## Start-up, memory, size", _table(header, rows), starts))
 
 

@@ -168,6 +168,12 @@ class LoadedRoute:
         self.spec = route
         self.tokenizer = Tokenizer(directory / route.tokenizer.file, route.tokenizer)
         self._max_batch_tokens = max_batch_tokens
+        # Numbers that an output has for each text. Those with a row for each token are bounded by the tokens.
+        self._numbers = {
+            spec.name: math.prod(int(size) for size in spec.shape[1:])
+            for spec in route.outputs
+            if all(isinstance(size, int) for size in spec.shape[1:])
+        }
         # Weights over 2 GB are in files beside the graph, named after it.
         files = [path for path in directory.iterdir() if path.name.startswith(route.graph)]
         self._runner = Runner(load, sum(path.stat().st_size for path in files))
@@ -214,9 +220,7 @@ class LoadedRoute:
         """What a run may take at most for these outputs."""
         device = self.session.device
         tokens = batch_size * tokens_per_batch_unit(device)
-        # Outputs with a row for each token are bounded by the tokens.
-        shapes = [spec.shape[1:] for spec in self.spec.outputs if spec.name in outputs]
-        numbers = sum(math.prod(map(int, shape)) for shape in shapes if all(isinstance(size, int) for size in shape))
+        numbers = sum(self._numbers.get(name, 0) for name in outputs)
         limit = self._max_batch_tokens or tokens
         return _Budget(
             min(tokens, limit), min(tokens_on_one_thread(tokens), limit), texts_per_batch(4 * numbers, device)

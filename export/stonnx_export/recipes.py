@@ -14,6 +14,7 @@ from stonnx_export.passes import (
     attention_lengths,
     first_token,
     fuse_attention,
+    fuse_rms_norm,
     plain_attention,
     residual_biases,
     shapes,
@@ -99,7 +100,7 @@ RECIPES: Mapping[str, Recipe] = {
             name="int8",
             precision="int8",
             # Whoever asks for no tokens saves their last layer: on the CPU, where int8 runs.
-            passes=(*_EXACT, residual_biases.run, *_OUTPUTS, first_token.or_all),
+            passes=(*_EXACT, fuse_rms_norm.run, residual_biases.run, *_OUTPUTS, first_token.or_all),
             quantize=True,
             # Kernels that differ in the last bit leave 0.9998 of all-MiniLM-L6-v2, products that saturate 0.983.
             probe_cosine=0.99,

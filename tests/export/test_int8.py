@@ -42,6 +42,7 @@ class Counts:
     attention_biases: int = 0
     residual_biases: int = 0
     fuse_attention: int = 0
+    fuse_rms_norm: int = 0
     first_token: int = 0
     # Where tokens have scales of their own: a product with a static one takes the bias in front of GELU.
     fast_gelu: int = 0
@@ -59,9 +60,10 @@ COUNTS = {
     # Rotary positions stand between the biases and attention. Every other layer of ModernBERT looks at a window.
     "nomic-ai/modernbert-embed-base": Counts(2, products=16, flat_tokens=15),
     "nomic-ai/nomic-embed-text-v1.5": Counts(2, products=14, flat_tokens=16),
-    "Qwen/Qwen3-Embedding-0.6B": Counts(2, products=14, flat_tokens=17),
+    # Those of queries and keys too; not the last one, which is an output.
+    "Qwen/Qwen3-Embedding-0.6B": Counts(2, fuse_rms_norm=8, products=14, flat_tokens=14),
     # A layer with a window, and one without; keys and values of one head are too small to be quantized.
-    "google/embeddinggemma-300m": Counts(1, products=10, flat_tokens=24),
+    "google/embeddinggemma-300m": Counts(1, fuse_rms_norm=12, products=10, flat_tokens=17),
     "minishlab/potion-base-8M": Counts(0, products=0, flat_tokens=0),
     # The head of a masked language model has a GELU and two more products.
     "naver/splade-cocondenser-ensembledistil": Counts(2, 4, 4, fast_gelu=3, products=14),
@@ -140,6 +142,7 @@ class TestModels:
             "fuse_attention",
             "attention_lengths",
             "attention_biases",
+            "fuse_rms_norm",
             "residual_biases",
             "first_token",
             "fast_gelu",
@@ -362,6 +365,7 @@ class TestMiniLM:
             "fuse_attention": 0,
             "attention_lengths": 6,
             "attention_biases": 12,
+            "fuse_rms_norm": 0,
             "residual_biases": 12,
             "first_token": 0,
             "splade_chunks": 0,

@@ -20,7 +20,8 @@ from stonnx_export.passes._result import PassResult
 
 _NAME = "first_token"
 _OUTPUT, _LIMIT = "token_embeddings", "token_limit"
-_TOKEN_WISE = frozenset({"Add", "Sub", "Mul", "Div", "Gelu", "Relu", "Tanh", "Sigmoid", "LayerNormalization", "MatMul"})
+_NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
+_TOKEN_WISE = _NORMALIZATIONS | {"Add", "Sub", "Mul", "Div", "Gelu", "Relu", "Tanh", "Sigmoid", "MatMul"}
 
 
 def run(model: ir.Model) -> PassResult:
@@ -95,7 +96,7 @@ def _is_token_wise(node: ir.Node | None) -> bool:
         return "q_num_heads" in node.attributes and not is_causal(node)
     if node.op_type == "MatMul":
         return constant_array(node.inputs[1]) is not None
-    if node.op_type == "LayerNormalization":
+    if node.op_type in _NORMALIZATIONS:
         return "axis" not in node.attributes or node.attributes["axis"].as_int() in (-1, 2)
     return node.op_type in _TOKEN_WISE
 

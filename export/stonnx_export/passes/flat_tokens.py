@@ -2,7 +2,7 @@
 
 Quantized products take rows, so each one stands between two Reshapes. Requires: those Reshapes, as
 ``quantize_products`` makes them. Ensures: a Reshape to [B, S, H] moves behind element-wise operators and
-LayerNormalization until a Reshape back to rows takes it away, or something needs the text's own dimension. Exact, and
+normalizations until a Reshape back to rows takes it away, or something needs the text's own dimension. Exact, and
 nothing is computed: it saves the nodes, which matters for one short text at a time.
 """
 
@@ -15,9 +15,9 @@ from stonnx_export.graph import GraphBuilder, constant_array
 from stonnx_export.passes._result import PassResult
 
 _NAME = "flat_tokens"
-_ELEMENT_WISE = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Gelu", "FastGelu", "BiasGelu", "Relu", "Tanh", "Sigmoid", "LayerNormalization"}
-)
+_NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
+_ACTIVATIONS = frozenset({"Gelu", "FastGelu", "BiasGelu", "Relu", "Tanh", "Sigmoid"})
+_ELEMENT_WISE = _NORMALIZATIONS | _ACTIVATIONS | {"Add", "Sub", "Mul", "Div"}
 
 
 def run(model: ir.Model) -> PassResult:
@@ -74,7 +74,7 @@ def _sink(graph: ir.Graph, node: ir.Node) -> bool:
     """``f(Reshape(a), ...)`` becomes ``Reshape(f(a, ...))``, where all inputs are tokens or vectors."""
     if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return False
-    if node.op_type == "LayerNormalization" and "axis" in node.attributes and node.attributes["axis"].as_int() != -1:
+    if node.op_type in _NORMALIZATIONS and "axis" in node.attributes and node.attributes["axis"].as_int() != -1:
         return False
     source = next((value for value in node.inputs if rows_of(value) is not None), None)
     if source is None:

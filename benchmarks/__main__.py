@@ -179,10 +179,12 @@ def calibrate(worker: Worker, workload: Workload) -> Batching:
         tried.append((rate(batching), batching))
         if tried[-1][0] < _CLEARLY_SLOWER * max(found for found, _ in tried):
             break
+    if len(tried) == 1:
+        return tried[0][1]
     tried.sort(key=lambda pair: -pair[0])
     best = [batching for _, batching in tried[:2]]
     further = [{**best[0], "streams": 1}, *best] if "streams" in best[0] else best
-    for batching in further if len(tried) > 1 else ():
+    for batching in further:
         if time.perf_counter() > end:
             break
         tried.append((rate(batching), batching))

@@ -14,6 +14,8 @@ from onnx_ir.tape import Tape
 from stonnx._errors import ExportError
 
 OPSET = 24
+# They work on each token by itself, over its channels.
+NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
 class GraphBuilder:
@@ -145,6 +147,12 @@ def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
     cut = {axis: slice(start, end) for start, end, axis in zip(starts, ends, axes, strict=True)}
     result: npt.NDArray[Any] = array[tuple(cut.get(axis, slice(None)) for axis in range(array.ndim))]
     return result
+
+
+def constant_number(value: ir.Value | None) -> float | None:
+    """The number that a constant of one element is; else None."""
+    array = constant_array(value)
+    return float(array.reshape(())) if array is not None and array.size == 1 else None
 
 
 def check_finite(model: ir.Model) -> None:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from stonnx._batching import consecutive
 from stonnx._bundle import Scalar
 from stonnx_export.calibration import TOKENS_TOGETHER, channel_ranges, second_moments, tokens
-from stonnx_export.graph import constant_array, last_dimension
+from stonnx_export.graph import NORMALIZATIONS, constant_array, last_dimension
 from stonnx_export.passes import PassResult, fast_gelu, flat_tokens, quantize_products, quantize_tables
 from stonnx_export.passes.quantize_products import Group
 from stonnx_export.rounding import compensated
@@ -157,4 +157,4 @@ def _memory(group: Group) -> int:
 def _is_normalized(value: ir.Value) -> bool:
     """Whether all tokens of a value have one size, so that one scale can serve them."""
     node = value.producer()
-    return node is not None and node.op_type in ("LayerNormalization", "RMSNormalization")
+    return node is not None and node.op_type in NORMALIZATIONS

@@ -15,13 +15,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array, is_causal, last_dimension
+from stonnx_export.graph import NORMALIZATIONS, GraphBuilder, constant_array, is_causal, last_dimension
 from stonnx_export.passes._result import PassResult
 
 _NAME = "first_token"
 _OUTPUT, _LIMIT = "token_embeddings", "token_limit"
-_NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
-_TOKEN_WISE = _NORMALIZATIONS | {"Add", "Sub", "Mul", "Div", "Gelu", "Relu", "Tanh", "Sigmoid", "MatMul"}
+_TOKEN_WISE = NORMALIZATIONS | {"Add", "Sub", "Mul", "Div", "Gelu", "Relu", "Tanh", "Sigmoid", "MatMul"}
 
 
 def run(model: ir.Model) -> PassResult:
@@ -96,7 +95,7 @@ def _is_token_wise(node: ir.Node | None) -> bool:
         return "q_num_heads" in node.attributes and not is_causal(node)
     if node.op_type == "MatMul":
         return constant_array(node.inputs[1]) is not None
-    if node.op_type in _NORMALIZATIONS:
+    if node.op_type in NORMALIZATIONS:
         return "axis" not in node.attributes or node.attributes["axis"].as_int() in (-1, 2)
     return node.op_type in _TOKEN_WISE
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array
+from stonnx_export.graph import NORMALIZATIONS, GraphBuilder, constant_array
 from stonnx_export.passes._result import PassResult
 
 _NAME = "flat_tokens"
-_NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 _ACTIVATIONS = frozenset({"Gelu", "FastGelu", "BiasGelu", "Relu", "Tanh", "Sigmoid"})
-_ELEMENT_WISE = _NORMALIZATIONS | _ACTIVATIONS | {"Add", "Sub", "Mul", "Div"}
+_ELEMENT_WISE = NORMALIZATIONS | _ACTIVATIONS | {"Add", "Sub", "Mul", "Div"}
 
 
 def run(model: ir.Model) -> PassResult:
@@ -74,7 +73,7 @@ def _sink(graph: ir.Graph, node: ir.Node) -> bool:
     """``f(Reshape(a), ...)`` becomes ``Reshape(f(a, ...))``, where all inputs are tokens or vectors."""
     if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return False
-    if node.op_type in _NORMALIZATIONS and "axis" in node.attributes and node.attributes["axis"].as_int() != -1:
+    if node.op_type in NORMALIZATIONS and "axis" in node.attributes and node.attributes["axis"].as_int() != -1:
         return False
     source = next((value for value in node.inputs if rows_of(value) is not None), None)
     if source is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array, only_use
+from stonnx_export.graph import GraphBuilder, constant_array, constant_number, only_use
 from stonnx_export.passes._result import PassResult
 
 _NAME = "fuse_attention"
@@ -42,10 +42,9 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
         node = product.producer()
     scale = 1.0
     if node is not None and node.op_type in ("Div", "Mul"):
-        array = constant_array(node.inputs[1])
-        if array is None or array.size != 1:
+        number = constant_number(node.inputs[1])
+        if number is None:
             return False
-        number = float(array.reshape(()))
         scale = 1 / number if node.op_type == "Div" else number
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
     if node is None or node.op_type != "MatMul" or not masks:

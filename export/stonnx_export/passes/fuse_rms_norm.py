@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array, only_use
+from stonnx_export.graph import GraphBuilder, constant_array, constant_number, only_use
 from stonnx_export.passes._result import PassResult
 
 _NAME = "fuse_rms_norm"
@@ -57,9 +57,9 @@ def _mean_square(value: ir.Value | None) -> tuple[ir.Value, float] | None:
     if add is None or add.op_type != "Add":
         return None
     mean, epsilon = add.inputs if constant_array(add.inputs[1]) is not None else reversed(add.inputs)
-    number = constant_array(epsilon)
+    number = constant_number(epsilon)
     node = mean.producer() if mean is not None else None
-    if number is None or number.size != 1 or node is None or node.op_type != "ReduceMean":
+    if number is None or node is None or node.op_type != "ReduceMean":
         return None
     axes = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
     square = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -68,13 +68,12 @@ def _mean_square(value: ir.Value | None) -> tuple[ir.Value, float] | None:
     x = square.inputs[0] if square is not None and _is_square(square) else None
     if x is None or x.shape is None or axes is None or axes.tolist() not in ([-1], [len(x.shape) - 1]):
         return None
-    return x, float(number.reshape(()))
+    return x, number
 
 
 def _is_square(node: ir.Node) -> bool:
     if node.op_type == "Pow":
-        exponent = constant_array(node.inputs[1])
-        return exponent is not None and exponent.size == 1 and float(exponent.reshape(())) == 2
+        return constant_number(node.inputs[1]) == 2
     return node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from stonnx_export.graph import GraphBuilder, constant_array, only_use, vector_added
+from stonnx_export.graph import NORMALIZATIONS, GraphBuilder, constant_array, only_use, vector_added
 
 Scales = npt.NDArray[np.float32]
 
@@ -70,7 +70,7 @@ def _divide_parameters(graph: ir.Graph, node: ir.Node, scales: Scales) -> bool:
     """Divide the weight and the bias of a normalization, which may be written as a multiplication by its weight."""
     if node.op_type == "Mul":
         indices = [index for index, operand in enumerate(node.inputs) if _is_vector_of(operand, len(scales))]
-    elif node.op_type in ("LayerNormalization", "RMSNormalization"):
+    elif node.op_type in NORMALIZATIONS:
         indices = [index for index, operand in enumerate(node.inputs) if index > 0 and operand is not None]
     else:
         return False

@@ -150,20 +150,31 @@ class Runner:
         """
         control = self.session.control()
         pending: deque[Future[_Result]] = deque()
-        with ThreadPoolExecutor(workers, "stonnx-run") as executor:
-            try:
-                for job in jobs:
-                    pending.append(executor.submit(work, job, control))
-                    # Enough that no worker waits for the results to be taken, and few that are held in memory.
-                    if len(pending) > 2 * workers:
+        threads: set[threading.Thread] = set()
+
+        def in_thread(job: _Job) -> _Result:
+            threads.add(threading.current_thread())
+            return work(job, control)
+
+        try:
+            with ThreadPoolExecutor(workers, "stonnx-run") as executor:
+                try:
+                    for job in jobs:
+                        pending.append(executor.submit(in_thread, job))
+                        # Enough that no worker waits for the results to be taken, and few that are held in memory.
+                        if len(pending) > 2 * workers:
+                            yield pending.popleft().result()
+                    while pending:
                         yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            except BaseException:
-                control.stop()
-                for future in pending:
-                    future.cancel()
-                raise
+                except BaseException:
+                    control.stop()
+                    for future in pending:
+                        future.cancel()
+                    raise
+        finally:
+            # The executor does not know of a thread, nor wait for it, where Ctrl-C came while submit() was starting it.
+            for thread in list(threads):
+                thread.join()
 
     def warmup(self, outputs: Sequence[str], feeds: _Feeds, *, free_memory: bool) -> None:
         """Run the same in every session that there will be."""

@@ -37,7 +37,7 @@ from stonnx import (
     _engine,
     _runner,
 )
-from stonnx._session import Session
+from stonnx._session import RunControl, Session
 from stonnx._tokenize import Tokenizer
 
 WIDTH = 8
@@ -501,6 +501,34 @@ def test_a_stopped_control_ends_a_run(bundle: Path) -> None:
 # --- texts that are too long -----------------------------------------------------------------------------------------
 
 LONG = "bread " * 30  # 32 tokens, of which the model reads 16
+
+
+@pytest.mark.parametrize("started", [1, 2], ids=["first thread", "second thread"])
+def test_ctrl_c_while_a_thread_is_started_waits_for_its_run(
+    model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, started: int
+) -> None:
+    """Ctrl-C comes to the main thread, which may be in the middle of starting a thread whose run goes on already."""
+    runner = model._engine.route()._runner
+    start, starts, ended = threading.Thread.start, [], []
+
+    def start_and_be_interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        starts.append(thread)
+        if len(starts) == started:
+            time.sleep(0.1)
+            raise KeyboardInterrupt
+
+    def work(job: int, control: RunControl) -> None:
+        while not control.stopped:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        ended.append(job)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(runner.map(work, range(5), 2))
+    assert sorted(ended) == list(range(started))
+    assert not any(thread.is_alive() for thread in starts)
 
 
 def test_too_long_is_an_error_where_that_is_asked_for(bundle: Path) -> None:

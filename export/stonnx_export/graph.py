@@ -208,6 +208,16 @@ def bias_behind(product: ir.Node) -> tuple[ir.Node, int] | None:
     return (add, index) if bias is not None and _is_vector(bias) else None
 
 
+def add_to_bias(biased: tuple[ir.Node, int], vector: npt.NDArray[np.float64]) -> None:
+    """Add a vector to what :func:`bias_behind` found, in double precision: the sum replaces one that was rounded once."""
+    add, index = biased
+    bias = constant_array(add.inputs[index])
+    assert add.graph is not None
+    assert bias is not None
+    sum_of_both = (bias + vector).astype(bias.dtype)
+    add.replace_input_with(index, GraphBuilder(add.graph, before=add).constant(sum_of_both, "bias"))
+
+
 def _is_vector(value: ir.Value) -> bool:
     array = constant_array(value)
     return array is not None and array.ndim == 1

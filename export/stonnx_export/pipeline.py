@@ -55,7 +55,7 @@ from stonnx_export.limits import respect_positions, text_limit
 from stonnx_export.modules import Normalize, Transformer, describe
 from stonnx_export.original import Original
 from stonnx_export.passes import PassResult, float16
-from stonnx_export.quantize import Quantization
+from stonnx_export.quantize import Advance, Quantization
 from stonnx_export.recipes import RECIPES, Recipe
 from stonnx_export.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.staging import check_target, staging_directory
@@ -145,9 +145,10 @@ def export(
             ]
         quantizations = {}
         if recipe.quantize:
-            with stage("calibrating"):
+            with stage("calibrating") as advance:
                 quantizations = {
-                    route: _calibrate(graph, checkpoint, route, original, texts) for route, graph in graphs.items()
+                    route: _calibrate(graph, checkpoint, route, original, texts, advance)
+                    for route, graph in graphs.items()
                 }
         origin = Source(name or label, revision, checkpoint.weights_sha256)
         known: dict[str, npt.NDArray[np.float32]] = {}
@@ -188,24 +189,35 @@ def export(
 
 
 class _Stages:
-    """Prints what is being done and how long it took."""
+    """Prints what is being done, how far it is where that is known, and how long it took."""
 
     def __init__(self, show: bool) -> None:
         self._show = show
 
     @contextmanager
-    def __call__(self, text: str) -> Iterator[None]:
+    def __call__(self, text: str) -> Iterator[Advance]:
         start = time.perf_counter()
-        if self._show:
-            print(f"{text} ...", end="", file=sys.stderr, flush=True)
+        again = ""
+
+        def advance(done: int, total: int) -> None:
+            nonlocal again
+            # A file would have a line of all of them.
+            if sys.stderr.isatty():
+                again = f"\r{text} ..."
+                self._print(f"{again} {done} of {total}")
+
+        self._print(f"{text} ...")
         try:
-            yield
+            yield advance
         except BaseException:
-            if self._show:
-                print(" failed", file=sys.stderr, flush=True)
+            self._print(" failed\n")
             raise
+        # As wide as what it takes the place of.
+        self._print(f"{again} {f'{time.perf_counter() - start:.1f} s':<{12 if again else 0}}\n")
+
+    def _print(self, text: str) -> None:
         if self._show:
-            print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+            print(text, end="", file=sys.stderr, flush=True)
 
 
 def _open_checkpoint(directory: Path, task: Task | None, source: SourceKind) -> tuple[Checkpoint, Original]:
@@ -328,15 +340,15 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
 
 
 def _calibrate(
-    graph: ir.Model, checkpoint: Checkpoint, route: str, original: Original, texts: list[str] | None
+    graph: ir.Model, checkpoint: Checkpoint, route: str, original: Original, texts: list[str] | None, advance: Advance
 ) -> Quantization:
     limit, tokenizer = text_limit(checkpoint, route, original), original.tokenizer(route)
     if limit is None or not isinstance(checkpoint.routes[route][0], Transformer):  # a table, and no products
         return Quantization(graph, [])
     random = random_sequences(tokenizer, limit)
     if texts is None:
-        return Quantization(graph, random)
-    return Quantization(graph, text_sequences(tokenizer, texts, limit), random)
+        return Quantization(graph, random, advance=advance)
+    return Quantization(graph, text_sequences(tokenizer, texts, limit), random, advance)
 
 
 def _quantize(
@@ -355,8 +367,9 @@ def _keep_more(quantizations: dict[str, Quantization], stage: _Stages) -> bool:
     """Keep more layers in float32; False where there is nothing more to keep."""
     if not quantizations:
         return False
-    with stage("finding the layers that lose most"):
-        more = [quantization.keep_more() for quantization in quantizations.values()]
+    static = any(quantization.has_static_scales for quantization in quantizations.values())
+    with stage("giving every token a scale of its own" if static else "finding the layers that lose most") as advance:
+        more = [quantization.keep_more(advance) for quantization in quantizations.values()]
         return any(more)
 
 

@@ -29,6 +29,13 @@ _MOST_INPUTS = 4096
 # Bytes of moments and tokens that are held at a time.
 _MOMENTS = 1 << 30
 
+# Is told how many layers of how many are done.
+Advance = Callable[[int, int], None]
+
+
+def _untold(done: int, total: int) -> None:
+    pass
+
 
 class Quantization:
     """A float32 graph and what it takes to make its int8 form.
@@ -37,10 +44,15 @@ class Quantization:
         model: The graph, which is left as it is.
         sequences: Token ids of the texts to calibrate with.
         others: Those of further texts that static scales have to hold as well: what is larger is cut off.
+        advance: Is told how many values of how many have been looked at: up to a minute for each in large models.
     """
 
     def __init__(
-        self, model: ir.Model, sequences: Sequence[Sequence[int]], others: Sequence[Sequence[int]] = ()
+        self,
+        model: ir.Model,
+        sequences: Sequence[Sequence[int]],
+        others: Sequence[Sequence[int]] = (),
+        advance: Advance = _untold,
     ) -> None:
         self._model = model
         self._sequences = sequences
@@ -51,7 +63,7 @@ class Quantization:
         self._other_ranges = channel_ranges(model, normalized, others) if normalized and others else {}
         self._static: dict[str, float] = {}
         self._codes: dict[str, npt.NDArray[np.int8]] = {}
-        self._round()
+        self._round(advance)
         self._worst_first: list[str] = []
         self.kept: tuple[str, ...] = ()
 
@@ -59,7 +71,12 @@ class Quantization:
         """The int8 graph, what the passes did, and the values that make it safe from saturation."""
         return self._quantized(self.kept)
 
-    def keep_more(self, advance: Callable[[int, int], None] = lambda done, total: None) -> bool:
+    @property
+    def has_static_scales(self) -> bool:
+        """Whether some values have one scale for all tokens: these are the first to go where the tolerance is missed."""
+        return bool(self._static)
+
+    def keep_more(self, advance: Advance = _untold) -> bool:
         """Give every token a scale of its own, then keep more of the worst layers in float32, up to half of them.
 
         False where nothing is left to do.
@@ -93,7 +110,7 @@ class Quantization:
         results.append(PassResult("static_scales", sum(name not in keep for name in self._static)))
         return model, results, quantizer.saturation_safe
 
-    def _round(self) -> None:
+    def _round(self, advance: Advance) -> None:
         """Round the weights of all products, and find the values that can have a static scale."""
         model = self._model.clone()
         groups = [group for group in quantize_products.groups(model) if last_dimension(group.input) <= _MOST_INPUTS]
@@ -102,10 +119,13 @@ class Quantization:
         # they are the values of attention, changes none of its codes.
         scales = {group.name: smooth(model.graph, group) for group in groups}
         groups = [group for group in quantize_products.groups(self._model) if group.name in scales]
+        done = 0
         for some in consecutive(groups, _memory, _MOMENTS):
             found = second_moments(self._model, {group.input: scales[group.name] for group in some}, self._sequences)
             for group in some:
                 self._round_group(group, scales[group.name], found[str(group.input.name)])
+                done += 1
+                advance(done, len(groups))
 
     def _round_group(
         self, group: Group, scale: npt.NDArray[np.float32] | None, moments: npt.NDArray[np.float32]
@@ -130,7 +150,7 @@ class Quantization:
             if noise <= _STATIC_NOISE * float(np.sum(weight * (moments @ weight))):
                 self._static[group.name] = peak
 
-    def _errors(self, advance: Callable[[int, int], None]) -> dict[str, float]:
+    def _errors(self, advance: Advance) -> dict[str, float]:
         """The error of the result, relative to its variance, with each layer quantized alone."""
         expected = self._run(self._model)
         spread = float(np.square(expected - expected.mean(axis=0)).sum()) or 1.0

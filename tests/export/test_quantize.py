@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import re
 import shutil
 import signal
 import subprocess
@@ -305,8 +306,32 @@ class TestMixedPrecision:
         assert "--calibrate FILE" in message
         assert not list(tmp_path.iterdir())
         stages = [line.partition(" ...")[0] for line in capsys.readouterr().err.splitlines()]
-        again = ["writing the files", "verifying against the original", "finding the layers that lose most"]
-        assert stages[3:] == ["calibrating", *again * 5]
+        tried = ["writing the files", "verifying against the original"]
+        static = [*tried, "giving every token a scale of its own"]
+        assert stages[3:] == ["calibrating", *static, *[*tried, "finding the layers that lose most"] * 4]
+
+    @pytest.mark.parametrize("terminal", [True, False])
+    def test_progress_of_long_stages(
+        self,
+        hostile_checkpoint: Path,
+        names: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        terminal: bool,
+    ) -> None:
+        """On a terminal only: in a file there would be a line of it."""
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+        with_tolerance(monkeypatch, cosine_mean=0.99)
+        export(hostile_checkpoint, tmp_path / "bundle", dtype="int8", show_progress=True)
+        written = capsys.readouterr().err
+        count = len(names)
+        for stage in ("calibrating", "finding the layers that lose most"):
+            line = next(line for line in written.split("\n") if line.startswith(stage))
+            steps = [f"{stage} ... {done} of {count}" for done in range(1, count + 1)]
+            *shown, last = [part.rstrip() for part in line.split("\r")]
+            assert shown == ([f"{stage} ...", *steps] if terminal else [])
+            assert re.fullmatch(rf"{stage} \.\.\. [0-9.]+ s", last)
 
     def test_more_precision_is_tried_for_figures_only(
         self, hostile_checkpoint: Path, hostile_once: TracedOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, bias_behind, caps_scores, constant_array, only_use, vector_added
+from stonnx_export.graph import add_to_bias, bias_behind, caps_scores, constant_array, only_use, vector_added
 from stonnx_export.passes._result import PassResult
 
 _NAME = "attention_biases"
@@ -54,11 +54,5 @@ def _move_behind_product(attention: ir.Node, bias_of_values: ir.Value) -> bool:
     bias = constant_array(bias_of_values)
     if weight is None or biased is None or bias is None:
         return False
-    add, index = biased
-    array = constant_array(add.inputs[index])
-    assert add.graph is not None
-    assert array is not None
-    # In double precision: the sum replaces one that was rounded once.
-    moved = (array + bias.astype("float64") @ weight.astype("float64")).astype(array.dtype)
-    add.replace_input_with(index, GraphBuilder(add.graph, before=add).constant(moved, "bias"))
+    add_to_bias(biased, bias.astype("float64") @ weight.astype("float64"))
     return True

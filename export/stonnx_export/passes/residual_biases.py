@@ -13,7 +13,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, bias_behind, caps_scores, constant_array, only_use, vector_added
+from stonnx_export.graph import (
+    GraphBuilder,
+    add_to_bias,
+    bias_behind,
+    caps_scores,
+    constant_array,
+    only_use,
+    vector_added,
+)
 from stonnx_export.passes._result import PassResult
 
 _NAME = "residual_biases"
@@ -52,26 +60,21 @@ def _move(graph: ir.Graph, norm: ir.Node) -> bool:
     norm.replace_input_with(2, GraphBuilder(graph, before=norm).constant(beta + bias, "bias"))
     for product, weight in zip(products, weights, strict=True):
         assert weight is not None
-        # In double precision: the sum replaces one that was rounded once.
-        _subtract(graph, product, bias.astype(np.float64) @ weight.astype(np.float64))
+        _add(graph, product, -(bias.astype(np.float64) @ weight.astype(np.float64)))
     return True
 
 
-def _subtract(graph: ir.Graph, product: ir.Node, vector: npt.NDArray[np.float64]) -> None:
-    """Take a vector [N] from the result of a product, through its bias where it has one."""
+def _add(graph: ir.Graph, product: ir.Node, vector: npt.NDArray[np.float64]) -> None:
+    """Add a vector [N] to the result of a product, through its bias where it has one."""
     biased = bias_behind(product)
     if biased is not None:
-        add, index = biased
-        old = constant_array(add.inputs[index])
-        assert old is not None
-        bias = GraphBuilder(graph, before=add).constant((old - vector).astype(old.dtype), "bias")
-        add.replace_input_with(index, bias)
+        add_to_bias(biased, vector)
     elif not _is_of_keys(product):
         result = product.outputs[0]
         uses = list(result.uses())
         nodes = list(graph)
         op = GraphBuilder(graph, before=nodes[nodes.index(product) + 1])
-        shifted = op.Add(result, op.constant((-vector).astype(np.float32), "bias"))
+        shifted = op.Add(result, op.constant(vector.astype(np.float32), "bias"))
         shifted.shape, shifted.type = result.shape, result.type
         for use in uses:
             use.node.replace_input_with(use.idx, shifted)

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accuracy, environments, models, report
+from benchmarks.environments import CACHE
 from benchmarks.systems import CORES, REFERENCE, SYSTEMS, TASKS, WORKLOADS, Batching, System, Task, Workload
 from benchmarks.worker import Worker, WorkerError
 
-CACHE = environments.ROOT / ".cache" / "benchmarks"
 # Before a turn, so that the threads of the system that had the last one have stopped spinning.
 _SETTLE_SECONDS = 0.05
 # Fresh processes of each system, where there is time; at least one.
@@ -215,7 +215,9 @@ def footprint(results: Results, systems: Sequence[System], deadline: float) -> N
             say(f"start {turn + 1}, {system.name}")
             begin = time.perf_counter()
             command = [str(environments.python(system.environment)), "-c", f"import {system.driver}"]
-            subprocess.run(command, cwd=environments.ROOT, check=True, capture_output=True)
+            subprocess.run(
+                command, cwd=environments.ROOT, env=environments.variables(), check=True, capture_output=True
+            )
             seconds[system.name]["import"].append(time.perf_counter() - begin)
             worker = Worker(system, "embedding", CACHE / "models", CACHE / "logs")
             seconds[system.name]["first"].append(worker.start_seconds)

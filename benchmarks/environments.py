@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTORY = ROOT / ".venvs"
+CACHE = ROOT / ".cache" / "benchmarks"
 
 # Same versions of what several peers share, so that a difference between them is theirs.
 _RUNTIME = ("onnxruntime==1.32.0", "tokenizers==0.23.3", "numpy==2.4.6")
@@ -75,6 +77,16 @@ class Installed:
 def python(name: str) -> Path:
     """The interpreter of an environment."""
     return DIRECTORY / name / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def variables() -> dict[str, str]:
+    """The environment variables of a system's processes.
+
+    Compiled modules are kept, as in every installation, but not in the environments, whose sizes are measured: a start
+    is no compilation, whatever the caller's variables say.
+    """
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return ours | {"PYTHONPYCACHEPREFIX": str(CACHE / "compiled")}
 
 
 def installed(name: str) -> Installed:

@@ -29,7 +29,7 @@ def in_turns(works: Mapping[str, Callable[[], object]], rounds: int) -> Seconds:
 
 
 def ratio(found: Seconds, base: str, other: str) -> str:
-    """How many times as fast ``other`` is as ``base``: the median over the rounds, and the quarter on either side of it.
+    """How many times as fast ``other`` is as ``base``: the median over the rounds, and the quartiles.
 
     Example:
         >>> ratio({"one": [2.0, 2.0], "two": [1.0, 1.0]}, "one", "two")

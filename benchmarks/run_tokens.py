@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = stonnx.SentenceTransformer(chosen.bundle, device="cpu")
     model.warmup()
     print(f"{chosen.bundle.name}, {model.info.threads} threads: times as fast as with {base} tokens a run")
+    print(f"{'':<10}" + "".join(f"{size:>20}" for size in chosen.sizes if size != base))
     for workload in WORKLOADS:
         if workload.task != "embedding" or workload.alone:
             continue
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
             str(size): partial(model.encode, data, batch_size=size // _UNIT) for size in chosen.sizes
         }
         found = in_turns(works, chosen.rounds)
-        row = "".join(f"{size:>6} {ratio(found, str(base), str(size))}" for size in chosen.sizes if size != base)
+        row = "".join(f"{ratio(found, str(base), str(size)):>20}" for size in chosen.sizes if size != base)
         print(f"{workload.name:<10}{row}", flush=True)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from benchmarks.environments import ROOT, python
+from benchmarks.environments import ROOT, python, variables
 from benchmarks.systems import WORKLOADS, Batching, Inputs, System, Task
 
 if TYPE_CHECKING:
@@ -145,7 +145,13 @@ class Worker:
         self._replied = start = time.perf_counter()
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                command,
+                cwd=ROOT,
+                env=variables(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
         try:
             self.ask(

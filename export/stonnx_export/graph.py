@@ -209,7 +209,7 @@ def bias_behind(product: ir.Node) -> tuple[ir.Node, int] | None:
 
 
 def add_to_bias(biased: tuple[ir.Node, int], vector: npt.NDArray[np.float64]) -> None:
-    """Add a vector to what :func:`bias_behind` found, in double precision: the sum replaces one that was rounded once."""
+    """Add to what :func:`bias_behind` found, in double precision: the sum replaces one that was rounded once."""
     add, index = biased
     bias = constant_array(add.inputs[index])
     assert add.graph is not None

@@ -73,7 +73,7 @@ class Quantization:
 
     @property
     def has_static_scales(self) -> bool:
-        """Whether some values have one scale for all tokens: these are the first to go where the tolerance is missed."""
+        """Whether values have one scale for all tokens: the first to go where the tolerance is missed."""
         return bool(self._static)
 
     def keep_more(self, advance: Advance = _untold) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks import accuracy, models, report, texts, worker
+from benchmarks import accuracy, environments, models, report, texts, worker
 from benchmarks.drivers import DRIVERS, by_length, feeds
 from benchmarks.environments import ENVIRONMENTS
 from benchmarks.models import MODELS
@@ -132,6 +132,16 @@ class TestWorker:
         started = Worker(system, "embedding", minilm_bundle.parent, tmp_path)
         assert 50 < started.ask("memory") < large.nbytes / 1e6
         started.close()
+
+    def test_a_start_is_no_compilation(
+        self, system: System, minilm_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the caller's variables say that nothing compiled is to be kept, it would be one each time."""
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        monkeypatch.setattr(environments, "CACHE", tmp_path / "cache")
+        system = replace(system, models={"embedding": minilm_bundle.name})
+        Worker(system, "embedding", minilm_bundle.parent, tmp_path).close()
+        assert len(list((tmp_path / "cache").rglob("sentence_transformer.*.pyc"))) == 1
 
     def test_rows_come_in_the_order_of_the_inputs(self, started: Worker) -> None:
         inputs = ["Bread rises.", "The tides follow the moon.", "A third one."]

@@ -111,7 +111,7 @@ def test_declines(change: str) -> None:
 def test_the_biases_are_large_enough_to_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     before = block("nothing")
     after = before.clone()
-    monkeypatch.setattr(residual_biases, "_subtract", lambda *_: None)
+    monkeypatch.setattr(residual_biases, "_add", lambda *_: None)
     residual_biases.run(after)
     tokens = random(np.random.default_rng(1), 2, 5, HIDDEN)
     (expected,), (values,) = (run_as_it_is(model, tokens=tokens) for model in (before, after))

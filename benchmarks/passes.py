@@ -1,7 +1,9 @@
 """What does each pass of the exporter gain? A bundle without it and the whole one, in turns on one thread.
 
-python -m benchmarks.passes --checkpoint DIR --dtype int8
-python -m benchmarks.passes --checkpoint DIR --dtype int8 --passes fuse_rms_norm,static_scales
+    python -m benchmarks.passes --checkpoint DIR --dtype int8
+    python -m benchmarks.passes --checkpoint DIR --dtype int8 --passes fuse_rms_norm,static_scales
+
+A pass that others need cannot be left out, and its row says why.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             try:
                 with without(name, chosen.dtype):
-                    other = export(chosen.checkpoint, Path(directory) / name, dtype=chosen.dtype)
+                    other = export(chosen.checkpoint, Path(directory) / "other", dtype=chosen.dtype, overwrite=True)
             except Exception as error:  # of the exporter, or of what a later pass needs this one for
                 print(f"{name:<20}{fired:>6}  needed: without it, {str(error).splitlines()[0]}", flush=True)
                 continue

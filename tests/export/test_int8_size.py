@@ -46,7 +46,8 @@ def test_weights_become_a_quarter(name: str, shared_directory: Path, monkeypatch
     for route in checkpoint.routes:
         graph = original.graph(route)
         pipeline._build(graph, checkpoint, route, original, RECIPES["int8"])
-        quantized, _, _ = pipeline._calibrate(graph, checkpoint, route, original, None, lambda done, total: None).apply()
+        quantization = pipeline._calibrate(graph, checkpoint, route, original, None, lambda done, total: None)
+        quantized, _, _ = quantization.apply()
         before, after = arrays(graph), arrays(quantized)
         large = [array for array in after.values() if array.dtype == np.float32 and is_matrix(array)]
         assert len([array for array in large if array.size >= _LARGE]) == HEADS[name]

@@ -22,6 +22,7 @@ from benchmarks.texts import texts
 from stonnx._bundle import Manifest, read_manifest
 from stonnx._engine import Engine
 from stonnx_export import RECIPES, export, quantize
+from stonnx_export.recipes import Pass
 
 _STATIC_SCALES = "static_scales"
 # Of which each is one run on one thread.
@@ -32,8 +33,12 @@ _INPUTS = {"22 x 14": texts(22, 12), "4 x 75": texts(4, 73), "1 x 256": texts(1,
 def names_of_passes(dtype: str) -> list[str]:
     """The passes of a recipe that can be left out, by the name of their file, in their order."""
     recipe = RECIPES[dtype]
-    passes = [run.__module__.rpartition(".")[2] for run in (*recipe.network_passes, *recipe.passes)]
+    passes = [_name(run) for run in (*recipe.network_passes, *recipe.passes)]
     return list(dict.fromkeys([*passes, *([_STATIC_SCALES] if recipe.quantize else [])]))
+
+
+def _name(run: Pass) -> str:
+    return run.__module__.rpartition(".")[2]
 
 
 @contextmanager
@@ -46,8 +51,7 @@ def without(name: str, dtype: str) -> Iterator[None]:
         return
     recipe = RECIPES[dtype]
     network_passes, passes = (
-        tuple(run for run in runs if run.__module__.rpartition(".")[2] != name)
-        for runs in (recipe.network_passes, recipe.passes)
+        tuple(run for run in runs if _name(run) != name) for runs in (recipe.network_passes, recipe.passes)
     )
     with mock.patch.dict(RECIPES, {dtype: replace(recipe, network_passes=network_passes, passes=passes)}):
         yield

@@ -156,25 +156,24 @@ class Runner:
             threads.add(threading.current_thread())
             return work(job, control)
 
-        try:
-            with ThreadPoolExecutor(workers, "stonnx-run") as executor:
-                try:
-                    for job in jobs:
-                        pending.append(executor.submit(in_thread, job))
-                        # Enough that no worker waits for the results to be taken, and few that are held in memory.
-                        if len(pending) > 2 * workers:
-                            yield pending.popleft().result()
-                    while pending:
+        with ThreadPoolExecutor(workers, "stonnx-run") as executor:
+            try:
+                for job in jobs:
+                    pending.append(executor.submit(in_thread, job))
+                    # Enough that no worker waits for the results to be taken, and few that are held in memory.
+                    if len(pending) > 2 * workers:
                         yield pending.popleft().result()
-                except BaseException:
-                    control.stop()
-                    for future in pending:
-                        future.cancel()
-                    raise
-        finally:
-            # The executor does not know of a thread, nor wait for it, where Ctrl-C came while submit() was starting it.
-            for thread in list(threads):
-                thread.join()
+                while pending:
+                    yield pending.popleft().result()
+            except BaseException:
+                control.stop()
+                for future in pending:
+                    future.cancel()
+                executor.shutdown()
+                # It does not know of a thread, nor wait for it, where Ctrl-C came while submit() was starting it.
+                for thread in list(threads):
+                    thread.join()
+                raise
 
     def warmup(self, outputs: Sequence[str], feeds: _Feeds, *, free_memory: bool) -> None:
         """Run the same in every session that there will be."""

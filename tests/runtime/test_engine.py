@@ -498,11 +498,6 @@ def test_a_stopped_control_ends_a_run(bundle: Path) -> None:
     session.run(["sentence_embedding"], feeds)
 
 
-# --- texts that are too long -----------------------------------------------------------------------------------------
-
-LONG = "bread " * 30  # 32 tokens, of which the model reads 16
-
-
 @pytest.mark.parametrize("started", [1, 2], ids=["first thread", "second thread"])
 def test_ctrl_c_while_a_thread_is_started_waits_for_its_run(
     model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, started: int
@@ -529,6 +524,11 @@ def test_ctrl_c_while_a_thread_is_started_waits_for_its_run(
         list(runner.map(work, range(5), 2))
     assert sorted(ended) == list(range(started))
     assert not any(thread.is_alive() for thread in starts)
+
+
+# --- texts that are too long -----------------------------------------------------------------------------------------
+
+LONG = "bread " * 30  # 32 tokens, of which the model reads 16
 
 
 def test_too_long_is_an_error_where_that_is_asked_for(bundle: Path) -> None:

@@ -35,13 +35,14 @@ _SAFE = 0.97
 def vectors(bundle: Path, *, saturates: bool | None = None) -> dict[str, Any]:
     """Encode some texts: their vectors, and the form that runs. ``saturates`` overrides what the CPU is found to do."""
     import stonnx
-    from stonnx import _engine, _session
+    from stonnx._device import session
+    from stonnx._engine import probe
 
     # The probe would refuse the very thing that is to be seen here.
-    _engine._probe.check = lambda *arguments: None  # type: ignore[attr-defined]
-    found = _session.products_saturate()
+    probe.check = lambda *arguments: None
+    found = session.products_saturate()
     if saturates is not None:
-        _session.products_saturate = lambda: saturates  # type: ignore[assignment]
+        session.products_saturate = lambda: saturates  # type: ignore[assignment]
     model = stonnx.SentenceTransformer(bundle, device="cpu", threads=1)
     data = [text for words in (6, 20, 60) for text in texts(4, words)]
     return {"saturates": found, "form": model._route.session.form, "vectors": model.encode(data).tolist()}

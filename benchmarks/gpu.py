@@ -24,10 +24,11 @@ import numpy as np
 
 import stonnx
 from benchmarks.texts import texts
-from stonnx import _nvidia, _session
 from stonnx._cache import cache_directory
-from stonnx._providers import CPU, devices_for
-from stonnx._session import DeviceOptions
+from stonnx._device import nvidia
+from stonnx._device import session as session_module
+from stonnx._device.options import DeviceOptions
+from stonnx._device.providers import CPU, devices_for
 
 # The lowest cosine to the reference on the CPU, by the precision of the bundle.
 _PARITY = {"float32": 0.99999, "float16": 0.999}
@@ -76,7 +77,7 @@ def strictness(report: Report, arguments: argparse.Namespace) -> stonnx.Sentence
     report.check("provider", running[0] == device.provider.name, f"{running}, loaded in {seconds:.1f} s")
     on_cpu = {kind: count for (name, kind), count in session.operators.items() if name == CPU}
     report.check(
-        "operators left to the CPU", not set(on_cpu) & _session._HEAVY, str(dict(on_cpu)) if on_cpu else "none"
+        "operators left to the CPU", not set(on_cpu) & session_module._HEAVY, str(dict(on_cpu)) if on_cpu else "none"
     )
     kind = device.provider.device
     if device.provider.indexed:
@@ -202,7 +203,7 @@ def environment(arguments: Sequence[str]) -> None:
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
     print(f"{time.strftime('%Y-%m-%d')}, {platform.platform()}, Python {platform.python_version()}")
     print(f"onnxruntime {onnxruntime.__version__} with CUDA {getattr(onnxruntime, 'cuda_version', '') or 'none'}")
-    print(f"GPUs: {', '.join(_nvidia.gpu_names()) or 'none'}{f', driver {driver}' * bool(driver)}")
+    print(f"GPUs: {', '.join(nvidia.gpu_names()) or 'none'}{f', driver {driver}' * bool(driver)}")
     print(f"arguments: {' '.join(arguments)}")
 
 

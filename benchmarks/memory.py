@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stonnx._bundle import read_manifest
-from stonnx._session import Session
+from stonnx._bundle.manifest import read_manifest
+from stonnx._device.session import Session
 
 # What later calls may add to what the first half took: seldom are the runs of all threads large at the same time.
 _GROWTH = 0.25

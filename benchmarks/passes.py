@@ -19,9 +19,10 @@ from unittest import mock
 
 from benchmarks.in_turns import in_turns, ratio
 from benchmarks.texts import texts
-from stonnx._bundle import Manifest, read_manifest
-from stonnx._engine import Engine
-from stonnx_export import RECIPES, export, quantize
+from stonnx._bundle.manifest import Manifest, read_manifest
+from stonnx._engine.engine import Engine
+from stonnx_export import RECIPES, export
+from stonnx_export.int8 import quantization
 from stonnx_export.recipes import Pass
 
 _STATIC_SCALES = "static_scales"
@@ -46,7 +47,7 @@ def without(name: str, dtype: str) -> Iterator[None]:
     """Have the recipe lack a pass."""
     if name == _STATIC_SCALES:
         # No product may lose anything by a static scale.
-        with mock.patch.object(quantize, "_STATIC_NOISE", 0.0):
+        with mock.patch.object(quantization, "_STATIC_NOISE", 0.0):
             yield
         return
     recipe = RECIPES[dtype]

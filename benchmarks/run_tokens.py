@@ -15,11 +15,11 @@ from pathlib import Path
 import stonnx
 from benchmarks.in_turns import in_turns, ratio
 from benchmarks.systems import WORKLOADS
-from stonnx import _batching
+from stonnx._text import batching
 
 _SIZES = (120, 190, 260, 320, 380, 510, 770)
 # A size has this many tokens for each unit of `batch_size`.
-_UNIT = _batching.tokens_on_one_thread(_batching.tokens_per_batch_unit("cpu"))
+_UNIT = batching.tokens_on_one_thread(batching.tokens_per_batch_unit("cpu"))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -31,7 +31,7 @@ import onnxruntime
 
 import stonnx
 from benchmarks.memory import resident
-from stonnx._cpus import available_cpus, cpu_name
+from stonnx._device.cpus import available_cpus, cpu_name
 
 # Ranges of characters to draw from: most of what tokenizers treat in their own way.
 _ALPHABETS = (

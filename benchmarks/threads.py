@@ -17,15 +17,15 @@ import numpy as np
 
 import stonnx
 from benchmarks.texts import texts
-from stonnx import _session
+from stonnx._device import session
 
 # Microseconds; the first is onnxruntime's own.
-_SETTINGS = (16_000, 1_000, 200, _session._SPIN_MICROSECONDS, 50, 1)
+_SETTINGS = (16_000, 1_000, 200, session._SPIN_MICROSECONDS, 50, 1)
 
 
 def load(bundle: Path, microseconds: int) -> stonnx.SentenceTransformer:
     """A model whose threads wait for so long."""
-    _session._SPIN_MICROSECONDS = microseconds
+    session._SPIN_MICROSECONDS = microseconds
     return stonnx.SentenceTransformer(bundle, device="cpu")
 
 

@@ -9,6 +9,8 @@ Example:
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from stonnx._device.options import DeviceOptions
+from stonnx._engine.stats import CallStats
 from stonnx._errors import (
     BundleError,
     BundleFormatError,
@@ -27,9 +29,8 @@ from stonnx._errors import (
     TextTooLongError,
     UnsupportedError,
 )
-from stonnx._model import ModelInfo
-from stonnx._session import DeviceOptions
-from stonnx._stats import CallStats
+from stonnx._model.model import ModelInfo
+from stonnx._version import __version__
 from stonnx.cross_encoder import CrossEncoder
 from stonnx.sentence_transformer import SentenceTransformer
 from stonnx.sparse_encoder import SparseEncoder
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from stonnx import util as util
     from stonnx.util import SimilarityFunction, quantize_embeddings
 
-__version__ = "0.1.0"
 
 __all__ = [
     "BundleError",

@@ -10,16 +10,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._activations import ACTIVATIONS, Activation, resolve_activation, softmax
-from stonnx._engine import TooLong
+from stonnx._device.options import DeviceOptions
+from stonnx._engine.call import TooLong
 from stonnx._errors import BundleFormatError, InvalidArgumentError, InvalidInputError, UnsupportedError
-from stonnx._model import CallOptions, Model
-from stonnx._names import ORGANIZATIONS
-from stonnx._old_names import accept_old_arguments
-from stonnx._outputs import to_torch
-from stonnx._pairs import parse_pairs
-from stonnx._pool import Pool, join_rows
-from stonnx._session import DeviceOptions
+from stonnx._model.call import CallOptions
+from stonnx._model.model import Model
+from stonnx._model.old_arguments import accept_old_arguments
+from stonnx._model.pool import Pool
+from stonnx._results.activations import ACTIVATIONS, Activation, resolve_activation, softmax
+from stonnx._results.dense import join_rows, to_torch
+from stonnx._tasks import ORGANIZATIONS
+from stonnx._text.inputs import parse_pairs
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._embedding_model import EmbeddingModel
-from stonnx._engine import TooLong
+from stonnx._device.options import DeviceOptions
+from stonnx._engine.call import TooLong
 from stonnx._errors import InvalidArgumentError
-from stonnx._inputs import parse_inputs
-from stonnx._model import CallOptions
-from stonnx._names import ORGANIZATIONS
-from stonnx._old_names import accept_old_arguments
-from stonnx._outputs import PRECISIONS, finish_embeddings, finish_token_embeddings, to_torch
-from stonnx._pool import Pool, join_rows
-from stonnx._session import DeviceOptions
+from stonnx._model.call import CallOptions
+from stonnx._model.embedding_model import EmbeddingModel
+from stonnx._model.old_arguments import accept_old_arguments
+from stonnx._model.pool import Pool
+from stonnx._results.dense import PRECISIONS, finish_embeddings, finish_token_embeddings, join_rows, to_torch
+from stonnx._tasks import ORGANIZATIONS
+from stonnx._text.inputs import parse_inputs
 
 logger = logging.getLogger("stonnx")
 

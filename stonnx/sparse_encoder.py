@@ -9,16 +9,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stonnx import _csr
-from stonnx._embedding_model import EmbeddingModel
-from stonnx._engine import TooLong
+from stonnx._device.options import DeviceOptions
+from stonnx._engine.call import TooLong
 from stonnx._errors import BundleFormatError, InvalidArgumentError, UnsupportedError
-from stonnx._inputs import parse_inputs
-from stonnx._model import CallOptions
-from stonnx._names import ORGANIZATIONS
-from stonnx._old_names import accept_old_arguments
-from stonnx._pool import Pool, join_rows
-from stonnx._session import DeviceOptions
+from stonnx._model.call import CallOptions
+from stonnx._model.embedding_model import EmbeddingModel
+from stonnx._model.old_arguments import accept_old_arguments
+from stonnx._model.pool import Pool
+from stonnx._results import sparse
+from stonnx._results.dense import join_rows
+from stonnx._tasks import ORGANIZATIONS
+from stonnx._text.inputs import parse_inputs
 
 
 class SparseEncoder(EmbeddingModel):
@@ -205,10 +206,10 @@ class SparseEncoder(EmbeddingModel):
         if not convert_to_sparse_tensor:
             rows: npt.NDArray[np.float32] = join_rows(parts) if texts else np.zeros(0, dtype=np.float32)
             return rows[0] if single else rows if convert_to_tensor else list(rows)
-        matrix = _csr.join_csr(parts) if texts else _csr.empty_csr(self._width)
+        matrix = sparse.join_csr(parts) if texts else sparse.empty_csr(self._width)
         if single:
-            return _csr.csr_row(matrix, 0)
-        return matrix if convert_to_tensor else [_csr.csr_row(matrix, index) for index in range(len(texts))]
+            return sparse.csr_row(matrix, 0)
+        return matrix if convert_to_tensor else [sparse.csr_row(matrix, index) for index in range(len(texts))]
 
     @accept_old_arguments(renamed={"sentences": "inputs"})
     def encode_query(
@@ -299,7 +300,7 @@ class SparseEncoder(EmbeddingModel):
             >>> SparseEncoder.sparsity(np.array([[0.0, 1.5, 0.0, 0.5], [2.0, 0.0, 0.0, 0.0]]))
             {'active_dims': 1.5, 'sparsity_ratio': 0.625}
         """
-        return _csr.sparsity(embeddings)
+        return sparse.sparsity(embeddings)
 
     @staticmethod
     def intersection(embeddings_1: Any, embeddings_2: Any) -> Any:
@@ -321,7 +322,7 @@ class SparseEncoder(EmbeddingModel):
             >>> SparseEncoder.intersection(np.array([0.0, 2.0, 3.0]), np.array([1.0, 2.0, 0.0])).toarray()
             array([0., 4., 0.])
         """
-        return _csr.intersection(embeddings_1, embeddings_2)
+        return sparse.intersection(embeddings_1, embeddings_2)
 
     def decode(
         self, embeddings: Any, top_k: int | None = None
@@ -347,7 +348,7 @@ class SparseEncoder(EmbeddingModel):
         """
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k <= 0):
             raise InvalidArgumentError(f"top_k must be a positive integer or None, got {top_k!r}.")
-        matrix, single = _csr.read_sparse(embeddings)
+        matrix, single = sparse.read_sparse(embeddings)
         token: Callable[[int], Any] = self.tokenizer.id_to_token
         decoded = []
         for start, end in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
@@ -393,7 +394,7 @@ class SparseEncoder(EmbeddingModel):
     def _sparse_vectors(
         self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
     ) -> Any:
-        rows = _csr.CsrRows(len(texts), self._width)
+        rows = sparse.CsrRows(len(texts), self._width)
         for indices, some in self._rows(texts, options, prompt, task, active):
             rows.add(indices, some)
         return rows.matrix()
@@ -408,11 +409,11 @@ class SparseEncoder(EmbeddingModel):
 
     def _rows(
         self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
-    ) -> Iterator[tuple[npt.NDArray[np.intp], _csr.SparseRows]]:
+    ) -> Iterator[tuple[npt.NDArray[np.intp], sparse.SparseRows]]:
         """Some of the texts, and their vectors. Dense ones, [batch, width], are there only in the threads that run."""
 
-        def reduce(outputs: list[npt.NDArray[np.float32]]) -> list[_csr.SparseRows]:
-            return [_csr.SparseRows.of(outputs[0]).strongest(active)]
+        def reduce(outputs: list[npt.NDArray[np.float32]]) -> list[sparse.SparseRows]:
+            return [sparse.SparseRows.of(outputs[0]).strongest(active)]
 
         for batch in self._batches(texts, ["sparse_embedding"], options, prompt, task, reduce=reduce):
             yield batch.indices, batch.outputs[0]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from stonnx_export.calibration import options
-from stonnx_export.graph import OPSET, GraphBuilder
+from stonnx_export.graph.builder import OPSET, GraphBuilder
 
 VOCABULARY, HIDDEN, HEADS, INTERMEDIATE = 50, 32, 4, 64
 TOKENS = ("batch", "sequence")

@@ -18,7 +18,8 @@ from sentence_transformers.base.modules import InputModule
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from stonnx._bundle import (
+from stonnx._bundle.integrity import hash_files
+from stonnx._bundle.manifest import (
     SCHEMA_VERSION,
     Manifest,
     Module,
@@ -26,7 +27,6 @@ from stonnx._bundle import (
     Source,
     TensorSpec,
     TokenizerSpec,
-    hash_files,
     write_manifest,
 )
 

@@ -15,8 +15,8 @@ import onnxruntime
 import tokenizers
 
 from stonnx._errors import InvalidArgumentError
-from stonnx_export.graph import save
-from stonnx_export.original import OriginalTokenizer
+from stonnx_export.graph.save import save
+from stonnx_export.originals.original import OriginalTokenizer
 
 # Sequences of uniformly random token ids give ranges as good as those of real sentences (measured on all-MiniLM-L6-v2),
 # in any language and without any data.

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from stonnx._bundle import MANIFEST_NAME, Fidelity, Manifest
-from stonnx._engine import Engine
+from stonnx._bundle.manifest import MANIFEST_NAME, Fidelity, Manifest
+from stonnx._engine.engine import Engine
 from stonnx._errors import ModelNotFoundError, UnsupportedError
-from stonnx_export.pipeline import SourceKind, load_original
+from stonnx_export.originals.load import SourceKind, load_original
 from stonnx_export.recipes import RECIPES
-from stonnx_export.scored_pairs import read_pairs, spearman_drop
-from stonnx_export.verify import check, compare
+from stonnx_export.verify.compare import compare
+from stonnx_export.verify.figures import check
+from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
 
 
 def verify_bundle(

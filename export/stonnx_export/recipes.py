@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from stonnx._bundle import Task
+from stonnx._tasks import Task
 from stonnx_export.passes import (
     PassResult,
     attention_biases,
@@ -30,7 +30,7 @@ class Recipe:
     """A named way to make a bundle.
 
     ``tolerance`` bounds what verification may find for each task, by the names of the figures in
-    :class:`stonnx._bundle.Fidelity`.
+    :class:`stonnx._bundle.manifest.Fidelity`.
     """
 
     name: str

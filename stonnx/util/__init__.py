@@ -1,12 +1,7 @@
 """Similarity, retrieval and quantization of embeddings: the counterpart of ``sentence_transformers.util`` in numpy."""
 
 from stonnx.util.quantization import quantize_embeddings
-from stonnx.util.retrieval import (
-    community_detection,
-    paraphrase_mining,
-    paraphrase_mining_embeddings,
-    semantic_search,
-)
+from stonnx.util.retrieval import community_detection, paraphrase_mining, paraphrase_mining_embeddings, semantic_search
 from stonnx.util.similarity import (
     cos_sim,
     dot_score,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stonnx.util._arrays import FloatArray, Matrix, is_sparse
+from stonnx._arrays import FloatArray, Matrix, is_sparse
 
 _SMALLEST_NORM = 1e-12  # torch.nn.functional.normalize divides by no less, so a row of zeros stays zeros
 _BLOCK_ELEMENTS = 1 << 22

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arrays import FloatArray, Matrix, check_same_width, to_array, to_float
 from stonnx._errors import InvalidArgumentError
-from stonnx.util._arrays import FloatArray, Matrix, check_same_width, to_array, to_float
 from stonnx.util._matrix import product, transposed, unit_rows
 from stonnx.util.similarity import cos_sim, dot_score
 

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias, get_args, overload
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arrays import Embeddings, FloatArray, is_sparse, to_array
 from stonnx._errors import InvalidArgumentError
-from stonnx.util._arrays import Embeddings, FloatArray, is_sparse, to_array
 from stonnx.util._matrix import blocks
 
 logger = logging.getLogger(__name__)

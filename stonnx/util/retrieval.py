@@ -7,8 +7,8 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arrays import Embeddings, as_rows, result_like, to_array, to_float, to_matrix
 from stonnx._progress import progress_bar
-from stonnx.util._arrays import Embeddings, as_rows, result_like, to_array, to_float, to_matrix
 from stonnx.util._matrix import product, transposed, unit_rows
 from stonnx.util._nearest import ScoreFunction, check_sizes, descending, nearest
 from stonnx.util.similarity import cos_sim, dot_score

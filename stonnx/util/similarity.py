@@ -15,8 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from stonnx._errors import InvalidArgumentError
-from stonnx.util._arrays import (
+from stonnx._arrays import (
     Embeddings,
     FloatArray,
     Matrix,
@@ -27,6 +26,7 @@ from stonnx.util._arrays import (
     to_array,
     to_matrix,
 )
+from stonnx._errors import InvalidArgumentError
 from stonnx.util._matrix import blocks, product, row_abs_sum, row_dot, transposed, unit_rows
 
 Similarity: TypeAlias = Callable[[Embeddings, Embeddings], FloatArray]

@@ -7,8 +7,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arrays import Embeddings, is_sparse, result_like, to_array, to_float
 from stonnx._errors import InvalidArgumentError
-from stonnx.util._arrays import Embeddings, is_sparse, result_like, to_array, to_float
 from stonnx.util._matrix import unit_rows
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arrays import Embeddings, as_rows, to_array
 from stonnx._errors import InvalidArgumentError, MissingDependencyError
-from stonnx.util._arrays import Embeddings, as_rows, to_array
 from stonnx.util._nearest import check_sizes, descending
 from stonnx.util.quantization import Precision, dequantize, quantization_ranges, quantize_embeddings
 from stonnx.util.retrieval import SearchHit

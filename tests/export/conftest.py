@@ -26,8 +26,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from stonnx_export import pipeline
-from stonnx_export.checkpoint import Checkpoint, read_checkpoint
-from stonnx_export.original_torch import TorchOriginal
+from stonnx_export.checkpoint.read import Checkpoint, read_checkpoint
+from stonnx_export.originals import load
+from stonnx_export.originals.from_torch import TorchOriginal
 
 Run = Callable[..., list[np.ndarray]]
 Build = Callable[..., Path]
@@ -132,7 +133,7 @@ def tiny_original(tiny_checkpoint: Path) -> TracedOnce:
 @pytest.fixture
 def traced_once(tiny_original: TracedOnce, monkeypatch: pytest.MonkeyPatch) -> TracedOnce:
     """Every export in this test takes the tiny original, and with it the graph that was traced before."""
-    monkeypatch.setattr(pipeline, "_load_original", lambda checkpoint: tiny_original)
+    monkeypatch.setattr(load, "_load_original", lambda checkpoint: tiny_original)
     return tiny_original
 
 
@@ -140,7 +141,7 @@ def traced_once(tiny_original: TracedOnce, monkeypatch: pytest.MonkeyPatch) -> T
 def tiny_bundle(tiny_checkpoint: Path, tiny_original: TracedOnce, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the tiny checkpoint, exported under the name ``acme/tiny``. Not to be changed."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(pipeline, "_load_original", lambda checkpoint: tiny_original)
+        monkeypatch.setattr(load, "_load_original", lambda checkpoint: tiny_original)
         return pipeline.export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-fp32", name="acme/tiny")
 
 

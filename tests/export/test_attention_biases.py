@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import encoder, nodes_of
 
-from stonnx_export.graph import GraphBuilder
+from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.passes import PassResult, attention_biases
 
 Run = Callable[..., list[np.ndarray]]

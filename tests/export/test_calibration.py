@@ -23,7 +23,7 @@ from stonnx_export.calibration import (
     text_sequences,
     tokens,
 )
-from stonnx_export.original import OriginalTokenizer
+from stonnx_export.originals.original import OriginalTokenizer
 
 LINES = [f"Line {number} of a file." for number in range(16)]
 # The tokens around every text.

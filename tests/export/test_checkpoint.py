@@ -21,9 +21,9 @@ from sentence_transformers.sentence_transformer.modules import (
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SpladePooling
 
 from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
-from stonnx_export import modules
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.modules import ACTIVATIONS, POOLING_MODES
+from stonnx_export.checkpoint import modules
+from stonnx_export.checkpoint.modules import ACTIVATIONS, POOLING_MODES
+from stonnx_export.checkpoint.read import read_checkpoint
 
 # The path of each class in checkpoints of before version 5.4, and from version 6 on.
 LEGACY = "sentence_transformers.models."

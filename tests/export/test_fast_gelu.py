@@ -7,8 +7,9 @@ import onnx_ir as ir
 import pytest
 from small_graphs import encoder, graph_of, nodes_of, run_as_it_is, shaped
 
-from stonnx_export.passes import PassResult, fast_gelu
-from stonnx_export.passes.quantize_products import AFTER_GELU
+from stonnx_export.int8 import fast_gelu
+from stonnx_export.int8.products import AFTER_GELU
+from stonnx_export.passes import PassResult
 
 WIDTH = 8
 

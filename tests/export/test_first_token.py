@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import HIDDEN, TOKENS, Head, encoder, every_token, graph_of, nodes_of, random, shaped
 
-from stonnx_export.graph import GraphBuilder
+from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.passes import PassResult, first_token
 
 Run = Callable[..., list[np.ndarray]]

@@ -10,9 +10,10 @@ import onnx_ir as ir
 import pytest
 from small_graphs import HIDDEN, TOKENS, encoder, graph_of, layer_norm, linear, nodes_of, random, run_as_it_is, shaped
 
-from stonnx_export.graph import GraphBuilder
-from stonnx_export.passes import PassResult, flat_tokens, quantize_products
-from stonnx_export.passes.quantize_products import Quantizer, groups
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.int8 import flat_tokens, products
+from stonnx_export.int8.products import Quantizer, groups
+from stonnx_export.passes import PassResult
 
 Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]
 Part = Callable[[GraphBuilder, ir.Value], ir.Value]
@@ -23,7 +24,7 @@ BATCHES = [(1,), (7, 2), (5, 5, 5), (40, 1, 17, 40)]
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """These graphs have fewer weights than are worth it."""
-    monkeypatch.setattr(quantize_products, "_SMALLEST", HIDDEN * HIDDEN // 2)
+    monkeypatch.setattr(products, "_SMALLEST", HIDDEN * HIDDEN // 2)
 
 
 def quantized(model: ir.Model) -> ir.Model:

@@ -24,13 +24,18 @@ from zoo import build_checkpoint, row
 from zoo.exported import CachedOriginal
 
 import stonnx
-from stonnx._bundle import CLASS_OF_TASK, read_manifest
+from stonnx._bundle.manifest import read_manifest
 from stonnx._errors import ExportError
-from stonnx_export import RECIPES, export, pipeline
-from stonnx_export.graph import GraphBuilder, check_finite, constant_array
-from stonnx_export.half_range import largest_values
-from stonnx_export.passes import PassResult, float16, plain_attention
-from stonnx_export.sentences import sentences
+from stonnx._tasks import CLASS_OF_TASK
+from stonnx_export import RECIPES, export
+from stonnx_export.fp16 import float16
+from stonnx_export.fp16.half_range import largest_values
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.read import constant_array
+from stonnx_export.graph.save import check_finite
+from stonnx_export.originals import load
+from stonnx_export.passes import PassResult, plain_attention
+from stonnx_export.texts import sentences
 
 Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]
 Build = Callable[[GraphBuilder, ir.Value], ir.Value]
@@ -335,7 +340,7 @@ class TestExport:
         self, overflowing_checkpoint: Path, tmp_path: Path, tiny_feeds: Feeds, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The fidelity report, made on the CPU, says that all is well."""
-        monkeypatch.setattr("stonnx_export.half_range.largest_values", lambda model, _: unmeasured(model))
+        monkeypatch.setattr("stonnx_export.fp16.half_range.largest_values", lambda model, _: unmeasured(model))
         bundle = export(overflowing_checkpoint, tmp_path / "bundle", dtype="fp16")
         assert not np.isfinite(as_on_a_gpu(bundle / "model.onnx", tiny_feeds(BATCH))).all()
 
@@ -359,7 +364,7 @@ class TestExport:
         model, folder = row(name), shared_directory / "zoo"
         checkpoint = build_checkpoint(model, folder)
         original = CachedOriginal(checkpoint, model, folder)
-        monkeypatch.setattr(pipeline, "_load_original", lambda _: original)
+        monkeypatch.setattr(load, "_load_original", lambda _: original)
         bundle = export(checkpoint, tmp_path / "bundle", dtype="fp16", name=name)
         manifest = read_manifest(bundle)
         assert manifest.rewrites["float16"] > 0

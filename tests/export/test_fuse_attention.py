@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import MPNetConfig, MPNetModel
 
-from stonnx_export.graph import GraphBuilder
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.originals.trace import trace
 from stonnx_export.passes import attention_lengths, fuse_attention, shapes
-from stonnx_export.trace import trace
 
 LAYERS = 2
 BATCHES = [(1,), (6,), (7, 2), (40, 1, 17, 40)]

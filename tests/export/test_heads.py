@@ -19,11 +19,12 @@ from sentence_transformers.sentence_transformer.modules import (
 )
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SpladePooling
 
-from stonnx._bundle import Task
 from stonnx._errors import UnsupportedError
-from stonnx_export import heads, modules
-from stonnx_export.graph import OPSET, GraphBuilder
-from stonnx_export.modules import ACTIVATIONS, POOLING_MODES
+from stonnx._tasks import Task
+from stonnx_export.checkpoint import modules
+from stonnx_export.checkpoint.modules import ACTIVATIONS, POOLING_MODES
+from stonnx_export.graph.builder import OPSET, GraphBuilder
+from stonnx_export.heads import graft, tables
 
 Run = Callable[..., list[np.ndarray]]
 
@@ -62,7 +63,7 @@ def network(layers: int = 1) -> ir.Model:
 
 def grafted(*chain: modules.Module, task: Task = "embedding") -> ir.Model:
     model = network()
-    heads.graft(model, (modules.Transformer(), *chain), task=task)
+    graft.graft(model, (modules.Transformer(), *chain), task=task)
     return model
 
 
@@ -268,7 +269,7 @@ def test_an_output_takes_its_name_from_a_value_of_the_network(run: Run) -> None:
     """A network may use the names of the bundle's outputs for values of its own."""
     model = network()
     model.graph.outputs[0].name = "sentence_embedding"
-    heads.graft(model, (modules.Transformer(), modules.Pooling(("cls",), True)))
+    graft.graft(model, (modules.Transformer(), modules.Pooling(("cls",), True)))
     feeds = batch((3, 2))
     vector, tokens = run(model, **feeds)
     np.testing.assert_array_equal(vector, feeds["hidden_states"][:, 0])
@@ -314,7 +315,7 @@ def test_weighted_layers(run: Run) -> None:
         original.layer_weights.copy_(torch.tensor([0.5, 2.0, 1.5]))
     model = network(layers=5)
     module = modules.WeightedLayerPooling(2, original.layer_weights.detach().numpy())
-    heads.graft(model, (modules.Transformer(), module, modules.Pooling(("mean",), True)))
+    graft.graft(model, (modules.Transformer(), module, modules.Pooling(("mean",), True)))
     layers = [torch.from_numpy(feeds["hidden_states"]) * layer for layer in range(1, 6)]
     expected = in_torch([original, Pooling(HIDDEN, "mean")], feeds, all_layer_embeddings=layers)
     vector, tokens = run(model, **feeds)
@@ -326,7 +327,7 @@ def test_other_layers_than_weights_are_refused() -> None:
     model = network(layers=4)
     module = modules.WeightedLayerPooling(2, np.ones(3, dtype=np.float32))
     with pytest.raises(UnsupportedError, match="3 weights for 2 layers"):
-        heads.graft(model, (modules.Transformer(), module, modules.Pooling(("mean",), True)))
+        graft.graft(model, (modules.Transformer(), module, modules.Pooling(("mean",), True)))
 
 
 class TestTables:
@@ -337,8 +338,8 @@ class TestTables:
 
     def test_static_embedding(self, run: Run) -> None:
         weight = np.random.default_rng(0).normal(size=(5, HIDDEN)).astype(np.float32)
-        model = heads.static_embedding(weight)
-        heads.graft(model, (modules.StaticEmbedding(weight),))
+        model = tables.static_embedding(weight)
+        graft.graft(model, (modules.StaticEmbedding(weight),))
         (vector,) = run(model, input_ids=self.IDS, attention_mask=self.MASK)
         ids, offsets = torch.from_numpy(self.IDS[self.MASK > 0]), torch.tensor([0, 4, 6])
         expected = torch.nn.functional.embedding_bag(ids, torch.from_numpy(weight), offsets, mode="mean").numpy()
@@ -348,8 +349,8 @@ class TestTables:
 
     def test_sparse_static_embedding(self, run: Run) -> None:
         weight = np.array([0.5, 1, 2, 3, 4], dtype=np.float32)
-        model = heads.sparse_static_embedding(weight)
-        heads.graft(model, (modules.SparseStaticEmbedding(weight),), task="sparse")
+        model = tables.sparse_static_embedding(weight)
+        graft.graft(model, (modules.SparseStaticEmbedding(weight),), task="sparse")
         (vector,) = run(model, input_ids=self.IDS, attention_mask=self.MASK)
         assert [output.name for output in model.graph.outputs] == ["sparse_embedding"]
         np.testing.assert_array_equal(vector, [[0, 1, 2, 0, 4], [0.5, 0, 0, 3, 0], [0] * 5])
@@ -364,7 +365,7 @@ def test_scores(run: Run, name: str) -> None:
         model.graph.outputs[0], GraphBuilder(model.graph).vector([1]), keepdims=0
     )
     model.graph.outputs[0].shape = ir.Shape(("batch", HIDDEN))
-    heads.graft_scores(model, ACTIVATIONS[name])
+    graft.graft_scores(model, ACTIVATIONS[name])
     logits, scores = run(model, **feeds)
     activation = getattr(torch.nn, name)(**({"dim": -1} if name in ALONG else {}))
     np.testing.assert_array_equal(logits, feeds["hidden_states"].max(axis=1))

@@ -16,17 +16,22 @@ from small_graphs import nodes_of, run_as_it_is
 from zoo import ModelRow, build_checkpoint, row
 
 import stonnx
-from stonnx import _session as session_module
-from stonnx._bundle import CLASS_OF_TASK, OUTPUT_OF_TASK, Manifest, Task, read_manifest, verify_files
-from stonnx._engine import Engine
+from stonnx._bundle.integrity import verify_files
+from stonnx._bundle.manifest import Manifest, read_manifest
+from stonnx._device import session as session_module
+from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError
-from stonnx_export import RECIPES, export, heads, pipeline
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.graph import constant_array
-from stonnx_export.modules import SpladePooling
-from stonnx_export.passes import quantize_products
-from stonnx_export.sentences import sentences
-from stonnx_export.verify import neighbours_overlap, outputs, spearman, verification_texts
+from stonnx._tasks import CLASS_OF_TASK, OUTPUT_OF_TASK, Task
+from stonnx_export import RECIPES, export
+from stonnx_export.checkpoint.modules import SpladePooling
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.graph.read import constant_array
+from stonnx_export.heads import graft
+from stonnx_export.int8 import products as products_module
+from stonnx_export.originals import load
+from stonnx_export.texts import sentences, verification_texts
+from stonnx_export.verify.compare import outputs
+from stonnx_export.verify.figures import neighbours_overlap, spearman
 
 Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]
 
@@ -121,7 +126,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     checkpoint = build_checkpoint(model, folder / "zoo")
     original = TracedOnce(read_checkpoint(checkpoint, model.task))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(pipeline, "_load_original", lambda checkpoint: original)
+        monkeypatch.setattr(load, "_load_original", lambda checkpoint: original)
         bundle = export(checkpoint, folder / "bundle", dtype="int8", name=model.name)
     return Case(model, original, bundle, read_manifest(bundle), Engine(bundle, threads=1))
 
@@ -152,7 +157,7 @@ class TestModels:
         integers = sum(len(nodes_of(model, "MatMulIntegerToFloat")) for model in models)
         arrays = [constant_array(node.inputs[1]) for model in models for node in nodes_of(model, "MatMul")]
         # Heads work on a vector for each text, which is not worth it.
-        kept = sum(len(group.products) for model in models for group in quantize_products.groups(model))
+        kept = sum(len(group.products) for model in models for group in products_module.groups(model))
         assert rewrites["quantize_products"] == integers
         assert integers + kept == expected.products
         assert bool(kept) == bool(case.manifest.kept)
@@ -166,9 +171,9 @@ class TestModels:
         for route, chain in case.original._checkpoint.routes.items():
             graph = case.original.graph(route)
             if case.row.task == "rerank":
-                heads.graft_scores(graph, "identity")
+                graft.graft_scores(graph, "identity")
             else:
-                heads.graft(graph, chain, task=case.row.task)
+                graft.graft(graph, chain, task=case.row.task)
             before = [run(graph, tiny_feeds(lengths)) for lengths in BATCHES]
             for rewrite in RECIPES["int8"].passes:
                 result = rewrite(graph)

@@ -15,8 +15,8 @@ from zoo import build_checkpoint, row
 from zoo.exported import CachedOriginal
 
 from stonnx_export import RECIPES, pipeline
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.passes import quantize_tables
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.int8 import tables
 
 # Of a weight with K inputs, a scale of 4 bytes comes with K bytes; 64 is the fewest that a model of the table has.
 _LARGEST_SHARE = 0.28
@@ -39,7 +39,7 @@ HEADS = {
 @pytest.mark.parametrize("name", HEADS)
 def test_weights_become_a_quarter(name: str, shared_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tables are quantized from 1 MB on, which those of the published models have, and those of the zoo have not.
-    monkeypatch.setattr(quantize_tables, "_SMALLEST", _LARGE)
+    monkeypatch.setattr(tables, "_SMALLEST", _LARGE)
     model, folder = row(name), shared_directory / "zoo"
     directory = build_checkpoint(model, folder)
     checkpoint, original = read_checkpoint(directory, model.task), CachedOriginal(directory, model, folder)

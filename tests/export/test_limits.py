@@ -13,7 +13,8 @@ import sentence_transformers
 from conftest import Build
 
 import stonnx
-from stonnx_export import export, limits, pipeline
+from stonnx_export import export
+from stonnx_export.originals import load, text_limits
 
 # A table of 40, of which RoBERTa leaves out those up to its padding token, here 0.
 POSITIONS, USED = 40, 39
@@ -41,10 +42,10 @@ def test_roberta(build_small: Build, written: str, caplog: pytest.LogCaptureFixt
     with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
         model.encode(words(USED - 1))
     with caplog.at_level(logging.WARNING, "stonnx"):
-        read, original = pipeline._open_checkpoint(checkpoint, None, "torch")
+        read, original = load.open_checkpoint(checkpoint, None, "torch")
     assert f"to read up to {POSITIONS} tokens, and has positions for {USED}" in caplog.text
     assert len(original.token_ids("default", words(100))) == USED
-    assert limits.text_limit(read, "default", original) == USED
+    assert text_limits.text_limit(read, "default", original) == USED
 
 
 def test_the_bundle_cuts_at_the_last_position(build_small: Build, tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_the_bundle_cuts_at_the_last_position(build_small: Build, tmp_path: Path
 
 def test_no_warning_where_the_limit_fits(build_small: Build, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "stonnx"):
-        pipeline._open_checkpoint(roberta(build_small, USED), None, "torch")
+        load.open_checkpoint(roberta(build_small, USED), None, "torch")
     assert not caplog.text
 
 
@@ -77,4 +78,4 @@ def test_a_network_that_reads_on_is_refused(build_small: Build) -> None:
     numbered = [{"idx": index, "name": str(index)} | row for index, row in enumerate(rows)]
     (checkpoint / "modules.json").write_text(json.dumps(numbered))
     with pytest.raises(stonnx.UnsupportedError, match=r"up to 80 tokens.*for 64 in.*max_seq_length in"):
-        pipeline._open_checkpoint(checkpoint, "embedding", "torch")
+        load.open_checkpoint(checkpoint, "embedding", "torch")

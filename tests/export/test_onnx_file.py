@@ -14,11 +14,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stonnx._bundle import read_manifest
+from stonnx._bundle.manifest import read_manifest
 from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
-from stonnx_export import export, onnx_file
-from stonnx_export.graph import OPSET
-from stonnx_export.onnx_file import OnnxFile
+from stonnx_export import export
+from stonnx_export.graph.builder import OPSET
+from stonnx_export.originals import onnx_file
+from stonnx_export.originals.onnx_file import OnnxFile
 
 Run = Callable[..., list[np.ndarray]]
 Edit = Callable[[onnx.ModelProto], object]

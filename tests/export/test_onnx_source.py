@@ -24,12 +24,12 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from zoo import build_checkpoint, row
 from zoo.exported import exported_once
 
-from stonnx._bundle import Manifest, read_manifest
-from stonnx._engine import Engine
+from stonnx._bundle.manifest import Manifest, read_manifest
+from stonnx._engine.engine import Engine
 from stonnx_export import export
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.original_torch import TorchOriginal
-from stonnx_export.verify import verification_texts
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.originals.from_torch import TorchOriginal
+from stonnx_export.texts import verification_texts
 
 OUTPUTS = {"embedding": "sentence_embedding", "sparse": "sparse_embedding", "rerank": "logits"}
 TOLERANCE = {"embedding": 1e-5, "sparse": 1e-4, "rerank": 1e-4}

@@ -14,11 +14,12 @@ import pytest
 from zoo import build_checkpoint, row
 
 import stonnx
-from stonnx._bundle import CLASS_OF_TASK, read_manifest
+from stonnx._bundle.manifest import read_manifest
+from stonnx._tasks import CLASS_OF_TASK
 from stonnx_export import export
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.original_torch import TorchOriginal
-from stonnx_export.verify import verification_texts
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.originals.from_torch import TorchOriginal
+from stonnx_export.texts import verification_texts
 
 pytestmark = pytest.mark.needs("optimum-onnx", "0.1", "optimum-cli")
 

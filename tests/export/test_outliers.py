@@ -17,12 +17,13 @@ from zoo import build_checkpoint, row
 
 from stonnx_export import RECIPES, pipeline
 from stonnx_export.calibration import random_sequences
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.graph import GraphBuilder, constant_array
-from stonnx_export.passes import smooth_channels
-from stonnx_export.passes.quantize_products import groups
-from stonnx_export.quantize import Quantization
-from stonnx_export.sentences import sentences
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.read import constant_array
+from stonnx_export.int8 import smooth_channels
+from stonnx_export.int8.products import groups
+from stonnx_export.int8.quantization import Quantization
+from stonnx_export.texts import sentences
 
 OUTLIER = 10.0
 # Times what int8 costs (1 - mean cosine) without the outliers; 1.05 and 1.33 were seen.

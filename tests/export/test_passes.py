@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model
 
-from stonnx_export.graph import OPSET, GraphBuilder, input_named
+from stonnx_export.graph.builder import OPSET, GraphBuilder
+from stonnx_export.graph.read import input_named
+from stonnx_export.originals.trace import trace
 from stonnx_export.passes import PassResult, attention_lengths, shapes
-from stonnx_export.trace import trace
 
 Run = Callable[..., list[np.ndarray]]
 Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]

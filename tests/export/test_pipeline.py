@@ -22,11 +22,14 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 import stonnx
-from stonnx._bundle import SCHEMA_VERSION, Fidelity, Manifest, Module, read_manifest, verify_files
+from stonnx._bundle.integrity import verify_files
+from stonnx._bundle.manifest import SCHEMA_VERSION, Fidelity, Manifest, Module, read_manifest
 from stonnx._errors import ExportError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
-from stonnx_export import RECIPES, export, model_card, pipeline
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.graph import OPSET
+from stonnx_export import RECIPES, export, pipeline
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.graph.builder import OPSET
+from stonnx_export.originals import load
+from stonnx_export.write import model_card
 
 Run = Callable[..., list[np.ndarray]]
 Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]
@@ -313,7 +316,7 @@ def stopping_at(stage: str, error: BaseException, target: Path, monkeypatch: pyt
     write_manifest, rename = pipeline.write_manifest, Path.rename
     match stage:
         case "graph":
-            monkeypatch.setattr(pipeline._load_original(None), "graph", fail)
+            monkeypatch.setattr(load._load_original(None), "graph", fail)
         case "render":
             monkeypatch.setattr(model_card, "render", fail)
         case "first write_manifest":

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import HEADS, HIDDEN, TOKENS, encoder, graph_of, nodes_of, run_as_it_is, shaped
 
-from stonnx_export.graph import constant_array
+from stonnx_export.graph.read import constant_array
 from stonnx_export.passes import plain_attention
 
 Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]

@@ -24,15 +24,18 @@ from small_graphs import VOCABULARY, encoder, nodes_of, run_as_it_is
 from zoo import build_checkpoint, row
 
 import stonnx
-from stonnx._bundle import Manifest, read_manifest, verify_files
+from stonnx._bundle.integrity import verify_files
+from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._errors import ExportError, FidelityError, InvalidArgumentError
-from stonnx_export import RECIPES, export, pipeline, quantize
+from stonnx_export import RECIPES, export, pipeline
 from stonnx_export.calibration import tokens
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.graph import constant_array
-from stonnx_export.passes import quantize_products
-from stonnx_export.passes.quantize_products import groups
-from stonnx_export.quantize import Quantization
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.graph.read import constant_array
+from stonnx_export.int8 import products as products_module
+from stonnx_export.int8 import quantization as quantization_module
+from stonnx_export.int8.products import groups
+from stonnx_export.int8.quantization import Quantization
+from stonnx_export.originals import load
 
 SEQUENCES = [np.random.default_rng(seed).integers(0, VOCABULARY, 12).tolist() for seed in range(8)]
 GROUPS_OF_A_LAYER = 4
@@ -41,7 +44,7 @@ GROUPS_OF_A_LAYER = 4
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks here have fewer weights than are worth it."""
-    monkeypatch.setattr(quantize_products, "_SMALLEST", 1024)
+    monkeypatch.setattr(products_module, "_SMALLEST", 1024)
 
 
 def make_hostile(bias: np.ndarray, following: np.ndarray) -> None:
@@ -130,7 +133,7 @@ class TestQuantization:
 
     def test_static_scales_behind_norms(self, model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
         """The inputs of attention and of the feed-forward network, as long as that costs their products little."""
-        monkeypatch.setattr(quantize, "_STATIC_NOISE", 1.0)
+        monkeypatch.setattr(quantization_module, "_STATIC_NOISE", 1.0)
         every = Quantization(model, SEQUENCES)
         built, results, safe = every.apply()
         scales = [node.inputs[1] for node in nodes_of(built, "QuantizeLinear")]
@@ -147,7 +150,7 @@ class TestQuantization:
         for scale, values, norm, gamma in zip(scales[::2], peaks, norms, smoothed, strict=False):
             even = np.abs(values).max(axis=0) * gamma / constant_array(norm.inputs[1])
             assert 127 * float(constant_array(scale)) == pytest.approx(float(even.max()), rel=1e-4)
-        monkeypatch.setattr(quantize, "_STATIC_NOISE", 0.0)
+        monkeypatch.setattr(quantization_module, "_STATIC_NOISE", 0.0)
         built, results, _ = Quantization(model, SEQUENCES).apply()
         assert not any(node.inputs[1].is_initializer() for node in nodes_of(built, "QuantizeLinear"))
         assert (results[1].fired, results[-1].fired) == (3, 0)
@@ -159,7 +162,7 @@ class TestQuantization:
 
     def test_static_scales_hold_other_texts_as_well(self, model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
         """The ranges that channels are evened out by are those of the texts to calibrate with."""
-        monkeypatch.setattr(quantize, "_STATIC_NOISE", 1.0)
+        monkeypatch.setattr(quantization_module, "_STATIC_NOISE", 1.0)
         few, all_of_them = Quantization(model, SEQUENCES[:1]), Quantization(model, SEQUENCES[:1], SEQUENCES)
         peaks = [np.array(list(quantization._static.values())) for quantization in (few, all_of_them)]
         assert (peaks[1] >= peaks[0]).all()
@@ -173,8 +176,8 @@ class TestQuantization:
         """And all others are not, in whatever order their moments are taken."""
         found = {}
         for limit, memory in ((32, 1 << 29), (64, 1), (64, 1 << 29)):
-            monkeypatch.setattr(quantize, "_MOST_INPUTS", limit)
-            monkeypatch.setattr(quantize, "_MOMENTS", memory)
+            monkeypatch.setattr(quantization_module, "_MOST_INPUTS", limit)
+            monkeypatch.setattr(quantization_module, "_MOMENTS", memory)
             built, _, _ = Quantization(model, SEQUENCES).apply()
             found[limit, memory] = [constant_array(node.inputs[1]) for node in nodes_of(built, "MatMulIntegerToFloat")]
         for one, other in zip(found[64, 1], found[64, 1 << 29], strict=True):
@@ -223,7 +226,7 @@ def hostile_original(hostile_checkpoint: Path) -> TracedOnce:
 @pytest.fixture
 def hostile_once(hostile_original: TracedOnce, monkeypatch: pytest.MonkeyPatch) -> TracedOnce:
     """Every export in this test takes the hostile original, and with it the graph that was traced before."""
-    monkeypatch.setattr(pipeline, "_load_original", lambda checkpoint: hostile_original)
+    monkeypatch.setattr(load, "_load_original", lambda checkpoint: hostile_original)
     return hostile_original
 
 
@@ -349,8 +352,8 @@ class TestMixedPrecision:
     ) -> None:
         """Their ranges are others, and so are the weights."""
         seen = []
-        ranges = quantize.channel_ranges
-        monkeypatch.setattr(quantize, "channel_ranges", lambda *args: seen.append(args[2]) or ranges(*args))
+        ranges = quantization_module.channel_ranges
+        monkeypatch.setattr(quantization_module, "channel_ranges", lambda *args: seen.append(args[2]) or ranges(*args))
         with_tolerance(monkeypatch, cosine_mean=0.9)
         lines = [f"A man is playing {number} flutes in the park." for number in range(20)]
         (tmp_path / "texts.txt").write_text("\n".join(lines))
@@ -395,7 +398,8 @@ class TestDamagedWeights:
         assert not list(tmp_path.iterdir())
 
     def test_a_mask_is_no_damage(self) -> None:
-        from stonnx_export.graph import GraphBuilder, check_finite
+        from stonnx_export.graph.builder import GraphBuilder
+        from stonnx_export.graph.save import check_finite
 
         model = encoder()
         op = GraphBuilder(model.graph)

@@ -10,10 +10,11 @@ import onnx_ir as ir
 import pytest
 from small_graphs import HIDDEN, TOKENS, encoder, graph_of, layer_norm, nodes_of, random, run_as_it_is, shaped
 
-from stonnx._bundle import Scalar
-from stonnx_export.graph import GraphBuilder, constant_array
-from stonnx_export.passes import quantize_products
-from stonnx_export.passes.quantize_products import AFTER_GELU, AFTER_RELU, SYMMETRIC, Group, Quantizer, Range, groups
+from stonnx._bundle.manifest import Scalar
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.read import constant_array
+from stonnx_export.int8 import products
+from stonnx_export.int8.products import AFTER_GELU, AFTER_RELU, SYMMETRIC, Group, Quantizer, Range, groups
 
 Part = Callable[[GraphBuilder, ir.Value], ir.Value]
 
@@ -24,7 +25,7 @@ PRODUCTS_OF_A_LAYER = 6
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """These graphs have fewer weights than are worth it."""
-    monkeypatch.setattr(quantize_products, "_SMALLEST", HIDDEN * HIDDEN)
+    monkeypatch.setattr(products, "_SMALLEST", HIDDEN * HIDDEN)
 
 
 def product(activation: Part, weight: np.ndarray) -> ir.Model:
@@ -254,7 +255,7 @@ class TestStaticScale:
         quantizer.run(model)
         scales = {name: scalar.value for name, scalar in quantizer.saturation_safe.items() if "_int8_scale_" in name}
         assert len(scales) == len(names) == 8
-        kinds = [quantize_products.range_of(group) for group in groups(before)]
+        kinds = [products.range_of(group) for group in groups(before)]
         expected = [np.float32(peak / kind.safe_steps) for peak, kind in zip(peaks.values(), kinds, strict=True)]
         assert sorted(scales.values()) == sorted(map(float, expected))
         for name, scalar in quantizer.saturation_safe.items():

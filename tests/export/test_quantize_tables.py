@@ -7,10 +7,11 @@ import onnx_ir as ir
 import pytest
 from small_graphs import TOKENS, graph_of, nodes_of, random, run_as_it_is, shaped
 
-from stonnx_export.graph import GraphBuilder
-from stonnx_export.passes import PassResult, quantize_products, quantize_tables, splade_chunks
-from stonnx_export.passes.quantize_products import Quantizer, groups
-from stonnx_export.passes.quantize_tables import quantize_rows
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.int8 import products, tables
+from stonnx_export.int8.products import Quantizer, groups
+from stonnx_export.int8.tables import quantize_rows
+from stonnx_export.passes import PassResult, splade_chunks
 
 VOCABULARY, HIDDEN = 96, 64
 TABLE = random(np.random.default_rng(0), VOCABULARY, HIDDEN)
@@ -21,8 +22,8 @@ MASK = (np.arange(7) < np.array([[7], [3], [1]])).astype(np.int64)
 @pytest.fixture(autouse=True)
 def _small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """These graphs have fewer rows than are worth it."""
-    monkeypatch.setattr(quantize_tables, "_SMALLEST", VOCABULARY * HIDDEN)
-    monkeypatch.setattr(quantize_products, "_SMALLEST", VOCABULARY * HIDDEN // 2)
+    monkeypatch.setattr(tables, "_SMALLEST", VOCABULARY * HIDDEN)
+    monkeypatch.setattr(products, "_SMALLEST", VOCABULARY * HIDDEN // 2)
 
 
 def inputs() -> tuple[ir.Model, GraphBuilder, list[ir.Value]]:
@@ -74,7 +75,7 @@ class TestLookup:
         # The lookup is inside the graph: what is behind it stays.
         output = GraphBuilder(model.graph).Neg(model.graph.outputs[0])
         model.graph.outputs[:] = [shaped(output, *TOKENS, HIDDEN)]
-        assert quantize_tables.run(model) == PassResult("quantize_tables", 1)
+        assert tables.run(model) == PassResult("quantize_tables", 1)
         codes, scale = quantize_rows(TABLE)
         expected = -(codes.astype(np.float32) * scale)[IDS]
         np.testing.assert_array_equal(run(model), expected)
@@ -82,13 +83,13 @@ class TestLookup:
             "embeddings.weight_codes": ir.DataType.INT8,
             "embeddings.weight_scale": ir.DataType.FLOAT,
         }
-        assert quantize_tables.run(model) == PassResult("quantize_tables", 0)
+        assert tables.run(model) == PassResult("quantize_tables", 0)
 
     def test_two_lookups_share_a_table(self) -> None:
         model, op, (ids, mask) = inputs()
         table = table_of(op)
         finished(model, shaped(op.Add(op.Gather(table, ids), op.Gather(table, mask)), *TOKENS, HIDDEN))
-        assert quantize_tables.run(model) == PassResult("quantize_tables", 1)
+        assert tables.run(model) == PassResult("quantize_tables", 1)
         assert len(model.graph.initializers) == 2
         codes, scale = quantize_rows(TABLE)
         rows = codes.astype(np.float32) * scale
@@ -112,7 +113,7 @@ class TestLookup:
     def test_other_lookups_stay(self, build) -> None:
         model, op, (ids, _) = inputs()
         finished(model, op.Identity(build(op, ids)))
-        assert quantize_tables.run(model) == PassResult("quantize_tables", 0)
+        assert tables.run(model) == PassResult("quantize_tables", 0)
         assert [node.op_type for node in model.graph] == ["Gather", "Identity"]
 
 
@@ -138,7 +139,7 @@ def quantized(model: ir.Model, keep: tuple[str, ...] = ()) -> ir.Model:
     model = model.clone()
     ranges = {str(group.input.name): np.ones(HIDDEN, np.float32) for group in groups(model)}
     Quantizer(ranges, keep).run(model)
-    assert quantize_tables.run(model).fired == 1
+    assert tables.run(model).fired == 1
     model.graph.sort()
     return model
 
@@ -163,7 +164,7 @@ class TestTiedTables:
     @pytest.mark.parametrize("chunks", [False, True], ids=["whole", "in pieces"])
     def test_words_and_logits_share_one_table_of_codes(self, chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(splade_chunks, "CHUNK", 40)
-        monkeypatch.setattr(quantize_products, "_SMALLEST", 16 * HIDDEN)
+        monkeypatch.setattr(products, "_SMALLEST", 16 * HIDDEN)
         model = quantized(masked_language_model(chunks=chunks))
         assert [name for name, value in model.graph.initializers.items() if value.dtype == ir.DataType.INT8] == [
             "embeddings.weight_codes"
@@ -200,7 +201,7 @@ class TestTiedTables:
         finished(model, shaped(op.Identity(shaped(logits, *TOKENS, VOCABULARY)), *TOKENS, VOCABULARY))
         ranges = {str(normal.name): np.linspace(0.1, 10, HIDDEN, dtype=np.float32)}
         Quantizer(ranges).run(model)
-        quantize_tables.run(model)
+        tables.run(model)
         (norm,) = nodes_of(model, "LayerNormalization")
         np.testing.assert_array_equal(norm.inputs[1].const_value.numpy(), np.ones(HIDDEN))
         assert len(nodes_of(model, "MatMulIntegerToFloat")) == 1

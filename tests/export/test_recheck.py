@@ -16,12 +16,13 @@ from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from stonnx import cli
-from stonnx._bundle import Fidelity, read_manifest, write_manifest
+from stonnx._bundle.manifest import Fidelity, read_manifest, write_manifest
 from stonnx._errors import FidelityError, ModelNotFoundError, UnsupportedError
-from stonnx_export import RECIPES, recheck, verify
+from stonnx_export import RECIPES, recheck
 from stonnx_export.recheck import verify_bundle
-from stonnx_export.sentences import sentences
-from stonnx_export.verify import ToleranceError
+from stonnx_export.texts import sentences
+from stonnx_export.verify import compare
+from stonnx_export.verify.figures import ToleranceError
 
 FIGURES = (
     "cosine_mean",
@@ -163,8 +164,8 @@ class TestOutside:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         """JSON has no NaN, and other languages cannot read Python's."""
-        real = verify.outputs
-        monkeypatch.setattr(verify, "outputs", lambda *args, **options: real(*args, **options) * np.float32("nan"))
+        real = compare.outputs
+        monkeypatch.setattr(compare, "outputs", lambda *args, **options: real(*args, **options) * np.float32("nan"))
         assert cli.main(["verify", str(tiny_bundle), "--against", str(tiny_checkpoint), "--json"]) == 1
         out, err = capsys.readouterr()
         report = json.loads(out, parse_constant=lambda constant: pytest.fail(constant))

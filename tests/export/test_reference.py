@@ -15,8 +15,9 @@ from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, Spar
 from torch import nn
 
 from stonnx._errors import UnsupportedError
-from stonnx_export import modules, reference
-from stonnx_export.modules import ACTIVATIONS, POOLING_MODES
+from stonnx_export.checkpoint import modules
+from stonnx_export.checkpoint.modules import ACTIVATIONS, POOLING_MODES
+from stonnx_export.originals import numpy_modules
 
 HIDDEN = 6
 NETWORK = modules.Transformer()
@@ -69,7 +70,7 @@ SINGLE = [(mode,) for mode in POOLING_MODES]
 @pytest.mark.parametrize(("modes", "mask"), poolings([*SINGLE, POOLING_MODES], MASKS))
 def test_pooling(modes: tuple[str, ...], mask: list[list[int]]) -> None:
     states, flags = batch(mask)
-    result = reference.run((NETWORK, modules.Pooling(modes, True)), states, flags)
+    result = numpy_modules.run((NETWORK, modules.Pooling(modes, True)), states, flags)
     np.testing.assert_allclose(result, in_torch([Pooling(HIDDEN, modes)], states, flags), **TOLERANCE)
 
 
@@ -78,7 +79,7 @@ def test_pooling(modes: tuple[str, ...], mask: list[list[int]]) -> None:
 def test_pooling_without_the_prompt(modes: tuple[str, ...], mask: list[list[int]], prompt_length: int) -> None:
     """A prompt longer than some of the texts, and than all of them, too."""
     states, flags = batch(mask)
-    result = reference.run((NETWORK, modules.Pooling(modes, False)), states, flags, prompt_length)
+    result = numpy_modules.run((NETWORK, modules.Pooling(modes, False)), states, flags, prompt_length)
     original = Pooling(HIDDEN, modes, include_prompt=False)
     np.testing.assert_allclose(result, in_torch([original], states, flags, prompt_length=prompt_length), **TOLERANCE)
 
@@ -86,7 +87,7 @@ def test_pooling_without_the_prompt(modes: tuple[str, ...], mask: list[list[int]
 @pytest.mark.parametrize("mode", POOLING_MODES)
 def test_pooling_keeps_the_prompt_where_it_belongs_to_the_text(mode: str) -> None:
     states, flags = batch(MASKS["padding on the right"])
-    result = reference.run((NETWORK, modules.Pooling((mode,), True)), states, flags, 1)
+    result = numpy_modules.run((NETWORK, modules.Pooling((mode,), True)), states, flags, 1)
     np.testing.assert_allclose(result, in_torch([Pooling(HIDDEN, mode)], states, flags, prompt_length=1), **TOLERANCE)
 
 
@@ -106,7 +107,7 @@ def test_dense(name: str, bias: bool, scale: float) -> None:
     activation = getattr(nn, name)(**({"dim": -1} if name in ALONG else {}))
     ours = modules.Dense(scale * random(4, HIDDEN), random(4) if bias else None, ACTIVATIONS[name], False, None)
     original = Dense(HIDDEN, 4, bias, activation, torch.from_numpy(ours.weight), torch.from_numpy(random(4)))
-    result = reference.run((NETWORK, MEAN, ours), states, flags)
+    result = numpy_modules.run((NETWORK, MEAN, ours), states, flags)
     expected = in_torch([MEAN_ORIGINAL, original], states, flags)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6 * max(scale, 0.1))
 
@@ -119,7 +120,7 @@ def test_residual_dense(features: int) -> None:
     state = {name: tensor.numpy() for name, tensor in original.state_dict().items()}
     ours = modules.Dense(state["linear.weight"], state["linear.bias"], "tanh", True, state.get("residual.weight"))
     assert (ours.residual_weight is None) == (features == HIDDEN)
-    result = reference.run((NETWORK, MEAN, ours), states, flags)
+    result = numpy_modules.run((NETWORK, MEAN, ours), states, flags)
     np.testing.assert_allclose(result, in_torch([MEAN_ORIGINAL, original], states, flags), **TOLERANCE)
 
 
@@ -135,14 +136,14 @@ def test_layer_norm_and_normalize(scale: float) -> None:
         ((norm, modules.Normalize()), [original, Normalize()]),
         ((modules.Normalize(),), [Normalize()]),
     ):
-        result = reference.run((NETWORK, MEAN, *ours), scale * states, flags)
+        result = numpy_modules.run((NETWORK, MEAN, *ours), scale * states, flags)
         expected = in_torch([MEAN_ORIGINAL, *theirs], (scale * states).astype(np.float32), flags)
         np.testing.assert_allclose(result, expected, **TOLERANCE)
 
 
 def test_normalize_a_vector_shorter_than_its_epsilon() -> None:
     states, flags = batch([[1, 1]])
-    result = reference.run((NETWORK, MEAN, modules.Normalize()), (states * 1e-14).astype(np.float32), flags)
+    result = numpy_modules.run((NETWORK, MEAN, modules.Normalize()), (states * 1e-14).astype(np.float32), flags)
     expected = in_torch([MEAN_ORIGINAL, Normalize()], (states * 1e-14).astype(np.float32), flags)
     np.testing.assert_allclose(result, expected, rtol=1e-5)
     assert np.linalg.norm(result) < 0.1
@@ -155,7 +156,7 @@ def test_splade(strategy: str, activation: str, mask: list[list[int]]) -> None:
     logits, flags = batch(mask, features=40)
     logits[0, 0, :3] = (1e-7, 50.0, 0.0)
     ours = modules.SpladePooling(strategy, activation == "log1p_relu")
-    result = reference.run((NETWORK, ours), logits, flags)
+    result = numpy_modules.run((NETWORK, ours), logits, flags)
     np.testing.assert_allclose(result, in_torch([SpladePooling(strategy, activation)], logits, flags), **TOLERANCE)
 
 
@@ -170,7 +171,7 @@ def test_sparse_auto_encoder(k: int, normalize: bool) -> None:
         original.pre_bias.copy_(torch.from_numpy(pre_bias))
         original.latent_bias.copy_(torch.from_numpy(latent_bias))
     ours = modules.SparseAutoEncoder(pre_bias, weight, latent_bias, k, normalize)
-    result = reference.run((NETWORK, MEAN, ours), states, flags)
+    result = numpy_modules.run((NETWORK, MEAN, ours), states, flags)
     expected = in_torch([MEAN_ORIGINAL, original], states, flags)
     np.testing.assert_allclose(result, expected, **TOLERANCE)
     assert 0 < np.count_nonzero(result) <= k * len(states)
@@ -181,14 +182,14 @@ def test_tables(ids: list[int]) -> None:
     table = random(8, HIDDEN)
     bag = nn.EmbeddingBag(8, HIDDEN, _weight=torch.from_numpy(table))
     expected = bag(torch.tensor(ids, dtype=torch.int64), torch.tensor([0]))
-    np.testing.assert_allclose(reference.static_embedding(table, ids), expected.detach()[0], **TOLERANCE)
+    np.testing.assert_allclose(numpy_modules.static_embedding(table, ids), expected.detach()[0], **TOLERANCE)
 
     weights = np.abs(random(8))
     original = SparseStaticEmbedding(SimpleNamespace(model_max_length=512), torch.from_numpy(weights))
     with torch.inference_mode():
         features = {"input_ids": torch.tensor([ids or [5]]), "attention_mask": torch.tensor([[1] * len(ids) or [0]])}
         result = original(features)["sentence_embedding"][0]
-    np.testing.assert_allclose(reference.sparse_static_embedding(weights, ids), result, **TOLERANCE)
+    np.testing.assert_allclose(numpy_modules.sparse_static_embedding(weights, ids), result, **TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -203,4 +204,4 @@ def test_tables(ids: list[int]) -> None:
 )
 def test_other_chains_are_refused(chain: tuple[modules.Module, ...]) -> None:
     with pytest.raises(UnsupportedError, match="not known in numpy"):
-        reference.run((NETWORK, *chain), *batch([[1, 1]]))
+        numpy_modules.run((NETWORK, *chain), *batch([[1, 1]]))

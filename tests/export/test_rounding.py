@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stonnx_export.rounding import compensated
+from stonnx_export.int8.rounding import compensated
 
 INPUTS, OUTPUTS = 300, 40  # more inputs than a block has
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 import stonnx
 from stonnx_export import export
-from stonnx_export.checkpoint import read_checkpoint
+from stonnx_export.checkpoint.read import read_checkpoint
 
 TEXTS = ["", "He drove to the stadium in the rain.", "flute"]
 ASYM = "sentence_transformers.models.Asym"

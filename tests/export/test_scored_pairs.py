@@ -12,8 +12,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from stonnx._errors import InvalidArgumentError
-from stonnx_export import scored_pairs
-from stonnx_export.scored_pairs import ScoredPairs, read_pairs, similarity_name, spearman_drop
+from stonnx_export.verify import scored_pairs
+from stonnx_export.verify.scored_pairs import ScoredPairs, read_pairs, similarity_name, spearman_drop
 
 Write = Callable[..., Path]
 

@@ -21,10 +21,11 @@ from small_graphs import (
     shaped,
 )
 
-from stonnx_export.graph import GraphBuilder, constant_array
-from stonnx_export.passes import quantize_products
-from stonnx_export.passes.quantize_products import Quantizer, groups
-from stonnx_export.passes.smooth_channels import smooth
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.read import constant_array
+from stonnx_export.int8 import products
+from stonnx_export.int8.products import Quantizer, groups
+from stonnx_export.int8.smooth_channels import smooth
 
 Part = Callable[[GraphBuilder, ir.Value, np.random.Generator], ir.Value]
 
@@ -152,7 +153,7 @@ def test_adds_nothing_to_the_graph() -> None:
 @pytest.mark.parametrize("part", ["RMSNorm", "SwiGLU", "attention", "attention with shared values"])
 def test_one_large_channel_no_longer_drowns_the_others(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A channel a hundred times as large as the others, whose weights are a hundredth: the same network in float32."""
-    monkeypatch.setattr(quantize_products, "_SMALLEST", 1)
+    monkeypatch.setattr(products, "_SMALLEST", 1)
     tokens = random(np.random.default_rng(2), 4, 16, HIDDEN)
     model, value, product = model_of(FREE[part])
     outlier = np.ones(HIDDEN, np.float32)
@@ -176,7 +177,7 @@ def test_one_large_channel_no_longer_drowns_the_others(part: str, monkeypatch: p
 
 def test_every_layer_of_an_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind both norms and behind attention, which is all but the input of the product behind GELU."""
-    monkeypatch.setattr(quantize_products, "_SMALLEST", 1)
+    monkeypatch.setattr(products, "_SMALLEST", 1)
     model = encoder(layers=2)
     smoothed = [
         smooth(model.graph, group.input, group.products, PEAK) is not None

@@ -12,9 +12,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 import stonnx
-from stonnx import _hub
+from stonnx._hub import download, find
 from stonnx_export import export, pipeline
-from stonnx_export.checkpoint import read_checkpoint
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.originals import load
 
 
 class TestChoice:
@@ -55,10 +56,10 @@ class TestChoice:
     ) -> None:
         monkeypatch.setattr(pipeline, "missing_for_pytorch", lambda: missing)
         if chosen in ("torch", "onnx"):
-            assert pipeline._choose_source(source, asked) == chosen
+            assert load._choose_source(source, asked) == chosen
         else:
             with pytest.raises(stonnx.StonnxError, match=chosen):
-                pipeline._choose_source(source, asked)
+                load._choose_source(source, asked)
 
     def test_unknown_source(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(stonnx.StonnxError, match=r"'tensorflow' is not known\. Allowed: auto, torch, onnx"):
@@ -116,8 +117,8 @@ class TestDownload:
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_bundle)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-        monkeypatch.setattr(_hub, "missing_for_pytorch", lambda: missing)
-        directory = _hub.download("acme/model", None, None, str(tmp_path / "cache"), True, onnx=onnx)
+        monkeypatch.setattr(download, "missing_for_pytorch", lambda: missing)
+        directory = download.download("acme/model", None, None, str(tmp_path / "cache"), True, onnx=onnx)
         found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
         assert found == available - {*left_out, *self.NEVER}
 
@@ -136,10 +137,10 @@ class TestDownload:
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_bundle)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-        monkeypatch.setattr(_hub, "_is_missing", lambda package: True)
+        monkeypatch.setattr(download, "_is_missing", lambda package: True)
         monkeypatch.setenv("STONNX_HOME", str(tmp_path / "home"))
         with pytest.raises(
             stonnx.MissingDependencyError, match=r"acme/model is a checkpoint, .*stonnx export acme/model"
         ):
-            _hub.find_bundle("acme/model", task="embedding", local_files_only=True)
+            find.find_bundle("acme/model", task="embedding", local_files_only=True)
         assert asked == [["modules.json", "config.json"]]

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from stonnx_export import heads, modules
-from stonnx_export.graph import OPSET, GraphBuilder
+from stonnx_export.checkpoint import modules
+from stonnx_export.graph.builder import OPSET, GraphBuilder
+from stonnx_export.heads import graft
 from stonnx_export.passes import splade_chunks
 
 HIDDEN, VOCABULARY = 8, 50
@@ -29,7 +30,7 @@ def build(*, tied: bool = True) -> ir.Model:
     op.name_output(logits, "logits", ("batch", "sequence", VOCABULARY))
     graph.outputs.append(logits)
     model = ir.Model(graph, ir_version=11)
-    heads.graft(model, (modules.Transformer(), modules.SpladePooling("max", twice=False)), task="sparse")
+    graft.graft(model, (modules.Transformer(), modules.SpladePooling("max", twice=False)), task="sparse")
     return model
 
 

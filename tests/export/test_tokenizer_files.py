@@ -16,12 +16,12 @@ from transformers import AutoTokenizer
 from zoo import build_checkpoint, row
 
 from stonnx._errors import ExportError, UnsupportedError
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.modules import Transformer
-from stonnx_export.original import OriginalTokenizer
-from stonnx_export.original_torch import TorchOriginal
-from stonnx_export.tokenizer_files import read_tokenizer
-from stonnx_export.verify import verification_texts
+from stonnx_export.checkpoint.modules import Transformer
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.originals.from_torch import TorchOriginal
+from stonnx_export.originals.original import OriginalTokenizer
+from stonnx_export.originals.tokenizer_files import read_tokenizer
+from stonnx_export.texts import verification_texts
 
 # Every kind of tokenizer in the table, and the rows whose settings are a trap.
 NAMES = (

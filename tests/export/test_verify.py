@@ -16,15 +16,18 @@ import onnx_ir as ir
 import pytest
 from scipy.stats import spearmanr
 
-from stonnx._bundle import Fidelity
-from stonnx._engine import Engine
+from stonnx._bundle.manifest import Fidelity
+from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError
-from stonnx_export import RECIPES, export, heads, modules, recipes, verify
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.original_torch import TorchOriginal
+from stonnx_export import RECIPES, export, recipes, texts
+from stonnx_export.checkpoint import module_files
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.heads import pooling
+from stonnx_export.originals.from_torch import TorchOriginal
 from stonnx_export.passes import PassResult
-from stonnx_export.sentences import sentences
-from stonnx_export.verify import check, measure, verification_texts
+from stonnx_export.texts import sentences, verification_texts
+from stonnx_export.verify import compare
+from stonnx_export.verify.figures import check, measure
 
 ORACLE = "the original"
 # What the message calls each figure. The first ones are bounded from below, the others from above.
@@ -160,22 +163,22 @@ class TestAgreement:
         arc = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         angles[0] = 7 / 4
         moved = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        assert verify.neighbours_overlap(arc, arc, 2) == 1
+        assert compare.neighbours_overlap(arc, arc, 2) == 1
         # 0: none of two stays; 1 loses 0, 2 keeps both, 3 too, 4 keeps both, 5 gets 0 for one.
-        assert verify.neighbours_overlap(arc, moved, 2) == pytest.approx((0 + 1 + 2 + 2 + 2 + 1) / 12)
+        assert compare.neighbours_overlap(arc, moved, 2) == pytest.approx((0 + 1 + 2 + 2 + 2 + 1) / 12)
 
     def test_neighbours_are_by_cosine_and_never_the_text_itself(self) -> None:
         random = np.random.default_rng(0)
         expected = random.normal(size=(40, 8)).astype(np.float32)
         lengths = random.uniform(1e-3, 1e3, size=(40, 1)).astype(np.float32)
-        assert verify.neighbours_overlap(expected, expected * lengths) == 1
+        assert compare.neighbours_overlap(expected, expected * lengths) == 1
         # Ten of the other 39 by chance.
         other = random.normal(size=(40, 8)).astype(np.float32)
-        assert verify.neighbours_overlap(expected, other) == pytest.approx(10 / 39, abs=0.08)
+        assert compare.neighbours_overlap(expected, other) == pytest.approx(10 / 39, abs=0.08)
 
     def test_vectors_of_zeros_have_neighbours_too(self) -> None:
         expected = np.zeros((20, 4), dtype=np.float32)
-        assert verify.neighbours_overlap(expected, expected) == 1
+        assert compare.neighbours_overlap(expected, expected) == 1
 
     @pytest.mark.parametrize(
         ("first", "second"),
@@ -188,14 +191,14 @@ class TestAgreement:
         ],
     )
     def test_rank_correlation_equals_scipy(self, first: list[float], second: list[float]) -> None:
-        assert verify.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
-        assert verify.spearman(second, first) == pytest.approx(verify.spearman(first, second), abs=1e-12)
+        assert compare.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
+        assert compare.spearman(second, first) == pytest.approx(compare.spearman(first, second), abs=1e-12)
 
     def test_rank_correlation_of_many(self) -> None:
         random = np.random.default_rng(0)
         first = random.integers(0, 30, size=500).astype(np.float32)
         second = first + random.normal(size=500).astype(np.float32) * 10
-        assert verify.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
+        assert compare.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
 
     @pytest.mark.parametrize(
         ("first", "second", "expected"),
@@ -205,28 +208,28 @@ class TestAgreement:
     def test_rank_correlation_of_what_does_not_vary(
         self, first: list[float], second: list[float], expected: float
     ) -> None:
-        assert verify.spearman(first, second) == expected
+        assert compare.spearman(first, second) == expected
 
     def test_active_dimensions(self) -> None:
         expected = np.array([[1, 2, 0, 0], [0, 0, 3, 4]], dtype=np.float32)
         actual = np.array([[9, 0, 5, 0], [0, 0, 1, 1]], dtype=np.float32)
-        assert verify._agreement("sparse", expected, actual)["active_overlap"] == 3 / 5
-        assert verify._agreement("sparse", expected, expected * 2)["active_overlap"] == 1
-        assert verify._agreement("sparse", expected * 0, actual * 0)["active_overlap"] == 1
+        assert compare._agreement("sparse", expected, actual)["active_overlap"] == 3 / 5
+        assert compare._agreement("sparse", expected, expected * 2)["active_overlap"] == 1
+        assert compare._agreement("sparse", expected * 0, actual * 0)["active_overlap"] == 1
 
     def test_logits_of_the_worst_label(self) -> None:
         expected = np.array([[1, 1], [2, 2], [3, 3]], dtype=np.float32)
         actual = np.array([[1, 3], [2, 2], [3, 1]], dtype=np.float32)
-        assert verify._agreement("rerank", expected, actual) == {"rank_correlation": pytest.approx(-1)}
+        assert compare._agreement("rerank", expected, actual) == {"rank_correlation": pytest.approx(-1)}
 
     def test_neighbours_among_the_last_texts(self) -> None:
         """The others are strings of one letter and the like, whose neighbours say nothing."""
         expected = np.random.default_rng(0).normal(size=(len(sentences()) + 1, 8)).astype(np.float32)
         actual = expected.copy()
         actual[0] = -1
-        assert verify._agreement("embedding", expected, actual) == {"neighbours_overlap": 1}
+        assert compare._agreement("embedding", expected, actual) == {"neighbours_overlap": 1}
         actual[1] = -actual[1]
-        assert verify._agreement("embedding", expected, actual)["neighbours_overlap"] < 1
+        assert compare._agreement("embedding", expected, actual)["neighbours_overlap"] < 1
 
 
 class TestCheck:
@@ -270,7 +273,7 @@ class TestCheck:
         bad = math.nan if nan else 0.5
         reports = [report(), report()]
         reports[position] = report(**{figure: bad})
-        worst = verify._worst(reports)
+        worst = compare._worst(reports)
         assert worst.texts == 2
         assert getattr(worst, figure) == pytest.approx(bad, nan_ok=True)
         with pytest.raises(FidelityError, match=re.escape(NAMES[figure])):
@@ -279,8 +282,8 @@ class TestCheck:
     def test_a_figure_that_one_route_has(self) -> None:
         """Overlaps of the route that reads documents, where that of queries is a table."""
         reports = [report(active_overlap=None), report(active_overlap=0.9995)]
-        assert verify._worst(reports).active_overlap == 0.9995
-        assert verify._worst(reports[:1]).active_overlap is None
+        assert compare._worst(reports).active_overlap == 0.9995
+        assert compare._worst(reports[:1]).active_overlap is None
 
     def test_recipes_bound_figures_that_there_are(self) -> None:
         for recipe in RECIPES.values():
@@ -314,7 +317,7 @@ class TestVerify:
 
     TOLERANCE = RECIPES["fp32"].tolerance["embedding"]
     # Texts that are encoded as queries and as documents too.
-    CALLED = len(verify._CALLED_TEXTS)
+    CALLED = len(texts.CALLED_TEXTS)
 
     @pytest.fixture(scope="module")
     @staticmethod
@@ -322,7 +325,7 @@ class TestVerify:
         return Engine(tiny_bundle, threads=1)
 
     def test_the_right_original(self, engine: Engine, tiny_original: TorchOriginal) -> None:
-        fidelity = verify.verify(engine, tiny_original, self.TOLERANCE)
+        fidelity = compare.verify(engine, tiny_original, self.TOLERANCE)
         assert fidelity.compared_with == tiny_original.name
         assert fidelity.texts == len(verification_texts(40, 2)) + len(sentences()) + 2 * self.CALLED
         assert fidelity.tolerance == self.TOLERANCE
@@ -341,7 +344,7 @@ class TestVerify:
 
         monkeypatch.setattr(tiny_original, "outputs", counted)
         known: dict[str, np.ndarray] = {}
-        reports = [verify.verify(engine, tiny_original, self.TOLERANCE, known=known) for _ in range(2)]
+        reports = [compare.verify(engine, tiny_original, self.TOLERANCE, known=known) for _ in range(2)]
         assert reports[0] == reports[1]
         assert reports[0].texts == len(verification_texts(40, 2)) + 128 + 2 * self.CALLED
         assert calls == [reports[0].texts - 2 * self.CALLED]
@@ -356,7 +359,7 @@ class TestVerify:
         expected[len(verification_texts(40, 2)) - 3, 5] += 2e-5
         monkeypatch.setattr(tiny_original, "outputs", lambda route, texts: expected)
         with pytest.raises(FidelityError, match="max_abs_difference 2e-05"):
-            verify.verify(engine, tiny_original, self.TOLERANCE)
+            compare.verify(engine, tiny_original, self.TOLERANCE)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -376,7 +379,7 @@ class TestVerify:
         ids = tiny_original.token_ids
         monkeypatch.setattr(tiny_original, "token_ids", lambda *arguments: change(ids(*arguments)))
         with pytest.raises(FidelityError, match=f"tokenizer differs.*{message}"):
-            verify.verify(engine, tiny_original, self.TOLERANCE)
+            compare.verify(engine, tiny_original, self.TOLERANCE)
 
     def test_only_a_text_beyond_the_limit_differs(
         self, engine: Engine, tiny_original: TorchOriginal, monkeypatch: pytest.MonkeyPatch
@@ -390,7 +393,7 @@ class TestVerify:
 
         monkeypatch.setattr(tiny_original, "token_ids", from_the_left)
         with pytest.raises(FidelityError, match="tokenizer differs"):
-            verify.verify(engine, tiny_original, self.TOLERANCE)
+            compare.verify(engine, tiny_original, self.TOLERANCE)
 
     @pytest.mark.needs("sentence-transformers", "6", "limits for tasks")
     @pytest.mark.parametrize("task", ["query", "document"])
@@ -399,9 +402,9 @@ class TestVerify:
     ) -> None:
         """Checkpoints that set one are refused by name; without that, the ids of the task would differ."""
         changed = with_settings(tiny_checkpoint, tmp_path, {f"{task}_length": 8})
-        monkeypatch.setattr(modules, "_REFUSED_TRANSFORMER_SETTINGS", ())
+        monkeypatch.setattr(module_files, "_REFUSED_TRANSFORMER_SETTINGS", ())
         with pytest.raises(FidelityError, match=f"differs from the original's for the {task} .* instead of 8"):
-            verify.verify(engine, TorchOriginal(read_checkpoint(changed)), self.TOLERANCE)
+            compare.verify(engine, TorchOriginal(read_checkpoint(changed)), self.TOLERANCE)
 
     @pytest.mark.parametrize("task", ["query", "document"])
     def test_another_prompt(
@@ -409,7 +412,7 @@ class TestVerify:
     ) -> None:
         monkeypatch.setitem(tiny_original._model.prompts, task, "look up: ")
         with pytest.raises(FidelityError, match="lowest cosine"):
-            verify.verify(engine, tiny_original, self.TOLERANCE)
+            compare.verify(engine, tiny_original, self.TOLERANCE)
 
     @pytest.mark.parametrize(("ours", "theirs"), [("query", "query"), ("query", "document"), (None, "query")])
     def test_the_default_prompt(
@@ -425,9 +428,9 @@ class TestVerify:
         monkeypatch.setattr(tiny_original._model, "default_prompt_name", theirs)
         if ours != theirs and ours:
             with pytest.raises(FidelityError, match="lowest cosine"):
-                verify.verify(engine, tiny_original, self.TOLERANCE)
+                compare.verify(engine, tiny_original, self.TOLERANCE)
             return
-        fidelity = verify.verify(engine, tiny_original, self.TOLERANCE)
+        fidelity = compare.verify(engine, tiny_original, self.TOLERANCE)
         extra = (3 if ours else 2) * self.CALLED
         assert fidelity.texts == len(verification_texts(40, 2)) + len(sentences()) + extra
 
@@ -480,7 +483,7 @@ class TestExportRefusesWrongGraphs:
     def test_another_pooling(
         self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
     ) -> None:
-        monkeypatch.setitem(heads._POOLINGS, "mean", heads._POOLINGS[mode])
+        monkeypatch.setitem(pooling._POOLINGS, "mean", pooling._POOLINGS[mode])
         with pytest.raises(FidelityError, match="lowest cosine"):
             export(tiny_checkpoint, tmp_path / "bundle")
         assert not list(tmp_path.iterdir())

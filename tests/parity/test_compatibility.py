@@ -18,7 +18,7 @@ from sentence_transformers.util import quantization
 
 import stonnx
 import stonnx.util
-from stonnx import _names
+from stonnx._hub import names as names_module
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
 CLASSES = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
@@ -135,9 +135,9 @@ def test_bare_names_belong_to_the_same_organization(name: str) -> None:
 
 def test_the_same_bare_names_belong_to_no_organization() -> None:
     names = sentence_transformers.util.ORIGINAL_TRANSFORMER_MODELS
-    assert set(names) == _names._WITHOUT_ORGANIZATION
+    assert set(names) == names_module._WITHOUT_ORGANIZATION
     for name in (*names, names[0].upper()):
-        assert _names.full_name(name, "sparse") == name
+        assert names_module.full_name(name, "sparse") == name
 
 
 def test_nothing_is_listed_that_is_there() -> None:

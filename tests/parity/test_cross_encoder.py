@@ -13,8 +13,9 @@ import torch
 from toy_bundles import pair_graph, pair_network, toy_table, write_bundle
 
 import stonnx
-from stonnx._activations import ACTIVATIONS, resolve_activation
-from stonnx_export import heads, modules
+from stonnx._results.activations import ACTIVATIONS, resolve_activation
+from stonnx_export.checkpoint import modules
+from stonnx_export.heads import graft
 
 # What the sums over tokens leave of float32, at scores of up to about 2.
 TOLERANCE: dict[str, float] = {"rtol": 1e-6, "atol": 1e-6}
@@ -190,7 +191,7 @@ def test_softmax_without_a_dimension_is_over_the_labels(three: stonnx.CrossEncod
 
 
 def test_the_names_are_those_of_the_exporter() -> None:
-    assert set(ACTIVATIONS) == set(heads.ACTIVATIONS) == set(modules.ACTIVATIONS.values())
+    assert set(ACTIVATIONS) == set(graft.ACTIVATIONS) == set(modules.ACTIVATIONS.values())
     for torch_name, name in modules.ACTIVATIONS.items():
         assert resolve_activation(f"torch.nn.modules.activation.{torch_name}") is ACTIVATIONS[name]
 

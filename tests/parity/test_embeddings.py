@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from stonnx_export.verify import verification_texts
+from stonnx_export.texts import verification_texts
 
 TEXTS = [
     *verification_texts(256, 2),

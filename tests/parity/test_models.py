@@ -16,11 +16,11 @@ from zoo.exported import CachedOriginal, export_again, exported_once
 from zoo.table import SpladePooling
 
 import stonnx
-from stonnx._bundle import read_manifest
-from stonnx._engine import Engine
-from stonnx_export import heads
+from stonnx._bundle.manifest import read_manifest
+from stonnx._engine.engine import Engine
+from stonnx_export.heads import pooling, sparse
 from stonnx_export.passes import splade_chunks
-from stonnx_export.verify import verification_texts
+from stonnx_export.texts import verification_texts
 
 CLASSES = {"embedding": "SentenceTransformer", "sparse": "SparseEncoder", "rerank": "CrossEncoder"}
 # Sums of sparse models and rerankers are large themselves; dense vectors are compared to their largest value.
@@ -240,9 +240,9 @@ def test_a_wrong_graph_is_refused(
         if case.row.task == "rerank":
             pytest.skip("the pooling of a reranker is in its network")
         for mode in ("mean", "lasttoken", "weightedmean", "mean_sqrt_len_tokens", "max"):
-            monkeypatch.setitem(heads._POOLINGS, mode, heads._first)
-        monkeypatch.setitem(heads._POOLINGS, "cls", heads._last)
-        monkeypatch.setattr(heads, "_max", heads._mean)  # SPLADE
+            monkeypatch.setitem(pooling._POOLINGS, mode, pooling._first)
+        monkeypatch.setitem(pooling._POOLINGS, "cls", pooling._last)
+        monkeypatch.setattr(sparse, "maximum", pooling.mean)  # SPLADE
     else:
         original.change = {"mask": ignore_mask, "positions": move_positions}[wrong]
     with pytest.raises(stonnx.FidelityError, match=r"lowest cosine|max_abs_difference"):

@@ -19,8 +19,8 @@ from sentence_transformers.sentence_transformer.modules import Router
 from toy_bundles import VOCABULARY, sparse_graph, sparse_network, toy_table, wide_sparse_graph, write_bundle
 
 import stonnx
-from stonnx._bundle import Module
-from stonnx._csr import SparseRows
+from stonnx._bundle.manifest import Module
+from stonnx._results.sparse import SparseRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant", "ignore:Sparse CSR")
 

@@ -18,7 +18,7 @@ import torch
 
 import stonnx.util as util
 from stonnx import InvalidArgumentError
-from stonnx.util._arrays import to_matrix
+from stonnx._arrays import to_matrix
 
 TOLERANCE = 1e-6
 # Both say so once in a process, at the first sparse tensor.

@@ -24,7 +24,8 @@ from google.protobuf.message import DecodeError, Message
 
 import stonnx
 from stonnx import StonnxError
-from stonnx._bundle import MANIFEST_NAME, hash_files
+from stonnx._bundle.integrity import hash_files
+from stonnx._bundle.manifest import MANIFEST_NAME
 
 CLASSES = {
     "embedding": stonnx.SentenceTransformer,

@@ -26,7 +26,7 @@ from stonnx import (
     ModelNotFoundError,
     SentenceTransformer,
 )
-from stonnx._session import Session
+from stonnx._device.session import Session
 
 ALLOWED = "Allowed are str, a pair of str, or {'text': str}."
 CONVERT = "Convert it first: str(value)."

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stonnx._batching import (
+from stonnx._text.batching import (
     Duplicates,
     plan_batches,
     share_of_budget,

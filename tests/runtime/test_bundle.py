@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stonnx import BundleError, BundleFormatError, BundleIntegrityError, InvalidArgumentError, SentenceTransformer
-from stonnx._bundle import (
+from stonnx._bundle.integrity import hash_files, verify_files
+from stonnx._bundle.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Fidelity,
@@ -27,9 +28,7 @@ from stonnx._bundle import (
     Source,
     TensorSpec,
     TokenizerSpec,
-    hash_files,
     read_manifest,
-    verify_files,
     write_manifest,
 )
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from stonnx import SentenceTransformer
-from stonnx._providers import PROVIDERS
+from stonnx._device.providers import PROVIDERS
 
 TEXTS = ["The weather is lovely today.", "", "He drove to the stadium.", "Сегодня тепло."]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from toy_bundles import dense_graph, toy_table, write_bundle
 
-from stonnx import UnsupportedError, _cpus
-from stonnx._cpus import CpuLimits, available_cpus, cpu_limits
-from stonnx._engine import Engine
+from stonnx import UnsupportedError
+from stonnx._device import cpus as cpus_module
+from stonnx._device.cpus import CpuLimits, available_cpus, cpu_limits
+from stonnx._engine.engine import Engine
 
 # What /proc/self/cgroup, /proc/self/mountinfo and the files of the groups say: (files, cpuset, quota).
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -219,8 +220,8 @@ print(model.info.threads, model.encode("a text").shape)
 
 def test_this_machine() -> None:
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
-    assert _cpus.cpu_name()
-    assert set(_cpus.cpu_features()) <= set(_cpus._FEATURES)
+    assert cpus_module.cpu_name()
+    assert set(cpus_module.cpu_features()) <= set(cpus_module._FEATURES)
 
 
 # --- what a bundle needs ---
@@ -232,8 +233,8 @@ def needing(directory: Path, *features: str) -> Path:
 
 
 def test_a_bundle_for_other_cpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cpus, "_flags", lambda: frozenset({"avx2", "fma"}))
-    monkeypatch.setattr(_cpus, "cpu_name", lambda: "Some CPU")
+    monkeypatch.setattr(cpus_module, "_flags", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(cpus_module, "cpu_name", lambda: "Some CPU")
     bundle = needing(tmp_path / "bundle", "avx2", "avx512_vnni", "amx_int8")
     with pytest.raises(UnsupportedError) as error:
         Engine(bundle)
@@ -247,5 +248,5 @@ def test_a_bundle_for_other_cpus_is_refused(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("flags", [{"avx2", "fma", "sse2"}, set()], ids=["all there", "not listed by the system"])
 def test_a_bundle_that_this_cpu_runs(flags: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # fma is none of the features that are told: what counts is the kernel's whole list.
-    monkeypatch.setattr(_cpus, "_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(cpus_module, "_flags", lambda: frozenset(flags))
     Engine(needing(tmp_path / "bundle", "avx2", "fma"))

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from stonnx import InvalidArgumentError
-from stonnx._device_run import DeviceRun, Shapes
+from stonnx._device.gpu_run import DeviceRun, Shapes
 
 OUTPUTS = ["sum", "tokens"]
 

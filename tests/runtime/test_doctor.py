@@ -19,10 +19,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from toy_bundles import dense_graph, toy_table, write_bundle
 
-from stonnx import _doctor, _onnxruntime, _probe, _session, cli
-from stonnx._bundle import Probe, Source, hash_files, write_manifest
-from stonnx._doctor import Finding, diagnose
-from stonnx._engine import Engine
+from stonnx import cli
+from stonnx._bundle.integrity import hash_files
+from stonnx._bundle.manifest import Probe, Source, write_manifest
+from stonnx._device import session, wheels
+from stonnx._engine import probe
+from stonnx._engine.engine import Engine
+from stonnx.cli import doctor
+from stonnx.cli.doctor import Finding, diagnose
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +59,7 @@ def test_the_graph_is_what_its_comment_says() -> None:
         ],
     )
     opsets = [helper.make_opsetid("", 18)]
-    assert onnx.load_from_string(_doctor.GRAPH) == helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    assert onnx.load_from_string(doctor.GRAPH) == helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 def test_a_machine_without_problems(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,12 +79,12 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("saturates", "word"), [(False, "full range"), (True, "saturation-safe form")])
 def test_the_form_of_int8_bundles(saturates: bool, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_doctor, "products_saturate", lambda: saturates)
+    monkeypatch.setattr(doctor, "products_saturate", lambda: saturates)
     assert word in found("8-bit products").value
 
 
 def test_two_wheels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for module in (_doctor, _onnxruntime):
+    for module in (doctor, wheels):
         monkeypatch.setattr(module, "installed_wheels", lambda: ["onnxruntime", "onnxruntime-gpu"])
     assert cli.main(["doctor"]) == 1
     output = capsys.readouterr().out
@@ -104,10 +108,10 @@ def test_a_device_that_the_wheel_has_and_that_does_not_work(
 ) -> None:
     providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    for module in (_doctor, _onnxruntime):
+    for module in (doctor, wheels):
         monkeypatch.setattr(module, "installed_wheels", lambda: ["onnxruntime-gpu"])
     reason = "libcuda.so.1 is not here. It comes with the NVIDIA driver."
-    monkeypatch.setattr("stonnx._nvidia.load_libraries", lambda onnxruntime: reason)
+    monkeypatch.setattr("stonnx._device.nvidia.load_libraries", lambda onnxruntime: reason)
     assert cli.main(["doctor"]) == 1
     output = capsys.readouterr().out
     assert "x cuda                  does not work\n" in output
@@ -122,14 +126,14 @@ def test_a_device_that_the_wheel_has_and_that_does_not_work(
 
 def test_the_cpu_of_a_wheel_that_is_for_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
-    monkeypatch.setattr(_doctor, "installed_wheels", lambda: ["onnxruntime-openvino"])
+    monkeypatch.setattr(doctor, "installed_wheels", lambda: ["onnxruntime-openvino"])
     finding = found("cpu")
     assert "does not work: device 'cpu' needs onnxruntime 1.26 or newer" in finding.value
     assert finding.problem == ""
 
 
 def test_a_device_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_session.Session, "run", lambda *arguments: [np.zeros((2, 4), np.float32)])
+    monkeypatch.setattr(session.Session, "run", lambda *arguments: [np.zeros((2, 4), np.float32)])
     assert found("cpu").problem.startswith("it computes [[0.0, 0.0, 0.0, 0.0]")
 
 
@@ -142,9 +146,9 @@ def test_an_onnxruntime_that_raises_whatever_it_likes(
         raise error
 
     directory, text = published(home), f"{type(error).__name__}: {error}"
-    monkeypatch.setattr(_doctor, "products_saturate", fail)
-    monkeypatch.setattr(_doctor, "Session", fail)
-    monkeypatch.setattr("stonnx._engine.Engine.__init__", fail)
+    monkeypatch.setattr(doctor, "products_saturate", fail)
+    monkeypatch.setattr(doctor, "Session", fail)
+    monkeypatch.setattr("stonnx._engine.engine.Engine.__init__", fail)
     findings = {finding.name: finding for finding in diagnose(directory)}
     assert findings["8-bit products"].problem == text
     assert findings["cpu"].problem == text
@@ -161,9 +165,9 @@ def published(home: Path, **fields: Any) -> Path:
     settings = {"task": "embedding", "embedding_dimension": 8, "source": source}
     directory = write_bundle(home / "published", {"default": dense_graph(toy_table(8, 5))}, **settings | fields)
     engine = Engine(directory, threads=1)
-    _probe.write(directory, engine.manifest, engine.named_routes)
-    files = {**engine.manifest.files, **hash_files(directory, [_probe.FILE])}
-    write_manifest(directory, dataclasses.replace(engine.manifest, files=files, probe=Probe(_probe.FILE, 0.999)))
+    probe.write(directory, engine.manifest, engine.named_routes)
+    files = {**engine.manifest.files, **hash_files(directory, [probe.FILE])}
+    write_manifest(directory, dataclasses.replace(engine.manifest, files=files, probe=Probe(probe.FILE, 0.999)))
     return directory
 
 
@@ -209,12 +213,12 @@ def test_a_bundle_in_the_cache_runs(name: str, home: Path, monkeypatch: pytest.M
 def test_the_probe_runs_even_where_it_has_passed_before(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = published(home)
     Engine(directory)
-    monkeypatch.setattr(_probe, "_closeness", lambda *arguments: 0.5)
+    monkeypatch.setattr(probe, "_closeness", lambda *arguments: 0.5)
     assert "cosine 0.50000, allowed is at least 0.999" in found("all-MiniLM-L6-v2").problem
 
 
 def test_the_self_test_imports_no_torch(tmp_path: Path) -> None:
-    code = "import sys; from stonnx._doctor import diagnose; diagnose(); print('torch' in sys.modules)"
+    code = "import sys; from stonnx.cli.doctor import diagnose; diagnose(); print('torch' in sys.modules)"
     variables = os.environ | {"STONNX_HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=120)
     assert result.stdout == "False\n", result.stderr

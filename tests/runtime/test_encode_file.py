@@ -28,13 +28,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from stonnx import _embedding_writers, _encode_file, _part_file
-from stonnx._encode_file import EncodeFileReport, encode_file
 from stonnx._errors import InvalidArgumentError, InvalidInputError, UnsupportedError
+from stonnx._files import encode_file as encode_file_module
+from stonnx._files import formats, part_file
+from stonnx._files.encode_file import EncodeFileReport, encode_file
 
 IDENTITY = {"model": "sha256:0", "normalize": True, "prompt": None}
 OUTPUTS = ["npy", "jsonl", "safetensors"]
-ROOT = Path(_encode_file.__file__).parents[1]
+ROOT = Path(encode_file_module.__file__).parents[1]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 
 
@@ -135,7 +136,7 @@ def test_npy_is_byte_for_byte_what_numpy_saves(tmp_path: Path) -> None:
 
 def test_headers_have_room_for_the_largest_files() -> None:
     for name in ("npy", "safetensors"):
-        writer = _embedding_writers.WRITERS[name]
+        writer = formats.WRITERS[name]
         for dimension in (1, 3, 4096, 10**9):  # 2**63 bytes is what file systems can count to
             assert len(writer.header(2**63 // 4 // dimension, dimension, "float32")) == writer.header_size
 
@@ -427,7 +428,7 @@ def test_progress_counts_bytes_and_windows_are_kept(tmp_path: Path) -> None:
 
 
 def test_long_lines_end_a_window_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_embedding_writers, "_WINDOW_BYTES", 1000)
+    monkeypatch.setattr(formats, "_WINDOW_BYTES", 1000)
     (tmp_path / "in.txt").write_text(("x" * 599 + "\n") * 5)
     sizes: list[int] = []
     run(tmp_path / "in.txt", tmp_path / "out.npy", encode=lambda t: sizes.append(len(t)) or fake_encode(t))
@@ -585,7 +586,7 @@ def test_a_garbage_journal_starts_clean(tmp_path: Path, damage: int | str) -> No
         data = json.loads(good)
         del data["crc32"]
         data["version"] = 99
-        journal.write_text(json.dumps({**data, "crc32": _part_file._crc(data)}))
+        journal.write_text(json.dumps({**data, "crc32": part_file._crc(data)}))
     else:
         journal.write_bytes(garbage[int(damage)])
     report = run(tmp_path / "in.txt", tmp_path / "out.npy", window=4)
@@ -597,9 +598,8 @@ def test_a_garbage_journal_starts_clean(tmp_path: Path, damage: int | str) -> No
 def child(body: str) -> list[str]:
     """The command of a Python process that has fake_encode, and none of pytest's imports or threads."""
     start = "import errno, hashlib, os, signal, subprocess, sys\nfrom pathlib import Path\nimport numpy as np\n"
-    start += (
-        f"sys.path.insert(0, {str(ROOT)!r})\nfrom stonnx._encode_file import encode_file\nIDENTITY = {IDENTITY!r}\n"
-    )
+    start += f"sys.path.insert(0, {str(ROOT)!r})\n"
+    start += f"from stonnx._files.encode_file import encode_file\nIDENTITY = {IDENTITY!r}\n"
     return [sys.executable, "-c", start + inspect.getsource(fake_encode) + textwrap.dedent(body)]
 
 
@@ -767,14 +767,14 @@ def test_a_part_file_that_is_renamed_before_it_is_locked_is_left_alone(
     """The other run finishes between our open and our lock: what we have open is by now its output."""
     texts = write_lines(tmp_path / "in.txt", 5)
     (tmp_path / "out.npy.part").write_bytes(b"complete")
-    lock = _part_file._lock
+    lock = part_file._lock
 
     def finish_other_run_then_lock(file: io.FileIO) -> bool:
-        monkeypatch.setattr(_part_file, "_lock", lock)
+        monkeypatch.setattr(part_file, "_lock", lock)
         os.replace(tmp_path / "out.npy.part", tmp_path / "other.npy")
         return lock(file)
 
-    monkeypatch.setattr(_part_file, "_lock", finish_other_run_then_lock)
+    monkeypatch.setattr(part_file, "_lock", finish_other_run_then_lock)
     run(tmp_path / "in.txt", tmp_path / "out.npy")
     assert (tmp_path / "other.npy").read_bytes() == b"complete"
     np.testing.assert_array_equal(load(tmp_path / "out.npy"), fake_encode(texts))
@@ -805,7 +805,7 @@ def test_a_disk_that_is_full_at_any_call(tmp_path: Path, monkeypatch: pytest.Mon
     """Three windows, then the header and the rename: each call of each kind fails once."""
     texts = write_lines(tmp_path / "in.txt", 8)
     holder, name = {
-        "write": (_part_file, "_write_all"),
+        "write": (part_file, "_write_all"),
         "fsync": (os, "fsync"),
         "replace": (os, "replace"),
         "journal": (Path, "write_text"),
@@ -929,6 +929,6 @@ def test_no_more_than_one_fsync_a_window(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(calls) == (11 if sys.platform == "win32" else 12)  # ten windows, the header, and the directory
 
 
-@pytest.mark.parametrize("module", [_encode_file, _embedding_writers, _part_file])
+@pytest.mark.parametrize("module", [encode_file_module, formats, part_file])
 def test_examples_run(module: Any) -> None:
     assert doctest.testmod(module).failed == 0

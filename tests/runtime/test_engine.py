@@ -34,11 +34,11 @@ from stonnx import (
     SentenceTransformer,
     SparseEncoder,
     TextTooLongError,
-    _engine,
-    _runner,
 )
-from stonnx._session import RunControl, Session
-from stonnx._tokenize import Tokenizer
+from stonnx._device.session import RunControl, Session
+from stonnx._engine import call as call_module
+from stonnx._engine import runner as runner_module
+from stonnx._text.tokenizer import Tokenizer
 
 WIDTH = 8
 words = st.lists(st.sampled_from(["bread", "rises", "river", "the", "xyz", "?"]), max_size=30).map(" ".join)
@@ -53,7 +53,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """The narrow session is there from the first text on."""
-    monkeypatch.setattr(_runner, "_TOKENS_BEFORE_NARROW", 0)
+    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", 0)
 
 
 @pytest.fixture
@@ -103,9 +103,9 @@ def test_every_text_gets_its_own_vector(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if windows:
-            patch.setattr(_engine, "_FIRST_WINDOW", 3)
-            patch.setattr(_engine, "_WINDOW", 7)
-            patch.setattr(_engine, "_WINDOW_CHARACTERS", 200)
+            patch.setattr(call_module, "_FIRST_WINDOW", 3)
+            patch.setattr(call_module, "_WINDOW", 7)
+            patch.setattr(call_module, "_WINDOW_CHARACTERS", 200)
         vectors = model.encode(texts, batch_size=batch_size)
     np.testing.assert_allclose(vectors, expected(texts), atol=1e-6)
     stats = model.last_stats
@@ -122,7 +122,7 @@ def test_every_text_gets_its_own_vector(
 def test_all_windows_and_sessions_agree(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"bread {'rises ' * (index % 13)} river {index}" for index in range(3000)]
     wide = SentenceTransformer(bundle, threads=1).encode(texts)
-    monkeypatch.setattr(_runner, "_TOKENS_BEFORE_NARROW", 0)
+    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", 0)
     narrow = SentenceTransformer(bundle, threads=3).encode(texts)
     np.testing.assert_array_equal(wide, narrow)
     np.testing.assert_allclose(wide, expected(texts), atol=1e-6)
@@ -166,7 +166,7 @@ def test_a_run_on_one_thread_is_smaller(
     tokens: int,
     count: int,
 ) -> None:
-    monkeypatch.setattr(_runner, "_TOKENS_BEFORE_NARROW", tokens_before_narrow)
+    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", tokens_before_narrow)
     model = SentenceTransformer(bundle, threads=threads)
     spy = Spy(monkeypatch)
     model.encode([f"{'bread ' * 20} {index}" for index in range(count)])
@@ -206,8 +206,8 @@ def test_one_text_needs_no_thread(model: SentenceTransformer, monkeypatch: pytes
     def forbidden(*arguments: Any) -> Any:
         raise AssertionError("a thread was started")
 
-    monkeypatch.setattr(_runner, "ThreadPoolExecutor", forbidden)
-    monkeypatch.setattr(_engine, "in_background", forbidden)
+    monkeypatch.setattr(runner_module, "ThreadPoolExecutor", forbidden)
+    monkeypatch.setattr(call_module, "in_background", forbidden)
     spy = Spy(monkeypatch)
     model.encode("bread rises")
     model.encode(["bread rises"] * 3)
@@ -221,7 +221,7 @@ def test_one_text_needs_no_thread(model: SentenceTransformer, monkeypatch: pytes
 
 
 def test_the_narrow_session_comes_with_the_work(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_runner, "_TOKENS_BEFORE_NARROW", 1000)
+    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", 1000)
     spy = Spy(monkeypatch)
     model = SentenceTransformer(bundle, threads=2)
     texts = [f"bread {index}" for index in range(100)]
@@ -242,7 +242,7 @@ def test_the_narrow_session_comes_with_the_work(bundle: Path, monkeypatch: pytes
 @pytest.mark.parametrize("reason", ["one thread", "large weights", "short texts one by one"])
 def test_no_second_session(bundle: Path, monkeypatch: pytest.MonkeyPatch, side_by_side: None, reason: str) -> None:
     if reason == "large weights":
-        monkeypatch.setattr(_runner, "_LARGEST_SECOND_COPY", 10)
+        monkeypatch.setattr(runner_module, "_LARGEST_SECOND_COPY", 10)
     spy = Spy(monkeypatch)
     model = SentenceTransformer(bundle, threads=1 if reason == "one thread" else 2)
     texts = [f"bread {index}" for index in range(300)]
@@ -291,7 +291,7 @@ def test_warmup_keeps_to_max_batch_tokens(
 
 @pytest.mark.parametrize("threshold", [0, 500, 10**9])
 def test_16_threads_get_the_serial_results(bundle: Path, monkeypatch: pytest.MonkeyPatch, threshold: int) -> None:
-    monkeypatch.setattr(_runner, "_TOKENS_BEFORE_NARROW", threshold)
+    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", threshold)
     model = SentenceTransformer(bundle, threads=2)
     calls = [[f"bread {'rises ' * (i % 5)} {i * j}" for i in range(1 + j % 40)] for j in range(320)]
     serial = [expected(call) for call in calls]
@@ -331,7 +331,7 @@ def pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_16_threads_of_the_other_tasks_get_the_serial_results(
     task: str, sparse_bundle: Path, pair_bundle: Path, monkeypatch: pytest.MonkeyPatch, threshold: int
 ) -> None:
-    monkeypatch.setattr(_runner, "_TOKENS_BEFORE_NARROW", threshold)
+    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", threshold)
     calls: list[list[Any]] = [[f"bread {'rises ' * (i % 5)} {i * j}" for i in range(1 + j % 40)] for j in range(64)]
     work: Callable[[list[Any]], np.ndarray]
     if task == "sparse":
@@ -604,7 +604,7 @@ def test_count_tokens(model: SentenceTransformer) -> None:
 
 
 def test_a_stream(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stonnx._embedding_model._STREAM_TEXTS", 100)
+    monkeypatch.setattr("stonnx._model.embedding_model._STREAM_TEXTS", 100)
     taken = 0
 
     def texts() -> Iterator[str]:
@@ -625,7 +625,7 @@ def test_a_stream(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_stream_is_cut_by_characters_too(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stonnx._embedding_model._STREAM_CHARACTERS", 1000)
+    monkeypatch.setattr("stonnx._model.embedding_model._STREAM_CHARACTERS", 1000)
     parts = list(model.encode_stream(["bread " * 50] * 3 + [("bread " * 100, "bread " * 100), "bread", "sun"]))
     assert [len(part) for part in parts] == [4, 2]
 
@@ -638,7 +638,7 @@ def test_a_stream_of_queries(bundle: Path) -> None:
 
 
 def test_errors_of_a_stream(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stonnx._embedding_model._STREAM_TEXTS", 10)
+    monkeypatch.setattr("stonnx._model.embedding_model._STREAM_TEXTS", 10)
     texts: list[Any] = [f"bread {index}" for index in range(30)]
     texts[23] = None
     with pytest.raises(TypeError, match="Input 3 is no text but None") as error:

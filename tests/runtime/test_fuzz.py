@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from toy_bundles import dense_graph, pair_graph, sparse_graph, toy_table, write_bundle
 
-from stonnx import _probe
-from stonnx._bundle import MANIFEST_NAME, Probe, hash_files, read_manifest, write_manifest
-from stonnx._engine import Engine
+from stonnx._bundle.integrity import hash_files
+from stonnx._bundle.manifest import MANIFEST_NAME, Probe, read_manifest, write_manifest
+from stonnx._engine import probe
+from stonnx._engine.engine import Engine
 
 CASES = 1000
 # Each of them takes the same mix of files and mutations.
@@ -37,9 +38,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bundle(directory / "rerank", logits, task="rerank", num_labels=8, activation="sigmoid")
     for bundle in directory.iterdir():
         manifest, engine = read_manifest(bundle), Engine(bundle)
-        _probe.write(bundle, manifest, engine.named_routes)
-        object.__setattr__(manifest, "files", {**manifest.files, **hash_files(bundle, [_probe.FILE])})
-        object.__setattr__(manifest, "probe", Probe(_probe.FILE, 0.999))
+        probe.write(bundle, manifest, engine.named_routes)
+        object.__setattr__(manifest, "files", {**manifest.files, **hash_files(bundle, [probe.FILE])})
+        object.__setattr__(manifest, "probe", Probe(probe.FILE, 0.999))
         write_manifest(bundle, manifest)
     return directory
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from stonnx import _guide, _guide_table, cli
+from stonnx import cli
 from stonnx._errors import InvalidArgumentError
-from stonnx._guide import Answer, Figure, GuideError, Query, read_guide, recommend
-from stonnx._guide_table import table
+from stonnx._guide import guide
+from stonnx._guide import table as table_module
+from stonnx._guide.guide import Answer, Figure, GuideError, Query, read_guide, recommend
+from stonnx._guide.table import table
 
 
 def load_zoo() -> Any:
@@ -34,7 +36,7 @@ def load_zoo() -> Any:
 
 ZOO = load_zoo()
 GUIDE = read_guide()
-DATA = json.loads(Path(_guide.__file__).with_name("guide.json").read_text(encoding="utf-8"))
+DATA = json.loads(Path(guide.__file__).with_name("guide.json").read_text(encoding="utf-8"))
 NAMES = [model.name for model in GUIDE.models]
 LANGUAGES = [(), ("en",), ("de",), ("fi",), ("haw",), ("de", "fr")]
 
@@ -64,7 +66,7 @@ def test_the_models_of_the_guide() -> None:
 
 
 @pytest.mark.parametrize("model", GUIDE.models, ids=lambda model: model.name)
-def test_every_row_is_complete(model: _guide.Model) -> None:
+def test_every_row_is_complete(model: guide.Model) -> None:
     vectors = (model.dimension, model.similarity, model.normalized)
     assert (None in vectors) == (model.task == "rerank")
     assert model.max_seq_length in (128, 256, 384, 512)
@@ -467,7 +469,7 @@ def test_what_is_no_guide(text: str) -> None:
 
 
 def test_the_data_is_frozen() -> None:
-    for kind in (_guide.Guide, _guide.Model, _guide.Use, _guide.Figure, _guide.Query, _guide.Answer):
+    for kind in (guide.Guide, guide.Model, guide.Use, guide.Figure, guide.Query, guide.Answer):
         assert dataclasses.fields(kind)
         assert kind.__dataclass_params__.frozen
     assert set(GUIDE.sources) == {
@@ -477,7 +479,7 @@ def test_the_data_is_frozen() -> None:
 
 
 def test_loading_models_never_touches_the_guide() -> None:
-    package = Path(_guide.__file__).parent
+    package = Path(guide.__file__).parent
     importers = {
         path.name
         for path in package.rglob("*.py")
@@ -488,6 +490,6 @@ def test_loading_models_never_touches_the_guide() -> None:
     assert importers == {"cli.py", "_guide_table.py"}
 
 
-@pytest.mark.parametrize("module", [_guide, _guide_table])
+@pytest.mark.parametrize("module", [guide, table_module])
 def test_examples_run(module: Any) -> None:
     assert doctest.testmod(module).failed == 0

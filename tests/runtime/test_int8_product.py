@@ -16,10 +16,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stonnx import BundleFormatError, _engine, _int8_product
-from stonnx import _session as session_module
-from stonnx._bundle import Scalar
-from stonnx._session import Session
+from stonnx import BundleFormatError
+from stonnx._bundle.manifest import Scalar
+from stonnx._device import saturation
+from stonnx._device import session as session_module
+from stonnx._device.session import Session
+from stonnx._engine import probe
 
 SAFE = {"scale": Scalar("float32", 1 / 63), "zero_point": Scalar("uint8", 64)}
 
@@ -46,12 +48,12 @@ def test_the_graph_is_what_its_comment_says() -> None:
         ],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    assert onnx.load_from_string(_int8_product.GRAPH) == helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    assert onnx.load_from_string(saturation.GRAPH) == helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 def test_seven_bits_never_saturate() -> None:
     # Whatever CPU runs the tests.
-    assert not _int8_product.saturates(onnxruntime, activation=127)
+    assert not saturation.saturates(onnxruntime, activation=127)
 
 
 @pytest.mark.parametrize("short", [1, 8])
@@ -68,8 +70,8 @@ def test_a_product_that_is_too_small(short: int) -> None:
     runtime = types.SimpleNamespace(
         SessionOptions=types.SimpleNamespace, InferenceSession=lambda *_, **__: types.SimpleNamespace(run=run)
     )
-    assert _int8_product.saturates(runtime)
-    assert not _int8_product.saturates(runtime, activation=127)
+    assert saturation.saturates(runtime)
+    assert not saturation.saturates(runtime, activation=127)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ class TestOnAnEmulatedCpu:
 
     def test_products_saturate(self) -> None:
         program = (
-            "import onnxruntime; from stonnx._int8_product import saturates;"
+            "import onnxruntime; from stonnx._device.saturation import saturates;"
             "print(saturates(onnxruntime), saturates(onnxruntime, activation=127))"
         )
         command = ["qemu-x86_64", "-cpu", "Haswell", sys.executable, "-c", program]
@@ -156,11 +158,11 @@ class TestOnAnEmulatedCpu:
         self, minilm_int8_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         emulated_cpu = pytest.importorskip("benchmarks.emulated_cpu", reason="benchmarks are not installed")
-        if _int8_product.saturates(onnxruntime):
+        if saturation.saturates(onnxruntime):
             pytest.skip("this machine's own CPU saturates, so it has no right vectors to compare with")
         monkeypatch.setenv("STONNX_HOME", str(tmp_path))
         # It replaces what would refuse the saturated vectors; that must be back for other tests.
-        monkeypatch.setattr(_engine._probe, "check", _engine._probe.check)
+        monkeypatch.setattr(probe, "check", probe.check)
         monkeypatch.setattr(session_module, "products_saturate", session_module.products_saturate)
         found = emulated_cpu.compare("Haswell", minilm_int8_bundle)
         chosen, forced = found["chosen"], found["full-range"]

@@ -21,17 +21,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stonnx import SentenceTransformer, _model, _pool
-from stonnx._bundle import MANIFEST_NAME, hash_files, read_manifest, write_manifest
+from stonnx import SentenceTransformer
+from stonnx._bundle.integrity import hash_files
+from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from stonnx._errors import (
     BundleIntegrityError,
     DeviceError,
     InvalidArgumentError,
     InvalidInputError,
     ModelNotFoundError,
+    PoolError,
     StonnxError,
 )
-from stonnx._pool import PoolError, run_in_pool, start_pool, stop_pool
+from stonnx._model import model as model_module
+from stonnx._model import pool as pool_module
+from stonnx._model.pool import run_in_pool, start_pool, stop_pool
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
@@ -94,11 +98,13 @@ def quit_at_once() -> None:
     os._exit(7)
 
 
-def start(count: int = 2, **state: Any) -> _pool.Pool:
+def start(count: int = 2, **state: Any) -> pool_module.Pool:
     return start_pool(Fake, [(f"cpu {number}", state) for number in range(count)], [1] * count)
 
 
-def run(pool: _pool.Pool, method: str, texts: list[str], *arguments: Any, chunk_size: int | None = 1) -> list[Any]:
+def run(
+    pool: pool_module.Pool, method: str, texts: list[str], *arguments: Any, chunk_size: int | None = 1
+) -> list[Any]:
     chunks = run_in_pool(pool, method, texts, arguments, chunk_size=chunk_size, advance=lambda count: None)
     return [item for chunk in chunks for item in chunk]
 
@@ -108,14 +114,14 @@ def notes(error: BaseException) -> str:
 
 
 @pytest.fixture(scope="module")
-def fake_pool() -> Iterator[_pool.Pool]:
+def fake_pool() -> Iterator[pool_module.Pool]:
     pool = start()
     yield pool
     stop_pool(pool)
 
 
 @pytest.fixture(scope="module")
-def pool(minilm: Any) -> Iterator[_pool.Pool]:
+def pool(minilm: Any) -> Iterator[pool_module.Pool]:
     pool = minilm.start_multi_process_pool(["cpu", "cpu"])
     yield pool
     minilm.stop_multi_process_pool(pool)
@@ -216,9 +222,9 @@ def test_max_seq_length_may_change_after_the_pool_was_started(minilm: Any, pool:
 
 
 def test_a_list_of_devices_is_a_pool_for_one_call(minilm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[_pool.Pool] = []
-    start = _model.start_pool
-    monkeypatch.setattr(_model, "start_pool", lambda *arguments: started.append(start(*arguments)) or started[0])
+    started: list[pool_module.Pool] = []
+    start = model_module.start_pool
+    monkeypatch.setattr(model_module, "start_pool", lambda *arguments: started.append(start(*arguments)) or started[0])
     others = set(multiprocessing.active_children())
     vectors = minilm.encode(TEXTS[:4], device=["cpu", "cpu"])
     assert np.abs(vectors - minilm.encode(TEXTS[:4])).max() <= 1e-6
@@ -254,8 +260,8 @@ def test_pool_and_chunk_size_stand_where_the_original_has_them(method: str) -> N
 def test_processes_and_threads_are_the_cpus(
     minilm: Any, monkeypatch: pytest.MonkeyPatch, cpus: int, threads: list[int]
 ) -> None:
-    monkeypatch.setattr(_model, "available_cpus", lambda: cpus)
-    monkeypatch.setattr(_model, "start_pool", lambda kind, states, threads: (states, threads))
+    monkeypatch.setattr(model_module, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(model_module, "start_pool", lambda kind, states, threads: (states, threads))
     states, shares = minilm.start_multi_process_pool()
     assert shares == threads
     options = [(device, state["_options"]) for device, state in states]
@@ -265,8 +271,8 @@ def test_processes_and_threads_are_the_cpus(
 
 
 def test_a_device_may_be_named_often(minilm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_model, "available_cpus", lambda: 2)
-    monkeypatch.setattr(_model, "start_pool", lambda kind, states, threads: (states, threads))
+    monkeypatch.setattr(model_module, "available_cpus", lambda: 2)
+    monkeypatch.setattr(model_module, "start_pool", lambda kind, states, threads: (states, threads))
     states, shares = minilm.start_multi_process_pool(["cuda:0", "cpu", "cpu"])
     assert [state["_options"]["device"] for _, state in states] == ["cuda:0", "cpu", "cpu"]
     assert shares == [1, 1, 1]
@@ -579,4 +585,4 @@ def test_a_pickled_model_whose_bundle_has_gone_or_changed(
 
 
 def test_examples_run() -> None:
-    assert doctest.testmod(_pool).failed == 0
+    assert doctest.testmod(pool_module).failed == 0

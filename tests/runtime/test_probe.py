@@ -15,11 +15,13 @@ import onnx
 import pytest
 from toy_bundles import dense_graph, pair_graph, sparse_graph, toy_table, write_bundle
 
-from stonnx import BundleFormatError, BundleIntegrityError, ProbeError, SentenceTransformer, _probe
-from stonnx import _session as session_module
-from stonnx._bundle import MANIFEST_NAME, Probe, Scalar, hash_files, read_manifest, write_manifest
-from stonnx._engine import Engine
-from stonnx._session import Session
+from stonnx import BundleFormatError, BundleIntegrityError, ProbeError, SentenceTransformer
+from stonnx._bundle.integrity import hash_files
+from stonnx._bundle.manifest import MANIFEST_NAME, Probe, Scalar, read_manifest, write_manifest
+from stonnx._device import session as session_module
+from stonnx._device.session import Session
+from stonnx._engine import probe as probe_module
+from stonnx._engine.engine import Engine
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,21 +39,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The task of every probe that is run from now on, once for each route."""
     tasks: list[str] = []
-    original = _probe.run
+    original = probe_module.run
 
     def run(route: Any, task: str, texts: Any) -> np.ndarray:
         tasks.append(task)
         return original(route, task, texts)
 
-    monkeypatch.setattr(_probe, "run", run)
+    monkeypatch.setattr(probe_module, "run", run)
     return tasks
 
 
 def with_probe(directory: Path, cosine_min: float = 0.999) -> Path:
     """Give a bundle a probe, as the exporter does."""
     engine = Engine(directory, threads=1)
-    _probe.write(directory, engine.manifest, engine.named_routes)
-    list_probe(directory, Probe(_probe.FILE, cosine_min))
+    probe_module.write(directory, engine.manifest, engine.named_routes)
+    list_probe(directory, Probe(probe_module.FILE, cosine_min))
     return directory
 
 
@@ -64,10 +66,10 @@ def list_probe(directory: Path, probe: Probe) -> None:
 
 def edit(directory: Path, change: Callable[[Arrays], Any]) -> None:
     """Change the arrays of a probe, and have the manifest agree."""
-    with np.load(directory / _probe.FILE) as arrays:
+    with np.load(directory / probe_module.FILE) as arrays:
         data = dict(arrays)
     change(data)
-    np.savez_compressed(directory / _probe.FILE, **data)
+    np.savez_compressed(directory / probe_module.FILE, **data)
     probe = read_manifest(directory).probe
     assert probe is not None
     list_probe(directory, probe)
@@ -167,7 +169,7 @@ class TestRemembered:
     ) -> None:
         """A home directory may be on a file server, or in an image that moves from machine to machine."""
         load(bundle)
-        monkeypatch.setattr(_probe, name, lambda: value)
+        monkeypatch.setattr(probe_module, name, lambda: value)
         load(bundle)
         load(bundle)
         assert len(runs) == 2
@@ -185,7 +187,7 @@ class TestRemembered:
 
         monkeypatch.setattr(Session, "__init__", changed)
         gpus = ["NVIDIA A (8.0)", "NVIDIA A (8.0)"]
-        monkeypatch.setattr("stonnx._nvidia.gpu_names", lambda: gpus)
+        monkeypatch.setattr("stonnx._device.nvidia.gpu_names", lambda: gpus)
         load(bundle)
         load(bundle)
         assert len(runs) == 1
@@ -322,30 +324,30 @@ class TestOtherVectors:
         varying = np.array([[8], [7], [-11], [-10]], dtype=np.float32)
         near = np.array([[-10.5], [-11], [-10], [-11.5]], dtype=np.float32)
         error = np.array([[1], [-1], [-1], [1]], dtype=np.float32)
-        assert _probe._closeness("rerank", varying, varying + error) > 0.99
-        assert _probe._closeness("rerank", near, near + error) < 0.9
+        assert probe_module._closeness("rerank", varying, varying + error) > 0.99
+        assert probe_module._closeness("rerank", near, near + error) < 0.9
         # A shift of all is no change of their order, but their activation shows it.
-        assert _probe._closeness("rerank", varying, varying + 6) < 0.9
+        assert probe_module._closeness("rerank", varying, varying + 6) < 0.9
 
     def test_logits_that_are_all_the_same(self) -> None:
         """As a network of random weights may give: what is left of their differences is noise."""
         constant = np.full((4, 1), 2, dtype=np.float32)
-        assert _probe._closeness("rerank", constant, constant) == 1
-        assert _probe._closeness("rerank", constant, constant + 1e-4) > 0.9999
-        assert _probe._closeness("rerank", constant, constant + 1) < 0.9
-        assert _probe._closeness("rerank", np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32)) == 1
+        assert probe_module._closeness("rerank", constant, constant) == 1
+        assert probe_module._closeness("rerank", constant, constant + 1e-4) > 0.9999
+        assert probe_module._closeness("rerank", constant, constant + 1) < 0.9
+        assert probe_module._closeness("rerank", np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32)) == 1
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_numbers_that_are_none(self, bundle: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
         """A broken provider gives these."""
-        original = _probe.run
+        original = probe_module.run
 
         def broken(*arguments: Any) -> np.ndarray:
             result = original(*arguments)
             result[1, 2] = value
             return result
 
-        monkeypatch.setattr(_probe, "run", broken)
+        monkeypatch.setattr(probe_module, "run", broken)
         with pytest.raises(ProbeError, match="cosine nan"):
             load(bundle)
 
@@ -377,8 +379,8 @@ class TestForms:
             monkeypatch.setattr(session_module, "products_saturate", lambda value=saturates: value)
             engines.append(load(directory))
         full, safe = engines
-        _probe.write(directory, full.manifest, full.named_routes, safe.named_routes)
-        list_probe(directory, Probe(_probe.FILE, 0.999))
+        probe_module.write(directory, full.manifest, full.named_routes, safe.named_routes)
+        list_probe(directory, Probe(probe_module.FILE, 0.999))
         return directory
 
     @pytest.mark.parametrize("saturates", [False, True], ids=["full range", "saturation-safe"])
@@ -409,10 +411,10 @@ class TestForms:
         """There is one form's vectors only, and the other one's are near them."""
         monkeypatch.setattr(session_module, "products_saturate", lambda: True)
         safe = load(two_forms)
-        _probe.write(two_forms, safe.manifest, safe.named_routes, safe.named_routes)
-        with np.load(two_forms / _probe.FILE) as arrays:
+        probe_module.write(two_forms, safe.manifest, safe.named_routes, safe.named_routes)
+        with np.load(two_forms / probe_module.FILE) as arrays:
             assert sorted(arrays) == ["safe.default", "texts"]
-        list_probe(two_forms, Probe(_probe.FILE, 0.999))
+        list_probe(two_forms, Probe(probe_module.FILE, 0.999))
         load(two_forms)
 
         def turn(arrays: Arrays) -> None:
@@ -505,7 +507,7 @@ class TestDamage:
 
     def test_any_damage(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Bytes that are changed, lost or put in: an error of ours, or the vectors as they were."""
-        monkeypatch.setattr(_probe, "is_remembered", lambda *_: False)
+        monkeypatch.setattr(probe_module, "is_remembered", lambda *_: False)
         engine = load(bundle)
         data = (bundle / "probe.npz").read_bytes()
         rng = random.Random(0)
@@ -522,7 +524,7 @@ class TestDamage:
                     damaged[place:place] = rng.randbytes(rng.randrange(1, 9))
             (bundle / "probe.npz").write_bytes(damaged)
             try:
-                _probe.check(bundle, engine.manifest, engine.named_routes)
+                probe_module.check(bundle, engine.manifest, engine.named_routes)
                 outcomes.append("passed")
             except (BundleFormatError, ProbeError) as error:
                 outcomes.append(type(error).__name__)

@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stonnx import BundleFormatError, DeviceError, InvalidArgumentError, UnsupportedError, _nvidia, _tensorrt, cli
-from stonnx import _session as session_module
-from stonnx._bundle import TensorSpec
-from stonnx._device_run import Shapes
-from stonnx._providers import PROVIDERS, devices_for
-from stonnx._session import DeviceOptions, GraphFacts, Session
+from stonnx import BundleFormatError, DeviceError, InvalidArgumentError, UnsupportedError, cli
+from stonnx._bundle.manifest import TensorSpec
+from stonnx._device import nvidia
+from stonnx._device import session as session_module
+from stonnx._device import tensorrt as tensorrt_module
+from stonnx._device.gpu_run import Shapes
+from stonnx._device.options import DeviceOptions
+from stonnx._device.providers import PROVIDERS, devices_for
+from stonnx._device.session import GraphFacts, Session
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
@@ -219,7 +222,7 @@ class Machine:
         self.loaded: list[str] = []
         self.gpus = ["NVIDIA A (8.0)", "NVIDIA B (9.0)"]
         monkeypatch.setattr(ctypes, "CDLL", self._load)
-        monkeypatch.setattr(_nvidia, "gpu_names", lambda: self.gpus)
+        monkeypatch.setattr(nvidia, "gpu_names", lambda: self.gpus)
         monkeypatch.setenv("STONNX_HOME", str(directory / "cache"))
         (directory / "capi").mkdir()
         for name in ("cuda", "tensorrt"):
@@ -638,7 +641,7 @@ def test_an_engine_is_for_one_graph_gpu_set_of_versions_and_range(
         case "onnxruntime":
             monkeypatch.setattr(FakeRuntime, "__version__", "2.0.0")
         case "tensorrt":
-            monkeypatch.setattr("stonnx._tensorrt._tensorrt_version", lambda: "11")
+            monkeypatch.setattr("stonnx._device.tensorrt._tensorrt_version", lambda: "11")
         case "longer":
             facts = dataclasses.replace(FACTS, max_seq_length=512)
         case "precision":
@@ -648,9 +651,9 @@ def test_an_engine_is_for_one_graph_gpu_set_of_versions_and_range(
         case "memory":
             options = DeviceOptions(memory_limit=2**30)
         case "usual":
-            monkeypatch.setattr(_tensorrt, "_USUAL", Shapes(8, 64))
+            monkeypatch.setattr(tensorrt_module, "_USUAL", Shapes(8, 64))
         case _:
-            monkeypatch.setattr(_tensorrt, "_LARGEST_BATCH", 128)
+            monkeypatch.setattr(tensorrt_module, "_LARGEST_BATCH", 128)
     runtime = machine.runtime()
     with pytest.raises(DeviceError, match="There is no TensorRT engine"):
         open_session(device, facts=facts, options=options)
@@ -794,20 +797,20 @@ class FakeDriver:
 
 def test_names_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver())
-    assert _nvidia.gpu_names() == ["NVIDIA H100 (9.0)", "Tesla T4 (7.5)"]
-    assert [_nvidia.gpu_name(index) for index in (0, 1, 2)] == ["NVIDIA H100 (9.0)", "Tesla T4 (7.5)", "unknown"]
+    assert nvidia.gpu_names() == ["NVIDIA H100 (9.0)", "Tesla T4 (7.5)"]
+    assert [nvidia.gpu_name(index) for index in (0, 1, 2)] == ["NVIDIA H100 (9.0)", "Tesla T4 (7.5)", "unknown"]
 
 
 def test_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     # CUDA_ERROR_NO_DEVICE
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(status=100))
-    assert _nvidia.gpu_names() == []
+    assert nvidia.gpu_names() == []
 
     def no_driver(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
-    assert _nvidia.gpu_names() == []
+    assert nvidia.gpu_names() == []
 
 
 # --- CPUs ---

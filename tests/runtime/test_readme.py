@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stonnx._providers import PROVIDERS
+from stonnx._device.providers import PROVIDERS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from stonnx import DeviceOptions, InvalidArgumentError, RunError
-from stonnx._session import RunControl, Session
+from stonnx._device.session import RunControl, Session
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from zoo.table import TokenizerKind
 from zoo.tokenizers import build_tokenizer
 
-from stonnx import _long_texts, _tokenize
-from stonnx._bundle import TokenizerSpec
-from stonnx._tokenize import Text, Tokenizer
+from stonnx._bundle.manifest import TokenizerSpec
+from stonnx._text import long_texts as long_texts_module
+from stonnx._text import tokenizer as tokenizer_module
+from stonnx._text.tokenizer import Text, Tokenizer
 
 KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 # SentencePiece's BPE without words: where a text is split depends on all of it.
@@ -130,7 +131,7 @@ def test_count(kind: TokenizerKind, texts: list[Text]) -> None:
 def test_pieces_change_nothing(texts: list[Text], characters: int) -> None:
     ours, plain = both("wordpiece-uncased", 9, "left")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tokenize, "_CHARACTERS_AT_A_TIME", characters)
+        patch.setattr(tokenizer_module, "_CHARACTERS_AT_A_TIME", characters)
         encodings, counts = ours.encode(texts), ours.count(texts)
     expected = [plain.encode(*text) if isinstance(text, tuple) else plain.encode(text) for text in texts]
     assert ids("wordpiece-uncased", encodings) == ids("wordpiece-uncased", expected)
@@ -141,12 +142,12 @@ def test_pieces_change_nothing(texts: list[Text], characters: int) -> None:
 @given(texts=st.lists(any_text | any_pair, max_size=6), characters=st.integers(1, 500))
 def test_pieces_are_bounded(texts: list[Text], characters: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tokenize, "_CHARACTERS_AT_A_TIME", characters)
-        pieces = list(_tokenize._pieces(texts))
+        patch.setattr(tokenizer_module, "_CHARACTERS_AT_A_TIME", characters)
+        pieces = list(tokenizer_module._pieces(texts))
     assert [text for piece in pieces for text in piece] == texts
     for piece in pieces:
         assert piece
-        assert len(piece) == 1 or sum(map(_tokenize._characters, piece)) <= characters
+        assert len(piece) == 1 or sum(map(tokenizer_module._characters, piece)) <= characters
 
 
 def test_tokenization_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_which_tokenizers_shorten(kind: TokenizerKind, monkeypatch: pytest.Monke
     seen = characters_tokenized(monkeypatch)
     ours, _ = both(kind, 6, "right")
     ours.encode(["some words " * 1000])
-    assert seen == ([11_000] if kind in WHOLE else [_long_texts._CHARACTERS_PER_TOKEN * 6])
+    assert seen == ([11_000] if kind in WHOLE else [long_texts_module._CHARACTERS_PER_TOKEN * 6])
 
 
 def characters_tokenized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -220,7 +221,7 @@ def test_pairs_are_shortened_on_either_side(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_tokenizers_that_cannot_be_trusted(change: str) -> None:
     tokenizer = build_tokenizer("wordpiece-uncased")
-    assert _long_texts.can_be_shortened(tokenizer)
+    assert long_texts_module.can_be_shortened(tokenizer)
     if change == "added token with a space":
         tokenizer.add_tokens(["two words"])
     elif change == "no pre-tokenizer":
@@ -229,13 +230,13 @@ def test_tokenizers_that_cannot_be_trusted(change: str) -> None:
         tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "_")
     else:
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("[.]"), "isolated")
-    assert not _long_texts.can_be_shortened(tokenizer)
+    assert not long_texts_module.can_be_shortened(tokenizer)
 
 
 def test_letters_that_join_a_space() -> None:
     """The letters of Unicode's property Prepend that count as alphanumeric are no places to cut."""
     letters = [chr(code) for code in (0x0D4E, 0x111C2, 0x1193F, 0x11A3A, 0x11D46, 0x11F02)]
     for letter in letters:
-        assert _long_texts.beginning(f"word and{letter} {'x' * 500}", 2) == "word"
+        assert long_texts_module.beginning(f"word and{letter} {'x' * 500}", 2) == "word"
     # The last one came with Unicode 15, which Python 3.11 does not know.
     assert {unicodedata.category(letter) for letter in letters} <= {"Lo", "Cn"}

@@ -16,7 +16,9 @@ import pytest
 
 import stonnx
 from stonnx import SentenceTransformer
-from stonnx._bundle import CLASS_OF_TASK, read_manifest
+from stonnx._bundle.manifest import read_manifest
+from stonnx._tasks import CLASS_OF_TASK
+from stonnx_export.originals import load
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The weather is lovely today.", "He drove to the stadium."]
@@ -144,8 +146,9 @@ def zoo_bundles(tmp_path_factory: pytest.TempPathFactory, shared_directory: Path
     from zoo import build_checkpoint, row
     from zoo.exported import CachedOriginal
 
-    from stonnx_export import export, pipeline, verify
+    from stonnx_export import export
     from stonnx_export.passes import splade_chunks
+    from stonnx_export.verify import compare
 
     directory, bundles = tmp_path_factory.mktemp("zoo"), {}
     for name in ZOO:
@@ -154,11 +157,11 @@ def zoo_bundles(tmp_path_factory: pytest.TempPathFactory, shared_directory: Path
         original = CachedOriginal(checkpoint, model, shared_directory / "zoo")
         for dtype in ("fp32", "int8"):
             with pytest.MonkeyPatch.context() as monkeypatch:
-                monkeypatch.setattr(pipeline, "_load_original", lambda _, original=original: original)
+                monkeypatch.setattr(load, "_load_original", lambda _, original=original: original)
                 monkeypatch.setattr(splade_chunks, "CHUNK", 200)  # the vocabularies of the table are small
                 # How close they are is tested elsewhere.
-                monkeypatch.setattr(verify, "verification_texts", lambda *_: [*TEXTS])
-                monkeypatch.setattr(verify, "sentences", lambda: [*SENTENCES])
+                monkeypatch.setattr(compare, "verification_texts", lambda *_: [*TEXTS])
+                monkeypatch.setattr(compare, "sentences", lambda: [*SENTENCES])
                 bundles[export(checkpoint, directory / f"{model.slug}-{dtype}", dtype=dtype, name=name)] = dtype
     return bundles
 

@@ -11,10 +11,11 @@ import onnx_ir as ir
 import pytest
 from huggingface_hub.utils import WeakFileLock
 
-from stonnx_export import export, pipeline
-from stonnx_export.checkpoint import read_checkpoint
-from stonnx_export.modules import Transformer
-from stonnx_export.original_torch import TorchOriginal
+from stonnx_export import export
+from stonnx_export.checkpoint.modules import Transformer
+from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.originals import load
+from stonnx_export.originals.from_torch import TorchOriginal
 
 from .checkpoints import build_checkpoint
 from .table import ModelRow
@@ -68,7 +69,7 @@ def exported_once(row: ModelRow, directory: Path) -> tuple[Path, Path]:
 def export_again(original: CachedOriginal, checkpoint: Path, bundle: Path, row: ModelRow) -> Path:
     """The exporter itself, but for the loading of the original."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(pipeline, "_load_original", lambda _: original)
+        monkeypatch.setattr(load, "_load_original", lambda _: original)
         return export(checkpoint, bundle, name=row.name)
 
 

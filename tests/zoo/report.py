@@ -14,7 +14,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from stonnx._bundle import Manifest, read_manifest
+from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._errors import FidelityError
 from stonnx_export import export
 

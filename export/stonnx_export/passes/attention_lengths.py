@@ -16,8 +16,9 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, input_named, is_causal
-from stonnx_export.passes._result import PassResult
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.pass_result import PassResult
+from stonnx_export.graph.read import input_named, is_causal
 
 _NAME = "attention_lengths"
 # Lengths of the texts in each batch on which a mask is probed, right-padded to the longest.

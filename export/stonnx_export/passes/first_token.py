@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import NORMALIZATIONS, GraphBuilder, constant_array, is_causal, last_dimension
-from stonnx_export.passes._result import PassResult
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.pass_result import PassResult
+from stonnx_export.graph.read import NORMALIZATIONS, constant_array, is_causal, last_dimension
 
 _NAME = "first_token"
 _OUTPUT, _LIMIT = "token_embeddings", "token_limit"

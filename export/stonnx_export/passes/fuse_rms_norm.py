@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array, constant_number, only_use
-from stonnx_export.passes._result import PassResult
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.pass_result import PassResult
+from stonnx_export.graph.read import constant_array, constant_number, only_use
 
 _NAME = "fuse_rms_norm"
 

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, caps_scores, is_causal, last_dimension
-from stonnx_export.passes._result import PassResult
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.pass_result import PassResult
+from stonnx_export.graph.read import caps_scores, is_causal, last_dimension
 
 _NAME = "plain_attention"
 # Far below every score, and a number that half precision has, also where two masks are added.

@@ -13,16 +13,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import (
-    GraphBuilder,
-    add_to_bias,
-    bias_behind,
-    caps_scores,
-    constant_array,
-    only_use,
-    vector_added,
-)
-from stonnx_export.passes._result import PassResult
+from stonnx_export.graph.builder import GraphBuilder, add_to_bias
+from stonnx_export.graph.pass_result import PassResult
+from stonnx_export.graph.read import bias_behind, caps_scores, constant_array, only_use, vector_added
 
 _NAME = "residual_biases"
 

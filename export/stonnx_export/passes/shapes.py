@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from stonnx_export.graph import GraphBuilder, input_named
-from stonnx_export.passes._result import PassResult
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.pass_result import PassResult
+from stonnx_export.graph.read import input_named
 
 _NAME = "shapes"
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder
-from stonnx_export.passes._result import PassResult
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.pass_result import PassResult
 
 _NAME = "splade_chunks"
 # Columns of the vocabulary at a time: 512 tokens of these are 4 MB. Larger pieces leave the processor's caches, smaller

@@ -1,0 +1,1 @@
+"""The directory of a checkpoint in; its chain of modules as data out."""

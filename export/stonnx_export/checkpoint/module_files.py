@@ -1,0 +1,277 @@
+"""The files of one module of a checkpoint, read and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stonnx._errors import ExportError, MissingDependencyError, StonnxError, UnsupportedError
+from stonnx_export.checkpoint.modules import (
+    ACTIVATIONS,
+    POOLING_MODES,
+    ROUTERS,
+    Dense,
+    FloatArray,
+    LayerNorm,
+    Module,
+    Normalize,
+    Pooling,
+    SparseAutoEncoder,
+    SparseStaticEmbedding,
+    SpladePooling,
+    StaticEmbedding,
+    Transformer,
+    WeightedLayerPooling,
+)
+
+# Name of the setting in older checkpoints -> pooling mode, in the order in which the results are concatenated.
+_OLD_POOLING_SETTINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+# What a Transformer may do to texts beside max_seq_length and do_lower_case: a limit for each task, tokens appended to
+# queries, arguments of the tokenizer. A bundle's tokenizer does the same to every text.
+_REFUSED_TRANSFORMER_SETTINGS = ("query_length", "document_length", "query_expansion", "processing_kwargs")
+
+
+def read_module(root: Path, reference: str, path: str) -> Module | None:
+    """Read one module; None for one that does nothing at inference.
+
+    Args:
+        root: The checkpoint.
+        reference: The class, as modules.json names it: the paths of version 6, or ``sentence_transformers.models.X``.
+        path: Its folder within the checkpoint.
+
+    Raises:
+        UnsupportedError: The module, or a setting of it, cannot become part of a graph.
+        ExportError: Its files are missing or damaged.
+    """
+    package, _, name = reference.rpartition(".")
+    if not (package == "sentence_transformers" or package.startswith("sentence_transformers.")):
+        raise UnsupportedError(
+            f"The module {reference!r} is code of the model repository. stonnx never runs such code, so this model "
+            "cannot be exported."
+        )
+    if name == "Dropout":
+        return None
+    if name in ROUTERS:
+        raise UnsupportedError(
+            f"The module {reference!r} cannot be exported at this place: a Router must be the first module of a model, "
+            "with the modules of each route inside."
+        )
+    reader = _READERS.get(name)
+    if reader is None:
+        known = ", ".join(sorted([*_READERS, "Dropout", "Router"]))
+        raise UnsupportedError(f"The module {reference!r} cannot be exported. Modules that can: {known}.")
+    folder = root / path
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise ExportError(f"The checkpoint names a folder outside itself: {path!r}.")
+    with damage_named(folder):
+        return reader(folder)
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Files of another shape than expected are an ExportError: each library has errors of its own for that."""
+    try:
+        yield
+    except StonnxError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{path} is damaged: {type(error).__name__}: {error}. Download the checkpoint again."
+        ) from error
+
+
+def activation_name(reference: str | None) -> str:
+    """The name of an activation given as the path of a torch class, such as ``torch.nn.modules.activation.Tanh``."""
+    package, _, name = str(reference or "torch.nn.Identity").rpartition(".")
+    if not package.startswith("torch.nn") or name not in ACTIVATIONS:
+        raise UnsupportedError(f"The activation {reference!r} cannot be exported. Known: {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of the checkpoint."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExportError(f"The checkpoint lacks {path}.") from None
+    except ValueError as error:
+        raise ExportError(f"{path} is no readable JSON: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of the checkpoint that holds an object, as settings do."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ExportError(f"{path} is no JSON object.")
+    return value
+
+
+def _read_transformer(folder: Path) -> Transformer:
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
+        file = folder / f"sentence_{kind}_config.json"
+        if file.is_file():
+            settings = read_object(file)
+            refused = [name for name in _REFUSED_TRANSFORMER_SETTINGS if settings.get(name)]
+            if refused:
+                raise UnsupportedError(
+                    f"{file} sets {', '.join(refused)}, which gives queries and documents vectors of their own. That "
+                    "cannot be exported. Where the model may do without, take it out of that file or set it to null."
+                )
+            return Transformer(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
+    return Transformer()
+
+
+def _read_static_embedding(folder: Path) -> StaticEmbedding:
+    weights = _read_weights(folder)
+    if "embedding.weight" in weights:
+        return StaticEmbedding(weights["embedding.weight"])
+    # The layout of model2vec: rows may be shared by tokens, and scaled for each of them.
+    table = weights["embeddings"]
+    if "mapping" in weights:
+        table = table[weights["mapping"].astype(np.int64)]
+    if "weights" in weights:
+        table = table * weights["weights"][:, None]
+    return StaticEmbedding(table)
+
+
+def _read_sparse_static_embedding(folder: Path) -> SparseStaticEmbedding:
+    settings = _optional_json(folder / "config.json")
+    idf = settings.get("path")
+    if idf:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        weight = np.zeros(tokenizer.get_vocab_size(), dtype=np.float32)
+        for token, value in read_object(folder / Path(idf).name).items():
+            index = tokenizer.token_to_id(token)
+            if index is not None:
+                weight[index] = value
+        return SparseStaticEmbedding(weight)
+    return SparseStaticEmbedding(_read_weights(folder)["weight"])
+
+
+def _read_weighted_layer_pooling(folder: Path) -> WeightedLayerPooling:
+    settings = read_object(folder / "config.json")
+    return WeightedLayerPooling(int(settings.get("layer_start", 4)), _read_weights(folder)["layer_weights"])
+
+
+def _read_pooling(folder: Path) -> Pooling:
+    settings = read_object(folder / "config.json")
+    modes = settings.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _OLD_POOLING_SETTINGS.items() if settings.get(key)] or ["mean"]
+        unknown = [key for key in settings if key.startswith("pooling_mode") and settings[key]]
+        unknown = [key for key in unknown if key not in _OLD_POOLING_SETTINGS]
+    else:
+        modes = [modes] if isinstance(modes, str) else list(modes)
+        unknown = [mode for mode in modes if mode not in POOLING_MODES]
+    if unknown:
+        raise UnsupportedError(f"Pooling mode {unknown[0]!r} is not known. Known modes: {', '.join(POOLING_MODES)}.")
+    return Pooling(tuple(modes), bool(settings.get("include_prompt", True)))
+
+
+def _read_splade_pooling(folder: Path) -> SpladePooling:
+    settings = read_object(folder / "config.json")
+    strategy, activation = settings.get("pooling_strategy", "max"), settings.get("activation_function", "relu")
+    if strategy not in ("max", "sum") or activation not in ("relu", "log1p_relu"):
+        raise UnsupportedError(
+            f"SpladePooling with pooling_strategy={strategy!r} and activation_function={activation!r} cannot be "
+            "exported. Known: 'max' and 'sum', 'relu' and 'log1p_relu'."
+        )
+    return SpladePooling(strategy, activation == "log1p_relu")
+
+
+def _read_sparse_auto_encoder(folder: Path) -> SparseAutoEncoder:
+    settings, weights = read_object(folder / "config.json"), _read_weights(folder)
+    return SparseAutoEncoder(
+        pre_bias=weights["pre_bias"],
+        # The decoder shares the weight of the encoder, and files hold it under the name of either.
+        weight=weights["encoder.weight"] if "encoder.weight" in weights else weights["decoder.linear.weight"],
+        latent_bias=weights["latent_bias"],
+        k=int(settings["k"]),
+        normalize=bool(settings.get("normalize", False)),
+    )
+
+
+def _read_dense(folder: Path) -> Dense:
+    settings = read_object(folder / "config.json")
+    _refuse_other_features("Dense", settings)
+    weights = _read_weights(folder)
+    return Dense(
+        weight=weights["linear.weight"],
+        bias=weights.get("linear.bias"),
+        activation=activation_name(settings.get("activation_function", "torch.nn.modules.activation.Tanh")),
+        residual=bool(settings.get("use_residual", False)),
+        residual_weight=weights.get("residual.weight"),
+    )
+
+
+def _read_layer_norm(folder: Path) -> LayerNorm:
+    weights = _read_weights(folder)
+    return LayerNorm(weights["norm.weight"], weights["norm.bias"], 1e-5)
+
+
+def _read_normalize(folder: Path) -> Normalize:
+    _refuse_other_features("Normalize", _optional_json(folder / "config.json"))
+    return Normalize()
+
+
+_READERS: Mapping[str, Callable[[Path], Module]] = {
+    "Transformer": _read_transformer,
+    "MLMTransformer": _read_transformer,
+    "StaticEmbedding": _read_static_embedding,
+    "SparseStaticEmbedding": _read_sparse_static_embedding,
+    "WeightedLayerPooling": _read_weighted_layer_pooling,
+    "Pooling": _read_pooling,
+    "SpladePooling": _read_splade_pooling,
+    "SparseAutoEncoder": _read_sparse_auto_encoder,
+    "Dense": _read_dense,
+    "LayerNorm": _read_layer_norm,
+    "Normalize": _read_normalize,
+}
+
+
+def _refuse_other_features(name: str, settings: Mapping[str, Any]) -> None:
+    for key in ("module_input_name", "module_output_name"):
+        if settings.get(key) not in (None, "sentence_embedding"):
+            raise UnsupportedError(f"A {name} module with {key}={settings[key]!r} cannot be exported.")
+
+
+def _optional_json(path: Path) -> Any:
+    return read_object(path) if path.is_file() else {}
+
+
+def _read_weights(folder: Path) -> dict[str, FloatArray]:
+    """The weights of a small module, as float32."""
+    file = folder / "model.safetensors"
+    if file.is_file():
+        from safetensors.numpy import load_file
+
+        with damage_named(file):
+            return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(str(file)).items()}
+    file = folder / "pytorch_model.bin"
+    if file.is_file():
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{folder} has its weights as pytorch_model.bin only, which PyTorch has to read. Install it with: pip "
+                "install torch   Or use a version of the checkpoint with model.safetensors in that folder."
+            ) from error
+        with damage_named(file):
+            state = torch.load(str(file), map_location="cpu", weights_only=True)
+            return {name: tensor.float().numpy() for name, tensor in state.items()}
+    raise ExportError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin.")

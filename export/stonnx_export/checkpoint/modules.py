@@ -1,0 +1,159 @@
+"""The modules of a checkpoint as data, each read from its own folder. Nothing here imports torch.
+
+A module that stonnx can put into a graph has a dataclass, a reader, and a builder in ``heads.py``; every other one is
+refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+# The class that holds a chain for each route, and its name in older checkpoints.
+ROUTERS = ("Router", "Asym")
+
+# torch class of an activation -> the name that the graph's builder and the manifest use.
+ACTIVATIONS = {
+    "Identity": "identity",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "LeakyReLU": "leaky_relu",
+    "Softplus": "softplus",
+    "ELU": "elu",
+    "CELU": "celu",
+    "SELU": "selu",
+    "Mish": "mish",
+    "ReLU6": "relu6",
+    "Hardtanh": "hardtanh",
+    "Hardsigmoid": "hardsigmoid",
+    "Hardswish": "hardswish",
+    "Hardshrink": "hardshrink",
+    "Softshrink": "softshrink",
+    "Tanhshrink": "tanhshrink",
+    "Softsign": "softsign",
+    "LogSigmoid": "log_sigmoid",
+    "Softmax": "softmax",
+    "Softmin": "softmin",
+    "LogSoftmax": "log_softmax",
+}
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The network itself: its texts are cut to ``max_seq_length`` tokens, or to what the tokenizer says if None.
+
+    ``do_lower_case`` puts texts into lower case first, whatever the tokenizer does by itself.
+    """
+
+    max_seq_length: int | None = None
+    do_lower_case: bool = False
+
+
+@dataclass(frozen=True)
+class StaticEmbedding:
+    """A table with one row for each token; the vector of a text is the mean of its rows."""
+
+    weight: FloatArray
+
+
+@dataclass(frozen=True)
+class SparseStaticEmbedding:
+    """A weight for each token of the vocabulary; a text has the weights of the tokens that occur in it."""
+
+    weight: FloatArray
+
+
+@dataclass(frozen=True)
+class WeightedLayerPooling:
+    """The weighted mean of the hidden states from ``layer_start`` on."""
+
+    layer_start: int
+    weights: FloatArray
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Token embeddings to one vector, the results of several modes concatenated."""
+
+    modes: tuple[str, ...]
+    include_prompt: bool
+
+
+@dataclass(frozen=True)
+class SpladePooling:
+    """log1p(relu(logits)), once or twice, pooled over the tokens by ``max`` or ``sum``."""
+
+    strategy: str
+    twice: bool
+
+
+@dataclass(frozen=True)
+class SparseAutoEncoder:
+    """The k largest of (x - pre_bias) W^T + latent_bias, behind a ReLU; the rest is zero."""
+
+    pre_bias: FloatArray
+    weight: FloatArray
+    latent_bias: FloatArray
+    k: int
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class Dense:
+    """activation(x W^T + b), and x (or x R^T) added to it where the layer is residual."""
+
+    weight: FloatArray
+    bias: FloatArray | None
+    activation: str
+    residual: bool
+    residual_weight: FloatArray | None
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Layer normalization of the sentence embedding."""
+
+    weight: FloatArray
+    bias: FloatArray
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Division by the L2 norm."""
+
+
+Module = (
+    Transformer
+    | StaticEmbedding
+    | SparseStaticEmbedding
+    | WeightedLayerPooling
+    | Pooling
+    | SpladePooling
+    | SparseAutoEncoder
+    | Dense
+    | LayerNorm
+    | Normalize
+)
+
+
+def describe(module: Module) -> tuple[str, dict[str, Any]]:
+    """Name and settings of a module, without its weights: for the manifest."""
+    settings: dict[str, Any] = {}
+    for key, value in vars(module).items():
+        if value is None or isinstance(value, np.ndarray):
+            continue
+        settings[key] = list(value) if isinstance(value, tuple) else value
+    if isinstance(module, Dense):
+        settings |= {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
+    return type(module).__name__, settings

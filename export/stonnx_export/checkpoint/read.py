@@ -1,0 +1,240 @@
+"""A checkpoint directory to a typed chain of modules: what has to become part of the graph.
+
+Reads the layouts that sentence-transformers writes (``modules.json``, ``router_config.json``), with the module paths of
+version 6 and the older ones, and plain transformers checkpoints. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stonnx._bundle.manifest import DEFAULT_ROUTE
+from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
+from stonnx._tasks import CLASS_OF_TASK, Task
+from stonnx_export.checkpoint.module_files import activation_name, damage_named, read_json, read_module, read_object
+from stonnx_export.checkpoint.modules import (
+    ROUTERS,
+    Module,
+    Pooling,
+    SparseAutoEncoder,
+    SparseStaticEmbedding,
+    SpladePooling,
+    StaticEmbedding,
+    Transformer,
+)
+
+_FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
+_MODALITIES = ("text", "image", "audio", "video", "message")
+# Files of a bundle are named after its routes.
+_ROUTE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_TASK_OF_MODEL_TYPE: Mapping[str, Task] = {name: task for task, name in CLASS_OF_TASK.items()}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint directory says, apart from the weights of the network."""
+
+    directory: Path
+    task: Task
+    architecture: str
+    max_positions: int | None
+    # One chain for each route; a model without a Router has the route "default".
+    routes: Mapping[str, tuple[Module, ...]]
+    # The folder of the first module of each route: its tokenizer lies there, and its network.
+    folders: Mapping[str, Path]
+    default_route: str
+    # Whether a text needs a task: there are routes, and none is the default. `default_route` is the first one then.
+    needs_task: bool
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None
+    similarity_fn_name: str | None
+    truncate_dim: int | None
+    max_active_dims: int | None
+    # Rerankers only.
+    num_labels: int | None
+    labels: tuple[str, ...]
+    activation: str | None
+    weights_sha256: str
+
+    @property
+    def chain(self) -> tuple[Module, ...]:
+        """The modules of the default route."""
+        return self.routes[self.default_route]
+
+
+def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
+    """Read a checkpoint directory.
+
+    Args:
+        directory: The checkpoint.
+        task: What the model is for. None: what the checkpoint says.
+
+    Raises:
+        ModelNotFoundError: It is no checkpoint.
+        UnsupportedError: It has a module, or a setting of one, that cannot become part of the graph; named.
+        ExportError: One of its files is damaged.
+    """
+    if not any((directory / name).is_file() for name in ("modules.json", "config.json")):
+        raise ModelNotFoundError(f"{directory} is no checkpoint: it has neither modules.json nor config.json.")
+    settings_file = directory / "config_sentence_transformers.json"
+    settings = read_object(settings_file) if settings_file.is_file() else {}
+    found = _read_routes(directory)
+    routes, default_route, folders = found.chains, found.default or next(iter(found.chains)), found.folders
+    networks = [folders[route] for route, chain in routes.items() if isinstance(chain[0], Transformer)]
+    folder = networks[0] if networks else folders[default_route]
+    config_file = folder / "config.json"
+    config = read_object(config_file) if networks or config_file.is_file() else {}
+    task = task or _task(settings, config, routes)
+    if not (directory / "modules.json").is_file() and task != "embedding":
+        # sentence-transformers adds a pooling to plain transformers checkpoints, as far as the task has one.
+        modules: tuple[Module, ...] = (Transformer(),)
+        routes = {DEFAULT_ROUTE: modules if task == "rerank" else (*modules, SpladePooling("max", twice=False))}
+    labels = _labels(config) if task == "rerank" else ()
+    num_labels = len(labels) if task == "rerank" else None
+    return Checkpoint(
+        directory=directory,
+        task=task,
+        architecture=str(config.get("model_type", "static")),
+        max_positions=_positions(config),
+        routes=routes,
+        folders=folders,
+        default_route=default_route,
+        needs_task=found.default is None,
+        prompts=settings.get("prompts") or {},
+        default_prompt_name=settings.get("default_prompt_name"),
+        similarity_fn_name=settings.get("similarity_fn_name"),
+        truncate_dim=settings.get("truncate_dim"),
+        max_active_dims=settings.get("max_active_dims"),
+        num_labels=num_labels,
+        labels=labels,
+        activation=_activation(settings, config, num_labels) if task == "rerank" else None,
+        weights_sha256=_hash_weights(directory),
+    )
+
+
+@dataclass(frozen=True)
+class _Routes:
+    """The chain and the folder of the first module of each route, and the route of texts without a task."""
+
+    chains: dict[str, tuple[Module, ...]]
+    folders: dict[str, Path]
+    default: str | None = DEFAULT_ROUTE
+
+
+def _read_routes(directory: Path) -> _Routes:
+    modules_file = directory / "modules.json"
+    if not modules_file.is_file():
+        # What sentence-transformers does with a plain transformers checkpoint.
+        config = read_object(directory / "config.json")
+        architecture = (config.get("architectures") or [""])[0]
+        causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
+        chain = (Transformer(), Pooling(("lasttoken" if causal else "mean",), True))
+        return _Routes({DEFAULT_ROUTE: chain}, {DEFAULT_ROUTE: directory})
+    entries = read_json(modules_file)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ExportError(f"{modules_file} is no list of modules.")
+    rows = [(str(entry.get("type", "")), str(entry.get("path", ""))) for entry in entries]
+    if rows and rows[0][0].rpartition(".")[2] in ROUTERS:
+        with damage_named(directory / rows[0][1]):
+            return _read_router(directory, rows)
+    folder = directory / rows[0][1] if rows else directory
+    return _Routes({DEFAULT_ROUTE: _read_chain(directory, rows)}, {DEFAULT_ROUTE: folder})
+
+
+def _read_router(directory: Path, rows: list[tuple[str, str]]) -> _Routes:
+    root = directory / rows[0][1]
+    # Before version 5 the class was Asym, with a config.json of the same shape.
+    file = root / "router_config.json"
+    config = read_object(file if file.is_file() else root / "config.json")
+    types, structure, parameters = config["types"], config["structure"], config.get("parameters") or {}
+    # Both choose by what is read, a text or an image, as well as by the task.
+    by_modality = ["route_mappings"] if parameters.get("route_mappings") else []
+    by_modality += [f"the route {name!r}" for name in _MODALITIES if name in structure]
+    if by_modality:
+        raise UnsupportedError(
+            f"{root} is a Router with {by_modality[0]}, which cannot be exported. One that has a route for each "
+            "task can."
+        )
+    wrong = [name for name in structure if name == DEFAULT_ROUTE or not _ROUTE_NAME.fullmatch(name)]
+    if wrong:
+        raise UnsupportedError(
+            f"{root} is a Router with the route {wrong[0]!r}, which cannot be exported. The name of a route has "
+            f"letters, digits, _ and - only, and is not {DEFAULT_ROUTE!r}."
+        )
+    chains, folders = {}, {}
+    for name, parts in structure.items():
+        route_rows = [(str(types[part]), f"{rows[0][1]}/{part}".strip("/")) for part in parts]
+        chains[name] = _read_chain(directory, [*route_rows, *rows[1:]])
+        folders[name] = directory / route_rows[0][1]
+    default = parameters.get("default_route")
+    if default is None and parameters.get("allow_empty_key", True):
+        default = next(iter(structure))
+    return _Routes(chains, folders, default)
+
+
+def _read_chain(directory: Path, rows: list[tuple[str, str]]) -> tuple[Module, ...]:
+    modules = (read_module(directory, reference, path) for reference, path in rows)
+    chain = tuple(module for module in modules if module is not None)
+    if not chain or not isinstance(chain[0], _FIRST_MODULES):
+        known = ", ".join(kind.__name__ for kind in _FIRST_MODULES)
+        raise UnsupportedError(f"{directory}: the first module must be one of {known}.")
+    return chain
+
+
+def _task(settings: Mapping[str, Any], config: Mapping[str, Any], routes: Mapping[str, tuple[Module, ...]]) -> Task:
+    if settings.get("model_type") in _TASK_OF_MODEL_TYPE:
+        return _TASK_OF_MODEL_TYPE[settings["model_type"]]
+    sparse = (SpladePooling, SparseAutoEncoder, SparseStaticEmbedding)
+    if any(isinstance(module, sparse) for chain in routes.values() for module in chain):
+        return "sparse"
+    architecture = (config.get("architectures") or [""])[0]
+    if architecture.endswith("ForSequenceClassification") and not settings:
+        return "rerank"
+    return "embedding"
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("id2label") or {str(index): f"LABEL_{index}" for index in range(config.get("num_labels", 2))}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _activation(settings: Mapping[str, Any], config: Mapping[str, Any], num_labels: int | None) -> str:
+    """The activation of a reranker, from the places where its versions have written it."""
+    written = (
+        settings.get("activation_fn")
+        or (config.get("sentence_transformers") or {}).get("activation_fn")
+        or config.get("sbert_ce_default_activation_function")
+    )
+    if written is None:
+        return "sigmoid" if num_labels == 1 else "identity"
+    return activation_name(written)
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens that fit into the network's table of positions."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    # These count positions from the padding id on, which the first of them never reach.
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl"):
+        padding_id = config.get("pad_token_id")
+        return positions - (1 if padding_id is None else int(padding_id)) - 1
+    return positions
+
+
+def _hash_weights(directory: Path) -> str:
+    """One SHA-256 over all weight files and their names."""
+    files = [file for pattern in ("*.safetensors", "*.bin", "*.onnx*") for file in directory.rglob(pattern)]
+    if not files:
+        raise ExportError(f"{directory} has no weights: no file ends in .safetensors, .bin or .onnx.")
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.relative_to(directory).as_posix().encode())
+        with file.open("rb") as data:
+            digest.update(hashlib.file_digest(data, "sha256").digest())
+    return digest.hexdigest()

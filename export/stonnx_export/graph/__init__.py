@@ -1,0 +1,1 @@
+"""Tools to build, read and save graphs. They know no model."""

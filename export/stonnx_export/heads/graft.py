@@ -1,0 +1,88 @@
+"""The modules of a checkpoint, as ONNX nodes: everything of a bundle's graph but the network itself.
+
+Each function takes values of the graph and returns a value. Shapes in comments: B texts, S tokens, H hidden size, V
+vocabulary. The definitions are those of sentence-transformers' modules of the same names.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from stonnx._errors import UnsupportedError
+from stonnx._tasks import Task
+from stonnx_export.checkpoint import modules
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.read import last_dimension
+from stonnx_export.heads.activations import ACTIVATIONS
+from stonnx_export.heads.dense import dense, layer_norm, normalize
+from stonnx_export.heads.pooling import pool, weighted_layers
+from stonnx_export.heads.sparse import sparse_auto_encoder, splade
+
+
+def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "embedding") -> None:
+    """Append the modules after the first to a graph, and give it the outputs of its task.
+
+    ``embedding`` has ``sentence_embedding`` [B, dim] and, where there are tokens, ``token_embeddings`` [B, S, H];
+    ``sparse`` has ``sparse_embedding`` [B, dim]. The graph has the input ``attention_mask`` [B, S], and as outputs the
+    token embeddings [B, S, H], the logits [B, S, V], the hidden states of every layer, or the vector [B, H] of a module
+    that gives one at once.
+    """
+    graph = model.graph
+    op = GraphBuilder(graph)
+    mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    states = list(graph.outputs)
+    tokens: ir.Value | None = states[-1]
+    vector: ir.Value | None = None
+    if not isinstance(chain[0], modules.Transformer):
+        tokens, vector = None, states[0]
+    for module in chain[1:]:
+        if isinstance(module, modules.WeightedLayerPooling) and tokens is not None:
+            tokens = weighted_layers(op, module, states)
+        elif isinstance(module, modules.Pooling) and tokens is not None:
+            vector = pool(op, module, tokens, mask)
+        elif isinstance(module, modules.SpladePooling) and tokens is not None:
+            vector = splade(op, module, tokens, mask)
+        elif vector is None:
+            raise UnsupportedError(f"{type(module).__name__} before a Pooling module cannot be exported.")
+        elif isinstance(module, modules.SparseAutoEncoder):
+            vector = sparse_auto_encoder(op, module, vector)
+        elif isinstance(module, modules.Dense):
+            vector = dense(op, module, vector)
+        elif isinstance(module, modules.LayerNorm):
+            vector = layer_norm(op, module, vector)
+        elif isinstance(module, modules.Normalize):
+            vector = normalize(op, vector)
+        else:
+            raise UnsupportedError(f"{type(module).__name__} cannot be exported at this place of the chain.")
+    if vector is None:
+        raise UnsupportedError("A chain without a Pooling module gives no sentence embedding.")
+    features = last_dimension(states[-1])
+    name = "sparse_embedding" if task == "sparse" else "sentence_embedding"
+    op.name_output(vector, name, ("batch", output_dimension(chain, features)))
+    graph.outputs[:] = [vector]
+    if task == "embedding" and tokens is not None:
+        op.name_output(tokens, "token_embeddings", ("batch", "sequence", features))
+        graph.outputs.append(tokens)
+
+
+def graft_scores(model: ir.Model, activation: str) -> None:
+    """Give a classification network, whose output is [B, labels], the outputs ``logits`` and ``scores``."""
+    graph = model.graph
+    op = GraphBuilder(graph)
+    logits = graph.outputs[0]
+    labels = last_dimension(logits)
+    scores = op.Identity(logits) if activation == "identity" else ACTIVATIONS[activation](op, logits)
+    op.name_output(logits, "logits", ("batch", labels))
+    op.name_output(scores, "scores", ("batch", labels))
+    graph.outputs[:] = [logits, scores]
+
+
+def output_dimension(chain: tuple[modules.Module, ...], size: int) -> int:
+    """Dimensions of the vector that a chain ends with, where its first module gives ``size``."""
+    for module in chain:
+        match module:
+            case modules.Pooling():
+                size *= len(module.modes)
+            case modules.Dense() | modules.SparseAutoEncoder():
+                size = module.weight.shape[0]
+    return size

@@ -1,0 +1,179 @@
+"""int8 of one graph: calibrated, applied, and taken back for the layers that it hurts most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from stonnx._bundle.manifest import Scalar
+from stonnx._text.batching import consecutive
+from stonnx_export.calibration import TOKENS_TOGETHER, channel_ranges, second_moments, tokens
+from stonnx_export.graph.read import NORMALIZATIONS, constant_array, last_dimension
+from stonnx_export.int8 import fast_gelu, flat_tokens, products, tables
+from stonnx_export.int8.products import Group
+from stonnx_export.int8.rounding import compensated
+from stonnx_export.passes import PassResult
+from stonnx_export.stages import Advance, untold
+
+# Shares of the products that stay in float32, one after the other, until the tolerance holds.
+_SHARES = (1 / 8, 1 / 4, 1 / 2)
+
+# Sequences on which the error that a layer makes is measured.
+_SEQUENCES = 16
+
+# A static scale may cost a product this share of its energy: a cosine of 0.9999. It is 0.0001 to 0.0002 in
+# all-MiniLM-L6-v2, twice to six times what scales of tokens cost.
+_STATIC_NOISE = 2e-4
+
+# Products of more inputs are rounded to the nearest step: their moments and what is made of them would take minutes.
+_MOST_INPUTS = 4096
+
+# Bytes of moments and tokens that are held at a time.
+_MOMENTS = 1 << 30
+
+
+class Quantization:
+    """A float32 graph and what it takes to make its int8 form.
+
+    Args:
+        model: The graph, which is left as it is.
+        sequences: Token ids of the texts to calibrate with.
+        others: Those of further texts that static scales have to hold as well: what is larger is cut off.
+        advance: Is told how many values of how many have been looked at: up to a minute for each in large models.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        sequences: Sequence[Sequence[int]],
+        others: Sequence[Sequence[int]] = (),
+        advance: Advance = untold,
+    ) -> None:
+        self._model = model
+        self._sequences = sequences
+        groups = products.groups(model)
+        self._names = [group.name for group in groups]
+        self._ranges = channel_ranges(model, [group.input for group in groups], sequences) if groups else {}
+        normalized = [group.input for group in groups if _is_normalized(group.input)]
+        self._other_ranges = channel_ranges(model, normalized, others) if normalized and others else {}
+        self._static: dict[str, float] = {}
+        self._codes: dict[str, npt.NDArray[np.int8]] = {}
+        self._round(advance)
+        self._worst_first: list[str] = []
+        self.kept: tuple[str, ...] = ()
+
+    def apply(self) -> tuple[ir.Model, list[PassResult], dict[str, Scalar]]:
+        """The int8 graph, what the passes did, and the values that make it safe from saturation."""
+        return self._quantized(self.kept)
+
+    @property
+    def has_static_scales(self) -> bool:
+        """Whether values have one scale for all tokens: the first to go where the tolerance is missed."""
+        return bool(self._static)
+
+    def keep_more(self, advance: Advance = untold) -> bool:
+        """Give every token a scale of its own, then keep more of the worst layers in float32, up to half of them.
+
+        False where nothing is left to do.
+        ``advance`` is told how many of how many layers have been looked at.
+        """
+        if not self._names:
+            return False
+        if self._static:
+            self._static = {}
+            return True
+        if not self._worst_first:
+            errors = self._errors(advance)
+            self._worst_first = sorted(errors, key=lambda name: -errors[name])
+        counts = sorted({math.ceil(share * len(self._names)) for share in _SHARES})
+        count = next((count for count in counts if count > len(self.kept)), None)
+        if count is None:
+            return False
+        self.kept = tuple(self._worst_first[:count])
+        return True
+
+    @property
+    def worst(self) -> str | None:
+        """The layer whose quantization changes the result most, once that has been measured."""
+        return self._worst_first[0] if self._worst_first else None
+
+    def _quantized(self, keep: Collection[str]) -> tuple[ir.Model, list[PassResult], dict[str, Scalar]]:
+        model = self._model.clone()
+        quantizer = products.Quantizer(self._ranges, keep, self._static, self._codes)
+        # Static products have taken the biases in front of their GELU.
+        results = [quantizer.run(model), fast_gelu.run(model), tables.run(model), flat_tokens.run(model)]
+        results.append(PassResult("static_scales", sum(name not in keep for name in self._static)))
+        return model, results, quantizer.saturation_safe
+
+    def _round(self, advance: Advance) -> None:
+        """Round the weights of all products, and find the values that can have a static scale."""
+        model = self._model.clone()
+        groups = [group for group in products.groups(model) if last_dimension(group.input) <= _MOST_INPUTS]
+        smooth = products.Quantizer(self._ranges).smooth
+        # The values of the graph as it is, and what divides them. That a product's columns are divided too, where
+        # they are the values of attention, changes none of its codes.
+        scales = {group.name: smooth(model.graph, group) for group in groups}
+        groups = [group for group in products.groups(self._model) if group.name in scales]
+        done = 0
+        for some in consecutive(groups, _memory, _MOMENTS):
+            found = second_moments(self._model, {group.input: scales[group.name] for group in some}, self._sequences)
+            for group in some:
+                self._round_group(group, scales[group.name], found[str(group.input.name)])
+                done += 1
+                advance(done, len(groups))
+
+    def _round_group(
+        self, group: Group, scale: npt.NDArray[np.float32] | None, moments: npt.NDArray[np.float32]
+    ) -> None:
+        weights = [array for product in group.products if (array := constant_array(product.inputs[1])) is not None]
+        # Side by side: what it takes to round them is the same for all that read a value.
+        weight = np.concatenate(weights, axis=1)
+        if scale is not None:
+            weight = weight * scale[:, None]
+        if not any(products.rows_of_table(product) for product in group.products):  # embeddings read that too
+            _, steps = products.quantize_columns(weight)
+            parts = np.cumsum([array.shape[1] for array in weights])[:-1]
+            every = np.split(compensated(weight, steps, moments), parts, axis=1)
+            for product, codes in zip(group.products, every, strict=True):
+                self._codes[str(product.outputs[0].name)] = np.ascontiguousarray(codes)
+        if _is_normalized(group.input):
+            name = str(group.input.name)
+            ranges = np.maximum(self._ranges[name], self._other_ranges.get(name, 0))
+            peak = float((ranges if scale is None else ranges / scale).max())
+            # Rounding to steps costs a twelfth of a step's square for each value (Bennett, 1948).
+            noise = float(np.square(weight).sum()) * (peak / products.range_of(group).steps) ** 2 / 12
+            if noise <= _STATIC_NOISE * float(np.sum(weight * (moments @ weight))):
+                self._static[group.name] = peak
+
+    def _errors(self, advance: Advance) -> dict[str, float]:
+        """The error of the result, relative to its variance, with each layer quantized alone."""
+        expected = self._run(self._model)
+        spread = float(np.square(expected - expected.mean(axis=0)).sum()) or 1.0
+        errors = {}
+        for number, name in enumerate(self._names, start=1):
+            model, _, _ = self._quantized([other for other in self._names if other != name])
+            errors[name] = float(np.square(self._run(model) - expected).sum()) / spread
+            advance(number, len(self._names))
+        return errors
+
+    def _run(self, model: ir.Model) -> npt.NDArray[np.float64]:
+        model.graph.sort()
+        output = model.graph.outputs[0]
+        rows = [arrays[str(output.name)] for arrays in tokens(model, [output], self._sequences[:_SEQUENCES])]
+        return np.stack(rows).astype(np.float64)
+
+
+def _memory(group: Group) -> int:
+    """Bytes of the moments of a group, and of the tokens that they are computed from."""
+    channels = last_dimension(group.input)
+    return 4 * channels * (channels + TOKENS_TOGETHER)
+
+
+def _is_normalized(value: ir.Value) -> bool:
+    """Whether all tokens of a value have one size, so that one scale can serve them."""
+    node = value.producer()
+    return node is not None and node.op_type in NORMALIZATIONS

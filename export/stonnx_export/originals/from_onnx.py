@@ -1,0 +1,224 @@
+"""The original as an ONNX file that lies in the checkpoint already: no PyTorch, no transformers.
+
+The network is that file under onnxruntime, without optimizations; what follows it is numpy, from the checkpoint's own
+modules. So a bundle is compared with the file that it was made from, and its heads with a second implementation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+import tokenizers
+
+from stonnx._bundle.manifest import DEFAULT_ROUTE
+from stonnx._errors import ModelNotFoundError, UnsupportedError
+from stonnx._text.tokenizer import Text
+from stonnx_export.checkpoint.modules import (
+    POOLING_MODES,
+    Module,
+    Normalize,
+    Pooling,
+    SparseStaticEmbedding,
+    StaticEmbedding,
+    Transformer,
+    WeightedLayerPooling,
+)
+from stonnx_export.checkpoint.read import Checkpoint
+from stonnx_export.heads import tables
+from stonnx_export.originals import numpy_modules, onnx_file
+from stonnx_export.originals.onnx_file import SENTENCE_EMBEDDING, OnnxFile, Wanted
+from stonnx_export.originals.original import OriginalTokenizer, in_front
+from stonnx_export.originals.tokenizer_files import TokenizerFiles, read_tokenizer
+
+logger = logging.getLogger("stonnx")
+
+# What no tokenizer means when it writes it down: transformers' way to say that there is no limit is 1e30.
+_NO_LIMIT = 1_000_000
+# The texts on which an unknown pooling is told from others: one to many tokens, in an order that no mean survives.
+_SAMPLES = ("a", "Hello, world!", "The quick brown fox jumps over the lazy dog.", "tea for two, and two for tea " * 4)
+_SAME = 1e-5
+_CHAINS: tuple[tuple[Module, ...], ...] = tuple(
+    (Transformer(), Pooling((mode,), include_prompt=True), *rest)
+    for rest in ((), (Normalize(),))
+    for mode in POOLING_MODES
+)
+_COPY = (
+    "To have all of the original, copy modules.json, config_sentence_transformers.json, sentence_bert_config.json and "
+    "the folders that modules.json names from the checkpoint into that directory."
+)
+
+
+def is_exportable(checkpoint: Checkpoint) -> bool:
+    """Whether every network of a checkpoint is there as an ONNX file. Tables of vectors need none."""
+    return all(
+        onnx_file.find(checkpoint.folders[route]) is not None
+        for route, chain in checkpoint.routes.items()
+        if isinstance(chain[0], Transformer)
+    )
+
+
+class OnnxOriginal:
+    """A checkpoint with an ONNX file. Implements ``Original``.
+
+    Raises:
+        ModelNotFoundError: There is no ONNX file.
+        UnsupportedError: The file, or the chain behind it, cannot become a bundle.
+        ExportError: The file is damaged.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._tokenizers: dict[str, TokenizerFiles] = {}
+        self._encoders: dict[str, tokenizers.Tokenizer] = {}
+        self._files: dict[str, OnnxFile] = {}
+        for route, chain in checkpoint.routes.items():
+            files = read_tokenizer(checkpoint.folders[route], chain[0])
+            self._tokenizers[route] = files
+            # A copy, since this one cuts texts.
+            self._encoders[route] = tokenizers.Tokenizer.from_str(files.tokenizer.backend.to_str())
+            self._encoders[route].no_padding()
+            self._cut(route, _limit(files.tokenizer.max_length, checkpoint.max_positions))
+            if isinstance(chain[0], Transformer):
+                self._files[route] = _open(checkpoint, route)
+        if checkpoint.task == "embedding" and not (checkpoint.directory / "modules.json").is_file():
+            self._checkpoint = self._with_own_head(self._files[DEFAULT_ROUTE])
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint, with the chain that its ONNX file turned out to have where no modules.json says it."""
+        return self._checkpoint
+
+    @property
+    def name(self) -> str:
+        root = self._checkpoint.directory
+        names = dict.fromkeys(file.path.relative_to(root).as_posix() for file in self._files.values())
+        if not names:
+            return "the checkpoint's tables in numpy"
+        behind = "" if self._checkpoint.task == "rerank" else ", heads in numpy"
+        return f"{' and '.join(names)} of the checkpoint with onnxruntime {onnxruntime.__version__}{behind}"
+
+    def graph(self, route: str) -> ir.Model:
+        match self._checkpoint.routes[route][0]:
+            case StaticEmbedding(weight=weight):
+                return tables.static_embedding(weight)
+            case SparseStaticEmbedding(weight=weight):
+                return tables.sparse_static_embedding(weight)
+        return self._files[route].network(token_types=self._tokenizers[route].token_types)
+
+    def tokenizer(self, route: str) -> OriginalTokenizer:
+        return self._tokenizers[route].tokenizer
+
+    def token_ids(self, route: str, text: Text, task: str | None = None) -> list[int]:
+        return list(self._encode(route, text).ids)
+
+    def outputs(self, route: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        return np.stack([self._output(route, text) for text in texts])
+
+    def outputs_as_called(self, task: str | None, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        checkpoint = self._checkpoint
+        name = task or checkpoint.default_prompt_name
+        prompt = checkpoint.prompts.get(name) or "" if name else ""
+        route = task if task is not None and task in checkpoint.routes else checkpoint.default_route
+        return np.stack([self._output(route, in_front(prompt, text), self._length(route, prompt)) for text in texts])
+
+    def set_max_length(self, route: str, limit: int) -> None:
+        self._cut(route, limit)
+
+    def _cut(self, route: str, limit: int | None) -> None:
+        if limit is None:
+            self._encoders[route].no_truncation()
+        else:
+            side = self._tokenizers[route].tokenizer.truncation_side
+            self._encoders[route].enable_truncation(limit, strategy="longest_first", direction=side)
+
+    def _encode(self, route: str, text: Text) -> tokenizers.Encoding:
+        first, second = text if isinstance(text, tuple) else (text, None)
+        special = self._tokenizers[route].tokenizer.add_special_tokens
+        return self._encoders[route].encode(first, second, add_special_tokens=special)
+
+    def _length(self, route: str, prompt: str) -> int:
+        """Tokens of a prompt in front of a text, without the special token that ends it where it stands alone."""
+        ids = self.token_ids(route, prompt) if prompt else []
+        return len(ids) - (ids[-1:] != [] and ids[-1] in self._tokenizers[route].tokenizer.special_token_ids)
+
+    def _output(self, route: str, text: Text, prompt_length: int = 0) -> npt.NDArray[np.float32]:
+        """The vector or the logits of one text."""
+        chain = self._checkpoint.routes[route]
+        match chain[0]:
+            case StaticEmbedding(weight=weight):
+                states = numpy_modules.static_embedding(weight, self.token_ids(route, text))[None]
+            case SparseStaticEmbedding(weight=weight):
+                states = numpy_modules.sparse_static_embedding(weight, self.token_ids(route, text))[None]
+            case _:
+                states = self._run(route, text)[self._files[route].output]
+        if self._checkpoint.task != "rerank":
+            # A text alone has no padding.
+            states = numpy_modules.run(chain, states, np.ones(states.shape[:2], dtype=np.int64), prompt_length)
+        row: npt.NDArray[np.float32] = states[0]
+        return row
+
+    def _run(self, route: str, text: Text) -> dict[str, npt.NDArray[np.float32]]:
+        """All outputs of the file for one text."""
+        encoding = self._encode(route, text)
+        types = np.array([encoding.type_ids]) if self._tokenizers[route].token_types else None
+        return self._files[route].run(np.array([encoding.ids], dtype=np.int64), types)
+
+    def _with_own_head(self, file: OnnxFile) -> Checkpoint:
+        """The checkpoint with the pooling that its ONNX file has, where no modules.json says which that is.
+
+        optimum-cli copies neither modules.json nor what belongs to it, but its graph for a sentence-transformers model
+        computes the sentence embedding too. Which pooling does so is found by computing all of them.
+        """
+        checkpoint = self._checkpoint
+        if not file.has_head:
+            return checkpoint  # a plain transformers network, for which sentence-transformers takes the mean
+        given = [self._run(DEFAULT_ROUTE, text) for text in _SAMPLES]
+        expected = np.concatenate([outputs[SENTENCE_EMBEDDING] for outputs in given])
+        masks = [np.ones(outputs[file.output].shape[:2], dtype=np.int64) for outputs in given]
+        for chain in _CHAINS:
+            vectors = [numpy_modules.run(chain, row[file.output], mask) for row, mask in zip(given, masks, strict=True)]
+            if vectors[0].shape[1] != expected.shape[1]:
+                continue
+            if np.abs(np.concatenate(vectors) - expected).max() <= _SAME * max(1.0, float(np.abs(expected).max())):
+                logger.warning(
+                    "%s has no modules.json. The graph's own sentence_embedding is %s, which the bundle gets. Prompts, "
+                    "similarity and a max_seq_length below the tokenizer's stay unknown. %s",
+                    *(checkpoint.directory, " > ".join(str(module) for module in chain[1:]), _COPY),
+                )
+                return dataclasses.replace(checkpoint, routes={DEFAULT_ROUTE: chain})
+        raise UnsupportedError(
+            f"{checkpoint.directory} has no modules.json, and the sentence_embedding of its ONNX file is no pooling of "
+            f"the tokens, with or without normalization. {_COPY}"
+        )
+
+
+def _open(checkpoint: Checkpoint, route: str) -> OnnxFile:
+    """The ONNX file of a route, loaded."""
+    folder, chain = checkpoint.folders[route], checkpoint.routes[route]
+    if any(isinstance(module, WeightedLayerPooling) for module in chain):
+        raise UnsupportedError(
+            "WeightedLayerPooling needs the hidden states of every layer, and an ONNX file gives those of the last. "
+            "Export the PyTorch weights instead: --source torch"
+        )
+    path = onnx_file.find(folder)
+    if path is None:
+        others = [file.relative_to(folder).as_posix() for file in sorted(folder.glob("**/*.onnx"))]
+        found = f" It has {', '.join(others)}, but a precision is never picked silently." if others else ""
+        raise ModelNotFoundError(
+            f"{folder} has no onnx/model.onnx and no model.onnx.{found} Put the float32 graph of the network there, or "
+            "export the PyTorch weights: --source torch"
+        )
+    pooled = any(isinstance(module, Pooling) for module in chain)
+    wanted: Wanted = "tokens" if checkpoint.task == "embedding" or pooled else "vocabulary"
+    return OnnxFile(path, "labels" if checkpoint.task == "rerank" else wanted)
+
+
+def _limit(max_length: int | None, max_positions: int | None) -> int | None:
+    limits = [limit for limit in (max_length, max_positions) if limit is not None and limit <= _NO_LIMIT]
+    return min(limits, default=None)

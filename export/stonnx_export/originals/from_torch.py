@@ -1,0 +1,145 @@
+"""The original in sentence-transformers and PyTorch.
+
+The places where sentence-transformers' versions 5 and 6 differ are in this file and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import sentence_transformers
+import tokenizers
+import torch
+
+from stonnx._bundle.manifest import DEFAULT_ROUTE
+from stonnx._errors import UnsupportedError
+from stonnx._tasks import CLASS_OF_TASK
+from stonnx._text.tokenizer import Text
+from stonnx_export.checkpoint.modules import Pooling, SparseStaticEmbedding, StaticEmbedding, WeightedLayerPooling
+from stonnx_export.checkpoint.read import Checkpoint
+from stonnx_export.heads import tables
+from stonnx_export.originals.original import OriginalTokenizer
+from stonnx_export.originals.trace import Output, trace
+
+
+class TorchOriginal:
+    """A checkpoint loaded in float32 on the CPU. Implements ``Original``."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        kind = getattr(sentence_transformers, CLASS_OF_TASK[checkpoint.task])
+        with _silence():
+            model = kind(
+                str(checkpoint.directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+            )
+        self._model = model.float().eval() if isinstance(model, torch.nn.Module) else model
+
+    @property
+    def name(self) -> str:
+        versions = {name: metadata.version(name) for name in ("sentence-transformers", "torch")}
+        peer, engine = versions["sentence-transformers"], versions["torch"]
+        return f"sentence-transformers {peer} with PyTorch {engine}, float32, on the CPU"
+
+    def graph(self, route: str) -> ir.Model:
+        chain = self._checkpoint.routes[route]
+        match chain[0]:
+            case StaticEmbedding():
+                return tables.static_embedding(chain[0].weight)
+            case SparseStaticEmbedding():
+                return tables.sparse_static_embedding(chain[0].weight)
+        layered = any(isinstance(module, WeightedLayerPooling) for module in chain)
+        # SPLADE starts from logits; a sparse model with a Pooling (CSR) from token embeddings.
+        dense = self._checkpoint.task == "embedding" or any(isinstance(module, Pooling) for module in chain)
+        output: Output = "hidden_states" if layered else "last_hidden_state" if dense else "logits"
+        network = self._modules(route)[0].auto_model if self._is_chain else self._model.model
+        return trace(network, token_types="token_type_ids" in self._tokenizer(route).model_input_names, output=output)
+
+    def tokenizer(self, route: str) -> OriginalTokenizer:
+        source = self._tokenizer(route)
+        first = self._checkpoint.routes[route][0]
+        if isinstance(source, tokenizers.Tokenizer):  # StaticEmbedding has a bare one, which knows no padding
+            return OriginalTokenizer(source, None, 0, 0, "right", (), add_special_tokens=False)
+        backend = getattr(source, "backend_tokenizer", None)
+        if backend is None:
+            raise UnsupportedError(f"{type(source).__name__} is a tokenizer in Python, without a tokenizer.json.")
+        return OriginalTokenizer(
+            backend=backend,
+            max_length=source.model_max_length if self._is_chain else self._model.max_length,
+            pad_token_id=source.pad_token_id if source.pad_token_id is not None else 0,
+            pad_token_type_id=source.pad_token_type_id,
+            truncation_side=source.truncation_side,
+            special_token_ids=tuple(sorted(set(source.all_special_ids))),
+            add_special_tokens=not isinstance(first, SparseStaticEmbedding),
+        )
+
+    def token_ids(self, route: str, text: Text, task: str | None = None) -> list[int]:
+        if not self._is_chain:
+            options = {"truncation": "longest_first", "max_length": self._model.max_length}
+            return list(self._tokenizer(route)(*text, **options)["input_ids"])
+        module = self._modules(route)[0]
+        # Version 5 knows tasks in a Router only, and the route has been chosen here.
+        features = module.preprocess([text], task=task) if hasattr(module, "preprocess") else module.tokenize([text])
+        return [int(token) for token in features["input_ids"].reshape(-1)]
+
+    def outputs(self, route: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        # An empty prompt keeps the default one away. A CrossEncoder of version 5 knows no prompts.
+        options: dict[str, Any] = {"prompt": ""} if self._is_chain else {}
+        return self._one_at_a_time(texts, **options, **({} if route == DEFAULT_ROUTE else {"task": route}))
+
+    def outputs_as_called(self, task: str | None, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        return self._one_at_a_time(texts, f"encode_{task}" if task else None)
+
+    def _one_at_a_time(
+        self, texts: Sequence[Text], method: str | None = None, **options: Any
+    ) -> npt.NDArray[np.float32]:
+        """Vectors with all their dimensions, or logits; by encode or predict, unless another method is named."""
+        match self._checkpoint.task:
+            case "rerank":
+                options["activation_fn"] = torch.nn.Identity()
+            case "sparse":
+                options["convert_to_sparse_tensor"] = False
+                self._model.max_active_dims = None
+            case "embedding":
+                self._model.truncate_dim = None
+        run = getattr(self._model, method or ("predict" if self._checkpoint.task == "rerank" else "encode"))
+        with torch.inference_mode():
+            rows = [run([text], show_progress_bar=False, **options) for text in texts]
+        return np.stack([np.asarray(row, dtype=np.float32).reshape(-1) for row in rows])
+
+    def set_max_length(self, route: str, limit: int) -> None:
+        if self._is_chain:
+            self._modules(route)[0].max_seq_length = limit
+        else:
+            self._model.max_length = limit
+
+    @property
+    def _is_chain(self) -> bool:
+        """Whether the model is a chain of modules; a CrossEncoder of version 5 is not."""
+        return isinstance(self._model, torch.nn.Sequential)
+
+    def _modules(self, route: str) -> list[Any]:
+        modules = list(self._model)
+        return modules if route == DEFAULT_ROUTE else [*modules[0].sub_modules[route], *modules[1:]]
+
+    def _tokenizer(self, route: str) -> Any:
+        return self._modules(route)[0].tokenizer if self._is_chain else self._model.tokenizer
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """transformers draws a progress bar while it loads weights; our own stages say enough."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

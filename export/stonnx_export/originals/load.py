@@ -1,0 +1,119 @@
+"""Find a checkpoint, choose PyTorch or ONNX as the source of its network, and load the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from stonnx._errors import ExportError, MissingDependencyError, ModelNotFoundError, StonnxError
+from stonnx._hub.download import download, missing_for_pytorch
+from stonnx._hub.names import full_name
+from stonnx._tasks import Task
+from stonnx_export.checkpoint.read import Checkpoint, read_checkpoint
+from stonnx_export.originals.original import Original
+from stonnx_export.originals.text_limits import respect_positions
+
+# What the network is made from: PyTorch's weights, or an ONNX file of the checkpoint.
+SourceKind = Literal["auto", "torch", "onnx"]
+
+
+def open_checkpoint(directory: Path, task: Task | None, source: SourceKind) -> tuple[Checkpoint, Original]:
+    """What a checkpoint says about itself, and the original that computes its vectors."""
+    checkpoint = read_checkpoint(directory, task)
+    if _choose_source(checkpoint, source) == "torch":
+        original = _load_original(checkpoint)
+    else:
+        checkpoint, original = _load_onnx_original(checkpoint)
+    respect_positions(checkpoint, original)
+    return checkpoint, original
+
+
+def load_original(name: str, task: Task | None, source: SourceKind) -> Original:
+    """The original behind a checkpoint directory or Hub id.
+
+    Raises:
+        ModelNotFoundError, UnsupportedError, MissingDependencyError, ExportError: As for :func:`export`.
+    """
+    onnx = source == "onnx" or (source == "auto" and missing_for_pytorch() is not None)
+    _, original = open_checkpoint(find_checkpoint(name, task, None, None, None, False, onnx), task, source)
+    return original
+
+
+def find_checkpoint(
+    name: str,
+    task: Task | None,
+    revision: str | None,
+    token: bool | str | None,
+    cache_folder: str | None,
+    local_files_only: bool,
+    onnx: bool,
+) -> Path:
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelNotFoundError(f"{name} is a file. Pass the directory of the checkpoint.")
+    if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
+    return download(full_name(name, task or "embedding"), revision, token, cache_folder, local_files_only, onnx=onnx)
+
+
+def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
+    missing = missing_for_pytorch()
+    if source == "onnx" or (source == "torch" and missing is None):
+        return source
+    folders = {*checkpoint.folders.values()}
+    weights = any(list(folder.glob(pattern)) for folder in folders for pattern in ("*.safetensors", "*.bin"))
+    if source == "auto":
+        if weights and missing is None:
+            return "torch"
+        with _exporter_needed():
+            from stonnx_export.originals.from_onnx import is_exportable
+        if is_exportable(checkpoint):
+            return "onnx"
+        if not weights:
+            raise ModelNotFoundError(
+                f"{checkpoint.directory} has no weights that can be exported: neither PyTorch's (*.safetensors, *.bin) "
+                "nor an ONNX file (onnx/model.onnx or model.onnx). Download the checkpoint again with one of them."
+            )
+    raise MissingDependencyError(
+        f"{checkpoint.directory} is to be exported from its PyTorch weights, and {missing} is not installed. Install "
+        'the exporter with: pip install "stonnx[cpu,export]"\n'
+        "Without PyTorch, a checkpoint that has onnx/model.onnx can be exported from that: --source onnx"
+    )
+
+
+def _load_original(checkpoint: Checkpoint) -> Original:
+    with _exporter_needed():
+        from stonnx_export.originals.from_torch import TorchOriginal
+
+    try:
+        return TorchOriginal(checkpoint)
+    except StonnxError:
+        raise
+    except Exception as error:  # of transformers, safetensors or torch, for whatever the checkpoint lacks
+        raise ExportError(
+            f"sentence-transformers cannot load {checkpoint.directory}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _load_onnx_original(checkpoint: Checkpoint) -> tuple[Checkpoint, Original]:
+    """The checkpoint too: without modules.json, its chain is what the ONNX file turns out to have."""
+    with _exporter_needed():
+        from stonnx_export.originals.from_onnx import OnnxOriginal
+
+    original = OnnxOriginal(checkpoint)
+    return original.checkpoint, original
+
+
+@contextmanager
+def _exporter_needed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The exporter needs {error.name or error}, which is not installed. Install it with: pip install "
+            '"stonnx[cpu,export]"'
+        ) from error

@@ -1,0 +1,79 @@
+"""How long a text may be: what the tokenizer says, as far as the network has positions for it."""
+
+from __future__ import annotations
+
+import logging
+
+from stonnx._errors import UnsupportedError
+from stonnx._text.tokenizer import Text
+from stonnx_export.checkpoint.modules import Transformer
+from stonnx_export.checkpoint.read import Checkpoint
+from stonnx_export.originals.original import Original
+
+logger = logging.getLogger("stonnx")
+
+# What no tokenizer means when it writes it down: transformers' way to say that there is no limit is 1e30.
+_NO_LIMIT = 1_000_000
+# Tables of positions are no longer than this; a network for more tokens computes its positions.
+_LONGEST_TABLE = 4096
+
+
+def text_limit(checkpoint: Checkpoint, route: str, original: Original) -> int | None:
+    """The longest text of a route in tokens; None where texts are never cut, as a table of vectors has no positions.
+
+    Raises:
+        UnsupportedError: Nothing limits the length.
+    """
+    limit = original.tokenizer(route).max_length
+    if limit is not None and limit > _NO_LIMIT:
+        limit = None
+    if not isinstance(checkpoint.routes[route][0], Transformer):
+        return limit
+    limits = [number for number in (limit, checkpoint.max_positions) if number]
+    if not limits:
+        raise UnsupportedError("Neither the checkpoint nor its tokenizer limits the length of a text.")
+    return int(min(limits))
+
+
+def respect_positions(checkpoint: Checkpoint, original: Original) -> None:
+    """Cut the original's texts where its network has no more positions, as the bundle's will be.
+
+    RoBERTa and its kin have two positions fewer than their configuration says: with a limit of 514 tokens, or without
+    one, for which sentence-transformers takes those 514, the original fails at 513.
+
+    Raises:
+        UnsupportedError: The original reads texts that are longer than its positions, and the bundle would not.
+    """
+    for route in checkpoint.routes:
+        written, limit = original.tokenizer(route).max_length, text_limit(checkpoint, route, original)
+        if written is None or limit is None or written <= limit:
+            continue
+        if not _fails_beyond(checkpoint, route, original, written, limit):
+            raise UnsupportedError(
+                f"{checkpoint.directory} reads up to {written} tokens, but has max_position_embeddings for {limit} in "
+                f"its config.json. Decide on a limit: set max_seq_length in its sentence_bert_config.json to {limit} "
+                "or less."
+            )
+        original.set_max_length(route, limit)
+        logger.warning(
+            "%s is to read up to %d tokens, and has positions for %d: sentence-transformers fails for longer texts. "
+            "The bundle cuts them to %d tokens.",
+            *(checkpoint.directory, written, limit, limit),
+        )
+
+
+def _fails_beyond(checkpoint: Checkpoint, route: str, original: Original, written: int, limit: int) -> bool:
+    """Whether the original has no result for a text of more tokens than its network has positions."""
+    if limit > _LONGEST_TABLE:
+        return False
+    text = " ".join(["a"] * (limit + 1))
+    texts: list[Text] = [(text, "a") if checkpoint.task == "rerank" else text]
+    original.set_max_length(route, limit)
+    original.outputs(route, texts)
+    original.set_max_length(route, min(written, limit + 1))
+    try:
+        original.outputs(route, texts)
+    except Exception:  # of PyTorch or onnxruntime, for an index beyond the table
+        return True
+    original.set_max_length(route, written)
+    return False

@@ -1,0 +1,163 @@
+"""A checkpoint's tokenizer without transformers: tokenizer.json, and what the settings beside it change in it.
+
+tokenizer.json is what counts. transformers 5 builds some tokenizers anew from its vocabulary and settings alone, and
+then ignores how the file normalizes or splits; a setting that nobody wrote down (say, that a BERT tokenizer without
+``do_lower_case`` lowers the case) does not overrule the file here. What somebody did write down does, as it does there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tokenizers
+from tokenizers import normalizers
+
+from stonnx._errors import ExportError, UnsupportedError
+from stonnx_export.checkpoint.module_files import read_json
+from stonnx_export.checkpoint.modules import Module, SparseStaticEmbedding, StaticEmbedding, Transformer
+from stonnx_export.originals.original import OriginalTokenizer
+
+# The attributes under which transformers keeps special tokens: one each, or a list.
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MORE_SPECIAL_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+
+# Setting of transformers' BERT-like tokenizers -> attribute of BertNormalizer.
+_BERT_SETTINGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+# These classes take tokenizer.json as it is, and leave the settings above alone.
+_GENERIC_CLASSES = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer, and whether its model is told which of two texts a token comes from."""
+
+    tokenizer: OriginalTokenizer
+    token_types: bool
+
+
+def read_tokenizer(folder: Path, first: Module) -> TokenizerFiles:
+    """Read the tokenizer of a chain, as sentence-transformers ends up with it.
+
+    Args:
+        folder: The folder of the first module.
+        first: The first module of the chain.
+
+    Raises:
+        UnsupportedError: There is no tokenizer.json.
+        ExportError: A file cannot be read.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UnsupportedError(
+            f"{folder} has no tokenizer.json, which is all that is read without transformers. Make it once, where "
+            "transformers is installed: AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise ExportError(f"{file} is no tokenizer that the tokenizers package can read: {error}") from error
+    if isinstance(first, StaticEmbedding):
+        # sentence-transformers takes the bare file: nothing is cut, nothing added, and there is no padding.
+        return TokenizerFiles(OriginalTokenizer(backend, None, 0, 0, "right", (), add_special_tokens=False), False)
+    settings, config = _read_settings(folder), _read_optional(folder / "config.json")
+    padding, truncation = backend.padding or {}, backend.truncation or {}
+    _follow_bert_settings(backend, settings)
+    if isinstance(first, Transformer) and first.do_lower_case:
+        _lower_case(backend)
+    names = settings.get("model_input_names")
+    return TokenizerFiles(
+        OriginalTokenizer(
+            backend=backend,
+            max_length=_max_length(first, settings, config),
+            pad_token_id=_pad_id(backend, settings, config),
+            pad_token_type_id=int(settings.get("pad_token_type_id", padding.get("pad_type_id", 0))),
+            truncation_side=_truncation_side(settings.get("truncation_side", truncation.get("direction", "right"))),
+            special_token_ids=_special_ids(backend, settings),
+            add_special_tokens=not isinstance(first, SparseStaticEmbedding),
+        ),
+        # A class without token types leaves them out; without its code, one is known by giving every token the type 0.
+        token_types=("token_type_ids" in names if isinstance(names, list) else True)
+        and any(backend.encode("a", "a").type_ids),
+    )
+
+
+def _read_settings(folder: Path) -> Mapping[str, Any]:
+    """tokenizer_config.json over special_tokens_map.json; the other way round where it is of the old kind."""
+    settings = _read_optional(folder / "tokenizer_config.json")
+    special = _read_optional(folder / "special_tokens_map.json")
+    # Newer versions of transformers write the tokens with all their properties, and no longer read the map.
+    return {**special, **settings} if "added_tokens_decoder" in settings else {**settings, **special}
+
+
+def _read_optional(file: Path) -> Mapping[str, Any]:
+    settings = read_json(file) if file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ExportError(f"{file} must hold a JSON object, found {type(settings).__name__}.")
+    return settings
+
+
+def _follow_bert_settings(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
+    """What transformers' BERT-like classes do when tokenizer_config.json and tokenizer.json disagree."""
+    normalizer = backend.normalizer
+    if not isinstance(normalizer, normalizers.BertNormalizer) or settings.get("tokenizer_class") in _GENERIC_CLASSES:
+        return
+    wanted = {attribute: settings[name] for name, attribute in _BERT_SETTINGS.items() if name in settings}
+    found = {attribute: getattr(normalizer, attribute) for attribute in _BERT_SETTINGS.values()}
+    if any(found[attribute] != value for attribute, value in wanted.items()):
+        backend.normalizer = normalizers.BertNormalizer(clean_text=normalizer.clean_text, **{**found, **wanted})
+
+
+def _lower_case(backend: tokenizers.Tokenizer) -> None:
+    """do_lower_case of sentence-transformers: a Lowercase in front, unless there is one at the top level already."""
+    normalizer: Any = backend.normalizer
+    parts: list[Any] = [normalizer] if normalizer else []
+    if isinstance(normalizer, normalizers.Sequence):
+        parts = [normalizer[index] for index in range(len(normalizer))]
+    if not any(isinstance(part, normalizers.Lowercase) for part in parts):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
+
+
+def _max_length(first: Module, settings: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+    if isinstance(first, Transformer) and first.max_seq_length is not None:
+        return first.max_seq_length
+    limits = [settings.get("model_max_length", settings.get("max_len"))]
+    if isinstance(first, Transformer):  # a table has no positions
+        limits.append(config.get("max_position_embeddings"))
+    # -1 is how XLNet says that there is no limit.
+    return min((int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0), default=None)
+
+
+def _truncation_side(side: Any) -> Literal["left", "right"]:
+    if side not in ("left", "right"):
+        raise ExportError(f"truncation_side in tokenizer_config.json is {side!r}, allowed are 'left' and 'right'.")
+    return "left" if side == "left" else "right"
+
+
+def _pad_id(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """The id of the padding token; 0 where there is none at all, as padding counts for nothing then."""
+    named = backend.token_to_id(_content(settings["pad_token"])) if settings.get("pad_token") else None
+    choices = (named, (backend.padding or {}).get("pad_id"), config.get("pad_token_id"))
+    return next((int(choice) for choice in choices if choice is not None), 0)
+
+
+def _special_ids(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of the tokens with a role; where no file names any, those that tokenizer.json marks as special."""
+    tokens = [_content(settings[name]) for name in _SPECIAL_TOKENS if settings.get(name)]
+    for name in _MORE_SPECIAL_TOKENS:
+        more = settings.get(name) or []
+        tokens += [_content(token) for token in (more.values() if isinstance(more, dict) else more)]
+    if not tokens:
+        tokens = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+    return tuple(sorted({index for token in tokens if (index := backend.token_to_id(token)) is not None}))
+
+
+def _content(token: Any) -> str:
+    """The text of a token that is written as a string, or as an object with its properties."""
+    return str(token["content"] if isinstance(token, dict) else token)

@@ -1,0 +1,137 @@
+"""A PyTorch network to an ONNX graph: ids and mask in, token embeddings or logits out."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import onnx_ir as ir
+import torch
+
+from stonnx._errors import UnsupportedError
+from stonnx_export.graph.builder import OPSET
+from stonnx_export.graph.read import last_dimension
+
+Output = Literal["last_hidden_state", "logits", "hidden_states"]
+
+# The example that is traced. Every dimension is one that no network has by chance, and no dimension is 1, which the
+# tracer would take for a constant.
+_BATCH, _SEQUENCE = 2, 7
+
+
+class _Network(torch.nn.Module):  # type: ignore[misc]
+    """A transformers model with the inputs and the output that a bundle needs."""
+
+    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], output: str) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+        self.output = output
+
+    def forward(self, *values: torch.Tensor) -> Any:
+        feeds: dict[str, Any] = dict(zip(self.inputs, values, strict=True))
+        if self.output == "hidden_states":
+            feeds["output_hidden_states"] = True
+        return getattr(self.model(**feeds, return_dict=True), self.output)
+
+
+def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_hidden_state") -> ir.Model:
+    """Trace a transformers model.
+
+    Args:
+        model: The network, in float32.
+        token_types: Whether its tokenizer tells the two texts of a pair apart by ``token_type_ids``.
+        output: What is read off: ``"last_hidden_state"``, ``"logits"``, or the ``"hidden_states"`` of every layer.
+
+    Returns:
+        A graph with the inputs ``input_ids``, ``attention_mask`` and, where used, ``token_type_ids``, all int64
+        [batch, sequence], and float32 outputs [batch, sequence, features], or [batch, labels] for a classifier.
+
+    Raises:
+        UnsupportedError: The code of the network does something that has no graph.
+    """
+    names = ["input_ids", "attention_mask"]
+    if token_types and "token_type_ids" in inspect.signature(model.forward).parameters:
+        names.append("token_type_ids")
+    ids = torch.full((_BATCH, _SEQUENCE), 1, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[1, _SEQUENCE - 2 :] = 0
+    example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    dimensions = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with _refused(model), _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            _Network(model, tuple(names), output).eval(),
+            tuple(example[name] for name in names),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=names,
+            dynamic_shapes=(tuple(dimensions for _ in names),),
+            verbose=False,
+        )
+    assert program is not None
+    traced: ir.Model = program.model
+    for value in traced.graph.inputs:
+        value.shape = ir.Shape(("batch", "sequence"))
+    for value in traced.graph.outputs:
+        features = last_dimension(value)
+        rank = 2 if value.shape is not None and len(value.shape) == 2 else 3
+        value.shape = ir.Shape(("batch", "sequence", features) if rank == 3 else ("batch", features))
+    _name_by_module(traced.graph)
+    return traced
+
+
+def _name_by_module(graph: ir.Graph) -> None:
+    """Call results by the module and the operator that they come from: reports name the layers that need attention."""
+    counts: dict[str, int] = {}
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        value = node.outputs[0]
+        # The last scope is torch's operator; the first module of a path is _Network's `model`.
+        module = scopes[-2].split(".") if len(scopes) > 1 else []
+        if module[:1] != ["model"] or value.is_graph_output():
+            continue
+        name = f"{'.'.join(module[1:])}/{node.op_type}".removeprefix("/")
+        counts[name] = counts.get(name, 0) + 1
+        value.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+
+
+@contextlib.contextmanager
+def _refused(model: torch.nn.Module) -> Iterator[None]:
+    """Whatever the tracer or the network raises becomes an error that can be read: its own has the graph in it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise UnsupportedError(
+            f"Networks of type {kind!r} cannot be exported from PyTorch: tracing this one ended in "
+            f"{type(cause).__name__}: {reason:.300}\n"
+            "Where the checkpoint has its network as onnx/model.onnx, export that: --source onnx"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracer logs and warns about matters of its own that no user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        # It prints, too: steps on the standard output and, where it fails, the graph so far on the standard error.
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

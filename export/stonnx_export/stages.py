@@ -1,0 +1,48 @@
+"""The stages of an export, and who is told of its progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Stages:
+    """Prints what is being done, how far it is where that is known, and how long it took."""
+
+    def __init__(self, show: bool) -> None:
+        self._show = show
+
+    @contextmanager
+    def __call__(self, text: str) -> Iterator[Advance]:
+        start = time.perf_counter()
+        again = ""
+
+        def advance(done: int, total: int) -> None:
+            nonlocal again
+            # A file would have a line of all of them.
+            if sys.stderr.isatty():
+                again = f"\r{text} ..."
+                self._print(f"{again} {done} of {total}")
+
+        self._print(f"{text} ...")
+        try:
+            yield advance
+        except BaseException:
+            self._print(" failed\n")
+            raise
+        # As wide as what it takes the place of.
+        self._print(f"{again} {f'{time.perf_counter() - start:.1f} s':<{12 if again else 0}}\n")
+
+    def _print(self, text: str) -> None:
+        if self._show:
+            print(text, end="", file=sys.stderr, flush=True)
+
+
+# Is told how many layers of how many are done.
+Advance = Callable[[int, int], None]
+
+
+def untold(done: int, total: int) -> None:
+    pass

@@ -1,0 +1,199 @@
+"""A bundle against the original: the same ids, the same vectors, alone, in batches and with padding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._bundle.manifest import DEFAULT_ROUTE, Fidelity, Manifest
+from stonnx._engine.engine import Engine
+from stonnx._engine.route import LoadedRoute
+from stonnx._errors import FidelityError
+from stonnx._tasks import OUTPUT_OF_TASK, Task
+from stonnx._text.tokenizer import Text
+from stonnx_export.originals.original import Original, in_front
+from stonnx_export.texts import CALLED_TEXTS, LONGEST, TEXTS, sentences, verification_texts
+from stonnx_export.verify.figures import _worst, check, measure, neighbours_overlap, spearman
+
+# Padding that must change nothing, in tokens.
+_PADDINGS = (64, 256)
+
+
+def verify(
+    engine: Engine,
+    original: Original,
+    tolerance: Mapping[str, float],
+    *,
+    known: dict[str, npt.NDArray[np.float32]] | None = None,
+) -> Fidelity:
+    """Compare a bundle with the original that it was made from, and refuse it where it is too far away.
+
+    The arguments are those of :func:`compare`.
+
+    Raises:
+        FidelityError: Ids differ.
+        ToleranceError: A vector or logit is outside the tolerance.
+    """
+    fidelity = compare(engine, original, tolerance, known=known)
+    check(fidelity)
+    return fidelity
+
+
+def compare(
+    engine: Engine,
+    original: Original,
+    tolerance: Mapping[str, float],
+    *,
+    known: dict[str, npt.NDArray[np.float32]] | None = None,
+) -> Fidelity:
+    """Compare a bundle with the original that it was made from.
+
+    Args:
+        engine: The bundle.
+        original: What it was made from.
+        tolerance: Bounds, by the names of the report's figures.
+        known: What the original gave for all texts, by route: filled by the first call, and read by the next ones.
+
+    Raises:
+        FidelityError: Ids differ, so that nothing else can be compared.
+    """
+    manifest = engine.manifest
+    known = {} if known is None else known
+    reports = []
+    for name in manifest.routes:
+        route = engine.route(name)
+        limit = route.tokenizer.max_seq_length
+        special = (
+            route.tokenizer.backend.num_special_tokens_to_add(False) if route.spec.tokenizer.add_special_tokens else 0
+        )
+        texts: list[Text] = [*verification_texts(limit or LONGEST, special), *sentences()]
+        called: list[Text] = [*CALLED_TEXTS]
+        if manifest.task == "rerank":
+            # Each text beside one of another length, so that both sides of a pair get to be the longer one.
+            texts, called = _pairs(texts, 7), _pairs(called, 1)
+        calls = _calls(manifest, name)
+        _compare_ids(route, original, name, texts, limit)
+        for call in calls:
+            _compare_ids(route, original, name, [in_front(call.prompt, text) for text in called], limit, call.task)
+        shortened = limit is not None and limit > LONGEST
+        if shortened:
+            route.tokenizer.max_seq_length = LONGEST
+            original.set_max_length(name, LONGEST)
+        if name not in known:
+            parts = [original.outputs_as_called(call.task, called) for call in calls]
+            known[name] = np.concatenate([*parts, original.outputs(name, texts)])
+        expected = known[name]
+        batched, alone = (
+            np.concatenate(
+                [
+                    *(outputs(route, manifest.task, called, size, prompt=call.prompt) for call in calls),
+                    outputs(route, manifest.task, texts, size),
+                ]
+            )
+            for size in (32, 1)
+        )
+        if shortened and limit is not None:
+            route.tokenizer.max_seq_length = limit
+            original.set_max_length(name, limit)
+        padded = _padded(route, manifest.task, texts)
+        agreement = _agreement(manifest.task, expected, alone)
+        compared = len(expected)
+        if manifest.task == "rerank":
+            # A cosine says nothing about a single number: take those of each label's logits over all pairs.
+            expected, batched, alone, padded = expected.T, batched.T, alone.T, padded.transpose(0, 2, 1)
+        report = measure(expected, batched, alone, padded, tolerance, original.name)
+        reports.append(dataclasses.replace(report, texts=compared, **agreement))  # type: ignore[arg-type]
+    return _worst(reports)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A way of calling the model that puts a prompt in front or says what texts are for; None: neither."""
+
+    task: str | None
+    prompt: str
+
+
+def _calls(manifest: Manifest, route: str) -> list[_Call]:
+    """What reaches a route, beside texts as they are."""
+    default, prompts = manifest.default_prompt_name, manifest.prompts
+    calls = []
+    if default and route == manifest.default_route and not manifest.needs_task:
+        calls.append(_Call(None, prompts.get(default) or ""))
+    if manifest.task != "rerank":
+        # A Router has no other route for a task that it does not know.
+        calls += [
+            _Call(task, prompts.get(task) or "") for task in ("query", "document") if route in (task, DEFAULT_ROUTE)
+        ]
+    return calls
+
+
+def _pairs(texts: list[Text], apart: int) -> list[Text]:
+    return list(zip(texts, texts[apart:] + texts[:apart], strict=True))  # type: ignore[arg-type]
+
+
+def outputs(
+    route: LoadedRoute, task: Task, texts: list[Text], batch_size: int = 32, *, prompt: str = ""
+) -> npt.NDArray[np.float32]:
+    """The bundle's vectors or logits with a prompt in front, [texts, features]: alone for a batch size of 1."""
+    result: dict[int, npt.NDArray[np.float32]] = {}
+    texts = [in_front(prompt, text) for text in texts]
+    excluded = route.tokenizer.prompt_length(prompt) if prompt and "prompt_length" in route.session.inputs else 0
+    pieces = [texts] if batch_size > 1 else [[text] for text in texts]
+    for start, piece in enumerate(pieces):
+        for batch in route.stream(piece, [OUTPUT_OF_TASK[task]], batch_size=batch_size, prompt_length=excluded):
+            result |= {start + int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
+    return np.stack([result[index] for index in range(len(texts))])
+
+
+def _padded(route: LoadedRoute, task: Task, texts: list[Text]) -> npt.NDArray[np.float32]:
+    """The bundle's vectors or logits of the first texts, alone, with 0, 64, 256 tokens of padding: [3, texts, dim]."""
+    tokenizer = route.tokenizer
+    limit = tokenizer.max_seq_length or LONGEST
+    batches = [tokenizer.pad([encoding]) for encoding in tokenizer.encode(texts[: len(TEXTS)])]
+    results = []
+    for padding in (0, *_PADDINGS):
+        rows = []
+        for batch in batches:
+            more = ((0, 0), (0, min(padding, max(0, limit - batch.input_ids.shape[1]))))
+            fill = route.spec.tokenizer
+            feeds: dict[str, npt.NDArray[np.int64] | None] = {
+                "input_ids": np.pad(batch.input_ids, more, constant_values=fill.pad_token_id),
+                "attention_mask": np.pad(batch.attention_mask, more),
+            }
+            if batch.token_type_ids is not None:
+                feeds["token_type_ids"] = np.pad(batch.token_type_ids, more, constant_values=fill.pad_token_type_id)
+            rows.append(route.session.run([OUTPUT_OF_TASK[task]], feeds)[0][0])
+        results.append(np.stack(rows))
+    return np.stack(results)
+
+
+def _agreement(task: Task, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> dict[str, float]:
+    """The figures of a task that are about more than one vector; neighbours are those of the sentences, at the end."""
+    if task == "rerank":
+        return {"rank_correlation": min(spearman(a, b) for a, b in zip(expected.T, actual.T, strict=True))}
+    last = len(sentences())
+    figures = {"neighbours_overlap": neighbours_overlap(expected[-last:], actual[-last:])}
+    if task == "sparse":
+        either = np.count_nonzero((expected != 0) | (actual != 0))
+        figures["active_overlap"] = np.count_nonzero((expected != 0) & (actual != 0)) / either if either else 1.0
+    return figures
+
+
+def _compare_ids(
+    route: LoadedRoute, original: Original, name: str, texts: list[Text], limit: int | None, task: str | None = None
+) -> None:
+    # The last one is beyond the limit, however long that is.
+    long = " ".join(["a"] * ((limit or LONGEST) + 8))
+    for text in [*texts, (long, "a b c") if isinstance(texts[0], tuple) else long]:
+        expected = original.token_ids(name, text, task) if task else original.token_ids(name, text)
+        (encoding,) = route.tokenizer.encode([text])
+        if encoding.ids != expected:
+            raise FidelityError(
+                f"The tokenizer differs from the original's for {f'the {task} ' if task else ''}{str(text)[:60]!r}: "
+                f"{len(encoding.ids)} ids instead of {len(expected)}, starting {encoding.ids[:8]} instead of "
+                f"{expected[:8]}."
+            )

@@ -1,0 +1,1 @@
+"""Graphs, tokenizers and figures in; a bundle under its final name out."""

@@ -1,0 +1,149 @@
+"""Write the files of a bundle: graphs, tokenizers, manifest."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+import onnx_ir as ir
+import tokenizers
+
+from stonnx._bundle.integrity import hash_files
+from stonnx._bundle.manifest import (
+    DEFAULT_ROUTE,
+    SCHEMA_VERSION,
+    Manifest,
+    Module,
+    Route,
+    Scalar,
+    Source,
+    TensorSpec,
+    TokenizerSpec,
+)
+from stonnx._version import __version__
+from stonnx_export.checkpoint.modules import Normalize, Transformer, describe
+from stonnx_export.checkpoint.read import Checkpoint
+from stonnx_export.graph.builder import OPSET
+from stonnx_export.graph.save import save
+from stonnx_export.originals.original import Original
+from stonnx_export.originals.text_limits import text_limit
+from stonnx_export.recipes import Recipe
+
+
+def clear(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink()
+
+
+def write_routes(
+    graphs: dict[str, ir.Model],
+    safe: dict[str, dict[str, Scalar]],
+    checkpoint: Checkpoint,
+    original: Original,
+    directory: Path,
+) -> dict[str, Route]:
+    routes = {}
+    for route, graph in graphs.items():
+        prefix = "" if route == DEFAULT_ROUTE else f"{route}-"
+        file = _write_graph(graph, directory, f"{prefix}model.onnx")
+        routes[route] = Route(
+            graph=file,
+            opset=OPSET,
+            inputs=tuple(_spec(value) for value in graph.graph.inputs),
+            outputs=tuple(_spec(value) for value in graph.graph.outputs),
+            tokenizer=_write_tokenizer(checkpoint, original, route, directory, f"{prefix}tokenizer.json"),
+            saturation_safe=safe.get(route, {}),
+        )
+    return routes
+
+
+def _write_graph(graph: ir.Model, directory: Path, name: str) -> str:
+    save(graph, directory / name)
+    return name
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorSpec(value.name, value.dtype.numpy().name, shape, optional=value.const_value is not None)
+
+
+def _write_tokenizer(
+    checkpoint: Checkpoint, original: Original, route: str, directory: Path, name: str
+) -> TokenizerSpec:
+    source = original.tokenizer(route)
+    limit = text_limit(checkpoint, route, original)
+    # A copy: the original stays as it is. The file carries the settings too, for use without stonnx.
+    copy = tokenizers.Tokenizer.from_str(source.backend.to_str())
+    if limit is None:
+        copy.no_truncation()
+    else:
+        copy.enable_truncation(limit, strategy="longest_first", direction=source.truncation_side)
+    copy.enable_padding(
+        direction="right",
+        pad_id=source.pad_token_id,
+        pad_type_id=source.pad_token_type_id,
+        pad_token=copy.id_to_token(source.pad_token_id) or "[PAD]",
+    )
+    copy.save(str(directory / name))
+    return TokenizerSpec(
+        file=name,
+        max_seq_length=limit,
+        max_positions=checkpoint.max_positions if isinstance(checkpoint.routes[route][0], Transformer) else None,
+        pad_token_id=source.pad_token_id,
+        pad_token_type_id=source.pad_token_type_id,
+        truncation_side=source.truncation_side,
+        add_special_tokens=source.add_special_tokens,
+        special_token_ids=source.special_token_ids,
+    )
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    routes: dict[str, Route],
+    recipe: Recipe,
+    source: Source,
+    kept: tuple[str, ...],
+    directory: Path,
+) -> Manifest:
+    width = routes[checkpoint.default_route].outputs[0].shape[-1]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        task=checkpoint.task,
+        source=source,
+        architecture=checkpoint.architecture,
+        modules=tuple(Module(*describe(module)) for module in checkpoint.chain),
+        routes=routes,
+        precision=recipe.precision,
+        recipe=recipe.name,
+        requires_cpu_features=recipe.requires_cpu_features,
+        embedding_dimension=None if checkpoint.task == "rerank" else int(width),
+        normalized=isinstance(checkpoint.chain[-1], Normalize),
+        similarity_fn_name=checkpoint.similarity_fn_name,
+        prompts=checkpoint.prompts,
+        default_prompt_name=checkpoint.default_prompt_name,
+        truncate_dim=checkpoint.truncate_dim,
+        num_labels=int(width) if checkpoint.task == "rerank" else None,
+        labels=checkpoint.labels,
+        activation=checkpoint.activation,
+        files=hash_files(directory, sorted(file.name for file in directory.iterdir())),
+        exporter=_versions(),
+        fidelity=None,
+        default_route=checkpoint.default_route,
+        needs_task=checkpoint.needs_task,
+        max_active_dims=checkpoint.max_active_dims,
+        kept=kept,
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "sentence-transformers", "onnx", "onnx-ir", "onnxruntime")
+    versions = {"stonnx": __version__}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # onnxruntime has other names for other devices
+            continue
+    return versions

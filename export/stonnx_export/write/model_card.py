@@ -1,0 +1,216 @@
+"""The README.md of a bundle: how it was made, how close it is, how to use it with and without stonnx."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stonnx._bundle.manifest import Fidelity, Manifest
+from stonnx._tasks import Task
+
+NAME = "README.md"
+
+
+@dataclass(frozen=True)
+class _Usage:
+    """What the card of a task says: the Hub's tag, what the model gives, and how it is called."""
+
+    pipeline_tag: str
+    gives: str
+    code: str
+    output: str
+
+
+_USAGES: dict[Task, _Usage] = {
+    "embedding": _Usage(
+        "sentence-similarity",
+        "Text embeddings",
+        """from stonnx import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/directory")
+embeddings = model.encode(["The weather is lovely today.", "It's so sunny outside!"])
+print(model.similarity(embeddings, embeddings))""",
+        "sentence_embedding",
+    ),
+    "sparse": _Usage(
+        "feature-extraction",
+        "Sparse text embeddings",
+        """from stonnx import SparseEncoder
+
+model = SparseEncoder("path/to/this/directory")
+embeddings = model.encode_document(["The weather is lovely today.", "It's so sunny outside!"])
+print(model.decode(embeddings, top_k=5))""",
+        "sparse_embedding",
+    ),
+    "rerank": _Usage(
+        "text-ranking",
+        "Scores for pairs of texts",
+        """from stonnx import CrossEncoder
+
+model = CrossEncoder("path/to/this/directory")
+print(model.predict([("How is the weather?", "It's so sunny outside!"), ("How is the weather?", "He drove home.")]))""",
+        "scores",
+    ),
+}
+
+
+_FIGURES = {
+    "cosine_mean": "cosine, mean",
+    "cosine_p1": "cosine, 1st percentile",
+    "cosine_min": "cosine, lowest",
+    "neighbours_overlap": "ten nearest neighbours that stay the same",
+    "active_overlap": "active dimensions that stay the same",
+    "rank_correlation": "rank correlation of the logits",
+    "spearman_drop": "drop of Spearman's correlation x 100 with scores of people",
+    "max_abs_difference": "largest difference",
+    "batch_invariance": "alone, batched or padded: largest difference",
+    "invariance_cosine": "alone, batched or padded: lowest cosine",
+}
+
+
+def render(manifest: Manifest) -> str:
+    """The text of the card."""
+    usage = _USAGES[manifest.task]
+    fidelity = manifest.fidelity
+    assert fidelity is not None
+    chain = " → ".join(module.type for module in manifest.modules)
+    fired = ", ".join(f"{name} {count}x" for name, count in manifest.rewrites.items() if count)
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.exporter.items())
+    unit = "pairs of texts" if manifest.task == "rerank" else "texts"
+    return f"""---
+library_name: stonnx
+pipeline_tag: {usage.pipeline_tag}
+tags: [stonnx, onnx, sentence-transformers]
+---
+
+# {manifest.source.name} as a {manifest.precision} ONNX bundle
+
+{usage.gives} without PyTorch. The network and everything behind it are one graph: {chain}.
+
+| | |
+|---|---|
+{_facts(manifest)}
+
+## How close it is to the original
+
+Compared with {fidelity.compared_with}, on {fidelity.texts} {unit} in
+many scripts and of all lengths up to beyond the limit, each one alone and in a batch, some with padding:
+
+| | measured | tolerated |
+|---|---|---|
+{_figures(fidelity)}
+{_kept(manifest)}
+## Use it
+
+With stonnx (`pip install "stonnx[cpu]"`):
+
+```python
+{usage.code}
+```
+
+Without stonnx, from this directory:
+
+```python
+{_bare_code(manifest)}
+```
+
+{_interface(manifest)}
+Padding must be on the right, as the tokenizer file pads.
+
+## How it was made
+
+`stonnx export {manifest.source.name} --dtype {manifest.recipe}` with {versions}. Rewrites of
+the graph: {fired}. SHA-256 of the original weights:
+`{manifest.source.weights_sha256}`.
+`stonnx.json` has every detail. The licence is that of the original model.
+"""
+
+
+_AT_MOST = ("max_abs_difference", "batch_invariance", "spearman_drop")
+
+
+def _figures(fidelity: Fidelity) -> str:
+    rows = []
+    for name, label in _FIGURES.items():
+        value, limit = getattr(fidelity, name), fidelity.tolerance.get(name)
+        if value is None:
+            continue
+        small = name in _AT_MOST and name != "spearman_drop"
+        if limit is None:
+            bound = ""
+        elif name in _AT_MOST:
+            bound = f"at most {limit:.0e}" if small else f"at most {limit}"
+        else:
+            bound = f"at least {limit}"
+        rows.append(f"| {label} | {value:{'.1e' if small else '.7f'}} | {bound} |")
+    return "\n".join(rows)
+
+
+# More names than these say nothing that their number does not.
+_MOST_NAMES = 8
+
+
+def _kept(manifest: Manifest) -> str:
+    """What is in a higher precision than the rest, and what the figures of half precision leave out."""
+    names = ", ".join(f"`{name}`" for name in manifest.kept[:_MOST_NAMES])
+    more = len(manifest.kept) - _MOST_NAMES
+    names += f" and {more} more" if more > 0 else ""
+    if manifest.precision != "float16":
+        return f"\nIn float32 for accuracy: the matrix products {names}.\n" if names else ""
+    text = """
+The figures were measured on the CPU, where onnxruntime computes half precision in float32: a GPU, which rounds every
+result, is a little further away. The probe in the bundle checks it there.
+"""
+    if names:
+        text += f"\nIn float32, because half precision has no room for values this large: the operators {names}.\n"
+    return text
+
+
+def _facts(manifest: Manifest) -> str:
+    facts = []
+    if manifest.task == "rerank":
+        facts.append(("labels", ", ".join(manifest.labels)))
+        facts.append(("activation of the scores", str(manifest.activation)))
+    else:
+        facts.append(("dimensions", str(manifest.embedding_dimension)))
+        facts.append(("similarity", manifest.similarity_fn_name or ("dot" if manifest.task == "sparse" else "cosine")))
+    if manifest.task == "embedding":
+        facts.append(("vectors of length 1", "yes" if manifest.normalized else "no"))
+    for name, route in manifest.routes.items():
+        limit = route.tokenizer.max_seq_length
+        which = "" if len(manifest.routes) == 1 else f" ({name})"
+        text = "pair" if manifest.task == "rerank" else "text"
+        facts.append((f"longest {text}{which}", f"{limit} tokens; longer ones are cut" if limit else "any"))
+    facts += [(f"prompt `{name}`", f"`{prompt!r}`") for name, prompt in manifest.prompts.items() if prompt]
+    facts.append(("precision", f"{manifest.precision} (recipe `{manifest.recipe}`)"))
+    return "\n".join(f"| {name} | {value} |" for name, value in facts)
+
+
+def _bare_code(manifest: Manifest) -> str:
+    route = manifest.routes[manifest.default_route]
+    output = _USAGES[manifest.task].output
+    pair = manifest.task == "rerank"
+    sample = '[("How is the weather?", "It\'s so sunny outside!")]' if pair else '["The weather is lovely today."]'
+    types = any(spec.name == "token_type_ids" for spec in route.inputs) and pair
+    types_line = '\n    "token_type_ids": np.array([encoding.type_ids for encoding in encodings]),' if types else ""
+    special = "" if route.tokenizer.add_special_tokens else ", add_special_tokens=False"
+    return f"""import numpy as np
+import onnxruntime
+import tokenizers
+
+tokenizer = tokenizers.Tokenizer.from_file("{route.tokenizer.file}")
+session = onnxruntime.InferenceSession("{route.graph}")
+encodings = tokenizer.encode_batch({sample}{special})
+feeds = {{
+    "input_ids": np.array([encoding.ids for encoding in encodings]),
+    "attention_mask": np.array([encoding.attention_mask for encoding in encodings]),{types_line}
+}}
+({output},) = session.run(["{output}"], feeds)"""
+
+
+def _interface(manifest: Manifest) -> str:
+    lines = []
+    for route in manifest.routes.values():
+        inputs = ", ".join(f"`{spec.name}`{' (optional)' if spec.optional else ''}" for spec in route.inputs)
+        outputs = ", ".join(f"`{spec.name}` [{', '.join(map(str, spec.shape))}]" for spec in route.outputs)
+        lines.append(f"`{route.graph}` has the inputs {inputs}, and the outputs {outputs}.")
+    return "\n".join(lines)

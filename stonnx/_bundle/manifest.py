@@ -1,0 +1,233 @@
+"""The bundle: what lies in its directory, and the manifest ``stonnx.json`` that describes it.
+
+This file is the contract between the exporter, which writes manifests, and the runtime, which reads them. A bundle is a
+directory with one ONNX graph for each route (``model.onnx``), ``tokenizer.json``, ``stonnx.json`` and a model card.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from stonnx._bundle.decode import EXPORT_AGAIN, _decode
+from stonnx._errors import BundleFormatError
+from stonnx._tasks import Task
+
+MANIFEST_NAME = "stonnx.json"
+
+# Raised by one whenever an older runtime would read a newer manifest wrongly. New optional fields do not need it.
+SCHEMA_VERSION = 1
+
+# The route of every model that has only one graph.
+DEFAULT_ROUTE = "default"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was exported: a Hub id or path as it was given, and a hash that pins the weights."""
+
+    name: str
+    revision: str | None
+    weights_sha256: str | None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of the graph. Dimensions are numbers or the names ``batch`` and ``sequence``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    # An optional input has a default inside the graph: bare onnxruntime runs without it.
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """How texts become ids. It overrides the truncation and padding that ``tokenizer.json`` carries by itself."""
+
+    file: str
+    # None: texts are never cut.
+    max_seq_length: int | None
+    # The number of positions the network has: max_seq_length can be raised up to here. None: no such limit.
+    max_positions: int | None
+    pad_token_id: int
+    pad_token_type_id: int
+    truncation_side: Literal["left", "right"]
+    add_special_tokens: bool
+    special_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A scalar initializer of a graph: its dtype as numpy names it, and its value."""
+
+    dtype: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Route:
+    """One graph and the tokenizer in front of it. Attention masks are right-padded."""
+
+    graph: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    tokenizer: TokenizerSpec
+    # int8 graphs only: values that take the place of initializers where the CPU adds two 8-bit products in 16 bits (x86
+    # without VNNI), so that the sum cannot saturate.
+    saturation_safe: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of the original chain that is now part of the graph, with its settings."""
+
+    type: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close the bundle is to the original: measured by the exporter, on the texts that it describes."""
+
+    compared_with: str
+    # Texts, or pairs of texts. A reranker's cosines are those of its logits over all pairs, label by label.
+    texts: int
+    cosine_mean: float
+    cosine_min: float
+    max_abs_difference: float
+    # The largest difference of one text's vector between being encoded alone, in a batch, and with more padding.
+    batch_invariance: float
+    # Bounds by the names of these figures; a figure without a bound is for information.
+    tolerance: Mapping[str, float]
+    # The cosine that 99 of 100 texts exceed.
+    cosine_p1: float | None = None
+    # The lowest cosine between a text's vector alone, and in a batch or with more padding.
+    invariance_cosine: float | None = None
+    # The share of each text's ten nearest neighbours that stay the same, on average.
+    neighbours_overlap: float | None = None
+    # Sparse vectors: the share of active dimensions that both have, of those that either has.
+    active_overlap: float | None = None
+    # Rerankers: Spearman's correlation of a label's logits over all pairs, the lowest of all labels.
+    rank_correlation: float | None = None
+    # Where scored pairs were given: Spearman's correlation x 100 with the scores, the original's less the bundle's.
+    spearman_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Texts with the vectors that the exporter got, and the lowest cosine to them that a machine may reach."""
+
+    file: str
+    cosine_min: float
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of a file in the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of ``stonnx.json``."""
+
+    schema_version: int
+    task: Task
+    source: Source
+    architecture: str
+    modules: tuple[Module, ...]
+    routes: Mapping[str, Route]
+    precision: str
+    recipe: str
+    # CPU features without which the graph would run wrongly, in the kernel's names. Empty: runs everywhere.
+    requires_cpu_features: tuple[str, ...]
+    embedding_dimension: int | None
+    normalized: bool
+    similarity_fn_name: str | None
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None
+    truncate_dim: int | None
+    # Rerankers only: number of labels, their names, and the activation that turns logits into scores.
+    num_labels: int | None
+    labels: tuple[str, ...]
+    activation: str | None
+    files: Mapping[str, FileEntry]
+    exporter: Mapping[str, str]
+    fidelity: Fidelity | None
+    # The route of texts that are called neither query nor document.
+    default_route: str = DEFAULT_ROUTE
+    # Sparse vectors only: how many values of each the model keeps, unless told otherwise.
+    max_active_dims: int | None = None
+    # What stays in float32 for accuracy, by the names of the first results: matrix products of int8 bundles, operators
+    # of fp16 ones.
+    kept: tuple[str, ...] = ()
+    # Whether a text that is called neither is refused: there are routes, and the default one is only the first of them.
+    needs_task: bool = False
+    # How often each rewrite of the graph fired, over all routes.
+    rewrites: Mapping[str, int] = field(default_factory=dict)
+    probe: Probe | None = None
+
+
+class NewerSchemaError(BundleFormatError):
+    """A manifest that only a newer stonnx can read: nothing is wrong with the bundle."""
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``stonnx.json`` into a directory."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
+    (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and validate ``stonnx.json``.
+
+    Raises:
+        BundleFormatError: It is no JSON, lacks a field, has a field of another type, names a file outside the bundle,
+            or was written with a newer schema.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # covers broken JSON and broken UTF-8
+        raise BundleFormatError(f"{path} is not readable JSON ({error}). {EXPORT_AGAIN}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise BundleFormatError(f"{path} is no stonnx manifest: it has no schema_version. {EXPORT_AGAIN}")
+    if version > SCHEMA_VERSION:
+        raise NewerSchemaError(
+            f"{path} has schema_version {version}; this stonnx knows versions up to {SCHEMA_VERSION}. "
+            "Upgrade with: pip install -U stonnx"
+        )
+    manifest = _decode(Manifest, data, path, "")
+    for name in (*manifest.files, *_referenced_files(manifest)):
+        # A manifest comes from outside: it may only ever name plain files beside itself.
+        if Path(name).name != name or name in ("", ".", "..") or set(name) & {"\\", ":"} or not name.isprintable():
+            raise BundleFormatError(f"{path} names {name!r}, which is no file directly inside the bundle.")
+    for name in _referenced_files(manifest):
+        if name not in manifest.files:
+            raise BundleFormatError(f"{path} uses {name!r} without listing its hash under 'files'. {EXPORT_AGAIN}")
+        if manifest.files[name].size < 1:
+            raise BundleFormatError(f"{path} lists {name!r} as a file of {manifest.files[name].size} bytes.")
+    if manifest.default_route not in manifest.routes:
+        raise BundleFormatError(f"{path} has the default route {manifest.default_route!r} but no graph for it.")
+    for route_name, route in manifest.routes.items():
+        limit = route.tokenizer.max_seq_length
+        if limit is not None and not 1 <= limit < 2**31:
+            raise BundleFormatError(
+                f"{path}: routes.{route_name}.tokenizer.max_seq_length must be a number of tokens, found {limit}."
+            )
+    return manifest
+
+
+def _referenced_files(manifest: Manifest) -> list[str]:
+    probe = [manifest.probe.file] if manifest.probe is not None else []
+    return [*(name for route in manifest.routes.values() for name in (route.graph, route.tokenizer.file)), *probe]

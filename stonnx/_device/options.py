@@ -1,0 +1,70 @@
+"""How to use a device: the options that users pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stonnx._errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How to use a GPU. None of it changes results.
+
+    A model refuses options that mean nothing on the device that it was asked to run on. With ``device=None`` they are
+    for the GPU that it may find, and the CPU goes without.
+
+    Attributes:
+        memory_limit: Bytes that onnxruntime's arena may take of the GPU's memory. None: all of it.
+        cuda_graphs: Record the work of each shape once and replay it: less time between small operations. Shapes are
+            rounded up to powers of two, runs of one session wait for each other, and ``trim()`` frees none of the
+            GPU's memory.
+        build: TensorRT only: build an engine that is not there. That takes minutes.
+
+    Raises:
+        InvalidArgumentError: A value is of another type, or the limit is not positive.
+    """
+
+    memory_limit: int | None = None
+    cuda_graphs: bool = False
+    build: bool = False
+
+    def __post_init__(self) -> None:
+        limit: Any = self.memory_limit
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0):
+            raise InvalidArgumentError(f"memory_limit must be a positive number of bytes or None, got {limit!r}.")
+        for name in ("cuda_graphs", "build"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InvalidArgumentError(f"{name} must be True or False, got {value!r}.")
+
+    def meant_for(self, device: str) -> DeviceOptions:
+        """Those of the options that mean something on a device; the others as they are by default."""
+        name = device.partition(":")[0]
+        return DeviceOptions(**{key: value for key, value in asdict(self).items() if name in _DEVICES_OF_OPTION[key]})
+
+    def check(self, device: str | None) -> None:
+        """Refuse options that mean nothing on the device that was asked for.
+
+        Raises:
+            InvalidArgumentError: The message names the options, and the devices that have them.
+        """
+        if device is None:
+            return
+        used, given = self.meant_for(device), asdict(self)
+        useless = [name for name, value in given.items() if value != getattr(used, name)]
+        if useless:
+            names = ", ".join(f"{name} (for {' and '.join(_DEVICES_OF_OPTION[name])})" for name in useless)
+            raise InvalidArgumentError(
+                f"device {device!r} does not have the device_options {names}. Leave them out, or use such a device."
+            )
+
+
+# The devices on which an option means something.
+_DEVICES_OF_OPTION: Mapping[str, Sequence[str]] = {
+    "memory_limit": ("cuda", "tensorrt"),
+    "cuda_graphs": ("cuda", "tensorrt"),
+    "build": ("tensorrt",),
+}

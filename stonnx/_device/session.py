@@ -1,0 +1,374 @@
+"""Batches to arrays: an ONNX Runtime session and its threads. The only file that knows ``onnxruntime``."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._bundle.manifest import Manifest, Route, Scalar, TensorSpec
+from stonnx._device import nvidia, saturation, tensorrt
+from stonnx._device.cpus import available_cpus
+from stonnx._device.gpu_run import DeviceRun
+from stonnx._device.options import DeviceOptions
+from stonnx._device.providers import CPU, PROVIDERS, Device, check_precision, check_version, devices_for
+from stonnx._device.wheels import import_onnxruntime, installed_wheels
+from stonnx._errors import BundleFormatError, DeviceError, InvalidArgumentError, RunError, StonnxError, UnsupportedError
+
+logger = logging.getLogger("stonnx")
+
+# How long a thread waits for the next piece of work before it sleeps. That covers the gaps inside a run; the next run
+# comes later, and waking up for it costs less than what onnxruntime's own 16 ms take from everybody else: two models in
+# turns took 1.4 times as long as alone with those, and 1.0 times with this (benchmarks/threads.py).
+_SPIN_MICROSECONDS = 100
+
+# Operators that are nearly all of the work. One of them on the CPU, between others on a GPU, costs more than it all.
+_HEAVY = frozenset(
+    (
+        *(
+            "MatMul",
+            "FusedMatMul",
+            "Gemm",
+            "FusedGemm",
+            "MatMulInteger",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+        ),
+        *("Attention", "MultiHeadAttention", "Softmax", "LayerNormalization", "SkipLayerNormalization", "Gelu", "Erf"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What a bundle says about a graph, and devices other than the CPU have to know."""
+
+    precision: str = ""
+    sha256: str = ""
+    inputs: tuple[TensorSpec, ...] = ()
+    max_seq_length: int | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest, route: Route) -> GraphFacts:
+        """The facts about the graph of a route."""
+        return cls(
+            manifest.precision,
+            manifest.files[route.graph].sha256,
+            route.inputs,
+            route.tokenizer.max_seq_length,
+        )
+
+
+class Session:
+    """One graph, loaded for one device. ``run`` may be called from many threads at once.
+
+    Args:
+        graph: The ONNX file.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt``, ``openvino``. None: the best that works.
+        threads: Threads of one run on the CPU. None: as many as the process may use CPUs.
+        saturation_safe: Initializers that are replaced where 8-bit products saturate.
+        form: Which form of an int8 graph runs. None: the one that this CPU needs.
+        facts: What the bundle says about the graph.
+        options: How to use a GPU.
+
+    Attributes:
+        device: The device that it runs on.
+        fallbacks: With ``device=None``, what was tried before, and why it does not work.
+        form: Which of two forms of an int8 graph runs, ``full-range`` or ``saturation-safe``; empty where there is one.
+        operators: How many operators of which kind run where: {(provider, operator): count}. Empty on the CPU.
+
+    Raises:
+        DeviceError: The device does not work. The message names what is missing and how to install it.
+        UnsupportedError: The device does not run bundles of this precision.
+        BundleFormatError: onnxruntime does not read the graph.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        saturation_safe: Mapping[str, Scalar] | None = None,
+        form: Literal["full-range", "saturation-safe"] | None = None,
+        facts: GraphFacts | None = None,
+        options: DeviceOptions | None = None,
+    ) -> None:
+        self._ort = import_onnxruntime()
+        # `None` alone means the best: 0, which is a GPU in PyTorch, must not become the CPU.
+        devices = devices_for(None if device is None else str(device), self._ort.get_available_providers())
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise InvalidArgumentError(f"threads must be a positive integer or None, got {threads!r}.")
+        self.threads = threads or available_cpus()
+        self.version: str = self._ort.__version__
+        self._saturation_safe, self._form = saturation_safe or {}, form
+        self._facts, self._options = facts or GraphFacts(), options or DeviceOptions()
+        self.fallbacks: tuple[str, ...] = ()
+        for choice in devices:
+            try:
+                self._open(graph, choice)
+            except (DeviceError, UnsupportedError) as error:
+                if choice is devices[-1]:
+                    raise
+                self.fallbacks += (str(error),)
+            else:
+                break
+        for reason in self.fallbacks:
+            logger.warning("Running on %s instead: %s", self.device, reason)
+
+    def _open(self, graph: Path, device: Device) -> None:
+        """Load the graph for a device, and see that it runs there."""
+        provider = device.provider
+        check_version(device, self.version, installed_wheels())
+        check_precision(device, self._facts.precision)
+        if provider.nvidia:
+            missing = nvidia.load_libraries(self._ort)
+            if missing is None and provider.device == "tensorrt":
+                missing = nvidia.load_tensorrt(self._ort)
+            if missing is not None:
+                raise DeviceError(f"device {str(device)!r} needs {provider.name}, and {missing}")
+        settings = self._settings(device)
+        self.device, self.form = str(device), ""
+        self._engine: tensorrt.Engine | None = None
+        if self._saturation_safe:
+            self.form = self._form or ("saturation-safe" if products_saturate() else "full-range")
+        providers = self._providers(device)
+        try:
+            if self.form == "saturation-safe":
+                self._replaced = _replace_initializers(self._ort, settings, self._saturation_safe)
+            # Without `enable_fallback=0`, onnxruntime prints an error and goes on with the CPU.
+            self._session = self._ort.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime's errors share no public base class, and a manifest may hold anything
+            if provider.name != CPU:
+                reason = nvidia.why_not_loaded(self._ort, provider.name) if provider.nvidia else None
+                raise DeviceError(
+                    f"onnxruntime {self.version} cannot load {graph} on device {self.device!r}: {reason or error} "
+                    "See `stonnx doctor`. device='cpu' runs every bundle, and bundles exported with --dtype fp16 have "
+                    "plain operators only, which all devices run."
+                ) from error
+            raise BundleFormatError(
+                f"onnxruntime {self.version} cannot load {graph}: {error} "
+                "If the bundle is intact, a newer onnxruntime may help: pip install -U onnxruntime"
+            ) from error
+        # Inputs with a default inside the graph are not in get_inputs().
+        self._required = self._session.get_inputs()
+        optional = self._session.get_overridable_initializers()
+        self.inputs = {node.name for node in (*self._required, *optional)}
+        self.outputs = {node.name for node in self._session.get_outputs()}
+        self.operators: dict[tuple[str, str], int] = {}
+        self._device_run: DeviceRun | None = None
+        if provider.name != CPU:
+            self._check_device(device)
+        _give_back_memory()
+
+    def _settings(self, device: Device) -> Any:
+        ort = self._ort
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = self.threads
+        settings.log_severity_level = 3
+        # The exporter finished the graph. Higher levels put back fused kernels that are slower on the CPU.
+        levels = ort.GraphOptimizationLevel
+        settings.graph_optimization_level = levels.ORT_ENABLE_ALL if device.provider.fused else levels.ORT_ENABLE_BASIC
+        # Memory patterns are cached for each input shape, and ours always differ.
+        settings.enable_mem_pattern = False
+        # Not set: session.set_denormal_as_zero. It changes the arithmetic of the thread that makes the session.
+        settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+        if device.provider.name != CPU:
+            # Not set: session.disable_cpu_ep_fallback. It refuses every graph with a Shape operator, which belongs on
+            # the CPU; what matters is looked at in _check_device.
+            settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return settings
+
+    def _providers(self, device: Device) -> list[tuple[str, dict[str, Any]]]:
+        """The device's provider and those for what it lacks, with their options. onnxruntime adds the CPU itself."""
+        rows = [row for name in (device.provider.name, *device.provider.then) for row in PROVIDERS if row.name == name]
+        chosen = [Device(row, device.index) for row in rows]
+        options = [one.options for one in chosen]
+        for one, entries in zip(chosen, options, strict=True):
+            limit, graphs = self._options.memory_limit, self._options.cuda_graphs
+            if one.provider.device == "cuda":
+                if limit is not None:
+                    entries["gpu_mem_limit"] = limit
+                if graphs and one is chosen[0]:
+                    entries["enable_cuda_graph"] = 1
+            elif one.provider.device == "tensorrt":
+                facts = self._facts
+                built_with = tensorrt.settings(facts.inputs, facts.max_seq_length, facts.precision, limit)
+                self._engine = tensorrt.Engine.of(facts.sha256, device, self.version, built_with)
+                self._engine.require(allowed=self._options.build)
+                entries |= self._engine.options()
+                if graphs:
+                    entries["trt_cuda_graph_enable"] = 1
+            elif one.provider.device == "openvino":
+                # bf16, its default where the CPU has it, would be another precision than the bundle's.
+                entries["load_config"] = json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32"}})
+                entries["num_of_threads"] = self.threads
+        return [(one.provider.name, entries) for one, entries in zip(chosen, options, strict=True)]
+
+    def _check_device(self, device: Device) -> None:
+        """See that the device does the work, by what onnxruntime says and by a run. Raise DeviceError otherwise."""
+        running = self._session.get_providers()[0]
+        if running != device.provider.name:
+            reason = nvidia.why_not_loaded(self._ort, device.provider.name) if device.provider.nvidia else None
+            raise DeviceError(
+                f"device {self.device!r} needs {device.provider.name}, but onnxruntime {self.version} runs on "
+                f"{running} instead: {reason or 'only its log says why.'} See `stonnx doctor`."
+            )
+        assigned = [
+            (part.ep_name, node)
+            for part in self._session.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        ]
+        self.operators = dict(Counter((provider, node.op_type) for provider, node in assigned))
+        astray = sorted({kind for provider, kind in self.operators if provider == CPU and kind in _HEAVY})
+        if astray:
+            raise DeviceError(
+                f"device {self.device!r} would leave {', '.join(astray)} of this graph to the CPU, with copies to and "
+                f"fro: onnxruntime {self.version} has no such kernels for it. Use device='cpu', or export another "
+                "form: stonnx export MODEL --dtype fp16"
+            )
+        if device.provider.nvidia:
+            shapes = None if self._engine is None else tensorrt.largest(self._facts.max_seq_length)
+            self._device_run = DeviceRun(
+                self._ort, self._session, device.index or 0, shapes, graphs=self._options.cuda_graphs
+            )
+        try:
+            self._run_smallest()
+        except Exception as error:
+            raise DeviceError(
+                f"device {self.device!r} loads the graph but does not run it: {error} "
+                "See `stonnx doctor`: the driver or the GPU may be older or newer than onnxruntime expects."
+            ) from error
+        if self._engine is not None:
+            self._engine.remember()
+
+    @property
+    def engine_directory(self) -> Path | None:
+        """Where the TensorRT engine is kept; None on other devices."""
+        return None if self._engine is None else self._engine.directory
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        feeds: Mapping[str, npt.NDArray[Any] | None],
+        control: RunControl | None = None,
+        *,
+        free_memory: bool = False,
+    ) -> list[npt.NDArray[Any]]:
+        """Run the graph.
+
+        Args:
+            outputs: Names of the outputs.
+            feeds: The inputs. Those that are None, or that the graph does not have, are left out.
+            control: What can stop the run.
+            free_memory: Give back at the end what memory can be given back.
+
+        Raises:
+            RunError: The run failed. Where it was stopped instead, onnxruntime's own error goes on.
+        """
+        known = {name: value for name, value in feeds.items() if value is not None and name in self.inputs}
+        if free_memory:
+            control = control or self.control()
+        options = None if control is None else control.freeing if free_memory else control.keeping
+        try:
+            if self._device_run is not None:
+                return self._device_run(outputs, known, options)
+            results: list[npt.NDArray[Any]] = self._session.run(list(outputs), known, options)
+            return results
+        except StonnxError:
+            raise
+        except Exception as error:  # onnxruntime's errors share no public base class
+            if control is not None and control.stopped:
+                raise
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in known.items())
+            raise RunError(
+                f"onnxruntime {self.version} failed to run {shapes} on device {self.device!r}: {error} If it ran out "
+                "of memory, load the model with a lower max_batch_tokens, cut texts with max_seq_length, or call "
+                "trim() to give back what earlier runs took."
+            ) from error
+
+    def control(self) -> RunControl:
+        """What can stop runs of this graph while they are in progress."""
+        return RunControl(self._ort.RunOptions(), self._freeing())
+
+    def trim(self) -> None:
+        """Give back the memory that earlier, larger runs needed. The next run of that size takes it again.
+
+        With CUDA graphs, the GPU's memory stays: what was recorded has its addresses.
+        """
+        self._run_smallest(self._freeing())
+        _give_back_memory()
+
+    def _freeing(self) -> Any:
+        """Options of a run at whose end the arenas are shrunk to what is in use."""
+        options = self._ort.RunOptions()
+        arenas = ["cpu:0"]
+        if self._device_run is not None and not self._options.cuda_graphs:
+            arenas.insert(0, f"gpu:{self._device_run.index}")
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(arenas))
+        return options
+
+    def _run_smallest(self, options: Any = None) -> None:
+        """One run of one token."""
+        feeds = {
+            node.name: np.ones([size if isinstance(size, int) else 1 for size in node.shape], dtype=np.int64)
+            for node in self._required
+        }
+        if self._device_run is not None and self._options.cuda_graphs:
+            # Without this it would be recorded like any other, with inputs that are gone when it is replayed.
+            options = options or self._ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", "-1")
+        self._session.run(None, feeds, options)
+
+
+@dataclass(frozen=True)
+class RunControl:
+    """Options of runs, as onnxruntime has them: of those that keep memory for the next, and of those that free it."""
+
+    keeping: Any
+    freeing: Any
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return bool(self.keeping.terminate)
+
+    def stop(self) -> None:
+        """Have the runs end with an error after the operation that they are at."""
+        self.keeping.terminate = self.freeing.terminate = True
+
+
+@functools.cache
+def products_saturate() -> bool:
+    """Whether 8-bit products can saturate on this CPU, so that int8 graphs need their saturation-safe form."""
+    return saturation.saturates(import_onnxruntime())
+
+
+def _replace_initializers(ort: Any, settings: Any, scalars: Mapping[str, Scalar]) -> list[Any]:
+    """Have a session be created with other values of some initializers.
+
+    Returns:
+        What must live as long as the session: onnxruntime keeps pointers to it.
+    """
+    values = []
+    for name, scalar in scalars.items():
+        values.append(ort.OrtValue.ortvalue_from_numpy(np.array(scalar.value, dtype=scalar.dtype)))
+        settings.add_initializer(name, values[-1])
+    return values
+
+
+def _give_back_memory() -> None:
+    """Have the C library return free memory to the system; after loading a graph that is about half of its size."""
+    # Only glibc has it. Windows does not even know a library of no name: that is the TypeError.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

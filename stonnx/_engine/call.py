@@ -1,0 +1,247 @@
+"""One call of a route: texts to batches, runs and results."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._background import in_background
+from stonnx._device.session import RunControl
+from stonnx._engine.runner import Runner
+from stonnx._engine.stats import Counters
+from stonnx._errors import TextTooLongError
+from stonnx._text.batching import (
+    Duplicates,
+    plan_batches,
+    share_of_budget,
+    windows,
+)
+from stonnx._text.tokenizer import Text, TokenBatch, Tokenizer
+
+# What happens to a text of more tokens than the model reads.
+TooLong = Literal["truncate", "warn", "error"]
+
+# Texts tokenized at a time. The first window is small, so that the first batch runs soon; the others are large enough
+# to find texts of equal length, and small enough to bound memory.
+_FIRST_WINDOW = 128
+
+_WINDOW = 1024
+
+_WINDOW_CHARACTERS = 1 << 18
+
+# Where nobody reads the tokens, a graph that has the choice computes the last layer for the first one alone.
+_FIRST_TOKEN = np.ones(1, dtype=np.int64)
+
+# Copies of results that are made at a time for texts that occur several times.
+_COPIES = 64
+
+# Roughly, to see whether a call is a large one before it is tokenized.
+_CHARACTERS_PER_TOKEN = 4
+
+# How long a call that ends early waits for the texts that are being tokenized: longer than they take, unless one of
+# them is as long as a book.
+_PATIENCE_SECONDS = 0.5
+
+# What is kept of the outputs of a run: of each as many rows, [batch, ...], which an index array selects from.
+Reduce = Callable[[list[npt.NDArray[Any]]], list[Any]]
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What the graph gave for some of the texts: ``indices`` says which, [batch]; outputs are [batch, ...].
+
+    The outputs are arrays, or what ``reduce`` made of them.
+    """
+
+    indices: npt.NDArray[np.intp]
+    tokens: TokenBatch
+    outputs: list[Any]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most tokens of a run, padding included, unless it is a single text, and the most texts.
+
+    ``thread_tokens`` are those of a run that has one thread.
+    """
+
+    tokens: int
+    thread_tokens: int
+    texts: int
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some of the different texts of a call: their numbers, [batch], their encodings, and which were cut, [batch]."""
+
+    numbers: npt.NDArray[np.intp]
+    encodings: Sequence[Any]
+    truncated: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A batch that has run."""
+
+    batch: _Batch
+    tokens: TokenBatch
+    outputs: list[Any]
+    queue_seconds: float
+    run_seconds: float
+
+
+class Call:
+    """One call of :meth:`LoadedRoute.stream`, whose arguments these are."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        runner: Runner,
+        outputs: Sequence[str],
+        budget: Budget,
+        prompt_length: int,
+        too_long: TooLong,
+        counters: Counters,
+        reduce: Reduce | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._runner = runner
+        self._outputs = outputs
+        self._budget = budget
+        self._reduce = reduce
+        self._prompt_length = np.array(prompt_length, dtype=np.int64) if prompt_length else None
+        self._too_long = too_long
+        self._counters = counters
+        # None where all texts are different.
+        self._duplicates: Duplicates[Text] | None = None
+
+    def results(self, texts: Sequence[Text]) -> Iterator[BatchResult]:
+        """Run each different text once, longest first, texts of similar length together."""
+        if len(texts) > 1:
+            duplicates = Duplicates(texts)
+            if len(duplicates.distinct) < len(texts):
+                self._duplicates, texts = duplicates, duplicates.distinct
+        self._counters.unique_texts = len(texts)
+        efforts = list(map(self._tokenizer.effort, texts)) if len(texts) > 1 else []
+        if len(texts) > _FIRST_WINDOW or sum(efforts) > _WINDOW_CHARACTERS:
+            workers = self._runner.workers(sum(efforts) // _CHARACTERS_PER_TOKEN)
+            with closing(self._planned_ahead(texts, efforts, self._tokens_of_run(workers))) as batches:
+                yield from self._run_all(batches, workers, alone=workers == 1)
+            return
+        everything = self._tokenize(texts, np.arange(len(texts)))
+        tokens = sum(map(len, everything.encodings))
+        workers = self._runner.workers(tokens) if len(texts) > 1 else 1
+        plan = self._plan(everything, share_of_budget(tokens, self._tokens_of_run(workers), workers))
+        alone = workers == 1 or len(plan) == 1
+        if len(plan) == 1 and self._runner.can_run_here(tokens):
+            # One text at a time comes here: no thread has to be started for it.
+            yield from self._finish(self._run(plan[0], None, alone))
+        else:
+            yield from self._run_all(iter(plan), workers, alone=alone)
+
+    def _run_all(self, batches: Iterator[_Batch], workers: int, *, alone: bool) -> Iterator[BatchResult]:
+        def work(batch: _Batch, control: RunControl) -> _Run:
+            return self._run(batch, control, alone)
+
+        for run in self._runner.map(work, batches, workers):
+            yield from self._finish(run)
+
+    def _tokens_of_run(self, workers: int) -> int:
+        """The most tokens of a run, where so many go side by side."""
+        return self._budget.thread_tokens if self._runner.is_on_one_thread(workers) else self._budget.tokens
+
+    def _planned_ahead(self, texts: Sequence[Text], efforts: Sequence[int], tokens: int) -> Generator[_Batch]:
+        """The batches of many texts. While those of one window run, the next is tokenized: both release the lock of
+        the interpreter."""
+        stopped = threading.Event()
+
+        def tokenize(numbers: npt.NDArray[np.intp]) -> Future[_Batch]:
+            some = [texts[number] for number in numbers]
+            return in_background(lambda: self._tokenize(some, numbers, stopped), "stonnx-tokenize")
+
+        pieces = windows(efforts, _FIRST_WINDOW, _WINDOW, _WINDOW_CHARACTERS)
+        following = tokenize(next(pieces))
+        try:
+            for numbers in pieces:
+                ready = following.result()
+                following = tokenize(numbers)
+                yield from self._plan(ready, tokens)
+            yield from self._plan(following.result(), tokens)
+        finally:
+            stopped.set()
+            wait([following], _PATIENCE_SECONDS)
+
+    def _tokenize(
+        self, texts: Sequence[Text], numbers: npt.NDArray[np.intp], stopped: threading.Event | None = None
+    ) -> _Batch:
+        start = time.perf_counter()
+        encodings = self._tokenizer.encode(texts, stopped)
+        truncated = np.fromiter(map(self._tokenizer.is_truncated, encodings), np.bool_, len(encodings))
+        self._counters.tokenize_seconds += time.perf_counter() - start
+        if self._too_long == "error" and truncated.any():
+            # Different texts are numbered in the order in which they first occur: the lowest number is the first text.
+            found = np.flatnonzero(truncated)
+            first = found[numbers[found].argmin()]
+            index = int(numbers[first] if self._duplicates is None else self._duplicates.spread(numbers[[first]])[0][0])
+            limit = self._tokenizer.max_seq_length
+            assert limit is not None  # it was truncated
+            raise TextTooLongError(index, int(self._tokenizer.count([texts[first]])[0]), limit)
+        return _Batch(numbers, encodings, truncated)
+
+    def _plan(self, piece: _Batch, max_tokens: int) -> list[_Batch]:
+        if len(piece.numbers) == 1:
+            return [piece]
+        return [
+            _Batch(piece.numbers[part], [piece.encodings[position] for position in part], piece.truncated[part])
+            for part in plan_batches(list(map(len, piece.encodings)), max_tokens, self._budget.texts)
+        ]
+
+    def _run(self, batch: _Batch, control: RunControl | None, alone: bool) -> _Run:
+        tokens = self._tokenizer.pad(batch.encodings)
+        feeds = {
+            "input_ids": tokens.input_ids,
+            "attention_mask": tokens.attention_mask,
+            "token_type_ids": tokens.token_type_ids,
+            "prompt_length": self._prompt_length,
+            "token_limit": None if "token_embeddings" in self._outputs else _FIRST_TOKEN,
+        }
+        # A single text over the budget can need a hundred times the memory of all others, which would never be freed.
+        free_memory = tokens.input_ids.size > self._budget.tokens
+        outputs = self._runner.run(
+            self._outputs, feeds, tokens.input_ids.size, alone=alone, control=control, free_memory=free_memory
+        )
+        kept = outputs.arrays if self._reduce is None else self._reduce(outputs.arrays)
+        return _Run(batch, tokens, kept, outputs.queue_seconds, outputs.run_seconds)
+
+    def _finish(self, run: _Run) -> Iterator[BatchResult]:
+        """Count a batch, and give its rows to all texts that are the same."""
+        counters, tokens, batch = self._counters, run.tokens, run.batch
+        lengths = [len(encoding) for encoding in batch.encodings]
+        counters.batches += 1
+        counters.queue_seconds += run.queue_seconds
+        counters.run_seconds += run.run_seconds
+        counters.tokens += sum(lengths)
+        counters.padded_tokens += tokens.input_ids.size
+        if self._duplicates is None:
+            counters.parts.append((batch.numbers, lengths, batch.truncated))
+            yield BatchResult(batch.numbers, tokens, run.outputs)
+            return
+        indices, rows = self._duplicates.spread(batch.numbers)
+        counters.parts.append((indices, np.array(lengths)[rows], batch.truncated[rows]))
+        # In pieces: outputs can be as wide as a vocabulary, and a text can be there a million times.
+        for start in range(0, len(rows), _COPIES):
+            some = rows[start : start + _COPIES]
+            types = None if tokens.token_type_ids is None else tokens.token_type_ids[some]
+            yield BatchResult(
+                indices[start : start + _COPIES],
+                TokenBatch(tokens.input_ids[some], tokens.attention_mask[some], types),
+                [output[some] for output in run.outputs],
+            )

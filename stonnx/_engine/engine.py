@@ -1,0 +1,99 @@
+"""Texts in, graph outputs out: tokenization, batch planning and the sessions of one bundle, put together.
+
+The three model classes are thin layers over :class:`Engine`. Nothing here knows what the outputs mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from stonnx._bundle.integrity import verify
+from stonnx._bundle.manifest import DEFAULT_ROUTE, Manifest, Route, read_manifest
+from stonnx._device.cpus import require_features
+from stonnx._device.options import DeviceOptions
+from stonnx._device.session import GraphFacts, Session
+from stonnx._engine import probe
+from stonnx._engine.route import LoadedRoute
+from stonnx._errors import InvalidArgumentError
+
+
+class Engine:
+    """A bundle, loaded: one tokenizer and one graph for each of its routes.
+
+    Its memory on the CPU, beside Python and its packages, has a ceiling for any number of texts:
+
+    - the weights, and with several threads once more, up to 512 MB of them (:mod:`stonnx._engine.runner`);
+    - for each thread the activations of one run, of at most ``max_batch_tokens`` tokens or what ``batch_size`` stands
+      for, and its outputs, at most 8 MB of vectors. onnxruntime takes up to twice as much, and keeps what a larger run
+      took until :meth:`LoadedRoute.trim`, except that of a single text over the budget;
+    - two windows of texts that are tokenized, of 262,144 characters each, or one text that is longer;
+    - the results, and those of two or three runs for each thread that nobody has taken yet. ``reduce`` makes these
+      small in the thread that ran them.
+
+    Args:
+        directory: The bundle.
+        device: Where it runs. None: on the best device that works.
+        threads: Threads on the CPU. None: as many as the process may use CPUs.
+        max_batch_tokens: No run has more tokens, padding included, whatever the batch size, unless it is a single text.
+        device_options: How to use a GPU.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        max_batch_tokens: int | None = None,
+        device_options: DeviceOptions | None = None,
+        form: Literal["full-range", "saturation-safe"] | None = None,
+    ) -> None:
+        self.directory = directory
+        if not isinstance(device_options, DeviceOptions | None):
+            raise InvalidArgumentError(f"device_options must be stonnx.DeviceOptions or None, got {device_options!r}.")
+        if device_options is not None:
+            device_options.check(None if device is None else str(device))
+        self.manifest: Manifest = read_manifest(directory)
+        verify(directory, self.manifest)
+        require_features(self.manifest.requires_cpu_features, f"The bundle {directory}")
+
+        def load(route: Route) -> Callable[[int | None], Session]:
+            # A number of threads is asked for on the CPU only.
+            return lambda count: Session(
+                directory / route.graph,
+                device="cpu" if count else device,
+                threads=count or threads,
+                saturation_safe=route.saturation_safe,
+                form=form,
+                facts=GraphFacts.of(self.manifest, route),
+                options=device_options,
+            )
+
+        self._routes = {
+            name: LoadedRoute(directory, route, load(route), max_batch_tokens)
+            for name, route in self.manifest.routes.items()
+        }
+        probe.check(directory, self.manifest, self._routes)
+
+    def route(self, task: str | None = None) -> LoadedRoute:
+        """The route for a task (``query``, ``document``), or the default one. Without routes, tasks mean nothing.
+
+        Raises:
+            InvalidArgumentError: There are routes, but none for the task.
+        """
+        if task and task not in self._routes and DEFAULT_ROUTE not in self._routes:
+            raise InvalidArgumentError(f"There is no route for the task {task!r}. Allowed: {', '.join(self._routes)}.")
+        default = self.manifest.default_route
+        return self._routes.get(task or default) or self._routes[default]
+
+    @property
+    def named_routes(self) -> Mapping[str, LoadedRoute]:
+        """All routes by name."""
+        return self._routes
+
+    @property
+    def routes(self) -> tuple[LoadedRoute, ...]:
+        """All routes."""
+        return tuple(self._routes.values())

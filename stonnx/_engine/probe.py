@@ -1,0 +1,201 @@
+"""A handful of texts with the vectors that the exporter got, run once on every machine that uses a bundle.
+
+An int8 graph leans on arithmetic that differs between CPUs, and on behaviour of onnxruntime that its documentation
+does not promise. The probe finds a CPU that saturates, a kernel that changed or a provider that is broken before a
+user's data does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._bundle.manifest import Manifest
+from stonnx._cache import is_remembered, remember
+from stonnx._device import nvidia
+from stonnx._device.cpus import cpu_features, cpu_name
+from stonnx._device.providers import PROVIDERS
+from stonnx._errors import BundleFormatError, ProbeError
+from stonnx._tasks import OUTPUT_OF_TASK
+from stonnx._text.inputs import parse_inputs
+
+if TYPE_CHECKING:
+    from stonnx._engine.route import LoadedRoute
+    from stonnx._text.tokenizer import Text
+
+FILE = "probe.npz"
+_PASSED = "probes"
+# What the vectors of the two forms of an int8 graph are called; those of other graphs as the first.
+_KEYS = {"full-range": "route", "saturation-safe": "safe"}
+# The lowest cosine between vectors of the two forms, where a bundle has those of the other one only: 0.986 was seen.
+_BETWEEN_FORMS = 0.97
+# Of rerankers' logits, how much of their size at least counts as the distance between them.
+_LEAST_SPREAD = 0.1
+
+_TEXTS = (
+    "A man is playing a large flute on the stage while a crowd of people listens to the music in the evening.",
+    "naïve café – “quoted” — 1,234.5 ½ Ω 猫が窓辺で眠っている。",
+    "rain",
+    "The committee met on Tuesday to discuss the new budget. After three hours no decision had been made, and the "
+    "chair asked every member to write down what they could do without. Two answers came back within the week.",
+)
+
+
+# With these, rerankers have scores that differ.
+_ANSWERS = (
+    "Somebody performs on a flute for an audience.",
+    "猫は窓のそばで寝ています。",
+    "It rained all day.",
+    "What did the committee decide about the budget?",
+)
+
+
+def texts_of(task: str) -> list[Text]:
+    """The texts of the probe; for rerankers each with one that belongs to it, and with one that does not."""
+    if task != "rerank":
+        return [*_TEXTS]
+    return [*zip(_TEXTS, _ANSWERS, strict=True), *zip(_TEXTS, _TEXTS[1:] + _TEXTS[:1], strict=True)]
+
+
+def run(route: LoadedRoute, task: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+    """What a route gives for the texts: vectors or logits [texts, features], computed in one batch."""
+    rows: dict[int, npt.NDArray[np.float32]] = {}
+    for batch in route.stream(list(texts), [OUTPUT_OF_TASK[task]], batch_size=1024):
+        rows |= {int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
+    return np.stack([rows[index] for index in range(len(texts))])
+
+
+def write(
+    directory: Path,
+    manifest: Manifest,
+    routes: Mapping[str, LoadedRoute],
+    safe_routes: Mapping[str, LoadedRoute] | None = None,
+) -> None:
+    """Write the probe of a bundle: its texts, and what each route gives for them.
+
+    ``safe_routes`` are the same routes in the form of an int8 graph that cannot saturate: it has other vectors. On a
+    CPU that needs this form, ``routes`` are in it already, and the vectors of the other form stay unknown.
+    """
+    texts = texts_of(manifest.task)
+    # numpy has no arrays of differently long texts without pickle; JSON in bytes needs none.
+    encoded = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+    vectors = {
+        f"{_KEYS.get(route.session.form, 'route')}.{name}": run(route, manifest.task, texts)
+        for some in (routes, safe_routes or {})
+        for name, route in some.items()
+    }
+    np.savez_compressed(directory / FILE, texts=encoded, **vectors)  # type: ignore[arg-type]
+
+
+def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> None:
+    """Run the probe of a bundle, unless this machine has passed it before.
+
+    Raises:
+        ProbeError, BundleFormatError: As for :func:`compare`.
+    """
+    if manifest.probe is None:
+        return
+    identity = _identity(manifest, routes)
+    if not is_remembered(_PASSED, identity):
+        compare(directory, manifest, routes)
+        remember(_PASSED, identity)
+
+
+def compare(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> float:
+    """Run the probe of a bundle, which must have one.
+
+    Returns:
+        The lowest cosine between a vector here and where the bundle was exported.
+
+    Raises:
+        ProbeError: The graph does not run, or its vectors are further from the exporter's than the manifest allows.
+        BundleFormatError: The probe cannot be read.
+    """
+    assert manifest.probe is not None
+    texts, expected, others = _read(directory / manifest.probe.file, routes)
+    lowest = 1.0
+    for name, route in routes.items():
+        try:
+            actual = run(route, manifest.task, texts)
+        except Exception as error:  # onnxruntime's errors share no public base class
+            raise ProbeError(
+                f"{directory} is loaded but does not run, with onnxruntime {route.session.version} on "
+                f"{route.session.device}: {error} Try another onnxruntime version or device, or export the model again "
+                "with: stonnx export MODEL"
+            ) from error
+        closeness = _closeness(manifest.task, expected[name], actual)
+        allowed = min(manifest.probe.cosine_min, _BETWEEN_FORMS) if name in others else manifest.probe.cosine_min
+        if not closeness >= allowed:  # a NaN too
+            session = route.session
+            raise ProbeError(
+                f"{directory} gives other vectors on this machine than where it was exported: cosine {closeness:.5f}, "
+                f"allowed is at least {allowed}. It runs in {manifest.precision} with onnxruntime "
+                f"{session.version} on {session.device}, {cpu_name()}. Try another onnxruntime version or device, or "
+                "export the model again with --dtype fp32; 'stonnx doctor' shows what this machine can do."
+            )
+        lowest = min(lowest, closeness)
+    return lowest
+
+
+def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:
+    """What the result of a probe depends on."""
+    parts: list[Any] = [sorted((name, entry.sha256) for name, entry in manifest.files.items())]
+    parts += [[route.session.device, route.session.version, route.session.form] for route in routes.values()]
+    parts += [cpu_name(), cpu_features(), sorted({_gpu(route.session.device) for route in routes.values()})]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _gpu(device: str) -> str:
+    """The name of the GPU behind a device, which is another one on the next machine; empty for other devices."""
+    name, _, index = device.partition(":")
+    return nvidia.gpu_name(int(index or 0)) if any(row.nvidia for row in PROVIDERS if row.device == name) else ""
+
+
+def _read(
+    path: Path, routes: Mapping[str, LoadedRoute]
+) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]], set[str]]:
+    """The texts, the vectors of each route, and the routes whose vectors are those of the other form."""
+    try:
+        # numpy leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            texts, _ = parse_inputs(list(json.loads(bytes(arrays["texts"]))))
+            if not texts:
+                raise ValueError("it has no texts")
+            vectors, others = {}, set()
+            for name, route in routes.items():
+                own = f"{_KEYS.get(route.session.form, 'route')}.{name}"
+                found = next((key for key in (own, f"route.{name}", f"safe.{name}") if key in arrays), own)
+                vectors[name] = np.asarray(arrays[found], dtype=np.float32)
+                if found != own:
+                    others.add(name)
+            return texts, vectors, others
+    except Exception as error:  # numpy, zipfile, zlib and json have one of their own for each kind of damage
+        raise BundleFormatError(
+            f"{path} is no probe that can be read ({error}). Export the model again with: stonnx export MODEL"
+        ) from error
+
+
+def _closeness(task: str, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> float:
+    """The lowest cosine of a text's vectors; of rerankers, 1 - d^2 / 2 of the distance d between their logits.
+
+    That is the cosine of unit vectors at this distance. Logits are compared with how far they are from their mean, as
+    ranks are: a cosine of logits that are all about -11 says nothing.
+    """
+    if expected.shape != actual.shape:
+        return float("nan")
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    if task == "rerank":
+        spread = max(float(np.square(a - a.mean(axis=0)).sum()), _LEAST_SPREAD**2 * float(np.square(a).sum()))
+        with np.errstate(invalid="ignore", over="ignore"):
+            distance = float(np.square(a - b).sum())
+            return 1 - distance / 2 / spread if distance else 1.0
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    with np.errstate(invalid="ignore"):  # infinities become NaN, which no bound allows
+        return float(np.min(np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.maximum(norms, 1e-30))))

@@ -1,0 +1,113 @@
+"""The tokenizer and the graph of one route."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stonnx._bundle.manifest import Route
+from stonnx._device.session import Session
+from stonnx._engine.call import BatchResult, Budget, Call, Reduce, TooLong
+from stonnx._engine.runner import Runner
+from stonnx._engine.stats import Counters
+from stonnx._text.batching import (
+    texts_per_batch,
+    tokens_on_one_thread,
+    tokens_per_batch_unit,
+)
+from stonnx._text.tokenizer import Text, Tokenizer
+
+# The longest texts of a warm-up, and the batch size of a usual call.
+_WARMUP_TOKENS = 512
+
+_USUAL_BATCH_SIZE = 32
+
+
+class LoadedRoute:
+    """The tokenizer and the graph of one route."""
+
+    def __init__(
+        self,
+        directory: Path,
+        route: Route,
+        load: Callable[[int | None], Session],
+        max_batch_tokens: int | None,
+    ) -> None:
+        self.spec = route
+        self.tokenizer = Tokenizer(directory / route.tokenizer.file, route.tokenizer)
+        self._max_batch_tokens = max_batch_tokens
+        # Numbers that an output has for each text. Those with a row for each token are bounded by the tokens.
+        self._numbers = {
+            spec.name: math.prod(int(size) for size in spec.shape[1:])
+            for spec in route.outputs
+            if all(isinstance(size, int) for size in spec.shape[1:])
+        }
+        # Weights over 2 GB are in files beside the graph, named after it.
+        files = [path for path in directory.iterdir() if path.name.startswith(route.graph)]
+        self._runner = Runner(load, sum(path.stat().st_size for path in files))
+
+    @property
+    def session(self) -> Session:
+        """The session that knows the graph's inputs, its device and its threads."""
+        return self._runner.session
+
+    def stream(
+        self,
+        texts: Sequence[Text],
+        outputs: Sequence[str],
+        *,
+        batch_size: int,
+        prompt_length: int = 0,
+        too_long: TooLong = "truncate",
+        counters: Counters | None = None,
+        reduce: Reduce | None = None,
+    ) -> Iterator[BatchResult]:
+        """Run texts through the graph, in whatever order is fastest. Each text is in exactly one result.
+
+        Args:
+            texts: Valid Unicode.
+            outputs: Names of the graph's outputs.
+            batch_size: Tokens of a run, padding included, in units of :func:`tokens_per_batch_unit`.
+            prompt_length: Tokens at the beginning of each text that the pooling leaves out.
+            too_long: ``error`` raises for a text over the limit; the others cut it.
+            counters: Count in here.
+            reduce: What to keep of the outputs of a run, made in the thread that ran it. None: the outputs.
+
+        Raises:
+            RunError: A run failed.
+            TextTooLongError: A text is over the limit. Of several, the one with the lowest index among those found.
+        """
+        if not texts:
+            return iter(())
+        counters = counters or Counters(len(texts))
+        budget = self._budget(outputs, batch_size)
+        call = Call(self.tokenizer, self._runner, outputs, budget, prompt_length, too_long, counters, reduce)
+        return call.results(texts)
+
+    def _budget(self, outputs: Sequence[str], batch_size: int) -> Budget:
+        """What a run may take at most for these outputs."""
+        device = self.session.device
+        tokens = batch_size * tokens_per_batch_unit(device)
+        numbers = sum(self._numbers.get(name, 0) for name in outputs)
+        limit = self._max_batch_tokens or tokens
+        return Budget(
+            min(tokens, limit), min(tokens_on_one_thread(tokens), limit), texts_per_batch(4 * numbers, device)
+        )
+
+    def warmup(self) -> None:
+        """Load what large calls use, and run the smallest batch and the largest usual one."""
+        limit = min(self.tokenizer.max_seq_length or _WARMUP_TOKENS, _WARMUP_TOKENS)
+        outputs = [spec.name for spec in self.spec.outputs][:1]
+        budget = self._budget(outputs, _USUAL_BATCH_SIZE)
+        largest = max(1, min(budget.tokens // limit, budget.texts))
+        for batch, sequence in dict.fromkeys([(1, 1), (1, limit), (largest, limit)]):
+            ids = np.full((batch, sequence), self.spec.tokenizer.pad_token_id, dtype=np.int64)
+            feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+            self._runner.warmup(outputs, feeds, free_memory=ids.size > budget.tokens)
+
+    def trim(self) -> None:
+        """Give back memory that is not in use."""
+        self._runner.trim()

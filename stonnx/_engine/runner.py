@@ -1,0 +1,245 @@
+"""Runs of one graph, from any number of threads: which session, how many at a time, after a fork, until Ctrl-C.
+
+Two sessions run the same graph on the CPU. The *wide* one uses all threads for one run: one text is ready soonest. The
+*narrow* one uses one thread, so that as many runs as there are threads go side by side. Nothing waits there for the
+slowest thread after each operation: that gave 1.05 to 1.2 times the throughput on two idle cores, and 1.2 to 1.9 times
+where other processes wanted the cores too. onnxruntime's Python API cannot share prepared weights between sessions, so
+the narrow one costs the weights once more. It is made only when so many texts have come that they gain by it, and never
+for large weights, whose products are large enough to keep all threads of the wide session busy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+
+from stonnx._device.session import RunControl, Session
+from stonnx._errors import DeviceError
+
+# About a second of work for a small model; loading the narrow session takes a tenth of that.
+_TOKENS_BEFORE_NARROW = 20_000
+# Bytes of weights that are held twice at most.
+_LARGEST_SECOND_COPY = 512 << 20
+# Runs of more tokens take so long for a large model that Ctrl-C must be able to end them.
+_TOKENS_UNINTERRUPTED = 64
+
+_Feeds = Mapping[str, "npt.NDArray[Any] | None"]
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a run gave, how long it waited for threads and its session, and how long it took."""
+
+    arrays: list[npt.NDArray[Any]]
+    queue_seconds: float
+    run_seconds: float
+
+
+class Runner:
+    """One graph, loaded. All methods may be called from many threads at once.
+
+    Args:
+        load: Loads a session with a number of threads; None stands for the number that was asked for.
+        weight_bytes: What the weights take.
+    """
+
+    def __init__(self, load: Callable[[int | None], Session], weight_bytes: int) -> None:
+        self._load = load
+        self._weight_bytes = weight_bytes
+        session = load(None)
+        self._on_cpu = session.device == "cpu"
+        # A GPU takes one run after the other.
+        self._parallel = session.threads if self._on_cpu else 1
+        self._begin(session)
+        _runners.add(self)
+
+    def _begin(self, session: Session | None) -> None:
+        self._wide = session
+        self._narrow: Session | None = None
+        self._loading = threading.Lock()
+        self._threads = _Threads(self._parallel)
+        self._tokens = 0
+
+    @property
+    def session(self) -> Session:
+        """The wide session."""
+        if self._wide is None:
+            if not self._on_cpu:
+                raise DeviceError(
+                    "This process was forked from one that had loaded the model, and what a device other than the CPU "
+                    "needs in a process, as a GPU's connection or a library's threads, is not copied by that. "
+                    "Load the model after the fork, or start the process with multiprocessing's 'spawn' method."
+                )
+            with self._loading:
+                self._wide = self._wide or self._load(None)
+        return self._wide
+
+    def workers(self, tokens: int) -> int:
+        """How many runs of a call of so many tokens go side by side. It may load the narrow session."""
+        self._tokens += tokens
+        if self._narrow is not None:
+            return self._parallel
+        if self._parallel == 1 or self._weight_bytes > _LARGEST_SECOND_COPY or self._tokens < _TOKENS_BEFORE_NARROW:
+            return 1
+        # While one thread loads it, the others go on with the wide session.
+        if not self._loading.acquire(blocking=False):
+            return 1
+        try:
+            self._narrow = self._narrow or self._load(1)
+        finally:
+            self._loading.release()
+        return self._parallel
+
+    def is_on_one_thread(self, workers: int) -> bool:
+        """Whether each of so many runs side by side has one thread of the CPU."""
+        return self._on_cpu and (workers > 1 or self._parallel == 1)
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        feeds: _Feeds,
+        tokens: int,
+        *,
+        alone: bool,
+        control: RunControl | None = None,
+        free_memory: bool = False,
+    ) -> Outputs:
+        """Run the graph.
+
+        Args:
+            outputs: Names of the outputs.
+            feeds: The inputs.
+            tokens: How many they are, padding included.
+            alone: Its call has no other runs at the same time. It gets all threads, unless another call has some.
+            control: What can stop it.
+            free_memory: Give back memory at the end.
+        """
+        start = time.perf_counter()
+        session = self.session
+        taken = self._threads.take(everything=alone or self._narrow is None)
+        try:
+            if taken < self._parallel and (self._narrow is not None or self.workers(tokens) > 1):
+                session = self._narrow or session
+            ready = time.perf_counter()
+            arrays = session.run(outputs, feeds, control, free_memory=free_memory)
+            return Outputs(arrays, ready - start, time.perf_counter() - ready)
+        finally:
+            self._threads.give(taken)
+
+    def can_run_here(self, tokens: int) -> bool:
+        """Whether one run of so many tokens needs no thread of its own: Ctrl-C comes to the main thread only."""
+        return tokens <= _TOKENS_UNINTERRUPTED or threading.current_thread() is not threading.main_thread()
+
+    def map(self, work: Callable[[_Job, RunControl], _Result], jobs: Iterable[_Job], workers: int) -> Iterator[_Result]:
+        """``work(job, control)`` for each job, in worker threads. The results come in the order of the jobs.
+
+        An exception, Ctrl-C among them, ends the runs that are in progress, and no others are started.
+        """
+        control = self.session.control()
+        pending: deque[Future[_Result]] = deque()
+        threads: set[threading.Thread] = set()
+
+        def in_thread(job: _Job) -> _Result:
+            threads.add(threading.current_thread())
+            return work(job, control)
+
+        with ThreadPoolExecutor(workers, "stonnx-run") as executor:
+            try:
+                for job in jobs:
+                    pending.append(executor.submit(in_thread, job))
+                    # Enough that no worker waits for the results to be taken, and few that are held in memory.
+                    if len(pending) > 2 * workers:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            except BaseException:
+                control.stop()
+                for future in pending:
+                    future.cancel()
+                executor.shutdown()
+                # It does not know of a thread, nor wait for it, where Ctrl-C came while submit() was starting it.
+                for thread in list(threads):
+                    thread.join()
+                raise
+
+    def warmup(self, outputs: Sequence[str], feeds: _Feeds, *, free_memory: bool) -> None:
+        """Run the same in every session that there will be."""
+        self.workers(_TOKENS_BEFORE_NARROW)
+        for session in self.sessions():
+            session.run(outputs, feeds, free_memory=free_memory)
+
+    def trim(self) -> None:
+        """Give back memory: the narrow session, until as many texts have come again, and what no run uses."""
+        self._narrow, self._tokens = None, 0
+        self.session.trim()
+
+    def sessions(self) -> list[Session]:
+        """The sessions that are loaded."""
+        return [session for session in (self._wide, self._narrow) if session is not None]
+
+
+class _Threads:
+    """The threads that all runs of a graph share."""
+
+    def __init__(self, count: int) -> None:
+        self._count = self._free = count
+        self._condition = threading.Condition()
+
+    def take(self, everything: bool) -> int:
+        """Wait for a thread. Returns how many were taken: all where ``everything`` was asked for and all are free."""
+        with self._condition:
+            while not self._free:
+                self._condition.wait()
+            taken = self._free if everything and self._free == self._count else 1
+            self._free -= taken
+            return taken
+
+    def give(self, taken: int) -> None:
+        """Give threads back."""
+        with self._condition:
+            self._free += taken
+            self._condition.notify(taken)
+
+
+_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """A forked process has the sessions, but not their threads: a run would wait for them forever."""
+    for runner in list(_runners):
+        for session in runner.sessions():
+            # Nor can they be destroyed, which would wait for the threads too: they are kept until the process ends.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+        runner._begin(None)
+    if "onnxruntime" in sys.modules:
+        _leave_without_destructors()
+
+
+def _leave_without_destructors() -> None:
+    """End this process before the destructors of C++ libraries, once Python is finished and C's files are written.
+
+    Those of onnxruntime wait for a thread that it starts when it is imported, which a forked process does not have:
+    without this it hangs, or crashes, when it exits (seen with onnxruntime 1.32, with and without a session).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc, as all onnxruntime wheels for Linux need
+        # The last one goes first.
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+        libc["__cxa_atexit"](ctypes.cast(libc.fflush, ctypes.c_void_p), None, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

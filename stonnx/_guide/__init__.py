@@ -1,0 +1,1 @@
+"""A question about models in; a recommendation from the published guide out."""

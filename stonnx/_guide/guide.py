@@ -1,0 +1,374 @@
+"""Which model for what: the published models of ``guide.json``, filtered and ranked.
+
+Loading a model never looks here: any checkpoint can be exported, in the guide or not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+from stonnx._errors import InvalidArgumentError, StonnxError
+from stonnx._tasks import Task
+
+# Codes of languages that are written in two ways.
+_SAME_LANGUAGE = {"nb": "no", "nn": "no", "iw": "he", "in": "id"}
+
+
+class GuideError(StonnxError, ValueError):
+    """``guide.json`` is not what it must be."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where something was published."""
+
+    title: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a figure measures; more is better for all of them."""
+
+    kind: Literal["quality", "speed"]
+    title: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A published number, and the key of its source."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Languages:
+    """Languages of a model: how many, in words, and their codes as they were published."""
+
+    label: str
+    source: str
+    codes: tuple[str, ...]
+
+    def include(self, code: str) -> bool:
+        """Whether a language is among them, whatever its region: ``pt`` is where ``pt-br`` is."""
+        return _language(code) in {_language(own) for own in self.codes}
+
+
+@dataclass(frozen=True)
+class Use:
+    """A leaf of the decision chart: its models in the order of recommendation, and the measures to compare them by."""
+
+    name: str
+    summary: str
+    # Why its first model is the first.
+    why: str
+    quality: str
+    speed: str
+    models: tuple[str, ...]
+    # The use whose models stand in for languages that none of its own knows.
+    other_languages: str | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model. ``dimension``, ``similarity`` and ``normalized`` are None where there are no vectors."""
+
+    name: str
+    task: Task
+    dimension: int | None
+    max_seq_length: int
+    similarity: Literal["cosine", "dot"] | None
+    normalized: bool | None
+    # The key of its Languages.
+    languages: str
+    summary: str
+    # By measure; None where nothing was published.
+    figures: Mapping[str, Figure | None]
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The contents of ``guide.json``."""
+
+    sources: Mapping[str, Source]
+    measures: Mapping[str, Measure]
+    languages: Mapping[str, Languages]
+    uses: tuple[Use, ...]
+    models: tuple[Model, ...]
+
+    def model(self, name: str) -> Model:
+        """The model of a name."""
+        return next(model for model in self.models if model.name == name)
+
+    def use(self, name: str) -> Use:
+        """The use of a name."""
+        return next(use for use in self.uses if use.name == name)
+
+    def uses_of(self, model: Model) -> list[Use]:
+        """The uses that a model is for, the one where it stands highest first."""
+        uses = [use for use in self.uses if model.name in use.models]
+        return sorted(uses, key=lambda use: use.models.index(model.name))
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked for. All of it must fit."""
+
+    task: str | None = None
+    use: str | None = None
+    languages: tuple[str, ...] = ()
+    prefer: Literal["fast", "best"] | None = None
+    max_dim: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != Query()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The models of a use that fit, the recommended one first, and why it is; then what fits but is for other uses.
+
+    ``note`` says why the use is not the one that was asked for.
+    """
+
+    use: Use
+    models: tuple[Model, ...]
+    why: str
+    others: tuple[Model, ...]
+    note: str = ""
+
+
+def read_guide(text: str | None = None) -> Guide:
+    """Read and validate the guide.
+
+    Args:
+        text: JSON. None: ``guide.json`` of this package.
+
+    Raises:
+        GuideError: It is no JSON, a field is missing, unknown or of another type, or a name refers to nothing.
+
+    Example:
+        >>> read_guide().model("all-MiniLM-L6-v2").dimension
+        384
+    """
+    if text is None:
+        text = resources.files("stonnx._guide").joinpath("guide.json").read_text(encoding="utf-8")
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise GuideError(f"guide.json is no JSON: {error}") from error
+    guide: Guide = _decode(Guide, data, "guide")
+    _check_references(guide)
+    return guide
+
+
+def recommend(guide: Guide, query: Query) -> Answer:
+    """The models that fit, ranked as the decision chart does: by its order, or by one measure if one is preferred.
+
+    Where no model of the use knows the languages, those of another use stand in, best first, and the answer says so.
+
+    Raises:
+        InvalidArgumentError: Part of the query is not known, or nothing fits all of it.
+
+    Example:
+        >>> recommend(read_guide(), Query(use="general", prefer="best")).models[0].name
+        'all-mpnet-base-v2'
+    """
+    _check_query(guide, query)
+    stand_in = _stand_in(guide, query)
+    if stand_in is not None:
+        note = f"No model of the guide for {query.use} knows {' and '.join(query.languages)}; {stand_in.use} models do."
+        return dataclasses.replace(recommend(_measured_for(guide, query, stand_in), stand_in), note=note)
+    fitting = _fitting(guide, query)
+    if query.use is not None:
+        use = guide.use(query.use)
+    else:
+        first = _likely_use(query)
+        order = sorted(guide.uses, key=lambda use: use.name != first)
+        use = next((use for use in order if any(model.name in use.models for model in fitting)), order[0])
+    models = sorted((model for model in fitting if model.name in use.models), key=_ranking(use, query.prefer))
+    if not models:
+        raise InvalidArgumentError(_nothing_fits(guide, query))
+    others = () if query.use is not None else tuple(model for model in fitting if model not in models)
+    return Answer(use, tuple(models), _why(guide, use, models, query), others)
+
+
+# --- ranking ---------------------------------------------------------------------------------------------------------
+
+
+def _check_query(guide: Guide, query: Query) -> None:
+    codes = sorted({_language(code) for languages in guide.languages.values() for code in languages.codes})
+    asked = [
+        ("--task", query.task, list(typing.get_args(Task))),
+        ("--for", query.use, [use.name for use in guide.uses]),
+    ]
+    asked += [("--language", code if _language(code) not in codes else None, codes) for code in query.languages]
+    for option, value, allowed in asked:
+        if value is not None and value not in allowed:
+            raise InvalidArgumentError(f"{option} {value!r} is not known. Allowed: {', '.join(allowed)}.")
+    if query.max_dim is not None and query.max_dim < 1:
+        raise InvalidArgumentError(f"--max-dim must be a positive number of dimensions, got {query.max_dim}.")
+
+
+def _fits(guide: Guide, model: Model, query: Query) -> bool:
+    return (
+        (query.task is None or model.task == query.task)
+        and (query.use is None or model.name in guide.use(query.use).models)
+        and all(guide.languages[model.languages].include(code) for code in query.languages)
+        and (query.max_dim is None or model.dimension is None or model.dimension <= query.max_dim)
+    )
+
+
+def _fitting(guide: Guide, query: Query) -> list[Model]:
+    return [model for model in guide.models if _fits(guide, model, query)]
+
+
+def _stand_in(guide: Guide, query: Query) -> Query | None:
+    """The query for another use, where only the languages keep the models of this one from fitting."""
+    use = guide.use(query.use).other_languages if query.use is not None else None
+    if use is None or _fitting(guide, query) or not _fitting(guide, dataclasses.replace(query, languages=())):
+        return None
+    stand_in = dataclasses.replace(query, use=use, prefer=query.prefer or "best")
+    return stand_in if _fitting(guide, stand_in) else None
+
+
+def _measured_for(guide: Guide, query: Query, stand_in: Query) -> Guide:
+    """The guide with the quality of stand-ins measured as that of the use they stand in for, where it was published."""
+    assert query.use is not None
+    measure, models = guide.use(query.use).quality, _fitting(guide, stand_in)
+    if not all(measure in model.figures for model in models) or not any(model.figures[measure] for model in models):
+        return guide
+    uses = (dataclasses.replace(use, quality=measure) if use.name == stand_in.use else use for use in guide.uses)
+    return dataclasses.replace(guide, uses=tuple(uses))
+
+
+def _likely_use(query: Query) -> str:
+    """The chart's first question, answered from the rest of the query."""
+    if query.task == "rerank":
+        return "rerank"
+    if query.task == "sparse":
+        return "sparse-search"
+    return "multilingual" if any(_language(code) != "en" for code in query.languages) else "general"
+
+
+def _measure(use: Use, prefer: Literal["fast", "best"]) -> str:
+    return use.quality if prefer == "best" else use.speed
+
+
+def _ranking(use: Use, prefer: Literal["fast", "best"] | None) -> Callable[[Model], tuple[float, int]]:
+    def key(model: Model) -> tuple[float, int]:
+        figure = model.figures[_measure(use, prefer)] if prefer else None
+        return -figure.value if figure else 0.0, use.models.index(model.name)
+
+    return key
+
+
+def _why(guide: Guide, use: Use, models: Sequence[Model], query: Query) -> str:
+    first = models[0]
+    if len(models) == 1:
+        narrowed = len(use.models) > 1
+        return f"the only one of the guide that fits: {first.summary}" if narrowed else use.why
+    if query.prefer:
+        figure = first.figures[_measure(use, query.prefer)]
+        if figure is not None:
+            if query.prefer == "best":
+                return f"the most accurate of the {len(models)} that fit ({number(figure.value)})"
+            speed = f"{number(figure.value)} {guide.measures[use.speed].title}"
+            return f"the fastest of the {len(models)} that fit ({speed})"
+    return use.why if first.name == use.models[0] else f"the first in the guide's order that fits: {first.summary}"
+
+
+def _nothing_fits(guide: Guide, query: Query) -> str:
+    """What to leave out of a query that nothing fits."""
+    given = {
+        "task": f"--task {query.task}",
+        "use": f"--for {query.use}",
+        "languages": " ".join(f"--language {code}" for code in query.languages),
+        "max_dim": f"--max-dim {query.max_dim}",
+    }
+    asked = {name: text for name, text in given.items() if getattr(query, name) not in (None, ())}
+    ways: list[str] = []
+    for name, text in asked.items():
+        left_out: dict[str, Any] = {name: () if name == "languages" else None}
+        relaxed = dataclasses.replace(query, **left_out)
+        names = [model.name for model in _fitting(guide, relaxed)]
+        if names:
+            ways.append(f"without {text} there is {', '.join(names)}")
+    advice = f"Leave one out: {'; '.join(ways)}." if ways else "Ask for less at a time."
+    return f"No model of the guide fits {' '.join(asked.values())}. {advice}"
+
+
+def number(value: float) -> str:
+    """A figure as it was published."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _language(code: str) -> str:
+    primary = code.lower().replace("_", "-").partition("-")[0]
+    return _SAME_LANGUAGE.get(primary, primary)
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    """JSON data as what a type hint says, and nothing else."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        hints = typing.get_type_hints(hint)
+        if value.keys() != hints.keys():
+            raise GuideError(f"{where} must have the fields {', '.join(hints)}; found {', '.join(value)}.")
+        return typing.cast(Any, hint)(**{key: _decode(hints[key], value[key], f"{where}.{key}") for key in hints})
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _decode(arguments[0], value, where)
+    if origin is tuple and isinstance(value, list) and value:
+        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is Mapping and isinstance(value, dict) and value:
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is Literal and value in arguments:
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if (hint is str and isinstance(value, str) and value) or (hint is bool and isinstance(value, bool)):
+        return value
+    raise GuideError(f"{where} must be {hint}, found {value!r}.")
+
+
+def _check_references(guide: Guide) -> None:
+    def check(name: str, known: Iterable[str], where: str) -> None:
+        if name not in known:
+            raise GuideError(f"{where} is {name!r}. Known are: {', '.join(known)}.")
+
+    names = [model.name for model in guide.models]
+    if len(set(names)) != len(names):
+        raise GuideError("guide.models has a name twice.")
+    for languages in guide.languages.values():
+        check(languages.source, guide.sources, f"The source of the languages {languages.label!r}")
+    for use in guide.uses:
+        for name in use.models:
+            check(name, names, f"A model of {use.name}")
+            for measure in (use.quality, use.speed):
+                check(measure, guide.model(name).figures, f"A measure of {use.name}, a key of {name}'s figures,")
+        for measure, kind in ((use.quality, "quality"), (use.speed, "speed")):
+            if guide.measures[measure].kind != kind:
+                raise GuideError(f"{use.name} has {measure!r} as {kind}.")
+        if use.other_languages is not None:
+            check(use.other_languages, [other.name for other in guide.uses], f"What stands in for {use.name}")
+    for model in guide.models:
+        check(model.languages, guide.languages, f"The languages of {model.name}")
+        if not guide.uses_of(model):
+            raise GuideError(f"{model.name} is for no use.")
+        for measure, figure in model.figures.items():
+            check(measure, guide.measures, f"A figure of {model.name}")
+            if figure is not None:
+                check(figure.source, guide.sources, f"The source of {measure} of {model.name}")

@@ -1,0 +1,161 @@
+"""Bundles and checkpoints from the Hub. The only file that knows ``huggingface_hub``'s downloads."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
+from stonnx._errors import (
+    BundleFormatError,
+    ModelNotFoundError,
+)
+
+# A directory with one of these is a checkpoint that can be exported.
+CHECKPOINT_FILES = ("modules.json", "config.json")
+
+# What of a checkpoint is downloaded: settings, tokenizer and weights, but not the same weights in other formats.
+_DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+# The weights of a folder that has no *.safetensors.
+_DOWNLOADED_BIN = "pytorch_model*.bin"
+
+# The same with the network as ONNX, and PyTorch's weights of the small modules only, which lie in their own folders.
+_DOWNLOADED_ONNX = [
+    *("*.json", "*.txt", "*.model", "*/model.safetensors", "*/pytorch_model.bin"),
+    *("model.onnx", "model.onnx[._]data", "*/model.onnx", "*/model.onnx[._]data"),
+]
+
+# Never: what is in the folder of another program.
+_NOT_DOWNLOADED = ["openvino/*"]
+
+
+def missing_for_pytorch() -> str | None:
+    """The first package that is not there of those that an export from PyTorch weights needs."""
+    return next((name for name in ("torch", "sentence_transformers") if _is_missing(name)), None)
+
+
+def is_exporter_missing() -> bool:
+    """Whether nothing can be exported here: with the exporter but without PyTorch, an ONNX file still can."""
+    return missing_for_pytorch() is not None and _is_missing("onnx_ir")
+
+
+def _is_missing(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is None
+    except ImportError:  # an import hook refuses it
+        return True
+
+
+def download(
+    name: str,
+    revision: str | None,
+    token: bool | str | None,
+    cache_folder: str | None,
+    local_files_only: bool,
+    *,
+    onnx: bool | None = None,
+) -> Path:
+    """The directory of a bundle or checkpoint from the Hub; of a checkpoint, what an export needs.
+
+    ``onnx`` says whether the network is to come as an ONNX file. None: where PyTorch is not installed. Either way the
+    other form is downloaded where that one is not there.
+    """
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    place: dict[str, Any] = {"repo_id": name, "cache_dir": cache_folder, "token": token}
+    place["local_files_only"] = local_files_only
+    try:
+        if local_files_only or HF_HUB_OFFLINE:
+            # Straight from the cache: even for that, the client's download function may ask the network something.
+            cached = huggingface_hub.try_to_load_from_cache(name, MANIFEST_NAME, cache_folder, revision)
+            directory = Path(cached).parent if isinstance(cached, str) else None
+            if directory is not None and all((directory / file).is_file() for file in _listed(directory)):
+                return directory
+        # Asked for a file that is not in the cache, the client tries for half a minute where there is no network. So
+        # a checkpoint that is there is not asked for a manifest: if it has one by now, its snapshot below brings it.
+        if not _has_checkpoint(**place, revision=revision):
+            try:
+                return _download_bundle(revision, place)
+            except LocalEntryNotFoundError:  # not in the cache; it is an EntryNotFoundError too
+                if not local_files_only:
+                    raise
+            except EntryNotFoundError:
+                pass
+        snapshot = _download_checkpoint(revision, place, missing_for_pytorch() is not None if onnx is None else onnx)
+        return _download_bundle(snapshot.name, place) if (snapshot / MANIFEST_NAME).is_file() else snapshot
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        where = "in the local cache" if local_files_only else "on the Hub or in the local cache"
+        raise ModelNotFoundError(
+            f"{name} is no directory here, and was not found {where}: {str(error).splitlines()[0]}\n"
+            "Check the name, or pass the directory of a bundle made with: stonnx export MODEL -o DIRECTORY"
+        ) from error
+
+
+def _download_checkpoint(revision: str | None, place: Mapping[str, Any], onnx: bool) -> Path:
+    """What an export needs: the network as an ONNX file or with PyTorch's weights, in one format of these."""
+    import huggingface_hub
+
+    def fetch(wanted: list[str], unwanted: list[str] | None = None) -> Path:
+        ignored = [*_NOT_DOWNLOADED, *(unwanted or [])]
+        return Path(
+            huggingface_hub.snapshot_download(
+                revision=revision, allow_patterns=wanted, ignore_patterns=ignored, **place
+            )
+        )
+
+    if is_exporter_missing():
+        # These say which commit it is, and so whether a bundle of it is here already. Nothing else would be of use.
+        return fetch([*CHECKPOINT_FILES])
+    for as_onnx in (onnx, not onnx):
+        if as_onnx:
+            snapshot = fetch(_DOWNLOADED_ONNX)
+        else:
+            snapshot = fetch(_DOWNLOADED)
+            there = {file.parent.relative_to(snapshot) for file in snapshot.rglob("*.safetensors")}
+            snapshot = fetch(
+                [_DOWNLOADED_BIN, f"*/{_DOWNLOADED_BIN}"], [(folder / _DOWNLOADED_BIN).as_posix() for folder in there]
+            )
+        weights = ("**/model.onnx",) if as_onnx else ("**/*.safetensors", "**/*.bin")
+        if any(list(snapshot.glob(pattern)) for pattern in weights):
+            break
+    return snapshot
+
+
+def _download_bundle(revision: str | None, place: Mapping[str, Any]) -> Path:
+    import huggingface_hub
+
+    manifest = Path(huggingface_hub.hf_hub_download(filename=MANIFEST_NAME, revision=revision, **place))
+    for file in _listed(manifest.parent):
+        # The commit in the path of the manifest pins the other files to the same version.
+        huggingface_hub.hf_hub_download(filename=file, revision=manifest.parent.name, **place)
+    return manifest.parent
+
+
+def _listed(directory: Path) -> Collection[str]:
+    """The files of a bundle. None where its manifest cannot be read: who loads it finds that, too."""
+    try:
+        return read_manifest(directory).files
+    except BundleFormatError:
+        return ()
+
+
+def _has_checkpoint(**place: Any) -> bool:
+    """Whether files of a repository are in the cache, and no manifest is among them."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(huggingface_hub.snapshot_download(**place | {"local_files_only": True}))
+    except LocalEntryNotFoundError:
+        return False
+    return not (snapshot / MANIFEST_NAME).is_file()

@@ -1,0 +1,89 @@
+"""A model name or path to the directory of a bundle: naming rules, downloads, export on first use.
+
+The only file that knows ``huggingface_hub``, which is imported when a name has to be looked up, not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
+from stonnx._errors import (
+    ModelNotFoundError,
+    UnsupportedError,
+)
+from stonnx._hub.download import CHECKPOINT_FILES, download
+from stonnx._hub.first_use import exported, local_identity
+from stonnx._hub.names import full_name
+from stonnx._hub.repair import repair_download
+from stonnx._tasks import Task
+
+logger = logging.getLogger("stonnx")
+
+
+def find_bundle(
+    name_or_path: str | os.PathLike[str],
+    *,
+    task: Task,
+    dtype: str | None = None,
+    cache_folder: str | None = None,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The directory of a bundle, downloaded or exported first where necessary.
+
+    A bundle of a cache, ours or the Hub's, is checked, and made again where it is damaged.
+
+    Args:
+        name_or_path: A directory, or the id of a Hub repository.
+        task: What the model is for; it decides which Hub organization a bare name belongs to.
+        dtype: The recipe for an export on first use. None: ``fp32``, or whatever an existing bundle has.
+        cache_folder: Where downloads are kept. None: the Hugging Face cache.
+        revision: Branch, tag or commit of the repository.
+        token: Hub token for private repositories.
+        local_files_only: Never ask the network.
+
+    Raises:
+        ModelNotFoundError: Nothing is there.
+        MissingDependencyError: There is a checkpoint but no bundle, and the exporter is not installed.
+        BundleIntegrityError: The bundle in a cache is damaged, and cannot be made again.
+        ExportError: The cache cannot be written.
+    """
+    name = os.fspath(name_or_path)
+    path = Path(name)
+    if path.is_file():
+        raise ModelNotFoundError(f"{name} is a file. Pass the directory of the bundle instead: {path.parent}")
+    if name and path.is_dir():  # an empty name would be the working directory
+        if (path / MANIFEST_NAME).is_file():
+            return _with_dtype(path, dtype)
+        if any((path / file).is_file() for file in CHECKPOINT_FILES):
+            return exported(name, local_identity(path), task, dtype)
+        raise ModelNotFoundError(
+            f"{name} is no model: it has neither {MANIFEST_NAME} (a bundle) nor {' or '.join(CHECKPOINT_FILES)} "
+            "(a checkpoint that `stonnx export` turns into a bundle)."
+        )
+    if not name or name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")):
+        raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
+    name = full_name(name, task)
+    directory = download(name, revision, token, cache_folder, local_files_only)
+    if (directory / MANIFEST_NAME).is_file():
+        place = {"repo_id": name, "cache_dir": cache_folder, "token": token}
+        repair_download(directory, place, local_files_only)
+        return _with_dtype(directory, dtype)
+    # The directory of a snapshot is named after its commit: that identifies the weights.
+    return exported(str(directory), f"{name}@{directory.name}", task, dtype, name=name)
+
+
+def _with_dtype(directory: Path, dtype: str | None) -> Path:
+    if dtype is None:
+        return directory
+    recipe = read_manifest(directory).recipe
+    if dtype != recipe:
+        raise UnsupportedError(
+            f"{directory} was exported as {recipe!r}, not as {dtype!r}, and stonnx does not convert silently. "
+            f"Export that precision from the checkpoint: stonnx export MODEL --dtype {dtype}"
+        )
+    return directory

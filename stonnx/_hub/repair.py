@@ -1,0 +1,73 @@
+"""Damaged bundles in a cache: found, and downloaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stonnx._bundle.integrity import REPAIR, is_intact, verify_ahead
+from stonnx._bundle.manifest import MANIFEST_NAME, NewerSchemaError, read_manifest
+from stonnx._errors import (
+    BundleError,
+    BundleIntegrityError,
+)
+
+logger = logging.getLogger("stonnx")
+
+
+def repair_download(directory: Path, place: Mapping[str, Any], local_files_only: bool) -> None:
+    """See that a bundle in the Hub cache is whole, and download again what is damaged.
+
+    The client takes a file that is there for the one that it downloaded.
+    """
+    damage = find_damage(directory)
+    if damage is None:
+        return
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # Deleting the snapshot would not do: its files are links.
+    label, repository = place["repo_id"], directory.parent.parent
+    if local_files_only or HF_HUB_OFFLINE:
+        raise cannot_repair(label, damage, "the Hub is not to be asked", repository) from damage
+    logger.warning("Downloading %s again: %s", label, without_advice(damage))
+    again = {**place, "revision": directory.name, "force_download": True}
+    try:
+        huggingface_hub.hf_hub_download(filename=MANIFEST_NAME, **again)
+        manifest = read_manifest(directory)
+        for file, entry in manifest.files.items():
+            if not is_intact(directory / file, entry):
+                huggingface_hub.hf_hub_download(filename=file, **again)
+    except BundleError:  # so it is on the Hub
+        raise
+    # Without a network, the client raises a bare ValueError here, and says what happened in its cause.
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise cannot_repair(label, damage, str(error.__cause__ or error).splitlines()[0], repository) from error
+    verify_ahead(directory, manifest)
+
+
+def find_damage(directory: Path) -> BundleError | None:
+    """What is wrong with the files of a bundle in a cache; None where all is well, or where there is none."""
+    if not (directory / MANIFEST_NAME).is_file():
+        return None
+    try:
+        verify_ahead(directory, read_manifest(directory))
+    except NewerSchemaError:
+        raise
+    except BundleError as error:
+        return error
+    return None
+
+
+def cannot_repair(label: str, damage: BundleError, reason: str, directory: Path) -> BundleIntegrityError:
+    return BundleIntegrityError(
+        f"The bundle of {label} in the cache is damaged: {without_advice(damage)} It cannot be made again here "
+        f"({reason}). Delete {directory}, and load the model where that is possible."
+    )
+
+
+def without_advice(damage: BundleError) -> str:
+    """A message without its advice for bundles that are the user's own."""
+    return str(damage).removesuffix(REPAIR).rstrip()

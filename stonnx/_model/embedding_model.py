@@ -1,0 +1,137 @@
+"""What the models that give vectors share: similarity, and the prompts of queries and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Literal
+
+from stonnx._errors import InvalidArgumentError, InvalidInputError, TextTooLongError, UnsupportedError
+from stonnx._model.model import Model
+
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+# Prompt names that a task looks for, the first one there is wins.
+_PROMPTS_OF_TASK = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+
+# Texts of a stream that are encoded at a time, and their characters: enough to find texts of equal length, and at most
+# some 100 MB with their vectors.
+_STREAM_TEXTS = 8192
+_STREAM_CHARACTERS = 16 << 20
+
+
+class EmbeddingModel(Model):
+    """A :class:`Model` whose results can be compared. Use one of its subclasses."""
+
+    _default_similarity: ClassVar[str]
+    encode: Callable[..., Any]
+    encode_query: Callable[..., Any]
+    encode_document: Callable[..., Any]
+
+    def encode_stream(
+        self, inputs: Iterable[Any], *, task: Literal["query", "document"] | None = None, **options: Any
+    ) -> Iterator[Any]:
+        """Vectors of any number of texts, in constant memory.
+
+        Args:
+            inputs: Texts, from a list, a file, a generator.
+            task: Encode them with :meth:`encode_query` or :meth:`encode_document` instead of :meth:`encode`.
+            **options: Further arguments of that method. ``precision="int8"`` and ``"uint8"`` are refused: their ranges
+                are those of all texts.
+
+        Returns:
+            An iterator over what the method returns for some thousand texts at a time, in their order.
+
+        Raises:
+            InvalidInputError, TextTooLongError: For one of the texts; ``.index`` counts from the first of the stream.
+
+        Example:
+            >>> with open("texts.txt") as lines:  # doctest: +SKIP
+            ...     for embeddings in model.encode_stream(line.rstrip() for line in lines):
+            ...         index.add(embeddings)
+        """
+        methods = {None: self.encode, "query": self.encode_query, "document": self.encode_document}
+        if task not in methods:
+            raise InvalidArgumentError(f"task must be 'query', 'document' or None, got {task!r}.")
+        if isinstance(inputs, str):
+            raise InvalidInputError("inputs is a single str, and must be an iterable of them. For one text use encode.")
+        precision = options.get("precision")
+        if precision in ("int8", "uint8"):
+            raise UnsupportedError(
+                f"precision={precision!r} takes its ranges from all texts, and a stream never has all of them. Encode "
+                "in float32, and use stonnx.util.quantize_embeddings with ranges of your own."
+            )
+        return self._encode_windows(methods[task], inputs, options)
+
+    def _encode_windows(
+        self, encode: Callable[..., Any], inputs: Iterable[Any], options: dict[str, Any]
+    ) -> Iterator[Any]:
+        start = 0
+        for window in _windows(inputs):
+            try:
+                vectors = encode(window, **options)
+            except TextTooLongError as error:
+                error.shift(start)
+                raise
+            except InvalidInputError as error:
+                if error.index is not None and start:
+                    error.add_note(f"Its index is counted from input {start:,} of the stream.")
+                    error.index += start
+                raise
+            yield vectors
+            start += len(window)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Similarity of every vector of one collection to every vector of another, by :attr:`similarity_fn_name`.
+
+        Args:
+            embeddings1: [n, dim] or [dim], dense or sparse.
+            embeddings2: [m, dim] or [dim], dense or sparse.
+
+        Returns:
+            float32 array [n, m]; a torch tensor where one was passed.
+        """
+        from stonnx.util import SimilarityFunction
+
+        return SimilarityFunction.to_similarity_fn(self.similarity_fn_name)(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Similarity of ``embeddings1[i]`` to ``embeddings2[i]``: float32 array [n]."""
+        from stonnx.util import SimilarityFunction
+
+        return SimilarityFunction.to_similarity_pairwise_fn(self.similarity_fn_name)(embeddings1, embeddings2)
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``."""
+        return self._similarity_fn_name
+
+    @similarity_fn_name.setter
+    def similarity_fn_name(self, value: str | None) -> None:
+        name = self._default_similarity if value is None else getattr(value, "value", value)
+        if name not in _SIMILARITIES:
+            allowed = ", ".join(_SIMILARITIES)
+            raise InvalidArgumentError(f"similarity_fn_name {value!r} is not known. Allowed: {allowed}.")
+        self._similarity_fn_name = name
+
+    def _prompt_name(self, task: str, prompt_name: str | None, prompt: str | None) -> str | None:
+        """The prompt of a query or a document where the caller asks for none."""
+        if prompt_name is not None or prompt is not None:
+            return prompt_name
+        return next((name for name in _PROMPTS_OF_TASK[task] if name in self.prompts), None)
+
+
+def _windows(inputs: Iterable[Any]) -> Iterator[list[Any]]:
+    """Consecutive inputs, as many as are encoded at a time."""
+    window: list[Any] = []
+    characters = 0
+    for item in inputs:
+        window.append(item)
+        # What is no text is found when it is encoded.
+        parts = item if isinstance(item, tuple | list) else (item,)
+        characters += sum(len(part) for part in parts if isinstance(part, str))
+        if len(window) >= _STREAM_TEXTS or characters >= _STREAM_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window

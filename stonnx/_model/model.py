@@ -1,0 +1,557 @@
+"""What the three model classes share: loading, prompts, limits, and the checks of a call."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+import tokenizers
+
+from stonnx._bundle.manifest import MANIFEST_NAME, FileEntry
+from stonnx._device.cpus import available_cpus
+from stonnx._device.options import DeviceOptions
+from stonnx._engine.call import BatchResult, Reduce, TooLong
+from stonnx._engine.engine import Engine
+from stonnx._engine.route import LoadedRoute
+from stonnx._engine.stats import CallStats, Counters
+from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
+from stonnx._hub.find import find_bundle
+from stonnx._model.call import CallOptions, check_positive, check_too_long, is_same_device
+from stonnx._model.pool import Pool, borrowed, check_chunk_size, run_in_pool, start_pool, stop_pool, thread_shares
+from stonnx._progress import progress_bar
+from stonnx._tasks import CLASS_OF_TASK, Task
+from stonnx._text.inputs import is_batch, parse_inputs
+
+logger = logging.getLogger("stonnx")
+
+# Indices in a warning about truncated texts.
+_TEXTS_NAMED = 10
+
+# As many CPU processes as sentence-transformers starts, where there are that many CPUs.
+_POOL_PROCESSES = 4
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is running: for logs and bug reports."""
+
+    directory: str
+    source: str
+    task: str
+    architecture: str
+    precision: str
+    device: str
+    threads: int
+    onnxruntime: str
+    # Which of two forms of an int8 graph runs, "full-range" or "saturation-safe"; empty where there is one.
+    form: str
+    # With device=None: what was tried first, and why it does not work.
+    fallbacks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in asdict(self).items())
+
+
+class Model:
+    """A loaded bundle with the properties that sentence-transformers' models have. Use one of its subclasses."""
+
+    default_huggingface_organization: ClassVar[str]
+    _task: ClassVar[Task]
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        modules: None,
+        device: str | None,
+        prompts: Mapping[str, str] | None,
+        default_prompt_name: str | None,
+        cache_folder: str | None,
+        trust_remote_code: bool,
+        revision: str | None,
+        local_files_only: bool,
+        token: bool | str | None,
+        model_kwargs: Mapping[str, Any] | None,
+        processor_kwargs: Mapping[str, Any] | None,
+        config_kwargs: Mapping[str, Any] | None,
+        model_card_data: None,
+        backend: Literal["onnx", "torch"],
+        dtype: str | None,
+        threads: int | None,
+        max_batch_tokens: int | None,
+        too_long: TooLong,
+        device_options: DeviceOptions | None,
+    ) -> None:
+        check_too_long(too_long)
+        if max_batch_tokens is not None:
+            check_positive("max_batch_tokens", max_batch_tokens)
+        refused = {
+            "modules": modules,
+            "model_kwargs": model_kwargs,
+            "processor_kwargs": processor_kwargs,
+            "config_kwargs": config_kwargs,
+            "model_card_data": model_card_data,
+        }
+        for name, value in refused.items():
+            if value:
+                raise UnsupportedError(
+                    f"{name} changes how the PyTorch model is built, and a bundle is built already. Apply it to the "
+                    "checkpoint and export that; for the precision use dtype='...'."
+                )
+        if backend not in ("onnx", "torch"):
+            raise UnsupportedError(f"backend {backend!r} is not known. A bundle runs with 'onnx'; leave backend out.")
+        if trust_remote_code:
+            logger.warning("trust_remote_code=True has no effect: stonnx never runs code from a model repository.")
+        directory = find_bundle(
+            model_name_or_path,
+            task=self._task,
+            dtype=dtype,
+            cache_folder=cache_folder or os.environ.get("SENTENCE_TRANSFORMERS_HOME"),
+            revision=revision,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        self.too_long = too_long
+        # What pickling keeps of the engine. Resolved: another process may have another working directory.
+        self._directory = directory.resolve()
+        self._options: dict[str, Any] = {
+            "device": device,
+            "threads": threads,
+            "max_batch_tokens": max_batch_tokens,
+            "device_options": device_options,
+        }
+        self._engine, self._last = Engine(directory, **self._options), threading.local()
+        manifest = self._engine.manifest
+        if manifest.task != self._task:
+            raise InvalidArgumentError(
+                f"{directory} is a bundle for the task {manifest.task!r}. Load it with "
+                f"stonnx.{CLASS_OF_TASK[manifest.task]}, not with {type(self).__name__}."
+            )
+        self.prompts: dict[str, str] = self._initial_prompts() | dict(manifest.prompts)
+        for name, prompt in dict(prompts or {}).items():
+            # None stands for the model's own prompt, where it has one.
+            self.prompts[name] = self.prompts.get(name, "") if prompt is None else prompt
+        self.default_prompt_name = manifest.default_prompt_name if default_prompt_name is None else default_prompt_name
+        if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
+            raise InvalidArgumentError(
+                f"default_prompt_name {self.default_prompt_name!r} is not among the prompts: {list(self.prompts)}."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The path and the options of the model, for pickle: the weights stay in the bundle."""
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_last")}
+        return state | {"_files": self._engine.manifest.files, "_max_seq_lengths": self._max_seq_lengths()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Load the model from the bundle that it was pickled with.
+
+        Raises:
+            ModelNotFoundError: The bundle is not there, as on another machine.
+            BundleIntegrityError: There is another bundle by now.
+        """
+        own = dict(state)
+        files, lengths = own.pop("_files"), own.pop("_max_seq_lengths")
+        self.__dict__.update(own)
+        if not (self._directory / MANIFEST_NAME).is_file():
+            raise ModelNotFoundError(
+                f"{self._directory} is no bundle here. A pickled model is the path of its bundle and its options: copy "
+                "the bundle there, or load the model by the path that it has here."
+            )
+        self._engine, self._last = Engine(self._directory, **self._options), threading.local()
+        if self._engine.manifest.files != files:
+            raise BundleIntegrityError(
+                f"{self._directory} is another bundle than when the model was pickled, or its pool started. "
+                "Load the model again."
+            )
+        self._set_max_seq_lengths(lengths)
+
+    def start_multi_process_pool(self, target_devices: Sequence[str] | None = None) -> Pool:
+        """Start processes that encode together, each with a model of its own from the same bundle.
+
+        It pays for many texts. The first process that calls it must be guarded by ``if __name__ == "__main__":`` in
+        the main script, because the new processes import that script.
+
+        Args:
+            target_devices: One process is started for each, ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 8``. None: for a
+                model on the CPU as many processes as there are CPUs, at most 4; for one on a GPU one process there.
+                Processes share the CPUs: each has an equal part of them as threads, whatever ``threads`` the model has.
+
+        Returns:
+            What the ``pool`` of the other methods takes. Its ``"processes"`` are the processes.
+
+        Raises:
+            InvalidArgumentError: ``target_devices`` is no list of devices.
+            PoolError: A process ended before it was ready.
+
+        Example:
+            >>> pool = model.start_multi_process_pool()  # doctest: +SKIP
+            >>> embeddings = model.encode(texts, pool=pool)  # doctest: +SKIP
+            >>> model.stop_multi_process_pool(pool)  # doctest: +SKIP
+        """
+        cpus = available_cpus()
+        if target_devices is None:
+            devices = ["cpu"] * min(_POOL_PROCESSES, cpus) if self.device == "cpu" else [self.device]
+        elif isinstance(target_devices, list | tuple) and target_devices:
+            devices = [str(device) for device in target_devices]
+        else:
+            raise InvalidArgumentError(
+                f"The devices of a pool must be a list with at least one, as ['cpu', 'cpu']; got {target_devices!r}."
+            )
+        logger.info("Starting a pool of processes on: %s", ", ".join(devices))
+        state, threads = self.__getstate__(), thread_shares(cpus, len(devices))
+        given: DeviceOptions | None = self._options["device_options"]
+        states = []
+        for device, count in zip(devices, threads, strict=True):
+            # They were given for the device of this model, which may be another one.
+            device_options = None if given is None else given.meant_for(device)
+            changed = {"device": device, "threads": count, "device_options": device_options}
+            states.append((device, state | {"_options": self._options | changed}))
+        return start_pool(type(self), states, threads)
+
+    @staticmethod
+    def stop_multi_process_pool(pool: Pool) -> None:
+        """Stop the processes of a pool. A call that uses it in another thread raises PoolError."""
+        stop_pool(pool)
+
+    def _infer(
+        self,
+        compute: Callable[..., _T],
+        texts: Sequence[Any],
+        *arguments: Any,
+        batch_size: int,
+        too_long: TooLong | None,
+        show: bool | None,
+        pool: Pool | None,
+        device: str | list[str] | None,
+        chunk_size: int | None,
+    ) -> list[_T]:
+        """``compute(texts, options, *arguments)``, a method of this model, here or in the processes of a pool.
+
+        Returns:
+            The results in the order of the texts: one where it is done here, one for each chunk with a pool or a list
+            of devices, none where there are no texts.
+        """
+        options = CallOptions(batch_size, self.too_long if too_long is None else too_long, show, Counters(len(texts)))
+        if pool is None and not isinstance(device, list):
+            results = [compute(texts, options, *arguments)] if texts else []
+        else:
+            check_chunk_size(chunk_size)
+            if not texts:
+                return []
+            identity = (self._engine.manifest.files, self._max_seq_lengths())
+            call = (*identity, compute.__name__, batch_size, options.too_long, arguments)
+            devices = device if isinstance(device, list) else None
+            with (
+                borrowed(pool, lambda: self.start_multi_process_pool(devices)) as used,
+                progress_bar(len(texts), show) as advance,
+            ):
+                replies = run_in_pool(used, "_infer_chunk", texts, call, chunk_size=chunk_size, advance=advance)
+            options.counters.add_parts([counters for _, counters in replies])
+            results = [result for result, _ in replies]
+        options.counters.finish()
+        self._last.counters = options.counters
+        if options.too_long == "warn":
+            self._warn_of_truncation(options.counters.stats())
+        return results
+
+    def _infer_chunk(
+        self,
+        texts: Sequence[Any],
+        files: Mapping[str, FileEntry],
+        max_seq_lengths: Sequence[int | None],
+        method: str,
+        batch_size: int,
+        too_long: TooLong,
+        arguments: tuple[Any, ...],
+    ) -> tuple[Any, Counters]:
+        """What a process of a pool does for :meth:`_infer`."""
+        if files != self._engine.manifest.files:
+            raise InvalidArgumentError(
+                f"This pool was started by another model, {self._engine.manifest.source.name} from {self._directory}. "
+                "Start one with start_multi_process_pool() of the model that uses it."
+            )
+        self._set_max_seq_lengths(max_seq_lengths)
+        options = CallOptions(batch_size, too_long, False, Counters(len(texts)))
+        return getattr(self, method)(texts, options, *arguments), options.counters
+
+    def _batches(
+        self,
+        texts: Sequence[Any],
+        outputs: Sequence[str],
+        options: CallOptions,
+        prompt: str | None,
+        task: str | None = None,
+        unit: str = "text",
+        reduce: Reduce | None = None,
+    ) -> Iterator[BatchResult]:
+        """Outputs of the graph for all texts, in any order, or what ``reduce`` keeps of them."""
+        route = self._route_of(task)
+        batches = route.stream(
+            texts,
+            outputs,
+            batch_size=options.batch_size,
+            prompt_length=self._excluded_prompt(route, prompt),
+            too_long=options.too_long,
+            counters=options.counters,
+            reduce=reduce,
+        )
+        with progress_bar(len(texts), options.show, unit) as advance:
+            for batch in batches:
+                yield batch
+                advance(len(batch.indices))
+
+    def _warn_of_truncation(self, stats: CallStats) -> None:
+        if len(stats.truncated):
+            some = ", ".join(map(str, stats.truncated[:_TEXTS_NAMED]))
+            more = ", ..." if len(stats.truncated) > _TEXTS_NAMED else ""
+            logger.warning(
+                "%d of %d texts have more tokens than the model reads and lost their end: %s%s",
+                len(stats.truncated),
+                stats.texts,
+                some,
+                more,
+            )
+
+    def _max_seq_lengths(self) -> list[int | None]:
+        return [route.tokenizer.max_seq_length for route in self._engine.routes]
+
+    def _set_max_seq_lengths(self, lengths: Sequence[int | None]) -> None:
+        for route, length in zip(self._engine.routes, lengths, strict=True):
+            if route.tokenizer.max_seq_length != length:
+                route.tokenizer.max_seq_length = length
+
+    def _initial_prompts(self) -> dict[str, str]:
+        return {"query": "", "document": ""}
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is running: directory, source, precision and form, device and why no better one, threads, version."""
+        manifest, session = self._engine.manifest, self._route.session
+        return ModelInfo(
+            directory=str(self._engine.directory),
+            source=manifest.source.name,
+            task=manifest.task,
+            architecture=manifest.architecture,
+            precision=manifest.precision,
+            device=session.device,
+            threads=session.threads,
+            onnxruntime=session.version,
+            form=session.form,
+            fallbacks=session.fallbacks,
+        )
+
+    @property
+    def last_stats(self) -> CallStats | None:
+        """What the last call of this thread did: tokens, padding, truncated texts, times. None before the first."""
+        counters: Counters | None = getattr(self._last, "counters", None)
+        return None if counters is None else counters.stats()
+
+    @property
+    def too_long(self) -> TooLong:
+        """What happens to a text of more tokens than the model reads, unless a call says something else.
+
+        ``"truncate"`` cuts it, ``"warn"`` cuts it and logs which texts were cut, ``"error"`` raises TextTooLongError.
+        """
+        return self._too_long
+
+    @too_long.setter
+    def too_long(self, value: TooLong) -> None:
+        check_too_long(value)
+        self._too_long = value
+
+    def count_tokens(self, inputs: Any, prompt: str | None = None, *, task: str | None = None) -> Any:
+        """How many tokens texts have as a whole, whatever the model reads of them.
+
+        Args:
+            inputs: A text or a pair of texts, or a list of them.
+            prompt: A text to put in front of each.
+            task: ``"query"`` or ``"document"`` picks the route of a model that has several.
+
+        Returns:
+            int64 array [texts], special tokens included; an int for a single text.
+
+        Example:
+            >>> counts = model.count_tokens(texts)  # doctest: +SKIP
+            >>> long = np.flatnonzero(counts > model.max_seq_length)  # doctest: +SKIP
+        """
+        texts, single = parse_inputs(inputs, prompt)
+        counts = self._route_of(task).tokenizer.count(texts)
+        return int(counts[0]) if single else counts
+
+    def warmup(self) -> None:
+        """Run what the first calls would run first, so that they are as fast as later ones.
+
+        It loads the second session that large calls use on the CPU, and runs the shortest and the longest texts.
+        """
+        for route in self._engine.routes:
+            route.warmup()
+
+    def trim(self) -> None:
+        """Give back the memory that earlier calls needed and this moment does not. Later calls take it again."""
+        for route in self._engine.routes:
+            route.trim()
+
+    @property
+    def device(self) -> str:
+        """The device that the model runs on."""
+        return self._route.session.device
+
+    def to(self, device: Any) -> Self:
+        """The model itself, for the device that it is on. It is loaded for one device, and does not move.
+
+        Raises:
+            UnsupportedError: Another device, or a dtype.
+        """
+        name = f"cuda:{device}" if isinstance(device, int) else str(device)  # torch.device has its name as str
+        if not is_same_device(name, self.device):
+            raise UnsupportedError(
+                f"This model was loaded for {self.device!r} and cannot move to {name!r}. Load it again for another "
+                f"device: {type(self).__name__}(..., device=...); another precision is another export: dtype='...'."
+            )
+        return self
+
+    def cpu(self) -> Self:
+        """The model itself, where it is on the CPU."""
+        return self.to("cpu")
+
+    def cuda(self, device: Any = None) -> Self:
+        """The model itself, where it is on that GPU; None is the first."""
+        return self.to("cuda" if device is None else device)
+
+    def eval(self) -> Self:
+        """The model itself: a bundle is always for inference."""
+        return self
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The ``tokenizers.Tokenizer``, with the model's own truncation and no padding."""
+        return self._route.tokenizer.backend
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Texts are cut to this many tokens, special tokens included. It can be set, up to the model's positions."""
+        return self._route.tokenizer.max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int | None) -> None:
+        for route in self._engine.routes:
+            route.tokenizer.max_seq_length = value
+
+    def get_max_seq_length(self) -> int | None:
+        """Old name of :attr:`max_seq_length`."""
+        return self.max_seq_length
+
+    def get_backend(self) -> str:
+        """Always ``"onnx"``."""
+        return "onnx"
+
+    def get_model_kwargs(self) -> list[str]:
+        """Further keyword arguments that ``encode`` takes for this model: none."""
+        return []
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the model reads: text."""
+        return ["text"]
+
+    def supports(self, modality: str) -> bool:
+        """Whether the model reads a modality."""
+        return modality in self.modalities
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """What the network reads of some texts.
+
+        Args:
+            inputs: Texts or pairs of texts.
+            prompt: A text to put in front of each.
+            **kwargs: ``task="query"`` or ``"document"`` picks the route of a model that has several.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and, where the network takes them, ``token_type_ids``: int64 arrays
+            [texts, longest], padded on the right; ``modality``; with a prompt, its ``prompt_length`` in tokens.
+        """
+        task = kwargs.pop("task", None)
+        if kwargs:
+            raise InvalidArgumentError(f"preprocess does not take {', '.join(kwargs)}. Allowed: task.")
+        texts, _ = parse_inputs(list(inputs), prompt)
+        if not texts:
+            return {}
+        route = self._route_of(task)
+        tokens = route.tokenizer.pad(route.tokenizer.encode(texts))
+        features: dict[str, Any] = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+        if "token_type_ids" in route.session.inputs:
+            types = tokens.token_type_ids
+            features["token_type_ids"] = np.zeros_like(tokens.input_ids) if types is None else types
+        features["modality"] = "text"
+        if prompt:
+            features["prompt_length"] = route.tokenizer.prompt_length(prompt)
+        return features
+
+    def tokenize(self, texts: Sequence[Any], **kwargs: Any) -> dict[str, Any]:
+        """Old name of :meth:`preprocess`."""
+        return self.preprocess(texts, **kwargs)
+
+    def is_singular_input(self, inputs: Any) -> bool:
+        """Whether an argument is one input rather than a batch."""
+        return not is_batch(inputs)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.info})"
+
+    @property
+    def _route(self) -> LoadedRoute:
+        return self._engine.route()
+
+    def _route_of(self, task: str | None) -> LoadedRoute:
+        """The route of a call's texts."""
+        manifest = self._engine.manifest
+        if manifest.needs_task and not task:
+            raise InvalidArgumentError(
+                "This model treats texts by what they are for, and has no default. Call encode_query or "
+                f"encode_document, or pass task=...: {', '.join(manifest.routes)}."
+            )
+        return self._engine.route(task)
+
+    def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
+        if prompt is not None:
+            if prompt_name is not None:
+                logger.warning("Both prompt and prompt_name were given: prompt_name=%r is ignored.", prompt_name)
+            return prompt
+        name = self.default_prompt_name if prompt_name is None else prompt_name
+        if name is None:
+            return None
+        if name not in self.prompts:
+            raise InvalidArgumentError(f"prompt_name {name!r} is not among the prompts: {list(self.prompts)}.")
+        return self.prompts[name]
+
+    def _excluded_prompt(self, route: LoadedRoute, prompt: str | None) -> int:
+        """Tokens of the prompt that the pooling leaves out: only models with include_prompt=False leave out any."""
+        if not prompt or "prompt_length" not in route.session.inputs:
+            return 0
+        return route.tokenizer.prompt_length(prompt)
+
+    def _check_call(
+        self,
+        batch_size: int,
+        device: str | list[str] | None,
+        too_long: TooLong | None,
+        unknown: Mapping[str, Any],
+    ) -> None:
+        check_positive("batch_size", batch_size)
+        check_too_long(too_long)
+        if device is not None and not isinstance(device, list) and not is_same_device(str(device), self.device):
+            raise UnsupportedError(
+                f"This model was loaded for {self.device!r} and cannot move to {device!r} for one call. "
+                f"Load it again with device={device!r}."
+            )
+        if unknown:
+            raise InvalidArgumentError(
+                f"{type(self).__name__} does not take the argument{'s' * (len(unknown) > 1)} {', '.join(unknown)}."
+            )

@@ -1,0 +1,90 @@
+"""What a process of a pool does."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stonnx._errors import PoolError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+
+class Loadable(Protocol):
+    """What a worker needs of a model class: pickling as a path and options. Called methods take texts first."""
+
+    def __setstate__(self, state: dict[str, Any], /) -> None: ...
+
+
+# --- in a worker -----------------------------------------------------------------------------------------------------
+
+
+def work(connection: Connection, kind: type[Loadable], state: dict[str, Any], threads: int) -> None:
+    """The life of a worker: load the model, say so, then answer jobs until the pipe is closed."""
+    # Ctrl-C in a terminal reaches every process of the group: what happens then is the parent's business.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, name="stonnx-exit-with-parent", daemon=True).start()
+    # The tokenizers package reads it when it first works in parallel, and would use every CPU in every worker.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    try:
+        model = kind.__new__(kind)
+        model.__setstate__(state)
+        reply = pickle.dumps((None, None))
+    except BaseException as error:
+        _reply(connection, _failure(error))
+        return
+    while _reply(connection, reply):
+        try:
+            job = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            call, texts = pickle.loads(job)
+            method, arguments = pickle.loads(call)
+            result = getattr(model, method)(texts, *arguments)
+            reply = pickle.dumps((result, None), pickle.HIGHEST_PROTOCOL)
+        except BaseException as error:
+            reply = _failure(error)
+
+
+def _reply(connection: Connection, message: bytes) -> bool:
+    try:
+        connection.send_bytes(message)
+    except OSError:  # the parent is gone
+        return False
+    return True
+
+
+def _failure(error: BaseException) -> bytes:
+    """The reply for an error, with the traceback as a note: tracebacks themselves cannot be sent."""
+    told = "".join(traceback.format_exception(error))
+    note = f"It was raised in a worker process:\n\n{told.rstrip()}"
+    error.add_note(note)
+    try:
+        message = pickle.dumps((None, error))
+        # What is no Exception, as SystemExit, is meant for the process that it was raised in.
+        if isinstance(error, Exception) and type(pickle.loads(message)[1]) is type(error):
+            return message
+    except Exception:  # whatever the exception class does when it is copied
+        pass
+    substitute = PoolError(f"{type(error).__name__}: {error}")
+    substitute.add_note(note)
+    return pickle.dumps((None, substitute))
+
+
+def _exit_with_parent() -> None:
+    """End this process when the parent does, however that ends and whatever is being computed."""
+    from multiprocessing import parent_process
+    from multiprocessing.connection import wait
+
+    parent, own = parent_process(), os.getppid()
+    assert parent is not None
+    # The sentinel stays open as long as any process that the parent forked: see who the parent is as well.
+    while not wait([parent.sentinel], timeout=1.0) and os.getppid() == own:
+        pass
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""Outputs of the graph in; what callers get out."""

@@ -1,0 +1,1 @@
+"""What callers pass in; token ids in planned batches out."""

@@ -1,0 +1,145 @@
+"""What callers pass to ``encode``: one text or many, checked, as sentence-transformers reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stonnx._errors import InvalidInputError
+from stonnx._text.tokenizer import Text
+
+_ALLOWED = "Allowed are str, a pair of str, or {'text': str}"
+
+# None, and what pandas has for it beside NaN; recognised by name so that pandas need not be imported.
+_MISSING = ("NoneType", "NAType", "NaTType")
+
+
+def parse_inputs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bool]:
+    """The texts of a call with the prompt in front, and whether the call was for a single text.
+
+    A list, a tuple and an array of strings are a batch; everything else is one input. Within a batch a pair of strings
+    is one text pair, whose first text takes the prompt.
+
+    Raises:
+        InvalidInputError: An input or the prompt is no text, or not valid Unicode; the error has the input's index.
+
+    Example:
+        >>> parse_inputs(["a", ("b", "c")], prompt="query: ")
+        (['query: a', ('query: b', 'c')], False)
+    """
+    single = not is_batch(inputs)
+    items = [inputs] if single else (inputs.tolist() if isinstance(inputs, np.ndarray) else inputs)
+    if prompt is None:
+        prompt = ""
+    elif not isinstance(prompt, str):
+        raise InvalidInputError(f"The prompt is no text but {_describe(prompt)}. Allowed are str and None.")
+    _check_unicode(prompt, "The prompt")
+    texts: list[Text] = []
+    for index, item in enumerate(items):
+        if isinstance(item, dict) and item.keys() == {"text"}:
+            item = item["text"]
+        where = None if single else index
+        if isinstance(item, str):
+            texts.append(prompt + _check_unicode(item, where))
+        elif isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
+            texts.append((prompt + _check_unicode(item[0], where), _check_unicode(item[1], where)))
+        else:
+            raise _not_text(item, where)
+    return texts, single
+
+
+def is_batch(inputs: Any) -> bool:
+    """Whether an argument holds many inputs rather than one."""
+    if isinstance(inputs, np.ndarray):
+        return inputs.ndim >= 1 and inputs.dtype.kind in ("U", "O")
+    # `datasets.Column` is a sequence of its own kind; recognised by name so that datasets need not be imported.
+    return isinstance(inputs, list | tuple) or type(inputs).__module__.startswith("datasets.")
+
+
+def _not_text(item: Any, index: int | None) -> InvalidInputError:
+    if isinstance(item, bytes | bytearray):
+        remedy = "Decode bytes first: data.decode('utf-8')."
+    elif type(item).__name__ in _MISSING or (isinstance(item, float | np.floating) and np.isnan(item)):
+        remedy = "Missing values have to be dropped or replaced first, for example by ''."
+    elif isinstance(item, dict):
+        remedy = "Pass only the text of it."
+    elif index is None and hasattr(item, "__iter__"):
+        remedy = "To encode many texts, pass a list."
+    elif isinstance(item, list | tuple):
+        remedy = "To encode its parts each by itself, put them into the list directly."
+    else:
+        remedy = "Convert it first: str(value)."
+    return InvalidInputError(f"{_name(index)} is no text but {_describe(item)}. {_ALLOWED}. {remedy}", index)
+
+
+def _check_unicode(text: str, where: int | str | None) -> str:
+    """The text itself, if it has an encoding; tokenizers refuse a lone surrogate without saying where it is."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                f"{_name(where)} is no valid Unicode: {text[error.start]!r} at character {error.start} is half of a "
+                "surrogate pair. Replace such characters first: text.encode('utf-8', 'replace').decode()",
+                where if isinstance(where, int) else None,
+            ) from None
+    return text
+
+
+def _name(where: int | str | None) -> str:
+    return f"Input {where}" if isinstance(where, int) else where or "The input"
+
+
+def _describe(item: Any) -> str:
+    return "None" if item is None else f"{type(item).__name__} ({item!r:.60})"
+
+
+def parse_pairs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bool]:
+    """The pairs of a call, the prompt in front of each first text, and whether the call was for a single pair.
+
+    A list or tuple is a batch if its first item is a list or tuple, or if it is empty; an array of strings is a batch
+    if it has two dimensions. Everything else is one pair.
+
+    Raises:
+        InvalidInputError: An input is no pair of texts, or not valid Unicode; the error has its index.
+
+    Example:
+        >>> parse_pairs([("a", "b"), ["c", "d"]])
+        ([('a', 'b'), ('c', 'd')], False)
+        >>> parse_pairs(("a", "b"), prompt="query: ")
+        ([('query: a', 'b')], True)
+    """
+    single = not _is_batch(inputs)
+    items = inputs.tolist() if isinstance(inputs, np.ndarray) else inputs
+    items = [items] if single else list(items)
+    for index, item in enumerate(items):
+        is_pair = isinstance(item, list | tuple) and len(item) == 2
+        if not is_pair or not all(isinstance(part, str) for part in item):
+            raise _no_pair(item, None if single else index)
+    return parse_inputs(items, prompt)[0], single
+
+
+def _is_batch(inputs: Any) -> bool:
+    if isinstance(inputs, np.ndarray):
+        return inputs.dtype.kind in ("U", "O") and (inputs.size == 0 or inputs.ndim > 1)
+    return _is_list(inputs) and (len(inputs) == 0 or _is_list(inputs[0]))
+
+
+def _is_list(value: Any) -> bool:
+    # `datasets.Column` is a sequence of its own kind; recognised by name so that datasets need not be imported.
+    return isinstance(value, list | tuple) or type(value).__module__.startswith("datasets.")
+
+
+def _no_pair(item: Any, index: int | None) -> InvalidInputError:
+    where = "The input" if index is None else f"Input {index}"
+    if not isinstance(item, list | tuple):
+        found = f"{type(item).__name__} ({item!r:.60})"
+    elif len(item) != 2:
+        found = f"a {type(item).__name__} of {len(item)} ({item!r:.60})"
+    else:
+        part = 0 if not isinstance(item[0], str) else 1
+        found = f"has {type(item[part]).__name__} ({item[part]!r:.60}) as its {('first', 'second')[part]} text"
+        found = f"a {type(item).__name__} that {found}"
+    remedy = "Pass (query, document), or for many pairs a list of them: list(zip(queries, documents))."
+    return InvalidInputError(f"{where} is no pair of texts but {found}. Allowed is a pair of str. {remedy}", index)

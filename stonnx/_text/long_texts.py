@@ -1,0 +1,111 @@
+"""Very long texts: a beginning of the text that has the same ids as far as the model reads.
+
+A tokenizer truncates what it has tokenized completely, so a text of a megabyte costs a second even where the model
+reads no more than its first page. Its beginning gives the same first ids if it ends where the tokenizer splits in any
+case, which most do at a space behind a letter. :func:`can_be_shortened` says for which tokenizers this is certain, from
+what they are made of; texts of all others are tokenized completely. Whether the beginning was long enough is seen from
+its tokens, in :mod:`stonnx._text.tokenizer`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+
+# Characters of a text that are tokenized for each token that the model reads. English has about five, so that the
+# beginning is long enough nearly always; where it is not, the whole text is tokenized.
+_CHARACTERS_PER_TOKEN = 8
+# Places that are looked at before a text is left whole: there are texts of nothing but spaces.
+_PLACES = 100
+
+# Normalizers that leave a space where it is, and for which what stands before a letter and a space does not depend on
+# what follows.
+_NORMALIZERS = (
+    "BertNormalizer",
+    "Lowercase",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Nmt",
+    "Precompiled",
+    "Prepend",
+    "Strip",
+    "StripAccents",
+)
+# Pre-tokenizers that split between a letter and a space, and those that only split further.
+_SPLITTING = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+_FINER = ("Digits", "Punctuation")
+# Regular expressions of byte-level tokenizers (GPT-4, Llama 3, Qwen). No match has a space behind anything else.
+_EXPRESSIONS = tuple(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    for digits in ("", "{1,3}")
+)
+
+
+def can_be_shortened(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether the beginning of a text up to a space behind a letter has the first ids of the whole text."""
+    if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
+        return False
+    normalizer, splitter = _settings(tokenizer.normalizer), _settings(tokenizer.pre_tokenizer)
+    return (normalizer is None or _keeps_spaces(normalizer)) and splitter is not None and _splits(splitter)
+
+
+def longest_whole(max_tokens: int) -> int:
+    """Characters up to which a text is tokenized as it is: shortening must save more than it costs."""
+    return 2 * _CHARACTERS_PER_TOKEN * max_tokens
+
+
+def beginning(text: str, max_tokens: int) -> str | None:
+    """The beginning of a text, cut between a letter or digit and a space; None where there is no such place.
+
+    Example:
+        >>> beginning("a day, and  then " * 20, max_tokens=2)
+        'a day, and  then'
+    """
+    place = _CHARACTERS_PER_TOKEN * max_tokens + 1
+    for _ in range(_PLACES):
+        place = text.rfind(" ", 0, place)
+        if place < 1:
+            return None
+        before = text[place - 1]
+        # A few letters outside these form one character with the space behind them (Unicode's property Prepend).
+        if before.isalnum() and "\u0d4e" != before < "\U00010000":
+            return text[:place]
+    return None
+
+
+def _keeps_spaces(settings: Mapping[str, Any]) -> bool:
+    kind = settings["type"]
+    if kind == "Sequence":
+        return all(map(_keeps_spaces, settings["normalizers"]))
+    if kind == "Replace":
+        # A pattern of one string without a space cannot match across the place; this expression keeps one of many.
+        pattern = settings["pattern"]
+        return " " not in pattern.get("String", " ") or (pattern, settings["content"]) == ({"Regex": " {2,}"}, " ")
+    return kind in _NORMALIZERS
+
+
+def _splits(settings: Mapping[str, Any]) -> bool:
+    kind = settings["type"]
+    if kind == "Sequence":
+        # The first that splits there has done it for those after it, which get pieces without the place.
+        parts = settings["pretokenizers"]
+        first = next((number for number, part in enumerate(parts) if _splits(part)), None)
+        return first is not None and all(part["type"] in _FINER for part in parts[:first])
+    if kind == "Metaspace":
+        return bool(settings.get("split", True))
+    if kind == "ByteLevel":
+        return bool(settings.get("use_regex", True))
+    if kind == "Split":
+        return settings["pattern"].get("Regex") in _EXPRESSIONS and settings["behavior"] == "Isolated"
+    return kind in _SPLITTING
+
+
+def _settings(part: Any) -> Mapping[str, Any] | None:
+    """What a part of a tokenizer is made of, as tokenizer.json has it."""
+    return None if part is None else json.loads(part.__getstate__())

@@ -1,0 +1,277 @@
+"""Texts or text pairs to token ids. The only file that knows the ``tokenizers`` package."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from stonnx._background import in_background
+from stonnx._bundle.manifest import TokenizerSpec
+from stonnx._errors import BundleFormatError, InvalidArgumentError
+from stonnx._text.batching import consecutive
+from stonnx._text.long_texts import beginning, can_be_shortened, longest_whole
+
+# What a model reads: a text, or a pair of texts.
+Text = str | tuple[str, str]
+
+# Characters that are tokenized at a time: a tenth of a second on a busy machine. Ctrl-C comes through after that.
+_CHARACTERS_AT_A_TIME = 1 << 16
+
+# Whether the tokenizers package has started the threads that tokenize a batch.
+_threads_used = False
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Right-padded ids of some texts, each array int64 of shape [batch, sequence]."""
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    # Which of the two texts of a pair a token comes from; None where no text of the batch is a pair.
+    token_type_ids: npt.NDArray[np.int64] | None
+
+
+class Tokenizer:
+    """A ``tokenizer.json`` under the model's own truncation, whatever the file itself says about it."""
+
+    def __init__(self, path: Path, spec: TokenizerSpec) -> None:
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise BundleFormatError(f"{path} is no tokenizer that the tokenizers package can read: {error}") from error
+        self._spec = spec
+        self._path = path
+        self._configure(backend, spec.max_seq_length)
+        self._can_be_shortened = spec.truncation_side == "right" and can_be_shortened(backend)
+        # Together, because another thread may replace both at any moment.
+        self._current = backend, spec.max_seq_length
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The ``tokenizers.Tokenizer`` behind it."""
+        return self._current[0]
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Texts are cut to this many tokens, special tokens included; None: never."""
+        return self._current[1]
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int | None) -> None:
+        limit = self._spec.max_positions
+        if value is None:
+            value = self._spec.max_seq_length if limit is None else limit
+            if value is None:
+                return
+        special = self.backend.num_special_tokens_to_add(False)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | np.integer)
+            or value <= special
+            or (limit and value > limit)
+        ):
+            bounds = f"more than the {special} special tokens" + (f" and at most {limit} positions" if limit else "")
+            raise InvalidArgumentError(f"max_seq_length must be an integer, {bounds}; got {value!r}.")
+        value = int(value)
+        # A tokenizer may be in use by another thread, and changing one that is in use fails: swap in a fresh one.
+        fresh = tokenizers.Tokenizer.from_file(str(self._path))
+        self._configure(fresh, value)
+        self._current = fresh, value
+
+    def _configure(self, backend: tokenizers.Tokenizer, max_length: int | None) -> None:
+        backend.no_padding()
+        if max_length is None:
+            backend.no_truncation()
+        else:
+            backend.enable_truncation(max_length, strategy="longest_first", direction=self._spec.truncation_side)
+
+    def encode(self, texts: Sequence[Text], stopped: threading.Event | None = None) -> list[tokenizers.Encoding]:
+        """Token ids of each text, truncated, not padded. The texts are valid Unicode.
+
+        Raises:
+            CancelledError: ``stopped`` was set meanwhile.
+        """
+        backend, limit = self._current
+        if limit is None or not self._can_be_shortened:
+            return self._encode(backend, texts, stopped)
+        whole = longest_whole(limit)
+        shortened = {
+            index: short
+            for index, text in enumerate(texts)
+            if (len(text) if isinstance(text, str) else max(map(len, text))) > whole
+            and (short := _shorten(text, limit, whole)) is not None
+        }
+        if not shortened:
+            return self._encode(backend, texts, stopped)
+        encodings = self._encode(backend, [shortened.get(index, text) for index, text in enumerate(texts)], stopped)
+        special = self._special_tokens(backend, is_pair=True)
+        doubtful = [
+            index for index in shortened if not _is_same(texts[index], encodings[index], (limit - special) // 2)
+        ]
+        again = self._encode(backend, [texts[index] for index in doubtful], stopped)
+        for index, encoding in zip(doubtful, again, strict=True):
+            encodings[index] = encoding
+        return encodings
+
+    def _encode(
+        self, backend: tokenizers.Tokenizer, texts: Sequence[Text], stopped: threading.Event | None
+    ) -> list[tokenizers.Encoding]:
+        special = self._spec.add_special_tokens
+        if len(texts) == 1 and _characters(texts[0]) <= _CHARACTERS_AT_A_TIME:
+            # Without the threads of a batch, which cost more than a text.
+            first, second = texts[0] if isinstance(texts[0], tuple) else (texts[0], None)
+            return [backend.encode(first, second, add_special_tokens=special)]
+        return [encoding for piece in _encoded(backend, texts, special, stopped) for encoding in piece]
+
+    def _special_tokens(self, backend: tokenizers.Tokenizer, is_pair: bool) -> int:
+        return int(backend.num_special_tokens_to_add(is_pair)) if self._spec.add_special_tokens else 0
+
+    def is_truncated(self, encoding: tokenizers.Encoding) -> bool:
+        """Whether the text of an encoding was longer than :attr:`max_seq_length`."""
+        limit = self.max_seq_length
+        # What was cut off is expensive to ask for.
+        return limit is not None and len(encoding) >= limit and bool(encoding.overflowing)
+
+    def count(self, texts: Sequence[Text]) -> npt.NDArray[np.int64]:
+        """Tokens of each text as a whole, special tokens included, without truncation: [texts]."""
+        backend = self.backend
+        parts = [part for text in texts for part in (text if isinstance(text, tuple) else (text,))]
+        # What was cut off is in `overflowing`, in pieces that do not overlap.
+        of_parts = iter(
+            len(encoding) + sum(map(len, encoding.overflowing))
+            for piece in _encoded(backend, parts, add_special_tokens=False)
+            for encoding in piece
+        )
+        special = {is_pair: self._special_tokens(backend, is_pair) for is_pair in (False, True)}
+        counts = [
+            sum(islice(of_parts, 2 if isinstance(text, tuple) else 1)) + special[isinstance(text, tuple)]
+            for text in texts
+        ]
+        return np.array(counts, dtype=np.int64)
+
+    def effort(self, text: Text) -> int:
+        """Characters of a text that are tokenized."""
+        characters = _characters(text)
+        limit = self.max_seq_length
+        return min(characters, longest_whole(limit)) if limit is not None and self._can_be_shortened else characters
+
+    def pad(self, encodings: Sequence[tokenizers.Encoding]) -> TokenBatch:
+        """Put encodings into arrays, padded on the right to the longest of them."""
+        ids = [encoding.ids for encoding in encodings]
+        if len(ids) == 1 and ids[0] and encodings[0].n_sequences == 1:
+            input_ids = np.array(ids, dtype=np.int64)
+            return TokenBatch(input_ids, np.ones(input_ids.shape, dtype=np.int64), None)
+        lengths = np.array([len(row) for row in ids])
+        # A text may have no token at all where the model adds no special tokens; its row is padding only.
+        width = int(lengths.max(initial=1))
+        pairs = any(encoding.n_sequences > 1 for encoding in encodings)
+        if (lengths == width).all():
+            input_ids = np.array(ids, dtype=np.int64).reshape(len(ids), width)
+            attention_mask = np.ones_like(input_ids)
+        else:
+            attention_mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+            input_ids = np.full((len(ids), width), self._spec.pad_token_id, dtype=np.int64)
+            input_ids[attention_mask.astype(bool)] = [token for row in ids for token in row]
+        token_type_ids = None
+        if pairs:
+            token_type_ids = np.full_like(input_ids, self._spec.pad_token_type_id)
+            token_type_ids[attention_mask.astype(bool)] = np.concatenate([encoding.type_ids for encoding in encodings])
+        return TokenBatch(input_ids, attention_mask, token_type_ids)
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens of a prompt alone, without a special token at its end."""
+        ids = self.encode([prompt])[0].ids
+        return len(ids) - (len(ids) > 0 and ids[-1] in self._spec.special_token_ids)
+
+
+def _characters(text: Text) -> int:
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+
+
+def _encoded(
+    backend: tokenizers.Tokenizer,
+    texts: Sequence[Text],
+    add_special_tokens: bool,
+    stopped: threading.Event | None = None,
+) -> Iterator[list[tokenizers.Encoding]]:
+    """The encodings of texts, some at a time, so that neither Ctrl-C nor ``stopped`` have to wait for all of them.
+
+    Raises:
+        CancelledError: ``stopped`` was set.
+    """
+    global _threads_used
+    for piece in _pieces(texts):
+        if stopped is not None and stopped.is_set():
+            raise CancelledError
+        _threads_used = True
+
+        def encode(piece: list[Text] = piece) -> list[tokenizers.Encoding]:
+            encodings: list[tokenizers.Encoding] = backend.encode_batch_fast(
+                piece, add_special_tokens=add_special_tokens
+            )
+            return encodings
+
+        # A text that is longer than a piece takes as long as it takes. Ctrl-C comes to the main thread only.
+        is_long = len(piece) == 1 and _characters(piece[0]) > _CHARACTERS_AT_A_TIME
+        if is_long and threading.current_thread() is threading.main_thread():
+            yield in_background(encode, "stonnx-tokenize").result()
+        else:
+            yield encode()
+
+
+def _pieces(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    """Consecutive texts of together no more characters than are tokenized at a time, unless it is a single text."""
+    return consecutive(texts, _characters, _CHARACTERS_AT_A_TIME)
+
+
+def _after_fork_in_child() -> None:
+    """The threads of the tokenizers package are not there in a forked process, which would wait for them forever."""
+    # The package does this by itself, unless the variable is set. It is read in every call.
+    if _threads_used:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _is_same(text: Text, encoding: tokenizers.Encoding, half: int) -> bool:
+    """Whether the encoding of a shortened text is that of the text itself: see :mod:`stonnx._text.long_texts`.
+
+    Args:
+        text: The whole text.
+        encoding: That of the shortened text.
+        half: Of the tokens that are there for a pair.
+    """
+    if not encoding.overflowing:
+        return False
+    if isinstance(text, str):
+        return True
+    # `longest_first` cuts only the longer text of a pair as long as the other one has less than half of the tokens. If
+    # so, it was the shortened one that was cut, and that one is the longer one also when it is whole.
+    other = 0 if len(text[0]) < len(text[1]) else 1
+    return bool(encoding.sequence_ids.count(other) < half)
+
+
+def _shorten(text: Text, limit: int, whole: int) -> Text | None:
+    """The beginning of a long text, or a pair with the beginning of its long text; None where it must stay whole."""
+    if isinstance(text, str):
+        return beginning(text, limit)
+    first, second = text
+    if len(first) > whole and len(second) > whole:
+        # Which one is cut to how much depends on which is longer.
+        return None
+    if len(first) > whole:
+        short = beginning(first, limit)
+        return None if short is None else (short, second)
+    short = beginning(second, limit)
+    return None if short is None else (first, short)

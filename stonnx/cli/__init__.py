@@ -1,0 +1,50 @@
+"""The command ``stonnx``: one file for each of its commands, with the arguments and what they do."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from stonnx._errors import StonnxError
+from stonnx._version import __version__
+from stonnx.cli import build, doctor, encode, export, info, models
+from stonnx.cli._commands import Commands
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0 done, 1 failed with a message, 2 wrong usage, 130 Ctrl-C, 141 nobody reads the output any more, as of `head`.
+    """
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int | None] = arguments.command
+    try:
+        status = command(arguments) or 0
+        print(end="", flush=True)  # here, where a broken pipe is no traceback
+        return status
+    except BrokenPipeError:
+        # Python flushes once more at its end: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (StonnxError, OSError) as error:
+        print(f"stonnx {arguments.command_name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stonnx {arguments.command_name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="stonnx", description="sentence-transformers inference without PyTorch")
+    parser.add_argument("--version", action="version", version=f"stonnx {__version__}")
+    commands: Commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
+    export.add_parser(commands)
+    export.add_verify_parser(commands)
+    encode.add_parser(commands)
+    info.add_parser(commands)
+    doctor.add_parser(commands)
+    build.add_parser(commands)
+    models.add_parser(commands)
+    return parser

@@ -1,0 +1,85 @@
+"""``stonnx build``: TensorRT engines of a bundle, made ahead of serving."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from stonnx._bundle.integrity import verify_files
+from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
+from stonnx._device.options import DeviceOptions
+from stonnx._device.session import GraphFacts, Session
+from stonnx._errors import InvalidArgumentError, ModelNotFoundError
+from stonnx.cli._commands import Commands
+
+
+def build(
+    bundle: Path, device: str, *, memory_limit: int | None = None, begin: Callable[[str], object] = lambda route: None
+) -> Iterator[tuple[str, Path, float]]:
+    """Build the engine of each graph of a bundle, or load it where it is built already.
+
+    Args:
+        bundle: Its directory.
+        device: ``tensorrt``, or ``tensorrt:1`` ...
+        memory_limit: What the models that use the engine have as ``DeviceOptions.memory_limit``, in bytes.
+        begin: Is called with the name of a route before its engine is built, which can take minutes.
+
+    Yields:
+        For each route its name, the directory of its engine, and the seconds that it took.
+
+    Raises:
+        ModelNotFoundError: There is no bundle.
+        InvalidArgumentError: The device builds nothing.
+        DeviceError: The device does not work.
+    """
+    if device.partition(":")[0] != "tensorrt":
+        raise InvalidArgumentError(f"Nothing has to be built for device {device!r}. Allowed: tensorrt, tensorrt:0.")
+    if not (bundle / MANIFEST_NAME).is_file():
+        raise ModelNotFoundError(f"{bundle} is no bundle: it has no {MANIFEST_NAME}.")
+    manifest = read_manifest(bundle)
+    verify_files(bundle, manifest)
+    options = DeviceOptions(memory_limit=memory_limit, build=True)
+    for name, route in manifest.routes.items():
+        begin(name)
+        start = time.perf_counter()
+        session = Session(bundle / route.graph, device=device, facts=GraphFacts.of(manifest, route), options=options)
+        assert session.engine_directory is not None  # every session on this device has one
+        yield name, session.engine_directory, time.perf_counter() - start
+
+
+def add_parser(commands: Commands) -> None:
+    """The arguments of ``stonnx build``."""
+    parser = commands.add_parser(
+        "build",
+        help="build a TensorRT engine ahead of serving",
+        description="Build the TensorRT engines of a bundle for this GPU. That takes minutes, so loading a model does "
+        "not do it.",
+    )
+    parser.add_argument("bundle", type=Path, help="bundle directory")
+    parser.add_argument("--device", default="tensorrt", help="tensorrt or tensorrt:1 ... (default: tensorrt)")
+    parser.add_argument(
+        "--memory-limit",
+        type=int,
+        metavar="BYTES",
+        help="what the models that use it have as DeviceOptions.memory_limit (default: none)",
+    )
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    def begin(route: str) -> None:
+        print(
+            f"Building the engine of the graph {route!r} of {arguments.bundle} for {arguments.device}. This can take "
+            "minutes, without a sign of life.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    start = time.perf_counter()
+    built = build(arguments.bundle, arguments.device, memory_limit=arguments.memory_limit, begin=begin)
+    for route, directory, seconds in built:
+        print(f"{route}: {directory}, {seconds:.1f} s", flush=True)
+    print(f"Done after {time.perf_counter() - start:.1f} s.", file=sys.stderr)

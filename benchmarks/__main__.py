@@ -26,10 +26,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, environments, models, report
-from benchmarks.environments import CACHE
-from benchmarks.systems import CORES, REFERENCE, SYSTEMS, TASKS, WORKLOADS, Batching, System, Task, Workload
-from benchmarks.worker import Worker, WorkerError
+from benchmarks.peers.environments import CACHE
+from benchmarks.peers.systems import CORES, REFERENCE, SYSTEMS, TASKS, WORKLOADS, Batching, System, Task, Workload
+from benchmarks.peers.worker import Worker, WorkerError
+from benchmarks.questions import accuracy, environments, models, report
 
 # Before a turn, so that the threads of the system that had the last one have stopped spinning.
 _SETTLE_SECONDS = 0.05

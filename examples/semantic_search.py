@@ -77,7 +77,7 @@ def compare(checkpoint: Path, bundle: Path, passages: list[str], vectors: np.nda
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
-    from benchmarks.throughput import Workload, compare, table
+    from benchmarks.questions.throughput import Workload, compare, table
 
     logging.disable_progress_bar()
     original = SentenceTransformer(str(checkpoint), device="cpu")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 # products[rows, 32] = MatMulIntegerToFloat(rows[rows, 64] uint8, int8[64, 32] of 127, scales[rows, 1], 1): the operator
-# of int8 bundles. tests/runtime/test_int8_product.py builds the same graph.
+# of int8 bundles. tests/device/test_int8_product.py builds the same graph.
 GRAPH = base64.b64decode(
     "CAo6lwIKNgoFc2hhcGUSB3dlaWdodHMiD0NvbnN0YW50T2ZTaGFwZSoTCgV2YWx1ZSoHCAEQA0oBf6ABBApNCgRyb3dzCgd3ZWlnaHRzCgZzY2"
     "FsZXMKBXNjYWxlEghwcm9kdWN0cyIUTWF0TXVsSW50ZWdlclRvRmxvYXQ6DWNvbS5taWNyb3NvZnQSBGludDgqHQgCEAdCBXNoYXBlShBAAAAA"

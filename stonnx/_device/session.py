@@ -29,7 +29,7 @@ logger = logging.getLogger("stonnx")
 
 # How long a thread waits for the next piece of work before it sleeps. That covers the gaps inside a run; the next run
 # comes later, and waking up for it costs less than what onnxruntime's own 16 ms take from everybody else: two models in
-# turns took 1.4 times as long as alone with those, and 1.0 times with this (benchmarks/threads.py).
+# turns took 1.4 times as long as alone with those, and 1.0 times with this (benchmarks/questions/threads.py).
 _SPIN_MICROSECONDS = 100
 
 # Operators that are nearly all of the work. One of them on the CPU, between others on a GPU, costs more than it all.

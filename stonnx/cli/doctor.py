@@ -40,7 +40,7 @@ _MODEL, _MODEL_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minil
 _EXPORTER = ("torch", "sentence-transformers", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 # sentence_embedding[batch, 4] = the sum of input_ids[batch, sequence] int64, times 1, 2, 3, 4.
-# tests/runtime/test_doctor.py builds the same graph.
+# tests/cli/test_doctor.py builds the same graph.
 GRAPH = base64.b64decode(
     "CAo64AIKJQoJaW5wdXRfaWRzEgdudW1iZXJzIgRDYXN0KgkKAnRvGAGgAQIKIwoHbnVtYmVycwoEbGFzdBIHY29sdW1ucyIJVW5zcXVlZXplCi"
     "IKB2NvbHVtbnMKB3dlaWdodHMSBnRva2VucyIGTWF0TXVsCkAKBnRva2VucwoGbWlkZGxlEhJzZW50ZW5jZV9lbWJlZGRpbmciCVJlZHVjZVN1"

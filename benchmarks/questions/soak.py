@@ -1,6 +1,6 @@
 """Hours in minutes: random texts from many threads, models of all three tasks, and nothing may drift.
 
-    python -m benchmarks.soak --embedding DIR --sparse DIR --rerank DIR [--minutes 20] [-o docs/soak.md]
+    python -m benchmarks.questions.soak --embedding DIR --sparse DIR --rerank DIR [--minutes 20] [-o docs/soak.md]
 
 Every thread calls a random model with random texts: fuzzed Unicode, lengths from 0 to 100,000 characters. Every
 thousandth call is followed by one of each model with fixed inputs, whose results have to equal those of the first
@@ -30,7 +30,7 @@ import numpy as np
 import onnxruntime
 
 import stonnx
-from benchmarks.memory import resident
+from benchmarks.questions.memory import resident
 from stonnx._device.cpus import available_cpus, cpu_name
 
 # Ranges of characters to draw from: most of what tokenizers treat in their own way.
@@ -191,7 +191,7 @@ def report(soak: Soak, plateau: Plateau, minutes: float, threads: int, models: S
     lines = [
         "# Soak",
         "",
-        f"`python -m benchmarks.soak` on {datetime.date.today()}, for {minutes:g} minutes with {threads} threads: "
+        f"`python -m benchmarks.questions.soak` on {datetime.date.today()}, for {minutes:g} minutes with {threads} threads: "
         f"**{'passed' if passed(soak, plateau) else 'FAILED'}**. Random texts of fuzzed Unicode, 0 to 100,000 "
         "characters.",
         "",

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 from toy_bundles import dense_graph, sparse_graph, toy_table, write_bundle
 
-from benchmarks.soak import Plateau, Soak, passed, report, watch
+from benchmarks.questions.soak import Plateau, Soak, passed, report, watch
 
 FLAT = Plateau.of([100.0] * 8, 90, 95)
 
@@ -111,7 +111,7 @@ def bundles(directory: Path) -> dict[str, Path]:
 
 def soak(*arguments: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "benchmarks.soak", *arguments]
+    command = [sys.executable, "-m", "benchmarks.questions.soak", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
 
 

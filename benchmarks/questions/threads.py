@@ -1,6 +1,6 @@
 """How long should idle threads wait for work? Latency, CPU time when idle, and two models in turns, for several times.
 
-    python -m benchmarks.threads --bundle DIR
+    python -m benchmarks.questions.threads --bundle DIR
 
 The settings take turns in one process; ratios hold on a noisy machine.
 """

@@ -1,6 +1,6 @@
 """The models of the benchmark, all from the weights of all-MiniLM-L6-v2: what each system needs to do each task.
 
-    python -m benchmarks.models DIRECTORY NAME...
+    python -m benchmarks.peers.models DIRECTORY NAME...
 
 builds some of them, in the environment that their rows name. A function here imports what only that environment has.
 """
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environments import ENVIRONMENTS, ROOT, python
-from benchmarks.systems import MAX_TOKENS, TASKS, Task
+from benchmarks.peers.environments import ENVIRONMENTS, ROOT, python
+from benchmarks.peers.systems import MAX_TOKENS, TASKS, Task
 from benchmarks.texts import calibration_texts, texts
 
 
@@ -204,7 +204,7 @@ def openvino_int8(source: Path, directory: Path, task: Task) -> None:
     import nncf
     import openvino
 
-    from benchmarks.drivers import feeds, load_tokenizer
+    from benchmarks.peers.drivers import feeds, load_tokenizer
 
     calibration: Sequence[Any] = calibration_texts()
     if task == "rerank":
@@ -288,7 +288,7 @@ def ensure(names: Iterable[str], directory: Path, logs: Path) -> dict[str, str]:
             shutil.rmtree(directory / name, ignore_errors=True)
             _key_file(directory, name).write_text("")
         with (logs / f"models-{environment}.log").open("w") as log:
-            command = [str(python(environment)), "-m", "benchmarks.models", str(directory), *here]
+            command = [str(python(environment)), "-m", "benchmarks.peers.models", str(directory), *here]
             output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True).stdout
         results = dict(line.split("\t", 1) for line in output.splitlines() if "\t" in line)
         for name in here:

@@ -1,6 +1,6 @@
 """How fast are the functions of stonnx.util, beside those of sentence-transformers on PyTorch?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.util [--rounds 7] [NAME ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.questions.util [--rounds 7] [NAME ...]
 
 10,000 vectors of 384 dimensions, 1,000 of them as queries, of unit length and in clusters, as texts give them; and as
 many sparse ones. Each side gets its own kind of array. Both take turns, several rounds; where a ratio is over 1, stonnx

@@ -157,7 +157,7 @@ class TestOnAnEmulatedCpu:
     def test_the_form_that_is_chosen_there(
         self, minilm_int8_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        emulated_cpu = pytest.importorskip("benchmarks.emulated_cpu", reason="benchmarks are not installed")
+        emulated_cpu = pytest.importorskip("benchmarks.questions.emulated_cpu", reason="benchmarks are not installed")
         if saturation.saturates(onnxruntime):
             pytest.skip("this machine's own CPU saturates, so it has no right vectors to compare with")
         monkeypatch.setenv("STONNX_HOME", str(tmp_path))

@@ -1,6 +1,6 @@
 """Results to tables and plots.
 
-    python -m benchmarks.report DIRECTORY
+    python -m benchmarks.peers.report DIRECTORY
 
 reads results.json there and writes results.md, speed.png, accuracy.png and latency.png beside it.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems import REFERENCE, SYSTEMS, WORKLOADS
+from benchmarks.peers.systems import REFERENCE, SYSTEMS, WORKLOADS
 
 # Below these a system does not give the model's vectors, however fast it is: marked in tables, hatched in plots.
 _CLOSE, _INVARIANT = 0.99, 0.9999

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from benchmarks.systems import Inputs, Task
+from benchmarks.peers.systems import Inputs, Task
 from benchmarks.texts import ODD_TEXTS, mixed_texts, sentences, texts
 
 Array = npt.NDArray[np.floating[Any]]

@@ -1,7 +1,7 @@
 """What does each pass of the exporter gain? A bundle without it and the whole one, in turns on one thread.
 
-    python -m benchmarks.passes --checkpoint DIR --dtype int8
-    python -m benchmarks.passes --checkpoint DIR --dtype int8 --passes fuse_rms_norm,static_scales
+    python -m benchmarks.questions.passes --checkpoint DIR --dtype int8
+    python -m benchmarks.questions.passes --checkpoint DIR --dtype int8 --passes fuse_rms_norm,static_scales
 
 A pass that others need cannot be left out, and its row says why.
 """

@@ -1,6 +1,6 @@
 """Virtual environments for the benchmark: one for each set of packages that cannot share one. Standard library only.
 
-    python -m benchmarks.environments
+    python -m benchmarks.peers.environments
 
 makes all of them under .venvs/, or what is missing or was made from other rows.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DIRECTORY = ROOT / ".venvs"
 CACHE = ROOT / ".cache" / "benchmarks"
 
@@ -93,7 +93,7 @@ def installed(name: str) -> Installed:
     """What is known of an environment.
 
     Raises:
-        FileNotFoundError: It has not been made: ``python -m benchmarks.environments`` does.
+        FileNotFoundError: It has not been made: ``python -m benchmarks.peers.environments`` does.
     """
     return Installed(**json.loads(_record(name).read_text()))
 

@@ -120,7 +120,7 @@ print(min(after_a_run() for _ in range(5)) * 1e3)
 def test_threads_do_not_spin_for_long(wide_graph: Path) -> None:
     """onnxruntime's 16 ms are taken from the other models of the process: two in turns took 1.4 times as long.
 
-    How long they take is measured by benchmarks/threads.py.
+    How long they take is measured by benchmarks/questions/threads.py.
     """
     settings = Session(wide_graph, device="cpu", threads=4)._session.get_session_options()
     assert settings.get_session_config_entry("session.intra_op.spin_duration_us") == "100"

@@ -9,8 +9,8 @@ import pytest
 from small_graphs import encoder
 from zoo import build_checkpoint, row
 
-from benchmarks import passes, run_tokens
 from benchmarks.in_turns import in_turns, ratio
+from benchmarks.questions import passes, run_tokens
 from stonnx_export import RECIPES, pipeline
 from stonnx_export.int8 import products, quantization
 from stonnx_export.int8.quantization import Quantization

@@ -1,6 +1,6 @@
 """Does a device keep what stonnx promises for it? Strictness, parity, speed and memory, checked on the real hardware.
 
-    python -m benchmarks.gpu --device cuda --bundle FP16_DIR --reference FP32_DIR [--int8 INT8_DIR]
+    python -m benchmarks.questions.gpu --device cuda --bundle FP16_DIR --reference FP32_DIR [--int8 INT8_DIR]
 
 The reference is the same model in fp32, run on the CPU. For TensorRT build the engines first, the second one for the
 check of the memory limit: stonnx build FP16_DIR; stonnx build FP16_DIR --memory-limit 2147483648.
@@ -164,7 +164,7 @@ def used_memory(index: int) -> float:
 # Loads a bundle on a device and runs it: what another start does.
 _START = """
 import sys
-from benchmarks.gpu import load
+from benchmarks.questions.gpu import load
 from benchmarks.texts import texts
 model = load(sys.argv[1], sys.argv[2])
 print(model.device, model.encode(texts(3, 12)).shape)

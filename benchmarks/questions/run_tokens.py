@@ -1,6 +1,6 @@
 """How many tokens should a run have? Throughput on the workloads of the benchmark, for several sizes of a run.
 
-    python -m benchmarks.run_tokens --bundle DIR
+    python -m benchmarks.questions.run_tokens --bundle DIR
 
 Runs go side by side, one thread each, as they do once a model has had some seconds of work.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import stonnx
 from benchmarks.in_turns import in_turns, ratio
-from benchmarks.systems import WORKLOADS
+from benchmarks.peers.systems import WORKLOADS
 from stonnx._text import batching
 
 _SIZES = (120, 190, 260, 320, 380, 510, 770)

@@ -1,6 +1,6 @@
 """Does resident memory stay on a plateau, whatever the shapes of the runs, and what does trim() give back?
 
-    python -m benchmarks.memory --bundle DIR [--calls 10000] [--threads 8]
+    python -m benchmarks.questions.memory --bundle DIR [--calls 10000] [--threads 8]
 
 Python threads share one session. Every run has another shape, up to --tokens tokens.
 """

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.systems import CORES, MAX_TOKENS, Inputs, Task
+from benchmarks.peers.systems import CORES, MAX_TOKENS, Inputs, Task
 
 Encode = Callable[..., Any]
 Feeds = Mapping[str, npt.NDArray[np.int64]]

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from benchmarks.environments import ROOT, python, variables
-from benchmarks.systems import WORKLOADS, Batching, Inputs, System, Task
+from benchmarks.peers.environments import ROOT, python, variables
+from benchmarks.peers.systems import WORKLOADS, Batching, Inputs, System, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ class Server:
     """The worker's end: methods are what can be asked for."""
 
     def __init__(self, driver: str, model: Path, task: Task, options: Mapping[str, Any]) -> None:
-        from benchmarks.drivers import DRIVERS
+        from benchmarks.peers.drivers import DRIVERS
 
         self._encode = DRIVERS[driver](model, task, **options)
         self._inputs: dict[str, Inputs] = {}
@@ -138,7 +138,7 @@ class Worker:
     def __init__(self, system: System, task: Task, models: Path, logs: Path) -> None:
         self.system = system
         self.log = logs / f"{system.name}-{task}.log".replace(" ", "-").replace(",", "")
-        command = [str(python(system.environment)), "-m", "benchmarks.worker", "--driver", system.driver]
+        command = [str(python(system.environment)), "-m", "benchmarks.peers.worker", "--driver", system.driver]
         command += ["--model", str(models / system.models[task]), "--task", task]
         command += ["--options", json.dumps(dict(system.options))]
         self._idle_cpu = self._idle_seconds = 0.0

@@ -1,10 +1,10 @@
 """Does an int8 bundle hold on a CPU without VNNI? Runs it on an emulated one, in both of its forms.
 
     apt-get install qemu-user
-    python -m benchmarks.emulated_cpu --bundle DIR [--cpu Haswell]
+    python -m benchmarks.questions.emulated_cpu --bundle DIR [--cpu Haswell]
 
 The exit status is 0 where the CPU saturates, the safe form is chosen by itself, and its vectors are right.
-`tests/runtime/test_int8_product.py` does the same with all-MiniLM-L6-v2, where qemu is installed.
+`tests/device/test_int8_product.py` does the same with all-MiniLM-L6-v2, where qemu is installed.
 
 AArch64 was checked by hand (2026-11, qemu-user 7.2, onnxruntime 1.26.0, all-MiniLM-L6-v2), with Debian's arm64 Python
 unpacked into a directory, `qemu-aarch64 -L` that directory, and wheels from `pip download --platform
@@ -50,8 +50,17 @@ def vectors(bundle: Path, *, saturates: bool | None = None) -> dict[str, Any]:
 
 def emulated(cpu: str, bundle: Path, form: str) -> dict[str, Any]:
     """The same on an emulated CPU, in the form that it chooses or in the full range."""
-    command = ["qemu-x86_64", "-cpu", cpu, sys.executable, "-m", "benchmarks.emulated_cpu", "--bundle", str(bundle)]
-    root = Path(__file__).parents[1]
+    command = [
+        "qemu-x86_64",
+        "-cpu",
+        cpu,
+        sys.executable,
+        "-m",
+        "benchmarks.questions.emulated_cpu",
+        "--bundle",
+        str(bundle),
+    ]
+    root = Path(__file__).parents[2]
     result = subprocess.run([*command, "--print", form], capture_output=True, text=True, check=False, cwd=root)
     if result.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{result.stderr}")

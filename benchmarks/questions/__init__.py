@@ -1,0 +1,1 @@
+"""One script for each question that a figure of the docs answers."""

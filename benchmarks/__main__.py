@@ -26,10 +26,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import environments, models, report
 from benchmarks.peers.environments import CACHE
 from benchmarks.peers.systems import CORES, REFERENCE, SYSTEMS, TASKS, WORKLOADS, Batching, System, Task, Workload
 from benchmarks.peers.worker import Worker, WorkerError
-from benchmarks.questions import accuracy, environments, models, report
+from benchmarks.questions import accuracy
 
 # Before a turn, so that the threads of the system that had the last one have stopped spinning.
 _SETTLE_SECONDS = 0.05

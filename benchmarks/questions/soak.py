@@ -191,7 +191,8 @@ def report(soak: Soak, plateau: Plateau, minutes: float, threads: int, models: S
     lines = [
         "# Soak",
         "",
-        f"`python -m benchmarks.questions.soak` on {datetime.date.today()}, for {minutes:g} minutes with {threads} threads: "
+        f"`python -m benchmarks.questions.soak` on {datetime.date.today()}, for {minutes:g} minutes with "
+        f"{threads} threads: "
         f"**{'passed' if passed(soak, plateau) else 'FAILED'}**. Random texts of fuzzed Unicode, 0 to 100,000 "
         "characters.",
         "",

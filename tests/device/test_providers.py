@@ -1,6 +1,7 @@
 """Devices: the name that was asked for, or an error that says what is missing; never another device in silence.
 
-onnxruntime is a fake here that answers as told, so that no hardware is needed; benchmarks/questions/gpu.py checks a real GPU.
+onnxruntime is a fake here that answers as told, so that no hardware is needed. benchmarks/questions/gpu.py checks a
+real GPU.
 """
 
 from __future__ import annotations

@@ -24,12 +24,12 @@ from onnx import TensorProto, helper, numpy_helper
 from small_hub import COMMIT, ENCODE, Hub, environment, run, serve
 from toy_bundles import dense_bundle, dense_graph, toy_table
 
-import stonnx._bundle.manifest.integrity
-import stonnx._bundle.manifest.manifest
+import stonnx._bundle.integrity
+import stonnx._bundle.manifest
 from stonnx import BundleError, BundleFormatError, BundleIntegrityError, ExportError, SentenceTransformer, StonnxError
+from stonnx._bundle.integrity import hash_files
+from stonnx._bundle.manifest import FileEntry, read_manifest, write_manifest
 from stonnx._bundle.manifest.external_data import external_files
-from stonnx._bundle.manifest.integrity import hash_files
-from stonnx._bundle.manifest.manifest import FileEntry, read_manifest, write_manifest
 from stonnx._hub.find import find_bundle
 
 # Ends the process: an exception could be taken for a network that is down, and be lived with.
@@ -76,20 +76,20 @@ def bundle(home: Path, tmp_path: Path) -> Path:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all files that are hashed from now on."""
     names: list[str] = []
-    original = stonnx._bundle.manifest._sha256
+    original = stonnx._bundle.integrity._sha256
 
     def record(path: Path) -> str:
         names.append(path.name)
         return original(path)
 
-    monkeypatch.setattr(stonnx._bundle.manifest, "_sha256", record)
+    monkeypatch.setattr(stonnx._bundle.integrity, "_sha256", record)
     return names
 
 
 @pytest.fixture
 def fine_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the bundle had been written long ago."""
-    monkeypatch.setattr(stonnx._bundle.manifest.integrity, "_COARSEST_CLOCK", 0)
+    monkeypatch.setattr(stonnx._bundle.integrity, "_COARSEST_CLOCK", 0)
 
 
 FILES = ["default.onnx", "tokenizer.json"]
@@ -618,8 +618,8 @@ import ctypes, os
 if os.geteuid() == 0:
     version_3, this_process, none = 0x20080522, 0, (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(version_3, this_process), none) == 0
-import stonnx._bundle.manifest.integrity
-stonnx._bundle.manifest.integrity._COARSEST_CLOCK = 0  # there is something to remember, and no place for it
+import stonnx._bundle.integrity
+stonnx._bundle.integrity._COARSEST_CLOCK = 0  # there is something to remember, and no place for it
 """
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from benchmarks import texts
+from benchmarks.peers import environments, models, report, worker
 from benchmarks.peers.drivers import DRIVERS, by_length, feeds
 from benchmarks.peers.environments import ENVIRONMENTS
 from benchmarks.peers.models import MODELS
 from benchmarks.peers.systems import REFERENCE, SYSTEMS, TASKS, WORKLOADS, System
 from benchmarks.peers.worker import Worker, WorkerError
-from benchmarks.questions import accuracy, environments, models, report, texts, worker
+from benchmarks.questions import accuracy
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,7 @@ def _key(name: str) -> str:
     """What a model depends on: this code, its environment, its source; a bundle also on stonnx."""
     model = MODELS[name]
     digest = hashlib.sha256(repr(ENVIRONMENTS[model.environment]).encode())
-    files = [ROOT / "benchmarks" / file for file in ("models.py", "texts.py")]
+    files = [ROOT / "benchmarks" / file for file in ("peers/models.py", "texts.py")]
     if name.startswith("stonnx"):
         files += sorted((ROOT / "export").rglob("*.py")) + sorted((ROOT / "stonnx").rglob("*.py"))
     for file in files:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import numpy as np
 import tokenizers
 
-from stonnx._bundle.manifest import MANIFEST_NAME, FileEntry
+from stonnx._bundle.manifest import MANIFEST_NAME, FileEntry, read_manifest
 from stonnx._device.cpus import available_cpus
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import BatchResult, Reduce, TooLong
@@ -118,6 +118,12 @@ class Model:
             token=token,
             local_files_only=local_files_only,
         )
+        manifest = read_manifest(directory)
+        if manifest.task != self._task:
+            raise InvalidArgumentError(
+                f"{directory} is a bundle for the task {manifest.task!r}. Load it with "
+                f"stonnx.{CLASS_OF_TASK[manifest.task]}, not with {type(self).__name__}."
+            )
         self.too_long = too_long
         # What pickling keeps of the engine. Resolved: another process may have another working directory.
         self._directory = directory.resolve()
@@ -129,11 +135,6 @@ class Model:
         }
         self._engine, self._last = Engine(directory, **self._options), threading.local()
         manifest = self._engine.manifest
-        if manifest.task != self._task:
-            raise InvalidArgumentError(
-                f"{directory} is a bundle for the task {manifest.task!r}. Load it with "
-                f"stonnx.{CLASS_OF_TASK[manifest.task]}, not with {type(self).__name__}."
-            )
         self.prompts: dict[str, str] = self._initial_prompts() | dict(manifest.prompts)
         for name, prompt in dict(prompts or {}).items():
             # None stands for the model's own prompt, where it has one.

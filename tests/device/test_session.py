@@ -48,7 +48,7 @@ def in_process(program: str) -> list[float]:
 import time
 from pathlib import Path
 import numpy as np
-from stonnx._session import Session
+from stonnx._device.session import Session
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6

@@ -25,10 +25,10 @@ PRELUDE = """
 import logging, os, signal, sys, threading, time
 import numpy as np
 import stonnx
-from stonnx import _runner
+from stonnx._engine import runner
 
 # Both sessions are there before the fork, each with its threads.
-_runner._TOKENS_BEFORE_NARROW = 0
+runner._TOKENS_BEFORE_NARROW = 0
 model = stonnx.SentenceTransformer(sys.argv[1], threads=3)
 texts = [f"bread {'rises ' * (index % 9)} {index}" for index in range(400)]
 
@@ -203,7 +203,7 @@ def test_a_child_on_a_gpu_is_told(bundle: Path) -> None:
 
 
 INTERRUPTED = """
-from stonnx._session import Session
+from stonnx._device.session import Session
 
 model.warmup()
 expected = model.encode(texts[0])

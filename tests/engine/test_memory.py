@@ -17,9 +17,9 @@ PRELUDE = """
 import json, random, re, sys, threading
 import numpy as np
 import stonnx
-from stonnx import _runner
+from stonnx._engine import runner
 
-_runner._TOKENS_BEFORE_NARROW = 0
+runner._TOKENS_BEFORE_NARROW = 0
 model = stonnx.SentenceTransformer(sys.argv[1], threads=3)
 
 

@@ -629,7 +629,7 @@ def _kill_at_every_line(tmp_path: Path, suffix: str) -> None:
             def trace(frame, event, argument):
                 nonlocal step
                 # The formats are left out: they change no files.
-                if os.path.basename(frame.f_code.co_filename) not in ("_encode_file.py", "_part_file.py"):
+                if os.path.basename(frame.f_code.co_filename) not in ("encode_file.py", "part_file.py"):
                     return None
                 step -= event == "line"
                 if step == 0:

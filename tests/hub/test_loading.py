@@ -27,9 +27,9 @@ from toy_bundles import dense_bundle, dense_graph, toy_table
 import stonnx._bundle.integrity
 import stonnx._bundle.manifest
 from stonnx import BundleError, BundleFormatError, BundleIntegrityError, ExportError, SentenceTransformer, StonnxError
+from stonnx._bundle.external_data import external_files
 from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import FileEntry, read_manifest, write_manifest
-from stonnx._bundle.manifest.external_data import external_files
 from stonnx._hub.find import find_bundle
 
 # Ends the process: an exception could be taken for a network that is down, and be lived with.
@@ -514,7 +514,7 @@ def test_a_cached_bundle_needs_no_network(
 
 FIND = """
 import sys
-from stonnx._hub import download
+from stonnx._hub.download import download
 print(download(sys.argv[1], None, None, None, False))
 """
 
@@ -577,7 +577,7 @@ def test_processes_that_start_at_once_make_one_download(hub: Hub, bundle: Path, 
 EXPORT = """
 import sys, time
 from pathlib import Path
-from stonnx_export.staging import staging_directory
+from stonnx_export.write.staging import staging_directory
 
 def export(source, target, **options):
     with staging_directory(Path(target), overwrite=False) as directory:

@@ -420,9 +420,9 @@ KILLED = """
 import os, signal, sys
 import onnx_ir as ir, tokenizers
 from stonnx_export import export, pipeline, quantize
-from stonnx_export.original import OriginalTokenizer
+from stonnx_export.originals.original import OriginalTokenizer
 from stonnx_export.passes import quantize_products
-from stonnx_export.verify import ToleranceError
+from stonnx_export.verify.figures import ToleranceError
 
 stage, graph, tokenizer, checkpoint, target = sys.argv[1:]
 

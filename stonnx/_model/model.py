@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import tokenizers
@@ -22,10 +22,11 @@ from stonnx._engine.stats import CallStats, Counters
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub.find import find_bundle
 from stonnx._model.call import CallOptions, check_positive, check_too_long, is_same_device
+from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
 from stonnx._model.pool import Pool, borrowed, check_chunk_size, run_in_pool, start_pool, stop_pool, thread_shares
 from stonnx._progress import progress_bar
 from stonnx._tasks import CLASS_OF_TASK, Task
-from stonnx._text.inputs import is_batch, parse_inputs
+from stonnx._text.inputs import parse_inputs
 
 logger = logging.getLogger("stonnx")
 
@@ -59,7 +60,7 @@ class ModelInfo:
         return ", ".join(f"{key}={value}" for key, value in asdict(self).items())
 
 
-class Model:
+class Model(Compatibility):
     """A loaded bundle with the properties that sentence-transformers' models have. Use one of its subclasses."""
 
     default_huggingface_organization: ClassVar[str]
@@ -92,23 +93,15 @@ class Model:
         check_too_long(too_long)
         if max_batch_tokens is not None:
             check_positive("max_batch_tokens", max_batch_tokens)
-        refused = {
-            "modules": modules,
-            "model_kwargs": model_kwargs,
-            "processor_kwargs": processor_kwargs,
-            "config_kwargs": config_kwargs,
-            "model_card_data": model_card_data,
-        }
-        for name, value in refused.items():
-            if value:
-                raise UnsupportedError(
-                    f"{name} changes how the PyTorch model is built, and a bundle is built already. Apply it to the "
-                    "checkpoint and export that; for the precision use dtype='...'."
-                )
-        if backend not in ("onnx", "torch"):
-            raise UnsupportedError(f"backend {backend!r} is not known. A bundle runs with 'onnx'; leave backend out.")
-        if trust_remote_code:
-            logger.warning("trust_remote_code=True has no effect: stonnx never runs code from a model repository.")
+        refuse_torch_arguments(
+            modules=modules,
+            model_kwargs=model_kwargs,
+            processor_kwargs=processor_kwargs,
+            config_kwargs=config_kwargs,
+            model_card_data=model_card_data,
+            backend=backend,
+            trust_remote_code=trust_remote_code,
+        )
         directory = find_bundle(
             model_name_or_path,
             task=self._task,
@@ -404,32 +397,6 @@ class Model:
         """The device that the model runs on."""
         return self._route.session.device
 
-    def to(self, device: Any) -> Self:
-        """The model itself, for the device that it is on. It is loaded for one device, and does not move.
-
-        Raises:
-            UnsupportedError: Another device, or a dtype.
-        """
-        name = f"cuda:{device}" if isinstance(device, int) else str(device)  # torch.device has its name as str
-        if not is_same_device(name, self.device):
-            raise UnsupportedError(
-                f"This model was loaded for {self.device!r} and cannot move to {name!r}. Load it again for another "
-                f"device: {type(self).__name__}(..., device=...); another precision is another export: dtype='...'."
-            )
-        return self
-
-    def cpu(self) -> Self:
-        """The model itself, where it is on the CPU."""
-        return self.to("cpu")
-
-    def cuda(self, device: Any = None) -> Self:
-        """The model itself, where it is on that GPU; None is the first."""
-        return self.to("cuda" if device is None else device)
-
-    def eval(self) -> Self:
-        """The model itself: a bundle is always for inference."""
-        return self
-
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The ``tokenizers.Tokenizer``, with the model's own truncation and no padding."""
@@ -444,27 +411,6 @@ class Model:
     def max_seq_length(self, value: int | None) -> None:
         for route in self._engine.routes:
             route.tokenizer.max_seq_length = value
-
-    def get_max_seq_length(self) -> int | None:
-        """Old name of :attr:`max_seq_length`."""
-        return self.max_seq_length
-
-    def get_backend(self) -> str:
-        """Always ``"onnx"``."""
-        return "onnx"
-
-    def get_model_kwargs(self) -> list[str]:
-        """Further keyword arguments that ``encode`` takes for this model: none."""
-        return []
-
-    @property
-    def modalities(self) -> list[str]:
-        """What the model reads: text."""
-        return ["text"]
-
-    def supports(self, modality: str) -> bool:
-        """Whether the model reads a modality."""
-        return modality in self.modalities
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """What the network reads of some texts.
@@ -494,14 +440,6 @@ class Model:
         if prompt:
             features["prompt_length"] = route.tokenizer.prompt_length(prompt)
         return features
-
-    def tokenize(self, texts: Sequence[Any], **kwargs: Any) -> dict[str, Any]:
-        """Old name of :meth:`preprocess`."""
-        return self.preprocess(texts, **kwargs)
-
-    def is_singular_input(self, inputs: Any) -> bool:
-        """Whether an argument is one input rather than a batch."""
-        return not is_batch(inputs)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.info})"

@@ -7,13 +7,17 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-import onnxruntime
 import pytest
 from packaging.version import Version
+
+from stonnx._device.wheels import import_onnxruntime
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads of PyTorch wait for each other by spinning: beside other test processes, more of them are much slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before the modules of tests import it: its telemetry is off.
+onnxruntime = import_onnxruntime()
 
 # A developer's copy of the STSb dev sentences, beside the repository; the tests check more where it is.
 _STSB = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "stsb-en-dev.csv"

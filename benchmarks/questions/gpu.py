@@ -29,6 +29,7 @@ from stonnx._device import nvidia
 from stonnx._device import session as session_module
 from stonnx._device.options import DeviceOptions
 from stonnx._device.providers import CPU, devices_for
+from stonnx._device.wheels import import_onnxruntime
 
 # The lowest cosine to the reference on the CPU, by the precision of the bundle.
 _PARITY = {"float32": 0.99999, "float16": 0.999}
@@ -195,8 +196,7 @@ def engine_files() -> dict[Path, int]:
 
 def environment(arguments: Sequence[str]) -> None:
     """What this report is about."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     driver = ""
     with contextlib.suppress(OSError):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 import stonnx
 from benchmarks.questions.memory import resident
 from stonnx._device.cpus import available_cpus, cpu_name
+from stonnx._device.wheels import import_onnxruntime
 
 # Ranges of characters to draw from: most of what tokenizers treat in their own way.
 _ALPHABETS = (
@@ -199,8 +199,8 @@ def report(soak: Soak, plateau: Plateau, minutes: float, threads: int, models: S
         "| | |",
         "|---|---|",
         f"| machine | {cpu_name()}, {available_cpus()} CPUs, {platform.system()} {platform.machine()} |",
-        f"| versions | stonnx {stonnx.__version__}, onnxruntime {onnxruntime.__version__}, numpy {np.__version__}, "
-        f"Python {platform.python_version()} |",
+        f"| versions | stonnx {stonnx.__version__}, onnxruntime {import_onnxruntime().__version__}, "
+        f"numpy {np.__version__}, Python {platform.python_version()} |",
         f"| models | {'; '.join(models)} |",
         f"| calls | {soak.calls:,} |",
         f"| texts and pairs | {soak.texts:,} |",

@@ -7,16 +7,20 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 import tokenizers
 
+from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import InvalidArgumentError
 from stonnx_export.graph.save import save
 from stonnx_export.originals.original import OriginalTokenizer
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
 
 # Sequences of uniformly random token ids give ranges as good as those of real sentences (measured on all-MiniLM-L6-v2),
 # in any language and without any data.
@@ -108,7 +112,7 @@ def tokens(
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.onnx")
             save(model, path)
-            session = onnxruntime.InferenceSession(str(path), options(), providers=["CPUExecutionProvider"])
+            session = import_onnxruntime().InferenceSession(str(path), options(), providers=["CPUExecutionProvider"])
     finally:
         for _ in extra:
             model.graph.outputs.pop()
@@ -163,7 +167,7 @@ def _together(
         yield {name: np.concatenate([each[name] for each in waiting]) for name in waiting[0]}
 
 
-def feeds(session: onnxruntime.InferenceSession, sequence: Sequence[int]) -> dict[str, npt.NDArray[np.int64]]:
+def feeds(session: InferenceSession, sequence: Sequence[int]) -> dict[str, npt.NDArray[np.int64]]:
     """The inputs of a graph for one text."""
     ids = np.array([sequence], dtype=np.int64)
     known = {node.name for node in session.get_inputs()}
@@ -171,8 +175,9 @@ def feeds(session: onnxruntime.InferenceSession, sequence: Sequence[int]) -> dic
     return {name: array for name, array in every.items() if name in known}
 
 
-def options() -> onnxruntime.SessionOptions:
+def options() -> SessionOptions:
     """Settings of a session for measuring: the graph as it is, and no chatter."""
+    onnxruntime = import_onnxruntime()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

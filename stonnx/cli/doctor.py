@@ -27,7 +27,7 @@ from stonnx._device.cpus import cpu_features, cpu_limits, cpu_name
 from stonnx._device.options import DeviceOptions
 from stonnx._device.providers import PROVIDERS, Provider
 from stonnx._device.session import GraphFacts, Session, products_saturate
-from stonnx._device.wheels import import_onnxruntime, installed_wheels, quiet, two_wheels
+from stonnx._device.wheels import import_onnxruntime, installed_wheels, quiet, telemetry, two_wheels
 from stonnx._errors import StonnxError
 from stonnx._version import __version__
 from stonnx.cli._commands import Commands
@@ -109,6 +109,7 @@ def _versions() -> Iterator[Finding]:
         problem = two_wheels(wheels) if len(wheels) > 1 else ""
         # Two wheels still run something: the devices are worth a look.
         yield Finding("versions", "onnxruntime wheels" if problem else "onnxruntime", version, problem)
+        yield Finding("versions", "telemetry", *telemetry())
     except StonnxError as error:
         yield Finding("versions", "onnxruntime", "missing", str(error))
     for name in _DEPENDENCIES:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 
+from stonnx._device.wheels import import_onnxruntime
 from stonnx_export.calibration import options, random_sequences, text_sequences
 from stonnx_export.fp16 import float16
 from stonnx_export.graph.builder import GraphBuilder
@@ -56,7 +56,7 @@ def largest_values(model: ir.Model, sequences: Sequence[Sequence[int]]) -> Mappi
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         save(model, path)
-        session = onnxruntime.InferenceSession(str(path), options(), providers=["CPUExecutionProvider"])
+        session = import_onnxruntime().InferenceSession(str(path), options(), providers=["CPUExecutionProvider"])
     known = {node.name for node in session.get_inputs()}
     largest = np.zeros(len(values))
     for batch in _batches(sequences):

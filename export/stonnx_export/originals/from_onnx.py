@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 import tokenizers
 
 from stonnx._bundle.manifest import DEFAULT_ROUTE
+from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import ModelNotFoundError, UnsupportedError
 from stonnx._text.tokenizer import Text
 from stonnx_export.checkpoint.modules import (
@@ -101,7 +101,7 @@ class OnnxOriginal:
         if not names:
             return "the checkpoint's tables in numpy"
         behind = "" if self._checkpoint.task == "rerank" else ", heads in numpy"
-        return f"{' and '.join(names)} of the checkpoint with onnxruntime {onnxruntime.__version__}{behind}"
+        return f"{' and '.join(names)} of the checkpoint with onnxruntime {import_onnxruntime().__version__}{behind}"
 
     def graph(self, route: str) -> ir.Model:
         match self._checkpoint.routes[route][0]:

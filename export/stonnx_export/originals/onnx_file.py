@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
 from onnxscript.version_converter import convert_version
 
 from stonnx._device.cpus import available_cpus
+from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import ExportError, UnsupportedError
 from stonnx_export.graph.builder import OPSET, GraphBuilder
 from stonnx_export.graph.read import input_named
@@ -78,6 +78,7 @@ class OnnxFile:
         self._model = _load(path)
         _check_inputs(self._model, path)
         _check_precision(self._model, path)
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = available_cpus()

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from stonnx._device.wheels import import_onnxruntime
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.pass_result import PassResult
 from stonnx_export.graph.read import input_named, is_causal
@@ -153,6 +153,7 @@ def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
     graph = model.graph
     try:
         part = ir.convenience.extract(graph, list(graph.inputs), [mask])
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(

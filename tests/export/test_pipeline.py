@@ -29,6 +29,7 @@ from stonnx_export import RECIPES, export, pipeline
 from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.graph.builder import OPSET
 from stonnx_export.originals import load
+from stonnx_export.write import bundle as bundle_writer
 from stonnx_export.write import model_card
 
 Run = Callable[..., list[np.ndarray]]
@@ -327,6 +328,10 @@ def stopping_at(stage: str, error: BaseException, target: Path, monkeypatch: pyt
             monkeypatch.setattr(pipeline.os, "fsync", fail)
         case "rename":
             monkeypatch.setattr(Path, "rename", fail_for_target)
+        case "read_checkpoint" | "_load_original":
+            monkeypatch.setattr(load, stage, fail)
+        case "_write_graph" | "_write_tokenizer":
+            monkeypatch.setattr(bundle_writer, stage, fail)
         case _:
             monkeypatch.setattr(pipeline, stage, fail)
 
@@ -564,9 +569,10 @@ WAITING = """
 import sys
 import onnx_ir as ir, tokenizers
 from stonnx import cli
-from stonnx._bundle import Fidelity
+from stonnx._bundle.manifest import Fidelity
 from stonnx_export import pipeline
-from stonnx_export.original import OriginalTokenizer
+from stonnx_export.originals import load
+from stonnx_export.originals.original import OriginalTokenizer
 
 graph, tokenizer, *arguments = sys.argv[1:]
 
@@ -582,7 +588,7 @@ def verify(*arguments, **options):
     sys.stdin.readline()
     return Fidelity("nothing", 1, 1.0, 1.0, 0.0, 0.0, arguments[-1])
 
-pipeline._load_original = lambda checkpoint: FromFile()
+load._load_original = lambda checkpoint: FromFile()
 pipeline.verify = verify
 sys.exit(cli.main(["export", *arguments, "--quiet"]))
 """

@@ -236,10 +236,10 @@ def test_many_texts_come_back_in_order(model: stonnx.SparseEncoder) -> None:
 ENCODE_MORE_AND_MORE = r"""
 import json, re, resource, sys
 import stonnx
-from stonnx import _runner
+from stonnx._engine import runner
 
 # As many runs at a time as there are threads, from the first text on.
-_runner._TOKENS_BEFORE_NARROW = 0
+runner._TOKENS_BEFORE_NARROW = 0
 
 
 def peak():

@@ -419,9 +419,11 @@ class TestDamagedWeights:
 KILLED = """
 import os, signal, sys
 import onnx_ir as ir, tokenizers
-from stonnx_export import export, pipeline, quantize
+from stonnx_export import export, pipeline
+from stonnx_export.int8 import quantization as quantize
+from stonnx_export.originals import load
 from stonnx_export.originals.original import OriginalTokenizer
-from stonnx_export.passes import quantize_products
+from stonnx_export.int8 import products as quantize_products
 from stonnx_export.verify.figures import ToleranceError
 
 stage, graph, tokenizer, checkpoint, target = sys.argv[1:]
@@ -436,7 +438,7 @@ def refuse(*arguments, **options):
     raise ToleranceError("too far")
 
 quantize_products._SMALLEST = 1024
-pipeline._load_original = lambda checkpoint: FromFile()
+load._load_original = lambda checkpoint: FromFile()
 pipeline.verify = refuse
 owner = quantize.Quantization if stage == "_errors" else quantize
 setattr(owner, stage, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -458,7 +460,7 @@ class TestAllOrNothing:
             ("_calibrate", KeyboardInterrupt()),
             ("_quantize", RuntimeError("boom")),
             ("keep_more", KeyboardInterrupt()),
-            ("_clear", RuntimeError("boom")),
+            ("clear", RuntimeError("boom")),
             ("second _quantize", OSError(errno.ENOSPC, "No space left on device")),
         ],
         ids=str,

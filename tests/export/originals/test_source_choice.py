@@ -13,7 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 import stonnx
 from stonnx._hub import download, find
-from stonnx_export import export, pipeline
+from stonnx_export import export
 from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.originals import load
 
@@ -54,7 +54,7 @@ class TestChoice:
     def test_choice(
         self, source: Any, asked: Any, missing: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pipeline, "missing_for_pytorch", lambda: missing)
+        monkeypatch.setattr(load, "missing_for_pytorch", lambda: missing)
         if chosen in ("torch", "onnx"):
             assert load._choose_source(source, asked) == chosen
         else:

@@ -17,16 +17,16 @@ import numpy as np
 
 import stonnx
 from benchmarks.texts import texts
-from stonnx._device import session
+from stonnx._limits import Limits
+from stonnx._model.model import with_limits
 
 # Microseconds; the first is onnxruntime's own.
-_SETTINGS = (16_000, 1_000, 200, session._SPIN_MICROSECONDS, 50, 1)
+_SETTINGS = (16_000, 1_000, 200, Limits.spin_microseconds, 50, 1)
 
 
 def load(bundle: Path, microseconds: int) -> stonnx.SentenceTransformer:
     """A model whose threads wait for so long."""
-    session._SPIN_MICROSECONDS = microseconds
-    return stonnx.SentenceTransformer(bundle, device="cpu")
+    return with_limits(stonnx.SentenceTransformer, spin_microseconds=microseconds)(bundle, device="cpu")
 
 
 def seconds(work: Callable[[], object], calls: int) -> list[float]:

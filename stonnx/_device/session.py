@@ -24,13 +24,9 @@ from stonnx._device.options import DeviceOptions
 from stonnx._device.providers import CPU, PROVIDERS, Device, check_precision, check_version, devices_for
 from stonnx._device.wheels import import_onnxruntime, installed_wheels
 from stonnx._errors import BundleFormatError, DeviceError, InvalidArgumentError, RunError, StonnxError, UnsupportedError
+from stonnx._limits import Limits
 
 logger = logging.getLogger("stonnx")
-
-# How long a thread waits for the next piece of work before it sleeps. That covers the gaps inside a run; the next run
-# comes later, and waking up for it costs less than what onnxruntime's own 16 ms take from everybody else: two models in
-# turns took 1.4 times as long as alone with those, and 1.0 times with this (benchmarks/questions/threads.py).
-_SPIN_MICROSECONDS = 100
 
 # Operators that are nearly all of the work. One of them on the CPU, between others on a GPU, costs more than it all.
 _HEAVY = frozenset(
@@ -80,6 +76,7 @@ class Session:
         form: Which form of an int8 graph runs. None: the one that this CPU needs.
         facts: What the bundle says about the graph.
         options: How to use a GPU.
+        spin_microseconds: How long a thread of the CPU waits for work before it sleeps.
 
     Attributes:
         device: The device that it runs on.
@@ -103,6 +100,7 @@ class Session:
         form: Literal["full-range", "saturation-safe"] | None = None,
         facts: GraphFacts | None = None,
         options: DeviceOptions | None = None,
+        spin_microseconds: int = Limits.spin_microseconds,
     ) -> None:
         self._ort = import_onnxruntime()
         # `None` alone means the best: 0, which is a GPU in PyTorch, must not become the CPU.
@@ -112,6 +110,7 @@ class Session:
         self.threads = threads or available_cpus()
         self.version: str = self._ort.__version__
         self._saturation_safe, self._form = saturation_safe or {}, form
+        self._spin_microseconds = spin_microseconds
         self._facts, self._options = facts or GraphFacts(), options or DeviceOptions()
         self.fallbacks: tuple[str, ...] = ()
         for choice in devices:
@@ -182,7 +181,7 @@ class Session:
         # Memory patterns are cached for each input shape, and ours always differ.
         settings.enable_mem_pattern = False
         # Not set: session.set_denormal_as_zero. It changes the arithmetic of the thread that makes the session.
-        settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+        settings.add_session_config_entry("session.intra_op.spin_duration_us", str(self._spin_microseconds))
         if device.provider.name != CPU:
             # Not set: session.disable_cpu_ep_fallback. It refuses every graph with a Shape operator, which belongs on
             # the CPU; what matters is looked at in _check_device.

@@ -18,6 +18,7 @@ from stonnx._device.session import RunControl
 from stonnx._engine.runner import Runner
 from stonnx._engine.stats import Counters
 from stonnx._errors import TextTooLongError
+from stonnx._limits import Limits
 from stonnx._text.batching import (
     Duplicates,
     plan_batches,
@@ -29,14 +30,6 @@ from stonnx._text.tokenizer import Text, TokenBatch, Tokenizer
 # What happens to a text of more tokens than the model reads.
 TooLong = Literal["truncate", "warn", "error"]
 
-# Texts tokenized at a time. The first window is small, so that the first batch runs soon; the others are large enough
-# to find texts of equal length, and small enough to bound memory.
-_FIRST_WINDOW = 128
-
-_WINDOW = 1024
-
-_WINDOW_CHARACTERS = 1 << 18
-
 # Where nobody reads the tokens, a graph that has the choice computes the last layer for the first one alone.
 _FIRST_TOKEN = np.ones(1, dtype=np.int64)
 
@@ -45,10 +38,6 @@ _COPIES = 64
 
 # Roughly, to see whether a call is a large one before it is tokenized.
 _CHARACTERS_PER_TOKEN = 4
-
-# How long a call that ends early waits for the texts that are being tokenized: longer than they take, unless one of
-# them is as long as a book.
-_PATIENCE_SECONDS = 0.5
 
 # What is kept of the outputs of a run: of each as many rows, [batch, ...], which an index array selects from.
 Reduce = Callable[[list[npt.NDArray[Any]]], list[Any]]
@@ -111,12 +100,14 @@ class Call:
         too_long: TooLong,
         counters: Counters,
         reduce: Reduce | None,
+        limits: Limits,
     ) -> None:
         self._tokenizer = tokenizer
         self._runner = runner
         self._outputs = outputs
         self._budget = budget
         self._reduce = reduce
+        self._limits = limits
         self._prompt_length = np.array(prompt_length, dtype=np.int64) if prompt_length else None
         self._too_long = too_long
         self._counters = counters
@@ -131,7 +122,7 @@ class Call:
                 self._duplicates, texts = duplicates, duplicates.distinct
         self._counters.unique_texts = len(texts)
         efforts = list(map(self._tokenizer.effort, texts)) if len(texts) > 1 else []
-        if len(texts) > _FIRST_WINDOW or sum(efforts) > _WINDOW_CHARACTERS:
+        if len(texts) > self._limits.first_window or sum(efforts) > self._limits.window_characters:
             workers = self._runner.workers(sum(efforts) // _CHARACTERS_PER_TOKEN)
             with closing(self._planned_ahead(texts, efforts, self._tokens_of_run(workers))) as batches:
                 yield from self._run_all(batches, workers, alone=workers == 1)
@@ -161,13 +152,13 @@ class Call:
     def _planned_ahead(self, texts: Sequence[Text], efforts: Sequence[int], tokens: int) -> Generator[_Batch]:
         """The batches of many texts. While those of one window run, the next is tokenized: both release the lock of
         the interpreter."""
-        stopped = threading.Event()
+        stopped, limits = threading.Event(), self._limits
 
         def tokenize(numbers: npt.NDArray[np.intp]) -> Future[_Batch]:
             some = [texts[number] for number in numbers]
             return in_background(lambda: self._tokenize(some, numbers, stopped), "stonnx-tokenize")
 
-        pieces = windows(efforts, _FIRST_WINDOW, _WINDOW, _WINDOW_CHARACTERS)
+        pieces = windows(efforts, limits.first_window, limits.window, limits.window_characters)
         following = tokenize(next(pieces))
         try:
             for numbers in pieces:
@@ -177,7 +168,7 @@ class Call:
             yield from self._plan(following.result(), tokens)
         finally:
             stopped.set()
-            wait([following], _PATIENCE_SECONDS)
+            wait([following], limits.patience_seconds)
 
     def _tokenize(
         self, texts: Sequence[Text], numbers: npt.NDArray[np.intp], stopped: threading.Event | None = None

@@ -17,6 +17,7 @@ from stonnx._device.session import GraphFacts, Session
 from stonnx._engine import probe
 from stonnx._engine.route import LoadedRoute
 from stonnx._errors import InvalidArgumentError
+from stonnx._limits import Limits
 
 
 class Engine:
@@ -38,6 +39,8 @@ class Engine:
         threads: Threads on the CPU. None: as many as the process may use CPUs.
         max_batch_tokens: No run has more tokens, padding included, whatever the batch size, unless it is a single text.
         device_options: How to use a GPU.
+        form: Which form of an int8 graph runs. None: the one that this CPU needs.
+        limits: Sizes and times. None: the usual ones.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class Engine:
         max_batch_tokens: int | None = None,
         device_options: DeviceOptions | None = None,
         form: Literal["full-range", "saturation-safe"] | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        limits = limits or Limits()
         self.directory = directory
         if not isinstance(device_options, DeviceOptions | None):
             raise InvalidArgumentError(f"device_options must be stonnx.DeviceOptions or None, got {device_options!r}.")
@@ -60,7 +65,7 @@ class Engine:
         require_features(self.manifest.requires_cpu_features, f"The bundle {directory}")
 
         def load(route: Route) -> Callable[[int | None], Session]:
-            # A number of threads is asked for on the CPU only.
+            # Only the CPU session takes a thread count.
             return lambda count: Session(
                 directory / route.graph,
                 device="cpu" if count else device,
@@ -69,10 +74,11 @@ class Engine:
                 form=form,
                 facts=GraphFacts.of(self.manifest, route),
                 options=device_options,
+                spin_microseconds=limits.spin_microseconds,
             )
 
         self._routes = {
-            name: LoadedRoute(directory, route, load(route), max_batch_tokens)
+            name: LoadedRoute(directory, route, load(route), max_batch_tokens, limits)
             for name, route in self.manifest.routes.items()
         }
         probe.check(directory, self.manifest, self._routes)

@@ -13,6 +13,7 @@ from stonnx._device.session import Session
 from stonnx._engine.call import BatchResult, Budget, Call, Reduce, TooLong
 from stonnx._engine.runner import Runner
 from stonnx._engine.stats import Counters
+from stonnx._limits import Limits
 from stonnx._text.batching import (
     texts_per_batch,
     tokens_on_one_thread,
@@ -35,10 +36,11 @@ class LoadedRoute:
         route: Route,
         load: Callable[[int | None], Session],
         max_batch_tokens: int | None,
+        limits: Limits,
     ) -> None:
         self.spec = route
-        self.tokenizer = Tokenizer(directory / route.tokenizer.file, route.tokenizer)
-        self._max_batch_tokens = max_batch_tokens
+        self.tokenizer = Tokenizer(directory / route.tokenizer.file, route.tokenizer, limits.tokenized_characters)
+        self._max_batch_tokens, self._limits = max_batch_tokens, limits
         # Numbers that an output has for each text. Those with a row for each token are bounded by the tokens.
         self._numbers = {
             spec.name: math.prod(int(size) for size in spec.shape[1:])
@@ -47,7 +49,7 @@ class LoadedRoute:
         }
         # Weights over 2 GB are in files beside the graph, named after it.
         files = [path for path in directory.iterdir() if path.name.startswith(route.graph)]
-        self._runner = Runner(load, sum(path.stat().st_size for path in files))
+        self._runner = Runner(load, sum(path.stat().st_size for path in files), limits)
 
     @property
     def session(self) -> Session:
@@ -84,7 +86,9 @@ class LoadedRoute:
             return iter(())
         counters = counters or Counters(len(texts))
         budget = self._budget(outputs, batch_size)
-        call = Call(self.tokenizer, self._runner, outputs, budget, prompt_length, too_long, counters, reduce)
+        call = Call(
+            self.tokenizer, self._runner, outputs, budget, prompt_length, too_long, counters, reduce, self._limits
+        )
         return call.results(texts)
 
     def _budget(self, outputs: Sequence[str], batch_size: int) -> Budget:

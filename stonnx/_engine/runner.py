@@ -1,11 +1,11 @@
 """Runs of one graph, from any number of threads: which session, how many at a time, after a fork, until Ctrl-C.
 
-Two sessions run the same graph on the CPU. The *wide* one uses all threads for one run: one text is ready soonest. The
-*narrow* one uses one thread, so that as many runs as there are threads go side by side. Nothing waits there for the
-slowest thread after each operation: that gave 1.05 to 1.2 times the throughput on two idle cores, and 1.2 to 1.9 times
-where other processes wanted the cores too. onnxruntime's Python API cannot share prepared weights between sessions, so
-the narrow one costs the weights once more. It is made only when so many texts have come that they gain by it, and never
-for large weights, whose products are large enough to keep all threads of the wide session busy.
+Two sessions run the same graph on the CPU. One uses *all threads* for each run: a single text is ready soonest. The
+other uses a *single thread* for each run, and as many runs as there are threads go side by side. Nothing waits there
+for the slowest thread after each operation: that gave 1.05 to 1.2 times the throughput on two idle cores, and 1.2 to
+1.9 times when other processes wanted the cores too. onnxruntime's Python API cannot share prepared weights between
+sessions, so the single-thread session costs the weights once more. It is made only when so many texts have come that
+they gain by it, and never for large weights, whose products are large enough to keep all threads busy.
 """
 
 from __future__ import annotations
@@ -26,13 +26,7 @@ import numpy.typing as npt
 
 from stonnx._device.session import RunControl, Session
 from stonnx._errors import DeviceError
-
-# About a second of work for a small model; loading the narrow session takes a tenth of that.
-_TOKENS_BEFORE_NARROW = 20_000
-# Bytes of weights that are held twice at most.
-_LARGEST_SECOND_COPY = 512 << 20
-# Runs of more tokens take so long for a large model that Ctrl-C must be able to end them.
-_TOKENS_UNINTERRUPTED = 64
+from stonnx._limits import Limits
 
 _Feeds = Mapping[str, "npt.NDArray[Any] | None"]
 _Job = TypeVar("_Job")
@@ -54,10 +48,12 @@ class Runner:
     Args:
         load: Loads a session with a number of threads; None stands for the number that was asked for.
         weight_bytes: What the weights take.
+        limits: When a second session is loaded, and which runs need no thread of their own.
     """
 
-    def __init__(self, load: Callable[[int | None], Session], weight_bytes: int) -> None:
+    def __init__(self, load: Callable[[int | None], Session], weight_bytes: int, limits: Limits) -> None:
         self._load = load
+        self._limits = limits
         self._weight_bytes = weight_bytes
         session = load(None)
         self._on_cpu = session.device == "cpu"
@@ -67,16 +63,16 @@ class Runner:
         _runners.add(self)
 
     def _begin(self, session: Session | None) -> None:
-        self._wide = session
-        self._narrow: Session | None = None
+        self._all_threads = session
+        self._single_thread: Session | None = None
         self._loading = threading.Lock()
         self._threads = _Threads(self._parallel)
         self._tokens = 0
 
     @property
     def session(self) -> Session:
-        """The wide session."""
-        if self._wide is None:
+        """The session of all threads."""
+        if self._all_threads is None:
             if not self._on_cpu:
                 raise DeviceError(
                     "This process was forked from one that had loaded the model, and what a device other than the CPU "
@@ -84,21 +80,23 @@ class Runner:
                     "Load the model after the fork, or start the process with multiprocessing's 'spawn' method."
                 )
             with self._loading:
-                self._wide = self._wide or self._load(None)
-        return self._wide
+                self._all_threads = self._all_threads or self._load(None)
+        return self._all_threads
 
     def workers(self, tokens: int) -> int:
-        """How many runs of a call of so many tokens go side by side. It may load the narrow session."""
+        """How many runs of a call of so many tokens go side by side. It may load the single-thread session."""
         self._tokens += tokens
-        if self._narrow is not None:
+        if self._single_thread is not None:
             return self._parallel
-        if self._parallel == 1 or self._weight_bytes > _LARGEST_SECOND_COPY or self._tokens < _TOKENS_BEFORE_NARROW:
+        if self._parallel == 1 or self._weight_bytes > self._limits.second_copy_bytes:
             return 1
-        # While one thread loads it, the others go on with the wide session.
+        if self._tokens < self._limits.tokens_before_second_session:
+            return 1
+        # While one thread loads it, the others go on with the session of all threads.
         if not self._loading.acquire(blocking=False):
             return 1
         try:
-            self._narrow = self._narrow or self._load(1)
+            self._single_thread = self._single_thread or self._load(1)
         finally:
             self._loading.release()
         return self._parallel
@@ -129,10 +127,10 @@ class Runner:
         """
         start = time.perf_counter()
         session = self.session
-        taken = self._threads.take(everything=alone or self._narrow is None)
+        taken = self._threads.take(everything=alone or self._single_thread is None)
         try:
-            if taken < self._parallel and (self._narrow is not None or self.workers(tokens) > 1):
-                session = self._narrow or session
+            if taken < self._parallel and (self._single_thread is not None or self.workers(tokens) > 1):
+                session = self._single_thread or session
             ready = time.perf_counter()
             arrays = session.run(outputs, feeds, control, free_memory=free_memory)
             return Outputs(arrays, ready - start, time.perf_counter() - ready)
@@ -141,7 +139,7 @@ class Runner:
 
     def can_run_here(self, tokens: int) -> bool:
         """Whether one run of so many tokens needs no thread of its own: Ctrl-C comes to the main thread only."""
-        return tokens <= _TOKENS_UNINTERRUPTED or threading.current_thread() is not threading.main_thread()
+        return tokens <= self._limits.uninterrupted_tokens or threading.current_thread() is not threading.main_thread()
 
     def map(self, work: Callable[[_Job, RunControl], _Result], jobs: Iterable[_Job], workers: int) -> Iterator[_Result]:
         """``work(job, control)`` for each job, in worker threads. The results come in the order of the jobs.
@@ -177,18 +175,18 @@ class Runner:
 
     def warmup(self, outputs: Sequence[str], feeds: _Feeds, *, free_memory: bool) -> None:
         """Run the same in every session that there will be."""
-        self.workers(_TOKENS_BEFORE_NARROW)
+        self.workers(self._limits.tokens_before_second_session)
         for session in self.sessions():
             session.run(outputs, feeds, free_memory=free_memory)
 
     def trim(self) -> None:
-        """Give back memory: the narrow session, until as many texts have come again, and what no run uses."""
-        self._narrow, self._tokens = None, 0
+        """Give back memory: the single-thread session, until as many texts have come again, and what no run uses."""
+        self._single_thread, self._tokens = None, 0
         self.session.trim()
 
     def sessions(self) -> list[Session]:
         """The sessions that are loaded."""
-        return [session for session in (self._wide, self._narrow) if session is not None]
+        return [session for session in (self._all_threads, self._single_thread) if session is not None]
 
 
 class _Threads:

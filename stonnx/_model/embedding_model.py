@@ -6,18 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
 from stonnx._errors import InvalidArgumentError, InvalidInputError, TextTooLongError, UnsupportedError
+from stonnx._limits import Limits
 from stonnx._model.model import Model
 
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
-# Prompt names that a task looks for, the first one there is wins.
+# Prompt names tried for each task, in order; the first one that the model defines is used.
 _PROMPTS_OF_TASK = {"query": ("query",), "document": ("document", "passage", "corpus")}
-
-
-# Texts of a stream that are encoded at a time, and their characters: enough to find texts of equal length, and at most
-# some 100 MB with their vectors.
-_STREAM_TEXTS = 8192
-_STREAM_CHARACTERS = 16 << 20
 
 
 class EmbeddingModel(Model):
@@ -67,7 +62,7 @@ class EmbeddingModel(Model):
         self, encode: Callable[..., Any], inputs: Iterable[Any], options: dict[str, Any]
     ) -> Iterator[Any]:
         start = 0
-        for window in _windows(inputs):
+        for window in _windows(inputs, self._limits):
             try:
                 vectors = encode(window, **options)
             except TextTooLongError as error:
@@ -121,7 +116,7 @@ class EmbeddingModel(Model):
         return next((name for name in _PROMPTS_OF_TASK[task] if name in self.prompts), None)
 
 
-def _windows(inputs: Iterable[Any]) -> Iterator[list[Any]]:
+def _windows(inputs: Iterable[Any], limits: Limits) -> Iterator[list[Any]]:
     """Consecutive inputs, as many as are encoded at a time."""
     window: list[Any] = []
     characters = 0
@@ -130,7 +125,7 @@ def _windows(inputs: Iterable[Any]) -> Iterator[list[Any]]:
         # What is no text is found when it is encoded.
         parts = item if isinstance(item, tuple | list) else (item,)
         characters += sum(len(part) for part in parts if isinstance(part, str))
-        if len(window) >= _STREAM_TEXTS or characters >= _STREAM_CHARACTERS:
+        if len(window) >= limits.stream_texts or characters >= limits.stream_characters:
             yield window
             window, characters = [], 0
     if window:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from stonnx._engine.route import LoadedRoute
 from stonnx._engine.stats import CallStats, Counters
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub.find import find_bundle
+from stonnx._limits import Limits
 from stonnx._model.call import CallOptions, check_positive, check_too_long, is_same_device
 from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
 from stonnx._model.pool import Pool, borrowed, check_chunk_size, run_in_pool, start_pool, stop_pool, thread_shares
@@ -37,6 +38,7 @@ _TEXTS_NAMED = 10
 _POOL_PROCESSES = 4
 
 _T = TypeVar("_T")
+_Kind = TypeVar("_Kind", bound="Model")
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,23 @@ class ModelInfo:
         return ", ".join(f"{key}={value}" for key, value in asdict(self).items())
 
 
+def with_limits(kind: type[_Kind], **limits: Any) -> type[_Kind]:
+    """A model class with other :class:`stonnx._limits.Limits`, for tests and measurements.
+
+    Example:
+        >>> from stonnx import SentenceTransformer
+        >>> Hasty = with_limits(SentenceTransformer, tokens_before_second_session=0)
+    """
+    return type(kind.__name__, (kind,), {"_limits": replace(kind._limits, **limits)})
+
+
 class Model(Compatibility):
     """A loaded bundle with the properties that sentence-transformers' models have. Use one of its subclasses."""
 
     default_huggingface_organization: ClassVar[str]
     _task: ClassVar[Task]
+    # A subclass may have others, as tests do.
+    _limits: ClassVar[Limits] = Limits()
 
     def __init__(
         self,
@@ -126,7 +140,7 @@ class Model(Compatibility):
             "max_batch_tokens": max_batch_tokens,
             "device_options": device_options,
         }
-        self._engine, self._last = Engine(directory, **self._options), threading.local()
+        self._engine, self._last = Engine(directory, **self._options, limits=self._limits), threading.local()
         manifest = self._engine.manifest
         self.prompts: dict[str, str] = self._initial_prompts() | dict(manifest.prompts)
         for name, prompt in dict(prompts or {}).items():
@@ -158,7 +172,7 @@ class Model(Compatibility):
                 f"{self._directory} is no bundle here. A pickled model is the path of its bundle and its options: copy "
                 "the bundle there, or load the model by the path that it has here."
             )
-        self._engine, self._last = Engine(self._directory, **self._options), threading.local()
+        self._engine, self._last = Engine(self._directory, **self._options, limits=self._limits), threading.local()
         if self._engine.manifest.files != files:
             raise BundleIntegrityError(
                 f"{self._directory} is another bundle than when the model was pickled, or its pool started. "

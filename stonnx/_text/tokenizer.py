@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
@@ -17,14 +17,12 @@ import tokenizers
 from stonnx._background import in_background
 from stonnx._bundle.manifest import TokenizerSpec
 from stonnx._errors import BundleFormatError, InvalidArgumentError
+from stonnx._limits import Limits
 from stonnx._text.batching import consecutive
 from stonnx._text.long_texts import beginning, can_be_shortened, longest_whole
 
 # What a model reads: a text, or a pair of texts.
 Text = str | tuple[str, str]
-
-# Characters that are tokenized at a time: a tenth of a second on a busy machine. Ctrl-C comes through after that.
-_CHARACTERS_AT_A_TIME = 1 << 16
 
 # Whether the tokenizers package has started the threads that tokenize a batch.
 _threads_used = False
@@ -41,15 +39,22 @@ class TokenBatch:
 
 
 class Tokenizer:
-    """A ``tokenizer.json`` under the model's own truncation, whatever the file itself says about it."""
+    """A ``tokenizer.json`` under the model's own truncation, whatever the file itself says about it.
 
-    def __init__(self, path: Path, spec: TokenizerSpec) -> None:
+    Args:
+        path: The file.
+        spec: The model's own limits.
+        characters: Characters that are tokenized at a time, unless a single text has more.
+    """
+
+    def __init__(self, path: Path, spec: TokenizerSpec, characters: int = Limits.tokenized_characters) -> None:
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
             raise BundleFormatError(f"{path} is no tokenizer that the tokenizers package can read: {error}") from error
         self._spec = spec
         self._path = path
+        self._characters = characters
         self._configure(backend, spec.max_seq_length)
         self._can_be_shortened = spec.truncation_side == "right" and can_be_shortened(backend)
         # Together, because another thread may replace both at any moment.
@@ -126,11 +131,13 @@ class Tokenizer:
         self, backend: tokenizers.Tokenizer, texts: Sequence[Text], stopped: threading.Event | None
     ) -> list[tokenizers.Encoding]:
         special = self._spec.add_special_tokens
-        if len(texts) == 1 and _characters(texts[0]) <= _CHARACTERS_AT_A_TIME:
+        if len(texts) == 1 and characters_of(texts[0]) <= self._characters:
             # Without the threads of a batch, which cost more than a text.
             first, second = texts[0] if isinstance(texts[0], tuple) else (texts[0], None)
             return [backend.encode(first, second, add_special_tokens=special)]
-        return [encoding for piece in _encoded(backend, texts, special, stopped) for encoding in piece]
+        return [
+            encoding for piece in _encoded(backend, texts, special, self._characters, stopped) for encoding in piece
+        ]
 
     def _special_tokens(self, backend: tokenizers.Tokenizer, is_pair: bool) -> int:
         return int(backend.num_special_tokens_to_add(is_pair)) if self._spec.add_special_tokens else 0
@@ -148,7 +155,7 @@ class Tokenizer:
         # What was cut off is in `overflowing`, in pieces that do not overlap.
         of_parts = iter(
             len(encoding) + sum(map(len, encoding.overflowing))
-            for piece in _encoded(backend, parts, add_special_tokens=False)
+            for piece in _encoded(backend, parts, False, self._characters)
             for encoding in piece
         )
         special = {is_pair: self._special_tokens(backend, is_pair) for is_pair in (False, True)}
@@ -160,7 +167,7 @@ class Tokenizer:
 
     def effort(self, text: Text) -> int:
         """Characters of a text that are tokenized."""
-        characters = _characters(text)
+        characters = characters_of(text)
         limit = self.max_seq_length
         return min(characters, longest_whole(limit)) if limit is not None and self._can_be_shortened else characters
 
@@ -193,7 +200,8 @@ class Tokenizer:
         return len(ids) - (len(ids) > 0 and ids[-1] in self._spec.special_token_ids)
 
 
-def _characters(text: Text) -> int:
+def characters_of(text: Text) -> int:
+    """Characters of a text, or of both texts of a pair."""
     return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
 
 
@@ -201,6 +209,7 @@ def _encoded(
     backend: tokenizers.Tokenizer,
     texts: Sequence[Text],
     add_special_tokens: bool,
+    characters: int,
     stopped: threading.Event | None = None,
 ) -> Iterator[list[tokenizers.Encoding]]:
     """The encodings of texts, some at a time, so that neither Ctrl-C nor ``stopped`` have to wait for all of them.
@@ -209,7 +218,7 @@ def _encoded(
         CancelledError: ``stopped`` was set.
     """
     global _threads_used
-    for piece in _pieces(texts):
+    for piece in consecutive(texts, characters_of, characters):
         if stopped is not None and stopped.is_set():
             raise CancelledError
         _threads_used = True
@@ -221,16 +230,11 @@ def _encoded(
             return encodings
 
         # A text that is longer than a piece takes as long as it takes. Ctrl-C comes to the main thread only.
-        is_long = len(piece) == 1 and _characters(piece[0]) > _CHARACTERS_AT_A_TIME
+        is_long = len(piece) == 1 and characters_of(piece[0]) > characters
         if is_long and threading.current_thread() is threading.main_thread():
             yield in_background(encode, "stonnx-tokenize").result()
         else:
             yield encode()
-
-
-def _pieces(texts: Iterable[Text]) -> Iterator[list[Text]]:
-    """Consecutive texts of together no more characters than are tokenized at a time, unless it is a single text."""
-    return consecutive(texts, _characters, _CHARACTERS_AT_A_TIME)
 
 
 def _after_fork_in_child() -> None:

@@ -38,6 +38,7 @@ from stonnx import (
 from stonnx._device.session import RunControl, Session
 from stonnx._engine import call as call_module
 from stonnx._engine import runner as runner_module
+from stonnx._model.model import with_limits
 from stonnx._text.tokenizer import Tokenizer
 
 WIDTH = 8
@@ -50,15 +51,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dense_bundle(tmp_path_factory.mktemp("toy") / "dense", width=WIDTH)
 
 
-@pytest.fixture
-def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The narrow session is there from the first text on."""
-    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", 0)
+# The single-thread session is there from the first text on.
+SideBySide = with_limits(SentenceTransformer, tokens_before_second_session=0)
 
 
 @pytest.fixture
-def model(bundle: Path, side_by_side: None) -> SentenceTransformer:
-    return SentenceTransformer(bundle, threads=2)
+def model(bundle: Path) -> SentenceTransformer:
+    return SideBySide(bundle, threads=2)
+
+
+@pytest.fixture(scope="module")
+def model_of_small_windows(bundle: Path) -> SentenceTransformer:
+    return with_limits(SideBySide, first_window=3, window=7, window_characters=200)(bundle, threads=2)
 
 
 def expected(texts: list[str], limit: int = MAX_SEQ_LENGTH) -> np.ndarray:
@@ -99,14 +103,14 @@ class Spy:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=many_texts, batch_size=st.integers(1, 40), windows=st.booleans())
 def test_every_text_gets_its_own_vector(
-    model: SentenceTransformer, texts: list[str], batch_size: int, windows: bool
+    model: SentenceTransformer,
+    model_of_small_windows: SentenceTransformer,
+    texts: list[str],
+    batch_size: int,
+    windows: bool,
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        if windows:
-            patch.setattr(call_module, "_FIRST_WINDOW", 3)
-            patch.setattr(call_module, "_WINDOW", 7)
-            patch.setattr(call_module, "_WINDOW_CHARACTERS", 200)
-        vectors = model.encode(texts, batch_size=batch_size)
+    model = model_of_small_windows if windows else model
+    vectors = model.encode(texts, batch_size=batch_size)
     np.testing.assert_allclose(vectors, expected(texts), atol=1e-6)
     stats = model.last_stats
     assert stats is not None
@@ -119,13 +123,12 @@ def test_every_text_gets_its_own_vector(
     assert stats.padding_ratio == pytest.approx(1 - stats.tokens / stats.padded_tokens)
 
 
-def test_all_windows_and_sessions_agree(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_windows_and_sessions_agree(bundle: Path) -> None:
     texts = [f"bread {'rises ' * (index % 13)} river {index}" for index in range(3000)]
-    wide = SentenceTransformer(bundle, threads=1).encode(texts)
-    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", 0)
-    narrow = SentenceTransformer(bundle, threads=3).encode(texts)
-    np.testing.assert_array_equal(wide, narrow)
-    np.testing.assert_allclose(wide, expected(texts), atol=1e-6)
+    all_threads = SentenceTransformer(bundle, threads=1).encode(texts)
+    single_thread = SideBySide(bundle, threads=3).encode(texts)
+    np.testing.assert_array_equal(all_threads, single_thread)
+    np.testing.assert_allclose(all_threads, expected(texts), atol=1e-6)
 
 
 def test_features_of_duplicates(model: SentenceTransformer) -> None:
@@ -153,7 +156,7 @@ def test_no_run_is_over_the_budget(model: SentenceTransformer, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("threads", "tokens_before_narrow", "tokens"),
+    ("threads", "tokens_before_second_session", "tokens"),
     [(1, 10**9, 320), (2, 10**9, 512), (2, 0, 320)],
     ids=["one thread", "all threads", "threads side by side"],
 )
@@ -162,12 +165,12 @@ def test_a_run_on_one_thread_is_smaller(
     bundle: Path,
     monkeypatch: pytest.MonkeyPatch,
     threads: int,
-    tokens_before_narrow: int,
+    tokens_before_second_session: int,
     tokens: int,
     count: int,
 ) -> None:
-    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", tokens_before_narrow)
-    model = SentenceTransformer(bundle, threads=threads)
+    kind = with_limits(SentenceTransformer, tokens_before_second_session=tokens_before_second_session)
+    model = kind(bundle, threads=threads)
     spy = Spy(monkeypatch)
     model.encode([f"{'bread ' * 20} {index}" for index in range(count)])
     largest = max(batch * sequence for batch, sequence in spy.shapes)
@@ -220,10 +223,9 @@ def test_one_text_needs_no_thread(model: SentenceTransformer, monkeypatch: pytes
 # --- which session ---------------------------------------------------------------------------------------------------
 
 
-def test_the_narrow_session_comes_with_the_work(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", 1000)
+def test_the_single_thread_session_comes_with_the_work(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
-    model = SentenceTransformer(bundle, threads=2)
+    model = with_limits(SentenceTransformer, tokens_before_second_session=1000)(bundle, threads=2)
     texts = [f"bread {index}" for index in range(100)]
     while len(spy.loaded) == 1:
         assert set(spy.threads) <= {2}
@@ -240,11 +242,10 @@ def test_the_narrow_session_comes_with_the_work(bundle: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("reason", ["one thread", "large weights", "short texts one by one"])
-def test_no_second_session(bundle: Path, monkeypatch: pytest.MonkeyPatch, side_by_side: None, reason: str) -> None:
-    if reason == "large weights":
-        monkeypatch.setattr(runner_module, "_LARGEST_SECOND_COPY", 10)
+def test_no_second_session(bundle: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    kind = with_limits(SideBySide, second_copy_bytes=10) if reason == "large weights" else SideBySide
     spy = Spy(monkeypatch)
-    model = SentenceTransformer(bundle, threads=1 if reason == "one thread" else 2)
+    model = kind(bundle, threads=1 if reason == "one thread" else 2)
     texts = [f"bread {index}" for index in range(300)]
     if reason == "short texts one by one":
         for text in texts:
@@ -290,9 +291,8 @@ def test_warmup_keeps_to_max_batch_tokens(
 
 
 @pytest.mark.parametrize("threshold", [0, 500, 10**9])
-def test_16_threads_get_the_serial_results(bundle: Path, monkeypatch: pytest.MonkeyPatch, threshold: int) -> None:
-    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", threshold)
-    model = SentenceTransformer(bundle, threads=2)
+def test_16_threads_get_the_serial_results(bundle: Path, threshold: int) -> None:
+    model = with_limits(SentenceTransformer, tokens_before_second_session=threshold)(bundle, threads=2)
     calls = [[f"bread {'rises ' * (i % 5)} {i * j}" for i in range(1 + j % 40)] for j in range(320)]
     serial = [expected(call) for call in calls]
 
@@ -329,19 +329,20 @@ def pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("threshold", [0, 500, 10**9])
 @pytest.mark.parametrize("task", ["sparse", "rerank"])
 def test_16_threads_of_the_other_tasks_get_the_serial_results(
-    task: str, sparse_bundle: Path, pair_bundle: Path, monkeypatch: pytest.MonkeyPatch, threshold: int
+    task: str, sparse_bundle: Path, pair_bundle: Path, threshold: int
 ) -> None:
-    monkeypatch.setattr(runner_module, "_TOKENS_BEFORE_NARROW", threshold)
     calls: list[list[Any]] = [[f"bread {'rises ' * (i % 5)} {i * j}" for i in range(1 + j % 40)] for j in range(64)]
     work: Callable[[list[Any]], np.ndarray]
     if task == "sparse":
-        sparse = [SparseEncoder(sparse_bundle, threads=threads) for threads in (1, 2)]
+        kind = with_limits(SparseEncoder, tokens_before_second_session=threshold)
+        sparse = [kind(sparse_bundle, threads=threads) for threads in (1, 2)]
         serial, work = (
             (lambda texts, model=model: model.encode(texts, max_active_dims=3).toarray()) for model in sparse
         )
     else:
         calls = [[("what rises ?", text) for text in texts] for texts in calls]
-        serial, work = (CrossEncoder(pair_bundle, threads=threads).predict for threads in (1, 2))
+        pairs = with_limits(CrossEncoder, tokens_before_second_session=threshold)
+        serial, work = (pairs(pair_bundle, threads=threads).predict for threads in (1, 2))
     expected_rows = [serial(call) for call in calls]
 
     def check(number: int) -> None:
@@ -603,8 +604,8 @@ def test_count_tokens(model: SentenceTransformer) -> None:
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stonnx._model.embedding_model._STREAM_TEXTS", 100)
+def test_a_stream(bundle: Path) -> None:
+    model = with_limits(SideBySide, stream_texts=100)(bundle, threads=2)
     taken = 0
 
     def texts() -> Iterator[str]:
@@ -624,8 +625,8 @@ def test_a_stream(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -
     assert list(model.encode_stream([])) == []
 
 
-def test_a_stream_is_cut_by_characters_too(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stonnx._model.embedding_model._STREAM_CHARACTERS", 1000)
+def test_a_stream_is_cut_by_characters_too(bundle: Path) -> None:
+    model = with_limits(SideBySide, stream_characters=1000)(bundle, threads=2)
     parts = list(model.encode_stream(["bread " * 50] * 3 + [("bread " * 100, "bread " * 100), "bread", "sun"]))
     assert [len(part) for part in parts] == [4, 2]
 
@@ -637,8 +638,8 @@ def test_a_stream_of_queries(bundle: Path) -> None:
         np.testing.assert_allclose(part, expected([f"{prompt}bread", f"{prompt}river"]), atol=1e-6)
 
 
-def test_errors_of_a_stream(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stonnx._model.embedding_model._STREAM_TEXTS", 10)
+def test_errors_of_a_stream(bundle: Path) -> None:
+    model = with_limits(SideBySide, stream_texts=10)(bundle, threads=2)
     texts: list[Any] = [f"bread {index}" for index in range(30)]
     texts[23] = None
     with pytest.raises(TypeError, match="Input 3 is no text but None") as error:

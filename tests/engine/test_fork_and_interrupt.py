@@ -25,11 +25,11 @@ PRELUDE = """
 import logging, os, signal, sys, threading, time
 import numpy as np
 import stonnx
-from stonnx._engine import runner
+from stonnx._model.model import with_limits
 
 # Both sessions are there before the fork, each with its threads.
-runner._TOKENS_BEFORE_NARROW = 0
-model = stonnx.SentenceTransformer(sys.argv[1], threads=3)
+SideBySide = with_limits(stonnx.SentenceTransformer, tokens_before_second_session=0)
+model = SideBySide(sys.argv[1], threads=3)
 texts = [f"bread {'rises ' * (index % 9)} {index}" for index in range(400)]
 
 
@@ -93,7 +93,7 @@ def test_a_child_tokenizes_whatever_the_environment_says(bundle: Path, monkeypat
 
     def serve():
         np.testing.assert_array_equal(model.encode(texts), expected)
-        np.testing.assert_array_equal(stonnx.SentenceTransformer(sys.argv[1], threads=3).encode(texts), expected)
+        np.testing.assert_array_equal(SideBySide(sys.argv[1], threads=3).encode(texts), expected)
         assert model.count_tokens(texts).sum() > 400
 
     child = in_child(lambda: (signal.alarm(60), serve()))

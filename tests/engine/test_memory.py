@@ -17,10 +17,10 @@ PRELUDE = """
 import json, random, re, sys, threading
 import numpy as np
 import stonnx
-from stonnx._engine import runner
+from stonnx._model.model import with_limits
 
-runner._TOKENS_BEFORE_NARROW = 0
-model = stonnx.SentenceTransformer(sys.argv[1], threads=3)
+SideBySide = with_limits(stonnx.SentenceTransformer, tokens_before_second_session=0)
+model = SideBySide(sys.argv[1], threads=3)
 
 
 def resident():

@@ -236,10 +236,7 @@ def test_many_texts_come_back_in_order(model: stonnx.SparseEncoder) -> None:
 ENCODE_MORE_AND_MORE = r"""
 import json, re, resource, sys
 import stonnx
-from stonnx._engine import runner
-
-# As many runs at a time as there are threads, from the first text on.
-runner._TOKENS_BEFORE_NARROW = 0
+from stonnx._model.model import with_limits
 
 
 def peak():
@@ -249,7 +246,8 @@ def peak():
         return int(re.search(r"VmHWM:\s+(\d+)", status.read()).group(1)) * 1024
 
 
-model = stonnx.SparseEncoder(sys.argv[1], threads=8)
+# As many runs at a time as there are threads, from the first text on.
+model = with_limits(stonnx.SparseEncoder, tokens_before_second_session=0)(sys.argv[1], threads=8)
 model.encode("river")
 loaded = peak()
 for count in (1000, 10000):

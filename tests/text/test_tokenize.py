@@ -19,8 +19,8 @@ from zoo.tokenizers import build_tokenizer
 
 from stonnx._bundle.manifest import TokenizerSpec
 from stonnx._text import long_texts as long_texts_module
-from stonnx._text import tokenizer as tokenizer_module
-from stonnx._text.tokenizer import Text, Tokenizer
+from stonnx._text.batching import consecutive
+from stonnx._text.tokenizer import Text, Tokenizer, characters_of
 
 KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 # SentencePiece's BPE without words: where a text is split depends on all of it.
@@ -130,9 +130,8 @@ def test_count(kind: TokenizerKind, texts: list[Text]) -> None:
 @given(texts=st.lists(any_text | any_pair, min_size=1, max_size=6), characters=st.sampled_from([1, 50, 500]))
 def test_pieces_change_nothing(texts: list[Text], characters: int) -> None:
     ours, plain = both("wordpiece-uncased", 9, "left")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "_CHARACTERS_AT_A_TIME", characters)
-        encodings, counts = ours.encode(texts), ours.count(texts)
+    in_pieces = Tokenizer(ours._path, ours._spec, characters)
+    encodings, counts = in_pieces.encode(texts), in_pieces.count(texts)
     expected = [plain.encode(*text) if isinstance(text, tuple) else plain.encode(text) for text in texts]
     assert ids("wordpiece-uncased", encodings) == ids("wordpiece-uncased", expected)
     assert counts.tolist() == ours.count(texts).tolist()
@@ -141,13 +140,11 @@ def test_pieces_change_nothing(texts: list[Text], characters: int) -> None:
 @settings(deadline=None)
 @given(texts=st.lists(any_text | any_pair, max_size=6), characters=st.integers(1, 500))
 def test_pieces_are_bounded(texts: list[Text], characters: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "_CHARACTERS_AT_A_TIME", characters)
-        pieces = list(tokenizer_module._pieces(texts))
+    pieces = list(consecutive(texts, characters_of, characters))
     assert [text for piece in pieces for text in piece] == texts
     for piece in pieces:
         assert piece
-        assert len(piece) == 1 or sum(map(tokenizer_module._characters, piece)) <= characters
+        assert len(piece) == 1 or sum(map(characters_of, piece)) <= characters
 
 
 def test_tokenization_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ from benchmarks.peers.environments import CACHE
 from benchmarks.peers.systems import CORES, REFERENCE, SYSTEMS, TASKS, WORKLOADS, Batching, System, Task, Workload
 from benchmarks.peers.worker import Worker, WorkerError
 from benchmarks.questions import accuracy
+from stonnx._device.int8_speed import measure_int8_speed
+from stonnx._device.wheels import import_onnxruntime
 
 # Before a turn, so that the threads of the system that had the last one have stopped spinning.
 _SETTLE_SECONDS = 0.05
@@ -281,6 +283,7 @@ def machine() -> dict[str, Any]:
         "features": [flag for flag in wanted if flag in flags.split()],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "int8_product": str(measure_int8_speed(import_onnxruntime())),
         "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 

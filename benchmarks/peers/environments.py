@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DIRECTORY = ROOT / ".venvs"
 CACHE = ROOT / ".cache" / "benchmarks"
 
-# Same versions of what several peers share, so that a difference between them is theirs.
-_RUNTIME = ("onnxruntime==1.32.0", "tokenizers==0.23.3", "numpy==2.4.6")
+# Same versions of what several peers share, so that a difference between them is theirs. onnxruntime 1.32.0 does not
+# use AMX for products of bytes: docs/int8.md.
+_RUNTIME = ("onnxruntime==1.31.1", "tokenizers==0.23.3", "numpy==2.4.6")
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ ENVIRONMENTS = {
                 "sentence-transformers==5.7.0",
                 "transformers==4.57.6",
                 "optimum-onnx==0.1.0",
-                "onnxruntime==1.32.0",
+                "onnxruntime==1.31.1",
             ),
         ),
         Environment("onnxruntime", _RUNTIME),
         Environment("openvino", ("openvino==2026.4.1", *_RUNTIME[1:]), tools=("nncf==3.4.0",)),
         Environment("ctranslate2", ("ctranslate2==4.8.5", *_RUNTIME[1:])),
-        Environment("fastembed", ("fastembed==0.9.1", "onnxruntime==1.32.0")),
-        Environment("light-embed", ("light-embed==1.0.9", "onnxruntime==1.32.0")),
+        Environment("fastembed", ("fastembed==0.9.1", "onnxruntime==1.31.1")),
+        Environment("light-embed", ("light-embed==1.0.9", "onnxruntime==1.31.1")),
     )
 }
 

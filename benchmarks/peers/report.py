@@ -90,12 +90,14 @@ def _heading(results: Results) -> str:
             if package in versions:
                 seen.setdefault(package, {})[versions[package]] = None
     packages = ", ".join(f"{package} {' and '.join(versions)}" for package, versions in seen.items())
+    # Results from before it was recorded do not have it.
+    product = f"A product of bytes reaches {machine['int8_product']}. " if "int8_product" in machine else ""
     return (
         f"# all-MiniLM-L6-v2 on {machine['cores']} cores\n\n"
         f"{results['date']}, {machine['cpu']} with {', '.join(machine['features'])}, {machine['system']}, "
         f"Python {machine['python']}, {packages}. {_rounds(results)} rounds, {results['seconds'] / 60:.0f} minutes, "
-        f"load before the start {machine['load_at_start']:.1f}. Rates are medians; in brackets the range over the "
-        f"rounds of the ratio to the first row. Accuracy on {results['accuracy_data']}. "
+        f"load before the start {machine['load_at_start']:.1f}. {product}Rates are medians; in brackets the "
+        f"range over the rounds of the ratio to the first row. Accuracy on {results['accuracy_data']}. "
         f"**Bold**: a cosine below {_CLOSE} or one that depends on the batch, below {_INVARIANT}."
     )
 

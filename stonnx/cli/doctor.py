@@ -24,6 +24,7 @@ from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
 from stonnx._cache import cache_directory
 from stonnx._device import nvidia
 from stonnx._device.cpus import cpu_features, cpu_limits, cpu_name
+from stonnx._device.int8_speed import WITH_AMX, measure_int8_speed
 from stonnx._device.options import DeviceOptions
 from stonnx._device.providers import PROVIDERS, Provider
 from stonnx._device.session import GraphFacts, Session, products_saturate
@@ -136,8 +137,21 @@ def _arithmetic() -> Iterator[Finding]:
     saturating = "saturate: int8 bundles run their saturation-safe form, a little less exact"
     try:
         yield Finding("CPU", "8-bit products", saturating if products_saturate() else exact)
+        yield Finding("CPU", "8-bit speed", _speed())
     except Exception as error:  # whatever an onnxruntime raises that is too old or broken
         yield Finding("CPU", "8-bit products", "not known", _described(error))
+
+
+def _speed() -> str:
+    """How fast products of bytes are. An onnxruntime that leaves AMX unused works, so that this is advice."""
+    onnxruntime = import_onnxruntime()
+    speed = measure_int8_speed(onnxruntime)
+    if speed.uses_amx or not speed.has_amx:
+        return str(speed)
+    return (
+        f"{speed}: this CPU has AMX, and onnxruntime {onnxruntime.__version__} does not use it. int8 bundles are "
+        f"1.25 to 1.4 times as fast with one that does: {WITH_AMX}"
+    )
 
 
 def _devices() -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 import stonnx
 from stonnx import SentenceTransformer
@@ -94,7 +95,8 @@ def oldest_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The same with the oldest onnxruntime that the project admits."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (requirement,) = extras["cpu"]
-    return _environment(tmp_path_factory.mktemp("oldest"), str(wheel), requirement.replace(">=", "==") + ".*")
+    oldest = next(bound.version for bound in Requirement(requirement).specifier if bound.operator == ">=")
+    return _environment(tmp_path_factory.mktemp("oldest"), str(wheel), f"onnxruntime=={oldest}.*")
 
 
 def _environment(directory: Path, *requirements: str) -> Path:

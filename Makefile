@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The exporter and the tests need PyTorch; README, "Installing the exporter", says how to get the small CPU build. The
+# The exporter and the tests need PyTorch; docs/deployment.md, says how to get the small CPU build. The
 # pin keeps every environment at one version. On a machine with a GPU: make TORCH=torch ...
 TORCH ?= torch==2.13.0
 # Test processes that run side by side.

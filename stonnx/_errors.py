@@ -15,6 +15,9 @@ Each one says what was wrong, what is allowed, and what to do; each is also the 
     ├── RunError                  (RuntimeError)        a run that failed on a device that had loaded the graph
     ├── ProbeError                (RuntimeError)        a bundle that gives other vectors here than it should
     ├── PoolError                (RuntimeError)        a pool whose process died, or that was stopped
+    ├── OverloadedError           (RuntimeError)        a batcher in which too many tokens wait; says when to try again
+    ├── TooManyTokensError        (ValueError)          a request of more tokens than may ever wait in a batcher
+    ├── DeadlineError             (TimeoutError)        a request whose deadline passed before all of it had run
     ├── MissingDependencyError    (ImportError)         a package that has to be installed first
     └── ExportError               (RuntimeError)        an export that failed; nothing was written
         └── FidelityError                               the bundle is too far from the original
@@ -94,6 +97,52 @@ class RunError(StonnxError, RuntimeError):
 
 class PoolError(StonnxError, RuntimeError):
     """A pool of processes cannot be used: one of them died, or the pool was stopped."""
+
+
+class OverloadedError(StonnxError, RuntimeError):
+    """Too many tokens wait in a batcher. Nothing of the request was computed.
+
+    Attributes:
+        queued_tokens: Tokens that wait.
+        limit: How many may.
+        retry_after: Seconds until half of them have run, by the measured speed.
+    """
+
+    def __init__(self, queued_tokens: int, limit: int, retry_after: float) -> None:
+        super().__init__(queued_tokens, limit, retry_after)
+        self.queued_tokens, self.limit, self.retry_after = queued_tokens, limit, retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"{self.queued_tokens:,} tokens wait already, and at most {self.limit:,} may (max_queued_tokens). "
+            f"Try again in {self.retry_after:.1f} s."
+        )
+
+
+class TooManyTokensError(StonnxError, ValueError):
+    """A request has more tokens than may ever wait in a batcher. Split it.
+
+    Attributes:
+        tokens: Tokens of the request.
+        limit: How many may wait.
+    """
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(tokens, limit)
+        self.tokens, self.limit = tokens, limit
+
+    def __str__(self) -> str:
+        return (
+            f"The request has about {self.tokens:,} tokens, and at most {self.limit:,} may wait at a time "
+            "(max_queued_tokens). Split it into several requests."
+        )
+
+
+class DeadlineError(StonnxError, TimeoutError):
+    """The deadline of a request passed before all of its texts had run; the others were dropped."""
+
+    def __str__(self) -> str:
+        return "The deadline of the request passed before all of its texts had run."
 
 
 class MissingDependencyError(StonnxError, ImportError):

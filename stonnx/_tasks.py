@@ -21,6 +21,9 @@ OUTPUT_OF_TASK: Mapping[str, str] = {
     "rerank": "logits",
 }
 
+# The output that callers get: of rerankers, what the activation makes of the logits.
+RESULT_OF_TASK: Mapping[str, str] = {**OUTPUT_OF_TASK, "rerank": "scores"}
+
 # The organization that a bare name belongs to.
 ORGANIZATIONS: dict[Task, str] = {
     "embedding": "sentence-transformers",

@@ -372,6 +372,9 @@ class SparseEncoder(EmbeddingModel):
         assert width is not None  # the constructor checked it
         return width
 
+    def _kept_dims(self) -> int | None:
+        return self.max_active_dims
+
     @property
     def _active_dims_of_graph(self) -> int | None:
         """The most values that the graph itself gives: the ``k`` of a SparseAutoEncoder."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from stonnx._background import in_background
 from stonnx._device.session import RunControl
-from stonnx._engine.runner import Runner
+from stonnx._engine.runner import Outputs, Runner
 from stonnx._engine.stats import Counters
 from stonnx._errors import TextTooLongError
 from stonnx._limits import Limits
@@ -108,7 +108,7 @@ class Call:
         self._budget = budget
         self._reduce = reduce
         self._limits = limits
-        self._prompt_length = np.array(prompt_length, dtype=np.int64) if prompt_length else None
+        self._prompt_length = prompt_length
         self._too_long = too_long
         self._counters = counters
         # None where all texts are different.
@@ -196,18 +196,15 @@ class Call:
         ]
 
     def _run(self, batch: _Batch, control: RunControl | None, alone: bool) -> _Run:
-        tokens = self._tokenizer.pad(batch.encodings)
-        feeds = {
-            "input_ids": tokens.input_ids,
-            "attention_mask": tokens.attention_mask,
-            "token_type_ids": tokens.token_type_ids,
-            "prompt_length": self._prompt_length,
-            "token_limit": None if "token_embeddings" in self._outputs else _FIRST_TOKEN,
-        }
-        # A single text over the budget can need a hundred times the memory of all others, which would never be freed.
-        free_memory = tokens.input_ids.size > self._budget.tokens
-        outputs = self._runner.run(
-            self._outputs, feeds, tokens.input_ids.size, alone=alone, control=control, free_memory=free_memory
+        tokens, outputs = run_tokens(
+            self._tokenizer,
+            self._runner,
+            batch.encodings,
+            self._outputs,
+            prompt_length=self._prompt_length,
+            budget=self._budget.tokens,
+            alone=alone,
+            control=control,
         )
         kept = outputs.arrays if self._reduce is None else self._reduce(outputs.arrays)
         return _Run(batch, tokens, kept, outputs.queue_seconds, outputs.run_seconds)
@@ -236,3 +233,40 @@ class Call:
                 TokenBatch(tokens.input_ids[some], tokens.attention_mask[some], types),
                 [output[some] for output in run.outputs],
             )
+
+
+def run_tokens(
+    tokenizer: Tokenizer,
+    runner: Runner,
+    texts: Sequence[Any],
+    outputs: Sequence[str],
+    *,
+    prompt_length: int,
+    budget: int,
+    alone: bool,
+    control: RunControl | None = None,
+) -> tuple[TokenBatch, Outputs]:
+    """Run tokenized texts together, in this thread.
+
+    Args:
+        tokenizer: It made the token ids.
+        runner: The graph.
+        texts: Encodings or :class:`TokenIds`.
+        outputs: Names of the graph's outputs.
+        prompt_length: Tokens at the beginning of each text that the pooling leaves out.
+        budget: The most tokens of a usual run.
+        alone: Its call has no other runs at the same time.
+        control: What can stop it.
+    """
+    tokens = tokenizer.pad(texts)
+    feeds = {
+        "input_ids": tokens.input_ids,
+        "attention_mask": tokens.attention_mask,
+        "token_type_ids": tokens.token_type_ids,
+        "prompt_length": np.array(prompt_length, dtype=np.int64) if prompt_length else None,
+        "token_limit": None if "token_embeddings" in outputs else _FIRST_TOKEN,
+    }
+    size = tokens.input_ids.size
+    # A single text over the budget can need a hundred times the memory of all others, which would never be freed.
+    free_memory = size > budget
+    return tokens, runner.run(outputs, feeds, size, alone=alone, control=control, free_memory=free_memory)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stonnx._bundle.manifest import Route
 from stonnx._device.session import Session
-from stonnx._engine.call import BatchResult, Budget, Call, Reduce, TooLong
+from stonnx._engine.call import BatchResult, Budget, Call, Reduce, TooLong, run_tokens
 from stonnx._engine.runner import Runner
 from stonnx._engine.stats import Counters
 from stonnx._limits import Limits
@@ -19,7 +21,7 @@ from stonnx._text.batching import (
     tokens_on_one_thread,
     tokens_per_batch_unit,
 )
-from stonnx._text.tokenizer import Text, Tokenizer
+from stonnx._text.tokenizer import Text, TokenIds, Tokenizer
 
 # The longest texts of a warm-up, and the batch size of a usual call.
 _WARMUP_TOKENS = 512
@@ -90,6 +92,45 @@ class LoadedRoute:
             self.tokenizer, self._runner, outputs, budget, prompt_length, too_long, counters, reduce, self._limits
         )
         return call.results(texts)
+
+    def run(
+        self, texts: Sequence[TokenIds], outputs: Sequence[str], *, prompt_length: int = 0, alone: bool = False
+    ) -> list[npt.NDArray[Any]]:
+        """Run texts together, now, in this thread: for those who plan the runs of many calls, as stonnx.Batcher.
+
+        Args:
+            texts: From ``tokenizer.ids``.
+            outputs: Names of the graph's outputs.
+            prompt_length: Tokens at the beginning of each text that the pooling leaves out.
+            alone: Nothing else runs at the same time: the run may have all threads.
+
+        Returns:
+            For each output an array [texts, ...].
+
+        Raises:
+            RunError: The run failed.
+        """
+        _, result = run_tokens(
+            self.tokenizer,
+            self._runner,
+            texts,
+            outputs,
+            prompt_length=prompt_length,
+            budget=self._budget(outputs, _USUAL_BATCH_SIZE).tokens,
+            alone=alone,
+        )
+        return result.arrays
+
+    def run_limits(self, outputs: Sequence[str]) -> tuple[int, int]:
+        """The most tokens of a run that has others beside it, padding included, and the most texts."""
+        budget = self._budget(outputs, _USUAL_BATCH_SIZE)
+        is_on_one_thread = self._runner.is_on_one_thread(self.parallel_runs)
+        return (budget.thread_tokens if is_on_one_thread else budget.tokens), budget.texts
+
+    @property
+    def parallel_runs(self) -> int:
+        """How many runs go on side by side when there are enough texts."""
+        return self._runner.parallel_runs
 
     def _budget(self, outputs: Sequence[str], batch_size: int) -> Budget:
         """What a run may take at most for these outputs."""

@@ -101,6 +101,11 @@ class Runner:
             self._loading.release()
         return self._parallel
 
+    @property
+    def parallel_runs(self) -> int:
+        """How many runs go on side by side when there are enough texts."""
+        return 1 if self._weight_bytes > self._limits.second_copy_bytes else self._parallel
+
     def is_on_one_thread(self, workers: int) -> bool:
         """Whether each of so many runs side by side has one thread of the CPU."""
         return self._on_cpu and (workers > 1 or self._parallel == 1)

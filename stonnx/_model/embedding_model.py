@@ -109,9 +109,9 @@ class EmbeddingModel(Model):
             raise InvalidArgumentError(f"similarity_fn_name {value!r} is not known. Allowed: {allowed}.")
         self._similarity_fn_name = name
 
-    def _prompt_name(self, task: str, prompt_name: str | None, prompt: str | None) -> str | None:
+    def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
         """The prompt of a query or a document where the caller asks for none."""
-        if prompt_name is not None or prompt is not None:
+        if task is None or prompt_name is not None or prompt is not None:
             return prompt_name
         return next((name for name in _PROMPTS_OF_TASK[task] if name in self.prompts), None)
 

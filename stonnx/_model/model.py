@@ -25,8 +25,9 @@ from stonnx._limits import Limits
 from stonnx._model.call import CallOptions, check_positive, check_too_long, is_same_device
 from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
 from stonnx._model.pool import Pool, borrowed, check_chunk_size, run_in_pool, start_pool, stop_pool, thread_shares
+from stonnx._model.work import Work
 from stonnx._progress import progress_bar
-from stonnx._tasks import CLASS_OF_TASK, Task
+from stonnx._tasks import CLASS_OF_TASK, RESULT_OF_TASK, Task
 from stonnx._text.inputs import parse_inputs
 
 logger = logging.getLogger("stonnx")
@@ -314,6 +315,49 @@ class Model(Compatibility):
             for batch in batches:
                 yield batch
                 advance(len(batch.indices))
+
+    def work(
+        self,
+        output: str | None = None,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        task: str | None = None,
+    ) -> Work:
+        """One thing that this model computes, for programs that plan runs themselves, as :class:`stonnx.Batcher`.
+
+        Args:
+            output: An output of the graph, as ``"token_embeddings"`` or ``"logits"``. None: the model's result.
+            prompt_name: Name of the prompt to put in front of each text.
+            prompt: The prompt itself; wins over ``prompt_name``.
+            task: ``"query"`` or ``"document"``, with the prompts of ``encode_query`` and ``encode_document``.
+        """
+        if output is None:
+            output = RESULT_OF_TASK[self._task]
+        if task not in (None, "query", "document"):
+            raise InvalidArgumentError(f"task must be 'query', 'document' or None, got {task!r}.")
+        route = self._route_of(task)
+        if output not in route.session.outputs:
+            raise InvalidArgumentError(
+                f"This model's graph has no output {output!r}. It has: {', '.join(sorted(route.session.outputs))}."
+            )
+        resolved = self._resolve_prompt(prompt, self._prompt_name(task, prompt_name, prompt)) or ""
+        length = self._excluded_prompt(route, resolved)
+        active = self._kept_dims()
+        return Work(route, output, resolved, length, active, (route, output, length, active))
+
+    @property
+    def work_slots(self) -> int:
+        """How many runs of this model go on side by side: on the CPU one for each thread, on a GPU one."""
+        return max(route.parallel_runs for route in self._engine.routes)
+
+    def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
+        """The name of the prompt of a call."""
+        return prompt_name
+
+    def _kept_dims(self) -> int | None:
+        """How many values of a sparse vector are kept; None: all."""
+        return None
 
     def _warn_of_truncation(self, stats: CallStats) -> None:
         if len(stats.truncated):

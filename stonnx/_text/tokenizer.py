@@ -38,6 +38,30 @@ class TokenBatch:
     token_type_ids: npt.NDArray[np.int64] | None
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class TokenIds:
+    """The token ids of one text or pair, small enough to keep many of them: they can take an encoding's place in
+    :meth:`Tokenizer.pad`.
+
+    Attributes:
+        ids: int32 [tokens].
+        type_ids: Which of the two texts a token comes from, int32 [tokens]; None for a single text.
+        truncated: Whether the text was longer than the model reads.
+    """
+
+    ids: npt.NDArray[np.int32]
+    type_ids: npt.NDArray[np.int32] | None = None
+    truncated: bool = False
+
+    @property
+    def n_sequences(self) -> int:
+        """Texts in it: 2 for a pair."""
+        return 1 if self.type_ids is None else 2
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 class Tokenizer:
     """A ``tokenizer.json`` under the model's own truncation, whatever the file itself says about it.
 
@@ -171,10 +195,21 @@ class Tokenizer:
         limit = self.max_seq_length
         return min(characters, longest_whole(limit)) if limit is not None and self._can_be_shortened else characters
 
-    def pad(self, encodings: Sequence[tokenizers.Encoding]) -> TokenBatch:
+    def ids(self, texts: Sequence[Text]) -> list[TokenIds]:
+        """As :meth:`encode`, without all that an encoding holds beside the ids."""
+        return [
+            TokenIds(
+                np.array(encoding.ids, dtype=np.int32),
+                np.array(encoding.type_ids, dtype=np.int32) if encoding.n_sequences > 1 else None,
+                self.is_truncated(encoding),
+            )
+            for encoding in self.encode(texts)
+        ]
+
+    def pad(self, encodings: Sequence[tokenizers.Encoding | TokenIds]) -> TokenBatch:
         """Put encodings into arrays, padded on the right to the longest of them."""
         ids = [encoding.ids for encoding in encodings]
-        if len(ids) == 1 and ids[0] and encodings[0].n_sequences == 1:
+        if len(ids) == 1 and len(ids[0]) and encodings[0].n_sequences == 1:
             input_ids = np.array(ids, dtype=np.int64)
             return TokenBatch(input_ids, np.ones(input_ids.shape, dtype=np.int64), None)
         lengths = np.array([len(row) for row in ids])
@@ -187,17 +222,24 @@ class Tokenizer:
         else:
             attention_mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
             input_ids = np.full((len(ids), width), self._spec.pad_token_id, dtype=np.int64)
-            input_ids[attention_mask.astype(bool)] = [token for row in ids for token in row]
+            are_arrays = isinstance(ids[0], np.ndarray)
+            flat = np.concatenate(ids) if are_arrays else [token for row in ids for token in row]
+            input_ids[attention_mask.astype(bool)] = flat
         token_type_ids = None
         if pairs:
             token_type_ids = np.full_like(input_ids, self._spec.pad_token_type_id)
-            token_type_ids[attention_mask.astype(bool)] = np.concatenate([encoding.type_ids for encoding in encodings])
+            token_type_ids[attention_mask.astype(bool)] = np.concatenate([_types(encoding) for encoding in encodings])
         return TokenBatch(input_ids, attention_mask, token_type_ids)
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt alone, without a special token at its end."""
         ids = self.encode([prompt])[0].ids
         return len(ids) - (len(ids) > 0 and ids[-1] in self._spec.special_token_ids)
+
+
+def _types(encoding: tokenizers.Encoding | TokenIds) -> Sequence[int] | npt.NDArray[np.int32]:
+    types: Sequence[int] | npt.NDArray[np.int32] | None = encoding.type_ids
+    return np.zeros(len(encoding), dtype=np.int32) if types is None else types
 
 
 def characters_of(text: Text) -> int:

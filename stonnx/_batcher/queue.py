@@ -1,0 +1,444 @@
+"""Which texts run next: a queue over the texts of many requests, without threads, clock or event loop.
+
+A run takes texts of one *group* (same graph, same outputs) of similar length, up to a budget of padded tokens. Who
+goes next:
+
+- Requests take turns by the tokens that they have been given (start-time fair queueing): a request of 2,048 texts gets
+  as much as each other one, not more.
+- Requests of few texts are *interactive* and go before *bulk* ones; but while both wait, one run of every
+  ``BULK_EVERY`` is led by a bulk request. So a single text waits for the runs in progress and at most one more, and
+  bulk work never starves.
+- The text that leads a run is the oldest of its request. Texts of the same length class fill the run up, then those of
+  neighbouring classes while the padding stays small.
+
+Texts of requests that were cancelled or have expired are dropped before each run. Equal texts share one entry.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from stonnx._text.batching import share_of_budget
+
+# While interactive requests wait, a bulk request leads one run of so many.
+BULK_EVERY = 4
+# Length classes for each doubling of the length: texts of one class differ by less than a fifth.
+_CLASSES_PER_DOUBLING = 4
+# Classes that are looked at for texts to fill a run, on both sides of the leading text's own.
+_NEIGHBOURS = 12
+# Padded tokens of a run for each real one, at most, when texts of other classes fill it.
+_PADDING = 1.2
+# A run costs as much as these tokens before its first one: padding below this is cheaper than a run of its own.
+_FREE_PADDING = 16
+# How fast the measured speed follows: the last ten runs or so count.
+_SMOOTHING = 0.1
+
+
+class Lane(Enum):
+    """Who waits for a request: somebody, or a job."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+class State(Enum):
+    """What has become of an entry."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Texts that can run together, and how many.
+
+    Attributes:
+        key: Equal for equal groups.
+        tokens: The most tokens of a run, padding included, unless it is a single text.
+        texts: The most texts of a run.
+        context: What runs them; the queue does not look at it.
+    """
+
+    key: Hashable
+    tokens: int = field(compare=False)
+    texts: int = field(compare=False)
+    context: Any = field(default=None, compare=False)
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One text to run, for every request that waits for it."""
+
+    group: Group
+    tokens: int
+    payload: Any
+    key: Hashable | None
+    lane: Lane
+    state: State = State.WAITING
+    # For each request that waits, the positions that the text has in it.
+    waiters: dict[Request, list[int]] = field(default_factory=dict)
+
+    @property
+    def length_class(self) -> int:
+        """Texts of one class can be padded to each other."""
+        return int(_CLASSES_PER_DOUBLING * math.log2(max(1, self.tokens)))
+
+
+class Request:
+    """Some texts that one caller waits for."""
+
+    __slots__ = ("buckets", "cancelled", "context", "deadline", "entries", "is_queued", "lane", "number", "started", "turn")
+
+    def __init__(self, lane: Lane, deadline: float | None = None, context: Any = None) -> None:
+        self.lane = lane
+        self.deadline = deadline
+        # The caller's own.
+        self.context = context
+        # Entries that are not finished, in their order; those that run or are gone are skipped.
+        self.entries: dict[Entry, None] = {}
+        self.buckets: set[tuple[Hashable, int]] = set()
+        # Tokens that it has been given, counted from those of the others when it came.
+        self.turn = 0.0
+        self.number = 0
+        self.is_queued = False
+        self.cancelled = False
+        # When its first text ran.
+        self.started: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Texts that run together now.
+
+    Attributes:
+        group: Theirs.
+        entries: The texts.
+        alone: Nothing else runs or waits: the run may have all threads.
+        started: When.
+        expected_seconds: How long it takes by the speed so far; 0 before anything is known.
+    """
+
+    group: Group
+    entries: Sequence[Entry]
+    alone: bool
+    started: float
+    expected_seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the texts."""
+        return sum(entry.tokens for entry in self.entries)
+
+    @property
+    def padded_tokens(self) -> int:
+        """The same with padding."""
+        return len(self.entries) * max(entry.tokens for entry in self.entries)
+
+
+class _LaneQueue:
+    """The requests of one lane that have waiting entries."""
+
+    def __init__(self) -> None:
+        # (turn when it was pushed, number, request): a request's turn only grows, so that an outdated item is pushed
+        # again when it comes to the top.
+        self.heap: list[tuple[float, int, Request]] = []
+        self.buckets: dict[Hashable, dict[int, OrderedDict[Request, deque[Entry]]]] = {}
+        self.turn = 0.0
+        self.tokens = 0
+        self.texts = 0
+
+    def file(self, request: Request, entry: Entry) -> None:
+        """Let a request find an entry by its group and length."""
+        place = (entry.group.key, entry.length_class)
+        classes = self.buckets.setdefault(place[0], {})
+        classes.setdefault(place[1], OrderedDict()).setdefault(request, deque()).append(entry)
+        request.buckets.add(place)
+
+    def unfile(self, request: Request) -> None:
+        """Forget the entries of a request."""
+        for group, length_class in request.buckets:
+            self._discard(group, length_class, request)
+        request.buckets.clear()
+
+    def next_in(self, group: Hashable, length_class: int) -> tuple[Request, Entry] | None:
+        """An entry of a class, from the request whose turn it is there."""
+        requests = self.buckets.get(group, {}).get(length_class)
+        while requests:
+            request, entries = next(iter(requests.items()))
+            while entries and entries[0].state is not State.WAITING:
+                entries.popleft()
+            if entries:
+                return request, entries[0]
+            request.buckets.discard((group, length_class))
+            self._discard(group, length_class, request)
+        return None
+
+    def pop(self) -> None:
+        """The request at the top has no text that waits."""
+        heapq.heappop(self.heap)[2].is_queued = False
+
+    def rotate(self, group: Hashable, length_class: int, request: Request) -> None:
+        """The request had its turn in a class."""
+        self.buckets[group][length_class].move_to_end(request)
+
+    def _discard(self, group: Hashable, length_class: int, request: Request) -> None:
+        classes = self.buckets[group]
+        del classes[length_class][request]
+        if not classes[length_class]:
+            del classes[length_class]
+        if not classes:
+            del self.buckets[group]
+
+
+class Queue:
+    """The texts that wait, and the runs in progress.
+
+    Args:
+        slots: Runs that may go on side by side.
+
+    Example:
+        >>> queue, group = Queue(slots=1), Group("minilm", tokens=32, texts=8)
+        >>> for text in ("a", "b"):
+        ...     queue.add(Request(Lane.INTERACTIVE), [(group, 10, text, text)], now=0.0)
+        >>> run = queue.take(now=0.0)
+        >>> [entry.payload for entry in run.entries]
+        ['a', 'b']
+        >>> done = queue.finish(run, now=0.1)
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.runs: set[Run] = set()
+        # Runs that failed one after the other; 0 after one that did not.
+        self.failures = 0
+        self.cancelled_texts = 0
+        self.expired: list[Request] = []
+        self._lanes = {lane: _LaneQueue() for lane in Lane}
+        self._by_key: dict[Hashable, Entry] = {}
+        self._numbers = itertools.count()
+        self._since_bulk = 0
+        self._speed: float | None = None
+
+    # What waits.
+
+    def tokens(self, lane: Lane | None = None) -> int:
+        """Tokens that wait in a lane, or in all of them."""
+        return sum(queue.tokens for each, queue in self._lanes.items() if lane in (None, each))
+
+    @property
+    def texts(self) -> int:
+        """Texts that wait."""
+        return sum(queue.texts for queue in self._lanes.values())
+
+    @property
+    def running_tokens(self) -> int:
+        """Tokens of the runs in progress."""
+        return sum(run.tokens for run in self.runs)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second with all slots in use, as measured; None before the first run."""
+        return self._speed
+
+    def set_speed(self, tokens_per_second: float) -> None:
+        """Start from a speed that was measured elsewhere, as in a warm-up."""
+        self._speed = tokens_per_second
+
+    def seconds_for(self, tokens: int, lane: Lane | None = None) -> float:
+        """How long so many tokens take by the speed so far, in a lane that shares it with the other one if that has
+        texts waiting; 0 before anything is known."""
+        if not self._speed:
+            return 0.0
+        if lane is None or not any(queue.texts for each, queue in self._lanes.items() if each is not lane):
+            return tokens / self._speed
+        return tokens / (self._speed * (1 - 1 / BULK_EVERY if lane is Lane.INTERACTIVE else 1 / BULK_EVERY))
+
+    # Requests.
+
+    def add(
+        self, request: Request, texts: Sequence[tuple[Group, int, Any, Hashable | None]], now: float, start: int = 0
+    ) -> None:
+        """Add texts to a request, as (group, tokens, payload, key).
+
+        Args:
+            request: Whose texts they are. It may get more later.
+            texts: Texts of equal keys that are not None have equal results, and are run once.
+            now: The time.
+            start: The position of the first one in the request.
+        """
+        lane = self._lanes[request.lane]
+        if request.cancelled:
+            return
+        for position, (group, tokens, payload, key) in enumerate(texts, start):
+            entry = self._by_key.get(key) if key is not None else None
+            if entry is None:
+                entry = Entry(group, tokens, payload, key, request.lane)
+                lane.tokens += tokens
+                lane.texts += 1
+                if key is not None:
+                    self._by_key[key] = entry
+            positions = entry.waiters.setdefault(request, [])
+            if not positions:
+                request.entries[entry] = None
+                if entry.state is State.WAITING:
+                    lane.file(request, entry)
+                elif request.started is None:
+                    request.started = now
+            positions.append(position)
+        if request.buckets and not request.is_queued:
+            request.is_queued = True
+            request.number = next(self._numbers)
+            request.turn = max(request.turn, lane.turn)
+            heapq.heappush(lane.heap, (request.turn, request.number, request))
+
+    def cancel(self, request: Request) -> None:
+        """Nobody waits for a request any more: drop its texts, unless others wait for them too."""
+        if request.cancelled:
+            return
+        request.cancelled = True
+        self._lanes[request.lane].unfile(request)
+        for entry in request.entries:
+            positions = entry.waiters.pop(request)
+            if entry.state is State.WAITING:
+                self.cancelled_texts += len(positions)
+                if not entry.waiters:
+                    self._leave(entry, State.DROPPED)
+                    self._forget(entry)
+        request.entries.clear()
+
+    # Runs.
+
+    def take(self, now: float) -> Run | None:
+        """The next run; None if nothing waits, or all slots are in use. Requests that expired are in ``expired``."""
+        if len(self.runs) >= self.slots or any(run.alone for run in self.runs):
+            return None
+        leader = self._leader(now)
+        if leader is None:
+            return None
+        # Few texts are shared out to the free slots; a run of fewer tokens than that costs more than a slot gains.
+        waiting, free = self.tokens(), self.slots - len(self.runs)
+        budget = share_of_budget(waiting, leader[1].group.tokens, free)
+        entries = self._fill(leader, budget, now)
+        alone = not self.runs and not self.texts
+        # The speed is that of all slots together.
+        expected = self.seconds_for(sum(entry.tokens for entry in entries)) * (1 if alone else self.slots)
+        run = Run(entries[0].group, entries, alone, now, expected)
+        self.runs.add(run)
+        return run
+
+    def finish(self, run: Run, now: float, *, failed: bool = False) -> list[tuple[Entry, dict[Request, list[int]]]]:
+        """A run is over. Returns who waits for each of its texts."""
+        self.runs.discard(run)
+        if failed:
+            self.failures += 1
+        else:
+            self.failures = 0
+            seconds = now - run.started
+            if seconds > 0:
+                measured = run.tokens / seconds * (1 if run.alone else self.slots)
+                # Small runs are dominated by what each run costs, and say little about a long queue.
+                weight = _SMOOTHING * min(1.0, run.padded_tokens / run.group.tokens)
+                self._speed = measured if self._speed is None else self._speed + weight * (measured - self._speed)
+        finished = []
+        for entry in run.entries:
+            entry.state = State.FINISHED
+            entry.payload = None
+            self._forget(entry)
+            for request in entry.waiters:
+                request.entries.pop(entry, None)
+            finished.append((entry, entry.waiters))
+        return finished
+
+    # How a run is put together.
+
+    def _leader(self, now: float) -> tuple[Request, Entry] | None:
+        """The request whose turn it is, and its oldest text."""
+        interactive, bulk = self._lanes[Lane.INTERACTIVE], self._lanes[Lane.BULK]
+        order = [interactive, bulk] if self._since_bulk < BULK_EVERY - 1 else [bulk, interactive]
+        for lane in order:
+            while lane.heap:
+                turn, number, request = lane.heap[0]
+                if not self._is_due(request, now):
+                    lane.pop()
+                    continue
+                if turn < request.turn:
+                    heapq.heapreplace(lane.heap, (request.turn, number, request))
+                    continue
+                entry = next((entry for entry in request.entries if entry.state is State.WAITING), None)
+                if entry is None:
+                    lane.pop()
+                    continue
+                lane.turn = max(lane.turn, request.turn)
+                self._since_bulk = self._since_bulk + 1 if lane is interactive else 0
+                return request, entry
+        self._since_bulk = 0
+        return None
+
+    def _is_due(self, request: Request, now: float) -> bool:
+        """Whether somebody still waits for a request. One whose deadline has passed is cancelled."""
+        if not request.cancelled and request.deadline is not None and request.deadline <= now:
+            self.cancel(request)
+            self.expired.append(request)
+        return not request.cancelled
+
+    def _fill(self, leader: tuple[Request, Entry], budget: int, now: float) -> list[Entry]:
+        """The leading text, and others that go well with it."""
+        entries: list[Entry] = []
+        self._give(*leader, entries, now)
+        group, own = leader[1].group, leader[1].length_class
+        longest, total = leader[1].tokens, leader[1].tokens
+        directions = {1, -1}
+        for distance in range(_NEIGHBOURS + 1):
+            for direction in sorted(directions) if distance else (0,):
+                length_class = own + direction * distance
+                for lane in self._lanes.values():
+                    while found := lane.next_in(group.key, length_class):
+                        request, entry = found
+                        if not self._is_due(request, now):
+                            continue
+                        count, wide = len(entries) + 1, max(longest, entry.tokens)
+                        if count > group.texts or count * wide > budget:
+                            # A longer text does not fit; a shorter one may.
+                            directions.discard(direction if direction else 1)
+                            if count > group.texts or count * longest > budget:
+                                return entries
+                            break
+                        waste = count * wide - total - entry.tokens
+                        if distance and waste > max(_FREE_PADDING, (_PADDING - 1) * (total + entry.tokens)):
+                            directions.discard(direction)
+                            break
+                        lane.rotate(group.key, length_class, request)
+                        self._give(request, entry, entries, now)
+                        longest, total = wide, total + entry.tokens
+            if distance and not directions:
+                break
+        return entries
+
+    def _give(self, request: Request, entry: Entry, entries: list[Entry], now: float) -> None:
+        """Put a text into a run, at the expense of those who wait for it."""
+        self._leave(entry, State.RUNNING)
+        entries.append(entry)
+        for waiter in entry.waiters:
+            waiter.turn += entry.tokens
+            if waiter.started is None:
+                waiter.started = now
+
+    def _leave(self, entry: Entry, state: State) -> None:
+        """An entry waits no longer."""
+        entry.state = state
+        lane = self._lanes[entry.lane]
+        lane.tokens -= entry.tokens
+        lane.texts -= 1
+
+    def _forget(self, entry: Entry) -> None:
+        if entry.key is not None and self._by_key.get(entry.key) is entry:
+            del self._by_key[entry.key]

@@ -1,0 +1,319 @@
+"""Texts of many tasks of an event loop, tokenized, admitted, queued, and awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+
+from stonnx._batcher.queue import Group, Lane, Request
+from stonnx._batcher.workers import Done, Load, RunReport, Workers
+from stonnx._errors import DeadlineError, OverloadedError, TextTooLongError, TooManyTokensError
+from stonnx._model.work import Work
+from stonnx._text.tokenizer import Text, TokenIds
+
+# Requests of more texts wait in the lane of bulk work.
+_MOST_INTERACTIVE_TEXTS = 8
+# Texts of so few characters in all are tokenized in the event loop: another thread costs more than they do.
+_CHARACTERS_IN_LOOP = 1024
+# Texts that are tokenized at a time, so that the first of many run soon; of so many characters at most.
+_TEXTS_AT_A_TIME = 128
+_CHARACTERS_AT_A_TIME = 1 << 17
+# Threads that tokenize. The tokenizers package uses more of its own for many texts.
+_TOKENIZING_THREADS = 2
+# Roughly, to see whether there is room for a request before it is tokenized.
+_CHARACTERS_PER_TOKEN = 4
+# What may wait in a lane: seconds of work by the measured speed, or tokens before anything was measured.
+QUEUED_SECONDS = 10.0
+_QUEUED_TOKENS_AT_FIRST = 1 << 20
+# The largest usual request of each lane fits into an empty queue, however slow the machine: (texts, tokens of each).
+_ALWAYS = {Lane.INTERACTIVE: (_MOST_INTERACTIVE_TEXTS, 8192), Lane.BULK: (2048, 512)}
+
+
+@dataclass
+class Answer:
+    """The results of a request.
+
+    Attributes:
+        rows: The result of each text, in order: see :meth:`Work.run`.
+        tokens: Tokens of each text that the model read, special tokens included.
+        truncated: Positions of texts that were longer than the model reads, ascending.
+        tokenize_seconds: From the call until its texts were tokenized.
+        queue_seconds: From then until the first of them ran.
+        run_seconds: From then until the last of them had run.
+    """
+
+    rows: list[Any]
+    tokens: list[int] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
+    tokenize_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+
+class _Pending:
+    """A request whose results are coming in. It lives in the event loop."""
+
+    def __init__(self, texts: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.rows: list[Any] = [None] * texts
+        self.missing = texts
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.finished = 0.0
+
+    def take(self, done: Done) -> None:
+        """Keep the result of a text."""
+        if self.future.done():
+            return
+        if done.error is not None:
+            self.future.set_exception(done.error)
+            return
+        for position in done.positions:
+            self.rows[position] = done.result
+        self.missing -= len(done.positions)
+        if not self.missing:
+            self.finished = done.finished
+            self.future.set_result(None)
+
+    def expire(self) -> None:
+        """The deadline passed."""
+        if not self.future.done():
+            self.future.set_exception(DeadlineError())
+
+
+class Scheduler:
+    """The queue, the workers and the tokenizing threads that models on one device share.
+
+    Args:
+        slots: Runs side by side.
+        max_queued_tokens: The most tokens that wait in each lane, interactive and bulk. None: 10 seconds of work by the
+            measured speed, and never less than 8 texts of 8,192 tokens, or 2,048 texts of 512 in the bulk lane.
+        report: Called in a worker's thread after each run.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        *,
+        max_queued_tokens: int | None = None,
+        report: Callable[[RunReport], None] = lambda _: None,
+    ) -> None:
+        self._limit = max_queued_tokens
+        self._workers = Workers(slots, _deliver, _expire, report)
+        self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, "stonnx-tokenize")
+
+    async def compute(
+        self,
+        work: Work,
+        texts: Sequence[Text] | Sequence[TokenIds],
+        *,
+        bulk: bool | None = None,
+        deadline: float | None = None,
+        truncate: bool = True,
+    ) -> Answer:
+        """The results of texts. When the awaiting task is cancelled, texts that did not run yet never do.
+
+        Args:
+            work: What to compute.
+            texts: From :meth:`Work.texts`; or token ids.
+            bulk: Whether they can wait for those of others. None: if there are more than 8.
+            deadline: On the clock of :func:`time.perf_counter`: texts that did not start to run by then never do.
+            truncate: Cut texts that are too long, instead of raising TextTooLongError.
+
+        Raises:
+            OverloadedError: Too many tokens wait.
+            TooManyTokensError: The request has more tokens than may ever wait.
+            TextTooLongError: A text is too long, and ``truncate`` is False.
+            DeadlineError: The deadline passed.
+            RunError: A run failed.
+        """
+        start = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        lane = Lane.BULK if (len(texts) > _MOST_INTERACTIVE_TEXTS if bulk is None else bulk) else Lane.INTERACTIVE
+        most_tokens, most_texts = work.limits
+        group = Group(work.group, most_tokens, most_texts, work)
+        pending = _Pending(len(texts), loop)
+        request = Request(lane, deadline, pending)
+        answer = Answer(pending.rows)
+        if not texts:
+            return answer
+        try:
+            # Also while nothing is taken from the queue, as when a run is frozen.
+            async with asyncio.timeout(None if deadline is None else deadline - start):
+                await self._fill(request, group, texts, lane, answer, truncate)
+                tokenized = time.perf_counter()
+                await pending.future
+        except TimeoutError as error:
+            self._workers.cancel(request)
+            pending.future.cancel()
+            raise DeadlineError() from error
+        except BaseException:
+            self._workers.cancel(request)
+            # An error that nobody awaits would be logged.
+            pending.future.cancel()
+            raise
+        started = tokenized if request.started is None else max(request.started, start)
+        answer.tokenize_seconds = tokenized - start
+        answer.queue_seconds = max(0.0, started - tokenized)
+        answer.run_seconds = max(0.0, pending.finished - started)
+        return answer
+
+    async def _fill(
+        self,
+        request: Request,
+        group: Group,
+        texts: Sequence[Text] | Sequence[TokenIds],
+        lane: Lane,
+        answer: Answer,
+        truncate: bool,
+    ) -> None:
+        """Tokenize the texts of a request, and add them to the queue."""
+        work: Work = group.context
+        if isinstance(texts[0], TokenIds):
+            given: list[TokenIds] = list(texts)  # type: ignore[arg-type]
+            self._check_room(lane, sum(map(len, given)), is_estimate=False)
+            self._add(request, group, given, [None] * len(given), answer, 0, truncate)
+            return
+        strings: Sequence[Text] = texts  # type: ignore[assignment]
+        efforts = list(map(work.effort, strings))
+        characters = sum(efforts)
+        self._check_room(lane, characters // _CHARACTERS_PER_TOKEN + len(strings), is_estimate=True)
+        if characters <= _CHARACTERS_IN_LOOP and len(strings) <= _TEXTS_AT_A_TIME:
+            tokenized = work.tokenize(strings)
+            self._check_room(lane, sum(map(len, tokenized)), is_estimate=False)
+            self._add(request, group, tokenized, strings, answer, 0, truncate)
+            return
+        # A tokenizer rarely makes more tokens than there are characters: with room for these, texts can run while
+        # the next ones are tokenized. Otherwise all have to be counted first.
+        is_safe = truncate and self._room(lane) >= characters + 4 * len(strings)
+        loop = asyncio.get_running_loop()
+        everything: list[TokenIds] = []
+        position = 0
+        for piece in _pieces(strings, efforts):
+            tokenized = await loop.run_in_executor(self._tokenizing, work.tokenize, piece)
+            if request.cancelled:
+                break
+            if is_safe:
+                self._add(request, group, tokenized, piece, answer, position, truncate)
+                position += len(piece)
+            else:
+                everything += tokenized
+        if everything:
+            self._check_room(lane, sum(map(len, everything)), is_estimate=False)
+            self._add(request, group, everything, strings, answer, 0, truncate)
+
+    def _add(
+        self,
+        request: Request,
+        group: Group,
+        tokenized: Sequence[TokenIds],
+        texts: Sequence[Any],
+        answer: Answer,
+        start: int,
+        truncate: bool,
+    ) -> None:
+        cut = [position for position, item in enumerate(tokenized, start) if item.truncated]
+        if cut and not truncate:
+            tokenizer = group.context.route.tokenizer
+            tokens = int(tokenizer.count([texts[cut[0] - start]])[0])
+            raise TextTooLongError(cut[0], tokens, tokenizer.max_seq_length)
+        answer.tokens += map(len, tokenized)
+        answer.truncated += cut
+        keys = [None if text is None else (group.key, text) for text in texts]
+        items = [(group, len(item), item, key) for item, key in zip(tokenized, keys, strict=True)]
+        self._workers.add(request, items, start)
+
+    def check_room(self, characters: int, texts: int) -> None:
+        """Refuse a request for which there is no room now, by its size alone.
+
+        Raises:
+            OverloadedError, TooManyTokensError: There is none.
+        """
+        lane = Lane.BULK if texts > _MOST_INTERACTIVE_TEXTS else Lane.INTERACTIVE
+        self._check_room(lane, characters // _CHARACTERS_PER_TOKEN + texts, is_estimate=True)
+
+    def _check_room(self, lane: Lane, tokens: int, *, is_estimate: bool) -> None:
+        limit, queued = self.max_queued_tokens(lane), self._workers.queued_tokens(lane)
+        if tokens > limit:
+            # An estimate may be too high by much: only what was counted is refused for good.
+            if is_estimate and tokens <= 2 * limit:
+                return
+            raise TooManyTokensError(tokens, limit)
+        if queued + tokens > limit:
+            # When half of the queue is free: those who are told the same time have to find room as well.
+            excess = max(queued + tokens - limit, queued - limit // 2)
+            raise OverloadedError(queued, limit, max(0.05, self._workers.seconds_for(excess, lane)))
+
+    def _room(self, lane: Lane) -> int:
+        return self.max_queued_tokens(lane) - self._workers.queued_tokens(lane)
+
+    def max_queued_tokens(self, lane: Lane) -> int:
+        """The most tokens that may wait in a lane."""
+        if self._limit is not None:
+            return self._limit
+        speed = self.load().tokens_per_second
+        measured = _QUEUED_TOKENS_AT_FIRST if speed is None else int(QUEUED_SECONDS * speed)
+        texts, tokens = _ALWAYS[lane]
+        return max(measured, texts * tokens)
+
+    def set_speed(self, tokens_per_second: float) -> None:
+        """Start from a speed that was measured elsewhere, as in a warm-up."""
+        self._workers.set_speed(tokens_per_second)
+
+    def load(self) -> Load:
+        """What waits and runs at this moment."""
+        return self._workers.load()
+
+    def problem(self) -> str | None:
+        """What is wrong with the threads; None: nothing."""
+        return self._workers.problem()
+
+    @property
+    def failures(self) -> int:
+        """Runs that failed for all of their texts, one after the other."""
+        return self._workers.failures
+
+    def close(self, timeout: float | None = None) -> None:
+        """End the threads after the runs in progress."""
+        self._workers.close(timeout)
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+
+
+def _deliver(results: list[Done]) -> None:
+    """Hand results to the event loops that wait for them: one call for each loop, not for each text."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Done]] = {}
+    for done in results:
+        by_loop.setdefault(done.request.context.loop, []).append(done)
+    for loop, some in by_loop.items():
+        _in_loop(loop, lambda some=some: [done.request.context.take(done) for done in some])
+
+
+def _expire(requests: Sequence[Request]) -> None:
+    for request in requests:
+        _in_loop(request.context.loop, request.context.expire)
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Any]) -> None:
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        # The loop was closed, and nobody waits.
+        if not loop.is_closed():
+            raise
+
+
+def _pieces(texts: Sequence[Text], efforts: Sequence[int]) -> list[list[Text]]:
+    """Consecutive texts that are tokenized at a time."""
+    pieces: list[list[Text]] = [[]]
+    characters = 0
+    for text, effort in zip(texts, efforts, strict=True):
+        if pieces[-1] and (len(pieces[-1]) >= _TEXTS_AT_A_TIME or characters + effort > _CHARACTERS_AT_A_TIME):
+            pieces.append([])
+            characters = 0
+        pieces[-1].append(text)
+        characters += effort
+    return pieces

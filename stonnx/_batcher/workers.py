@@ -1,0 +1,211 @@
+"""The threads that run what the queue decides. They outlive every error of a run."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stonnx._batcher.queue import Entry, Lane, Queue, Request, Run
+from stonnx._model.work import Work
+
+logger = logging.getLogger("stonnx")
+
+# A run is frozen if it takes so many times as long as expected, and at least so many seconds.
+_FROZEN_FACTOR = 20
+_FROZEN_SECONDS = 1.0
+# Before anything was measured, nothing is known of how long a run takes.
+_FROZEN_SECONDS_AT_FIRST = 60.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run gave for one text: its result, or the error that it raised."""
+
+    request: Request
+    # Where the text is in the request: several times if it occurs several times.
+    positions: Sequence[int]
+    result: Any
+    error: BaseException | None
+    finished: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did, for metrics."""
+
+    work: Work
+    texts: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+    failed_texts: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What waits and runs at a moment."""
+
+    queued_tokens: int
+    queued_bulk_tokens: int
+    queued_texts: int
+    running_tokens: int
+    cancelled_texts: int
+    tokens_per_second: float | None
+
+
+class Workers:
+    """Threads that run the texts of a queue, for one or several models on one device.
+
+    Args:
+        slots: Threads, each with one run at a time.
+        deliver: Called in a worker's thread with the results of a run.
+        expire: Called in a worker's thread with requests whose deadline passed before all of their texts ran.
+        report: Called in a worker's thread after each run.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        deliver: Callable[[list[Done]], None],
+        expire: Callable[[Sequence[Request]], None],
+        report: Callable[[RunReport], None] = lambda _: None,
+    ) -> None:
+        self._queue = Queue(slots)
+        self._condition = threading.Condition()
+        self._deliver, self._expire, self._report = deliver, expire, report
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"stonnx-batcher-{number}", daemon=True) for number in range(slots)
+        ]
+        for thread in self._threads:
+            thread.start()
+        _open.add(self)
+
+    def add(self, request: Request, texts: Sequence[tuple[Any, int, Any, Any]], start: int = 0) -> None:
+        """Add texts to a request: see :meth:`Queue.add`."""
+        with self._condition:
+            self._queue.add(request, texts, time.perf_counter(), start)
+            self._condition.notify_all()
+
+    def cancel(self, request: Request) -> None:
+        """Nobody waits for a request any more."""
+        with self._condition:
+            self._queue.cancel(request)
+
+    def queued_tokens(self, lane: Lane) -> int:
+        """Tokens that wait in a lane."""
+        with self._condition:
+            return self._queue.tokens(lane)
+
+    def seconds_for(self, tokens: int, lane: Lane) -> float:
+        """How long so many tokens of a lane take: see :meth:`Queue.seconds_for`."""
+        with self._condition:
+            return self._queue.seconds_for(tokens, lane)
+
+    def set_speed(self, tokens_per_second: float) -> None:
+        """Start from a speed that was measured elsewhere."""
+        with self._condition:
+            self._queue.set_speed(tokens_per_second)
+
+    def load(self) -> Load:
+        """What waits and runs at this moment."""
+        with self._condition:
+            queue = self._queue
+            bulk = queue.tokens(Lane.BULK)
+            return Load(
+                queue.tokens() - bulk, bulk, queue.texts, queue.running_tokens, queue.cancelled_texts, queue.speed
+            )
+
+    @property
+    def failures(self) -> int:
+        """Runs that failed for all of their texts, one after the other; 0 after one that did not."""
+        return self._queue.failures
+
+    def problem(self) -> str | None:
+        """What is wrong with the threads; None: nothing. A frozen run may still end, and then nothing is wrong."""
+        dead = [thread.name for thread in self._threads if not thread.is_alive()]
+        if dead and not self._closed:
+            return f"{', '.join(dead)} ended"
+        now = time.perf_counter()
+        with self._condition:
+            for run in self._queue.runs:
+                expected = run.expected_seconds
+                allowed = max(_FROZEN_SECONDS, _FROZEN_FACTOR * expected) if expected else _FROZEN_SECONDS_AT_FIRST
+                if now - run.started > allowed:
+                    return (
+                        f"a run of {run.padded_tokens} tokens is in progress for {now - run.started:.1f} s, and "
+                        f"{expected:.3f} s were expected"
+                    )
+        return None
+
+    def close(self, timeout: float | None = None) -> None:
+        """End the threads after the runs in progress. Texts that wait are not run."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout)
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                run = None
+                while not self._closed:
+                    run = self._queue.take(time.perf_counter())
+                    expired, self._queue.expired = self._queue.expired, []
+                    if run is not None or expired:
+                        break
+                    self._condition.wait()
+                if self._closed and run is None:
+                    return
+            try:
+                if expired:
+                    self._expire(expired)
+                if run is not None:
+                    self._finish(run, _results(run.group.context, run.entries, run.alone))
+            except Exception:  # a mistake of whoever takes the results must not end the thread
+                logger.exception("The results of a run could not be delivered")
+
+    def _finish(self, run: Run, results: list[tuple[Any, BaseException | None]]) -> None:
+        failed = sum(error is not None for _, error in results)
+        padded, tokens = run.padded_tokens, run.tokens
+        with self._condition:
+            now = time.perf_counter()
+            waiters = self._queue.finish(run, now, failed=failed == len(results))
+            self._condition.notify_all()
+        done = [
+            Done(request, positions, result, error, now)
+            for (_, requests), (result, error) in zip(waiters, results, strict=True)
+            for request, positions in requests.items()
+        ]
+        self._deliver(done)
+        self._report(RunReport(run.group.context, len(results), tokens, padded, now - run.started, failed))
+
+
+_open: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread that is inside onnxruntime when the interpreter ends aborts the process."""
+    for workers in list(_open):
+        workers.close()
+
+
+def _results(work: Work, entries: Sequence[Entry], alone: bool) -> list[tuple[Any, BaseException | None]]:
+    """The result or the error of each text. A run that fails is split, so that only those that cause it see it."""
+    try:
+        return [(result, None) for result in work.run([entry.payload for entry in entries], alone=alone)]
+    except Exception as error:  # whatever it is, it belongs to who waits for these texts
+        if len(entries) == 1:
+            logger.warning("A run of one text of %d tokens failed: %s", entries[0].tokens, error)
+            return [(None, error)]
+        middle = len(entries) // 2
+        return [result for half in (entries[:middle], entries[middle:]) for result in _results(work, half, alone)]

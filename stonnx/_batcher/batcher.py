@@ -9,17 +9,16 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from stonnx._results.activations import softmax
 from stonnx._batcher.scheduler import Answer, Scheduler
 from stonnx._batcher.workers import Load
-from stonnx._results.sparse import CsrRows, SparseRows
-from stonnx._model.embedding_model import EmbeddingModel
 from stonnx._errors import InvalidArgumentError, InvalidInputError
-from stonnx._text.inputs import is_batch
+from stonnx._model.embedding_model import EmbeddingModel
 from stonnx._model.model import Model
-from stonnx._results.dense import Precision, finish_embeddings
-from stonnx._text.inputs import parse_pairs
 from stonnx._model.work import Work
+from stonnx._results.activations import softmax
+from stonnx._results.dense import Precision, finish_embeddings
+from stonnx._results.sparse import CsrRows, SparseRows
+from stonnx._text.inputs import is_batch, parse_pairs
 from stonnx.cross_encoder import CrossEncoder
 from stonnx.sparse_encoder import SparseEncoder
 

@@ -96,7 +96,18 @@ class Entry:
 class Request:
     """Some texts that one caller waits for."""
 
-    __slots__ = ("buckets", "cancelled", "context", "deadline", "entries", "is_queued", "lane", "number", "started", "turn")
+    __slots__ = (
+        "buckets",
+        "cancelled",
+        "context",
+        "deadline",
+        "entries",
+        "is_queued",
+        "lane",
+        "number",
+        "started",
+        "turn",
+    )
 
     def __init__(self, lane: Lane, deadline: float | None = None, context: Any = None) -> None:
         self.lane = lane

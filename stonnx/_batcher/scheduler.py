@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from stonnx._batcher.queue import Group, Lane, Request
 from stonnx._batcher.workers import Done, Load, RunReport, Workers
 from stonnx._errors import DeadlineError, OverloadedError, TextTooLongError, TooManyTokensError
@@ -109,7 +108,7 @@ class Scheduler:
     async def compute(
         self,
         work: Work,
-        texts: Sequence[Text] | Sequence[TokenIds],
+        texts: Sequence[Text],
         *,
         bulk: bool | None = None,
         deadline: float | None = None,
@@ -119,7 +118,7 @@ class Scheduler:
 
         Args:
             work: What to compute.
-            texts: From :meth:`Work.texts`; or token ids.
+            texts: From :meth:`Work.texts`.
             bulk: Whether they can wait for those of others. None: if there are more than 8.
             deadline: On the clock of :func:`time.perf_counter`: texts that did not start to run by then never do.
             truncate: Cut texts that are too long, instead of raising TextTooLongError.
@@ -166,34 +165,28 @@ class Scheduler:
         self,
         request: Request,
         group: Group,
-        texts: Sequence[Text] | Sequence[TokenIds],
+        texts: Sequence[Text],
         lane: Lane,
         answer: Answer,
         truncate: bool,
     ) -> None:
         """Tokenize the texts of a request, and add them to the queue."""
         work: Work = group.context
-        if isinstance(texts[0], TokenIds):
-            given: list[TokenIds] = list(texts)  # type: ignore[arg-type]
-            self._check_room(lane, sum(map(len, given)), is_estimate=False)
-            self._add(request, group, given, [None] * len(given), answer, 0, truncate)
-            return
-        strings: Sequence[Text] = texts  # type: ignore[assignment]
-        efforts = list(map(work.effort, strings))
+        efforts = list(map(work.effort, texts))
         characters = sum(efforts)
-        self._check_room(lane, characters // _CHARACTERS_PER_TOKEN + len(strings), is_estimate=True)
-        if characters <= _CHARACTERS_IN_LOOP and len(strings) <= _TEXTS_AT_A_TIME:
-            tokenized = work.tokenize(strings)
+        self._check_room(lane, characters // _CHARACTERS_PER_TOKEN + len(texts), is_estimate=True)
+        if characters <= _CHARACTERS_IN_LOOP and len(texts) <= _TEXTS_AT_A_TIME:
+            tokenized = work.tokenize(texts)
             self._check_room(lane, sum(map(len, tokenized)), is_estimate=False)
-            self._add(request, group, tokenized, strings, answer, 0, truncate)
+            self._add(request, group, tokenized, texts, answer, 0, truncate)
             return
         # A tokenizer rarely makes more tokens than there are characters: with room for these, texts can run while
         # the next ones are tokenized. Otherwise all have to be counted first.
-        is_safe = truncate and self._room(lane) >= characters + 4 * len(strings)
+        is_safe = truncate and self._room(lane) >= characters + 4 * len(texts)
         loop = asyncio.get_running_loop()
         everything: list[TokenIds] = []
         position = 0
-        for piece in _pieces(strings, efforts):
+        for piece in _pieces(texts, efforts):
             tokenized = await loop.run_in_executor(self._tokenizing, work.tokenize, piece)
             if request.cancelled:
                 break
@@ -204,14 +197,14 @@ class Scheduler:
                 everything += tokenized
         if everything:
             self._check_room(lane, sum(map(len, everything)), is_estimate=False)
-            self._add(request, group, everything, strings, answer, 0, truncate)
+            self._add(request, group, everything, texts, answer, 0, truncate)
 
     def _add(
         self,
         request: Request,
         group: Group,
         tokenized: Sequence[TokenIds],
-        texts: Sequence[Any],
+        texts: Sequence[Text],
         answer: Answer,
         start: int,
         truncate: bool,
@@ -223,8 +216,7 @@ class Scheduler:
             raise TextTooLongError(cut[0], tokens, tokenizer.max_seq_length)
         answer.tokens += map(len, tokenized)
         answer.truncated += cut
-        keys = [None if text is None else (group.key, text) for text in texts]
-        items = [(group, len(item), item, key) for item, key in zip(tokenized, keys, strict=True)]
+        items = [(group, len(item), item, (group.key, text)) for item, text in zip(tokenized, texts, strict=True)]
         self._workers.add(request, items, start)
 
     def check_room(self, characters: int, texts: int) -> None:

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import tokenizers
 
-from stonnx._bundle.manifest import MANIFEST_NAME, FileEntry, read_manifest
+from stonnx._bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest
 from stonnx._device.cpus import available_cpus
 from stonnx._device.options import DeviceOptions
+from stonnx._engine import probe as bundle_probe
 from stonnx._engine.call import BatchResult, Reduce, TooLong
 from stonnx._engine.engine import Engine
 from stonnx._engine.route import LoadedRoute
@@ -29,6 +30,7 @@ from stonnx._model.work import Work
 from stonnx._progress import progress_bar
 from stonnx._tasks import CLASS_OF_TASK, RESULT_OF_TASK, Task
 from stonnx._text.inputs import parse_inputs
+from stonnx._text.tokenizer import Text, Token
 
 logger = logging.getLogger("stonnx")
 
@@ -345,6 +347,29 @@ class Model(Compatibility):
         length = self._excluded_prompt(route, resolved)
         active = self._kept_dims()
         return Work(route, output, resolved, length, active, (route, output, length, active))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._engine.manifest
+
+    def tokens(self, texts: Sequence[Text], add_special_tokens: bool = True) -> list[list[Token]]:
+        """The tokens of texts as a whole, whatever the model reads of them."""
+        return self._route.tokenizer.whole(texts, add_special_tokens)
+
+    def run_probe(self) -> float | None:
+        """Run the texts that came with the bundle, and compare the vectors with those of the exporter.
+
+        Returns:
+            The lowest cosine between them; None for a bundle without a probe.
+
+        Raises:
+            ProbeError: They are further away than the bundle allows, or the model does not run.
+        """
+        manifest = self._engine.manifest
+        if manifest.probe is None:
+            return None
+        return bundle_probe.compare(self._engine.directory, manifest, self._engine.named_routes)
 
     @property
     def work_slots(self) -> int:

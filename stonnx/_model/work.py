@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from stonnx._results.sparse import SparseRows
 from stonnx._engine.route import LoadedRoute
+from stonnx._results.sparse import SparseRows
 from stonnx._text.inputs import parse_inputs
 from stonnx._text.tokenizer import Text, TokenIds
 

@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,16 @@ class TokenBatch:
     attention_mask: npt.NDArray[np.int64]
     # Which of the two texts of a pair a token comes from; None where no text of the batch is a pair.
     token_type_ids: npt.NDArray[np.int64] | None
+
+
+class Token(NamedTuple):
+    """A token of a text; ``start`` and ``stop`` are None for those that are not in it."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -83,6 +94,7 @@ class Tokenizer:
         self._can_be_shortened = spec.truncation_side == "right" and can_be_shortened(backend)
         # Together, because another thread may replace both at any moment.
         self._current = backend, spec.max_seq_length
+        self._untruncated: tokenizers.Tokenizer | None = None
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
@@ -189,6 +201,17 @@ class Tokenizer:
         ]
         return np.array(counts, dtype=np.int64)
 
+    def whole(self, texts: Sequence[Text], add_special_tokens: bool) -> list[list[Token]]:
+        """The tokens of texts without truncation, with where they are in them, in characters."""
+        if self._untruncated is None:
+            # Loaded when it is first asked for: a vocabulary can take 50 MB.
+            backend = tokenizers.Tokenizer.from_file(str(self._path))
+            backend.no_padding()
+            backend.no_truncation()
+            self._untruncated = backend
+        encodings = self._untruncated.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
     def effort(self, text: Text) -> int:
         """Characters of a text that are tokenized."""
         characters = characters_of(text)
@@ -235,6 +258,25 @@ class Tokenizer:
         """Tokens of a prompt alone, without a special token at its end."""
         ids = self.encode([prompt])[0].ids
         return len(ids) - (len(ids) > 0 and ids[-1] in self._spec.special_token_ids)
+
+
+def _tokens(text: Text, encoding: tokenizers.Encoding) -> list[Token]:
+    parts = (text,) if isinstance(text, str) else text
+    tokens = []
+    rows = zip(
+        encoding.ids,
+        encoding.tokens,
+        encoding.special_tokens_mask,
+        encoding.offsets,
+        encoding.sequence_ids,
+        strict=True,
+    )
+    for number, name, special, (start, stop), part in rows:
+        if special or part is None:
+            tokens.append(Token(number, name, bool(special), None, None))
+        else:
+            tokens.append(Token(number, parts[part][start:stop], False, start, stop))
+    return tokens
 
 
 def _types(encoding: tokenizers.Encoding | TokenIds) -> Sequence[int] | npt.NDArray[np.int32]:

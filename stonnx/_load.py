@@ -1,0 +1,42 @@
+"""A bundle to a model of the class that it is for, without being told which."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
+from stonnx._hub.find import find_bundle
+from stonnx._model.model import Model
+from stonnx._tasks import Task
+from stonnx.cross_encoder import CrossEncoder
+from stonnx.sentence_transformer import SentenceTransformer
+from stonnx.sparse_encoder import SparseEncoder
+
+_CLASSES: dict[Task, type[Model]] = {
+    "embedding": SentenceTransformer,
+    "sparse": SparseEncoder,
+    "rerank": CrossEncoder,
+}
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str], task: Task | None = None, *, revision: str | None = None, **options: Any
+) -> Model:
+    """Load a bundle with its class.
+
+    Args:
+        name_or_path: The directory of a bundle, or a Hub id.
+        task: What it is for, where a bare Hub name or a checkpoint does not say so. None: as the bundle says.
+        revision: Branch, tag or commit on the Hub.
+        **options: Further arguments of all three classes.
+    """
+    path = Path(name_or_path)
+    if task is None:
+        if not (path / MANIFEST_NAME).is_file():
+            path = find_bundle(name_or_path, task="embedding", dtype=options.get("dtype"), revision=revision)
+        task = read_manifest(path).task
+    else:
+        path = find_bundle(name_or_path, task=task, dtype=options.get("dtype"), revision=revision)
+    return _CLASSES[task](path, **options)

@@ -1,0 +1,353 @@
+"""From an HTTP request to a response: key, limits, body, errors, cancellation, metrics and log."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from stonnx._errors import InvalidArgumentError
+from stonnx.serve.context import Call, Reply
+from stonnx.serve.endpoint import Endpoint
+from stonnx.serve.errors import Kind, RequestError, as_request_error, retry_headers
+from stonnx.serve.health import RETRY_SECONDS, Health
+from stonnx.serve.kserve import HEADER_LENGTH
+from stonnx.serve.metrics import Metrics
+from stonnx.serve.models import Models
+from stonnx.serve.settings import Settings
+from stonnx.serve.tracing import Tracing
+
+logger = logging.getLogger("stonnx.serve")
+access_logger = logging.getLogger("stonnx.serve.access")
+
+# Threads for what would hold up the event loop: large bodies and responses.
+_THREADS = 2
+# Bodies from this size are decoded in a thread.
+_BYTES_IN_LOOP = 256 * 1024
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# In the log only, as nginx has it: the client left before the response.
+CLIENT_LEFT = 499
+# Fields that hold texts, for errors that name one.
+_TEXT_FIELDS = ("input", "inputs", "texts", "documents")
+
+
+class Api:
+    """Answers requests for endpoints.
+
+    Args:
+        settings: Of the server.
+        models: What it serves.
+        health: Whether it does.
+        metrics: What is counted.
+        tracing: Where spans go.
+    """
+
+    def __init__(self, settings: Settings, models: Models, health: Health, metrics: Metrics, tracing: Tracing) -> None:
+        self.settings, self.models, self.health, self.metrics, self.tracing = settings, models, health, metrics, tracing
+        self.executor = ThreadPoolExecutor(_THREADS, "stonnx-serve")
+        self.keys = read_keys(settings)
+
+    def handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        """The function that answers requests for an endpoint."""
+        decoder = None if endpoint.body is None else msgspec.json.Decoder(endpoint.body)
+
+        async def handle(request: Request) -> Response:
+            return await self._handle(endpoint, decoder, request)
+
+        return handle
+
+    async def _handle(
+        self, endpoint: Endpoint, decoder: msgspec.json.Decoder[Any] | None, request: Request
+    ) -> Response:
+        started = time.perf_counter()
+        call = self._call(endpoint, request, started)
+        code = 500
+        self.metrics.in_progress.inc()
+        span = self.tracing.start(endpoint.method, endpoint.path, request.headers)
+        try:
+            response = await self._answer(endpoint, decoder, request, call)
+            code = response.status_code
+            return response
+        except (ClientDisconnect, _ClientLeft):
+            code = CLIENT_LEFT
+            self.metrics.disconnected.inc()
+            return Response(status_code=CLIENT_LEFT)
+        finally:
+            self.metrics.in_progress.dec()
+            self.metrics.request(endpoint.path, call, code, started)
+            self.tracing.end(span, call, code)
+            self._log(endpoint.method, request, call, code, started, self.tracing.trace_id(span, request.headers))
+
+    async def rehearse(self, endpoint: Endpoint, request: Request) -> None:
+        """Answer a request that nobody sent, so that later ones find everything loaded."""
+        call = self._call(endpoint, request, time.perf_counter())
+        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(endpoint.body)
+        body = await self._body(decoder, request, call)
+        await self._respond(await endpoint(call, body), call)
+
+    def _call(self, endpoint: Endpoint, request: Request, started: float) -> Call:
+        given = request.headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        return Call(
+            request,
+            self.settings,
+            self.models,
+            self.executor,
+            deadline=started + self.settings.request_timeout,
+            request_id=request_id,
+            dialect=endpoint.dialect,
+            started=started,
+        )
+
+    async def _answer(
+        self, endpoint: Endpoint, decoder: msgspec.json.Decoder[Any] | None, request: Request, call: Call
+    ) -> Response:
+        try:
+            if not endpoint.is_public:
+                self.check_key(request)
+            self._limit_time(call)
+            if endpoint.needs_models and not self.health.loaded:
+                raise RequestError(
+                    Kind.UNAVAILABLE, "The models are being loaded.", headers=retry_headers(RETRY_SECONDS)
+                )
+            if decoder is None:
+                return await self._respond(await endpoint(call, None), call)
+            body = await self._body(decoder, request, call)
+            reply = await self._until_gone(endpoint(call, body), request)
+            return await self._respond(reply, call)
+        except RequestError as error:
+            return self.refuse(error, call)
+        except msgspec.ValidationError as error:  # of a body that is decoded later
+            return self.refuse(_invalid(error), call)
+        except (ClientDisconnect, _ClientLeft, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            known = as_request_error(error, next((name for name in _TEXT_FIELDS if hasattr(call.body, name)), None))
+            if known is not None:
+                return self.refuse(known, call)
+            logger.exception("Request %s failed", call.request_id)
+            message = f"The server failed. Its log has the reason under the request id {call.request_id}."
+            return self.refuse(RequestError(Kind.INTERNAL, message), call)
+
+    def refuse(self, error: RequestError, call: Call) -> Response:
+        """The response that tells of an error."""
+        status = call.dialect.status(error.kind)
+        if status in (413, 429, 503, 504):
+            self.metrics.rejected.labels(error.kind.name.lower()).inc()
+        content = orjson.dumps(call.dialect.body(error, status))
+        return Response(content, status, call.headers() | error.headers, "application/json")
+
+    async def _respond(self, reply: Reply, call: Call) -> Response:
+        content = reply.content
+        if not isinstance(content, bytes):
+            content = await call.off_loop(
+                lambda: orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), reply.numbers
+            )
+        return Response(content, reply.status, call.headers() | reply.headers, reply.media_type)
+
+    # What a request must have.
+
+    def check_key(self, request: Request) -> None:
+        """Refuse a request without a key, if there are keys.
+
+        Raises:
+            RequestError: It has none, or a wrong one.
+        """
+        if not self.keys:
+            return
+        header = request.headers.get("authorization", "")
+        scheme, _, rest = header.partition(" ")
+        given = rest.strip() if scheme.lower() == "bearer" else header
+        candidates = [key.encode() for key in (given, request.headers.get("x-api-key", "")) if key]
+        # All of them, whatever the first says: the time does not tell which key was nearly right.
+        found = [hmac.compare_digest(candidate, key) for candidate in candidates for key in self.keys]
+        if not any(found):
+            what = "is wrong" if candidates else "is missing"
+            raise RequestError(
+                Kind.UNAUTHORIZED,
+                f"The API key {what}. Send it as the header Authorization: Bearer KEY, or x-api-key: KEY.",
+                headers={"www-authenticate": 'Bearer realm="stonnx"'},
+            )
+
+    def _limit_time(self, call: Call) -> None:
+        text = call.request.headers.get("x-request-timeout-ms")
+        if text is None:
+            return
+        if not text.isascii() or not text.isdigit() or not int(text[:10]) > 0:
+            raise RequestError(Kind.INVALID, f"x-request-timeout-ms must be a positive number, got {text[:50]!r}.")
+        call.deadline = min(call.deadline, call.started + int(text[:10]) / 1000)
+
+    async def _body(self, decoder: msgspec.json.Decoder[Any], request: Request, call: Call) -> Any:
+        try:
+            async with asyncio.timeout(self.settings.body_timeout):
+                data = await self._read(request)
+        except TimeoutError as error:
+            raise RequestError(
+                Kind.SLOW,
+                f"The body did not arrive within {self.settings.body_timeout:g} s (--body-timeout).",
+                headers={"connection": "close"},
+            ) from error
+        header_length = request.headers.get(HEADER_LENGTH)
+        if header_length is not None and header_length.isdigit():
+            data, call.binary = data[: int(header_length)], data[int(header_length) :]
+
+        def decode() -> Any:
+            try:
+                return decoder.decode(data)
+            except msgspec.ValidationError as error:
+                raise _invalid(error) from error
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+                raise RequestError(Kind.MALFORMED, f"The body is not JSON that can be read: {error}.") from error
+
+        if len(data) < _BYTES_IN_LOOP:
+            body = decode()
+        else:
+            body = await asyncio.get_running_loop().run_in_executor(self.executor, decode)
+        call.body = body
+        return body
+
+    async def _read(self, request: Request) -> bytes:
+        """The body, unless it is larger than what is allowed: no more than that is ever held."""
+        limit = int(self.settings.max_body_mb * 1e6)
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise RequestError(
+                Kind.INVALID, f"A body with content-encoding {encoding[:50]!r} is not read. Send it plain."
+            )
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            raise self._too_large(int(length), limit)
+        pieces, size = [], 0
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit:
+                raise self._too_large(size, limit)
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_large(self, size: int, limit: int) -> RequestError:
+        message = f"The body has {size:,} bytes or more, and at most {limit:,} are allowed (--max-body-mb)."
+        return RequestError(Kind.TOO_LARGE, message, headers={"connection": "close"})
+
+    async def _until_gone(self, work: Any, request: Request) -> Reply:
+        """The result of some work, which is cancelled when the client closes the connection."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(request.receive())
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _ClientLeft
+            reply: Reply = task.result()
+            return reply
+        finally:
+            for each in (task, gone):
+                if not each.done():
+                    each.cancel()
+            if not task.done():
+                await asyncio.wait((task,))
+
+    def _log(self, method: str, request: Request, call: Call, code: int, started: float, trace_id: str | None) -> None:
+        if not self.settings.access_log:
+            return
+        entry: dict[str, Any] = {
+            "method": method,
+            "path": request.url.path,
+            "status": code,
+            "ms": round(1000 * (time.perf_counter() - started), 2),
+            "client": request.client.host if request.client else None,
+            "request_id": call.request_id,
+        }
+        if call.served is not None:
+            entry["model"] = call.served.name
+        if call.answers:
+            entry |= {
+                "texts": call.texts,
+                "tokens": call.tokens,
+                "queue_ms": round(1000 * call.queue_seconds, 2),
+                "run_ms": round(1000 * call.run_seconds, 2),
+            }
+        if trace_id is not None:
+            entry["trace_id"] = trace_id
+        access_logger.info("request", extra={"fields": entry})
+
+    def close(self) -> None:
+        """End the threads."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _ClientLeft(Exception):
+    """The client closed the connection before its response."""
+
+
+def _invalid(error: msgspec.ValidationError) -> RequestError:
+    """What a field of the wrong type is told; msgspec says which it is: ``... - at `$.input[3]```."""
+    message = str(error)
+    found = re.search(r" - at `\$\.?(.*)`$", message)
+    return RequestError(Kind.INVALID, message, found.group(1) if found and found.group(1) else None)
+
+
+def read_keys(settings: Settings) -> list[bytes]:
+    """The keys of the options, and of the file.
+
+    Raises:
+        InvalidArgumentError: The file cannot be read, or has no key.
+    """
+    keys = [key.encode() for key in settings.api_key if key]
+    if settings.api_key_file is not None:
+        try:
+            lines = Path(settings.api_key_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidArgumentError(f"api_key_file {settings.api_key_file} cannot be read: {error}") from error
+        from_file = [line.strip().encode() for line in lines if line.strip() and not line.startswith("#")]
+        if not from_file:
+            raise InvalidArgumentError(f"api_key_file {settings.api_key_file} has no key: one a line.")
+        keys += from_file
+    return keys
+
+
+class LogFormatter(logging.Formatter):
+    """Log records as text or as JSON, one a line."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        when = self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}"
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        message = record.getMessage()
+        error = self.formatException(record.exc_info) if record.exc_info else None
+        if self._as_json:
+            entry = {"time": when, "level": record.levelname.lower(), "message": message, **fields}
+            if error:
+                entry["error"] = error
+            return json.dumps(entry, ensure_ascii=False)
+        values = " ".join(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)
+        return f"{when} {record.levelname.lower()} {' '.join(filter(None, (message, values)))}" + (
+            f"\n{error}" if error else ""
+        )
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    # A path of a client must not end a line, nor look like another field.
+    return text if re.fullmatch(r"[\x21\x23-\x3c\x3e-\x7e]+", text) else json.dumps(text)
+
+
+def statuses(endpoint: Endpoint, kinds: Iterable[Kind]) -> list[int]:
+    """The statuses of errors of an endpoint."""
+    return sorted({endpoint.dialect.status(kind) for kind in kinds})

@@ -1,0 +1,218 @@
+"""The ASGI application: all endpoints, and what is there whatever the path."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import lru_cache
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stonnx.serve import cohere, kserve, openai, tei
+from stonnx.serve import health as health_module
+from stonnx.serve.api import Api
+from stonnx.serve.context import Call, Reply
+from stonnx.serve.endpoint import Endpoint
+from stonnx.serve.errors import Dialect, Kind, RequestError
+from stonnx.serve.health import Health
+from stonnx.serve.metrics import CONTENT_TYPE, OTHER, Metrics
+from stonnx.serve.models import Models
+from stonnx.serve.openapi import document
+from stonnx.serve.page import page
+from stonnx.serve.settings import Settings
+from stonnx.serve.tracing import Tracing
+from stonnx.serve.warmup import warm_routes
+
+logger = logging.getLogger("stonnx.serve")
+
+# Response headers that pages of other origins may read.
+_EXPOSED = ("x-request-id", "x-truncated", "retry-after", "retry-after-ms", "server-timing", "x-compute-tokens")
+
+
+class Server:
+    """Everything that one server has: settings, models, health, metrics, and its application.
+
+    Args:
+        settings: Of the server.
+        tracing: Where spans go; None: as the settings say.
+    """
+
+    def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics(tei=settings.tei_metrics)
+        self.models = Models(settings, self.metrics.report)
+        self.metrics.watch(self.models)
+        self.health = Health(self.models, lambda result: self.metrics.probes.labels(result).inc())
+        self.tracing = tracing or Tracing(settings.otlp_endpoint)
+        self.api = Api(settings, self.models, self.health, self.metrics, self.tracing)
+        self.endpoints = (*openai.ENDPOINTS, *tei.ENDPOINTS, *cohere.ENDPOINTS, *kserve.ENDPOINTS, *self._own())
+        self.app = self._application()
+        # Set when loading the models failed.
+        self.failure: Exception | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.on_ready: Callable[[], None] = lambda: None
+
+    def _own(self) -> list[Endpoint]:
+        dialect = health_module.DIALECT
+        is_open = not self.settings.protect_metrics
+
+        def get(path: str, call: Any, summary: str, *, is_json: bool = True, is_public: bool = True) -> Endpoint:
+            return Endpoint(
+                "GET", path, call, dialect, summary, None, Any, is_public, needs_models=False, is_json=is_json
+            )
+
+        return [
+            *health_module.endpoints(self.health),
+            get("/metrics", self._metrics, "Metrics for Prometheus", is_json=False, is_public=is_open),
+            get("/openapi.json", self._openapi, "This interface, for tools"),
+            get("/", self._root, "The page for browsers; for others whether requests should come", is_json=False),
+        ]
+
+    async def _metrics(self, call: Call) -> Reply:
+        return Reply(self.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def _openapi(self, call: Call) -> Reply:
+        return Reply(document(self.endpoints))
+
+    async def _root(self, call: Call) -> Reply:
+        if "text/html" in call.request.headers.get("accept", ""):
+            content, headers = page()
+            return Reply(content, media_type="text/html; charset=utf-8", headers=headers)
+        return await self.health.ready(call)
+
+    def _application(self) -> Starlette:
+        routes = [
+            Route(endpoint.path, self.api.handler(endpoint), methods=[endpoint.method]) for endpoint in self.endpoints
+        ]
+        middleware = []
+        if self.settings.cors_origin:
+            middleware.append(
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=list(self.settings.cors_origin),
+                    allow_methods=["GET", "POST"],
+                    allow_headers=["*"],
+                    expose_headers=list(_EXPOSED),
+                )
+            )
+        return Starlette(
+            routes=_by_path(routes),
+            middleware=middleware,
+            exception_handlers={HTTPException: self._http_error},
+            lifespan=self._lifespan,
+        )
+
+    async def _http_error(self, request: Request, error: Exception) -> Response:
+        """A path or a method that is not there, in the dialect of the path."""
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        if error.status_code == 405:
+            kind = Kind.METHOD
+            message = f"{request.method} is not allowed for {path}; {(error.headers or {}).get('allow', 'other')} is."
+        else:
+            kind = Kind.NOT_FOUND
+            message = f"There is no {path[:200]}. GET /openapi.json lists all routes."
+        dialect = _dialect_of(path)
+        refused = RequestError(kind, message, headers=dict(error.headers or {}))
+        self.metrics.requests.labels(OTHER, OTHER, str(kind.status)).inc()
+        call = Call(request, self.settings, self.models, self.api.executor, 0.0, request_id="", dialect=dialect)
+        response = self.api.refuse(refused, call)
+        del response.headers["x-request-id"]
+        return response
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.create_task(self._load())
+        watching = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            for task in (loading, watching):
+                task.cancel()
+            await asyncio.gather(loading, watching, return_exceptions=True)
+            await asyncio.to_thread(self.close)
+
+    async def _load(self) -> None:
+        """Load the models while the server already says that it lives."""
+        try:
+            await asyncio.to_thread(self.models.load)
+            await warm_routes(self)
+        except Exception as error:
+            self.failure = error
+            self.on_failure()
+            return
+        self.health.loaded = True
+        self.on_ready()
+
+    async def _watch(self) -> None:
+        """Repeat the probes, and look for bundles that were replaced."""
+        tasks = []
+        if self.settings.probe_seconds:
+            tasks.append(self.health.watch(self.settings.probe_seconds))
+        if self.settings.watch:
+            tasks.append(self._watch_bundles())
+        await asyncio.gather(*tasks)
+
+    async def _watch_bundles(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if self.health.loaded:
+                await self.reload()
+
+    async def reload(self, *, force: bool = False) -> None:
+        """Load bundles again that were replaced; with ``force`` all of them."""
+        replaced = await asyncio.to_thread(self.models.reload, force=force)
+        self.metrics.reloads.inc(len(replaced))
+
+    def close(self) -> None:
+        """End all threads."""
+        self.models.close()
+        self.api.close()
+        self.tracing.close()
+
+
+# How often bundles are looked at with `watch`.
+_WATCH_SECONDS = 2.0
+
+
+def _by_path(routes: list[Route]) -> list[Any]:
+    """One route for each path with all of its methods, so that a wrong method is told which are right."""
+    by_path: dict[str, list[Route]] = {}
+    for route in routes:
+        by_path.setdefault(route.path, []).append(route)
+    return [same[0] if len(same) == 1 else _several(path, same) for path, same in by_path.items()]
+
+
+def _several(path: str, routes: list[Route]) -> Route:
+    by_method: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        method: route.endpoint for route in routes for method in route.methods or ()
+    }
+
+    async def handle(request: Request) -> Response:
+        return await by_method[request.method](request)
+
+    return Route(path, handle, methods=list(by_method))
+
+
+@lru_cache
+def _dialect_of(path: str) -> Dialect:
+    """Whose clients ask for such a path."""
+    if path.startswith("/v2/models"):
+        return kserve.DIALECT
+    if path.startswith("/v1/rerank") or path.startswith("/v2/") or path.startswith("/v1/embed/"):
+        return cohere.DIALECT
+    return openai.DIALECT if path.startswith("/v1/") else tei.DIALECT
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The application, for a server of your own, as granian or a framework that mounts it."""
+    return Server(settings).app

@@ -1,0 +1,137 @@
+"""A request on its way: what it asks, what was counted of it, and what its response says beside the body."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.requests import Request
+
+from stonnx._batcher.scheduler import Answer
+from stonnx.serve.errors import Dialect
+from stonnx.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from stonnx.serve.models import Models, Served
+
+# Numbers that are formatted in the event loop: more take so long that other requests would wait.
+_NUMBERS_IN_LOOP = 32_768
+# Positions of cut texts that a response names.
+_POSITIONS_NAMED = 32
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Call:
+    """One request.
+
+    Attributes:
+        request: The HTTP request, its body read.
+        settings: Of the server.
+        models: Of the server.
+        executor: Threads for what would hold up the event loop.
+        deadline: On the clock of :func:`time.perf_counter`.
+        request_id: The client's, or a new one.
+        dialect: How errors are told.
+        body: What the body was decoded to.
+        binary: What follows the JSON of the body, in KServe's binary extension.
+        bulk: Whether it may wait for others; None: if it has many texts.
+        served: The model that it uses.
+        texts: Texts of it.
+        answers: What the queue gave for them.
+    """
+
+    request: Request
+    settings: Settings
+    models: Models
+    executor: Executor
+    deadline: float
+    request_id: str
+    dialect: Dialect
+    body: Any = None
+    binary: bytes = b""
+    bulk: bool | None = None
+    served: Served | None = None
+    texts: int = 0
+    answers: list[Answer] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    def use(self, served: Served) -> None:
+        """The request is for this model."""
+        self.served = served
+
+    def count(self, answer: Answer) -> None:
+        """Keep what the queue gave."""
+        self.answers.append(answer)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were computed, special tokens included."""
+        return sum(sum(answer.tokens) for answer in self.answers)
+
+    @property
+    def truncated(self) -> list[int]:
+        """Positions of texts that were cut."""
+        return [position for answer in self.answers for position in answer.truncated]
+
+    @property
+    def tokenize_seconds(self) -> float:
+        """Spent until the texts were tokenized."""
+        return sum(answer.tokenize_seconds for answer in self.answers)
+
+    @property
+    def queue_seconds(self) -> float:
+        """Waited until the first text ran."""
+        return sum(answer.queue_seconds for answer in self.answers)
+
+    @property
+    def run_seconds(self) -> float:
+        """From then until the last one had run."""
+        return sum(answer.run_seconds for answer in self.answers)
+
+    async def off_loop(self, work: Callable[[], _T], numbers: int) -> _T:
+        """``work()``, in a thread if it handles so many numbers that the event loop would stand still."""
+        if numbers <= _NUMBERS_IN_LOOP:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
+
+    def headers(self) -> dict[str, str]:
+        """What every response says: the names of TEI, and those that browsers draw."""
+        headers = {"x-request-id": self.request_id}
+        if not self.answers:
+            return headers
+        milliseconds = {
+            "total": 1000 * (time.perf_counter() - self.started),
+            "tokenization": 1000 * self.tokenize_seconds,
+            "queue": 1000 * self.queue_seconds,
+            "inference": 1000 * self.run_seconds,
+        }
+        headers |= {f"x-{name}-time": str(round(value)) for name, value in milliseconds.items()}
+        headers["server-timing"] = ", ".join(f"{name};dur={value:.1f}" for name, value in milliseconds.items())
+        headers["x-compute-type"] = "gpu+optimized" if self.served and self.served.model.device != "cpu" else "cpu"
+        headers["x-compute-time"] = str(round(milliseconds["total"]))
+        headers["x-compute-tokens"] = str(self.tokens)
+        cut = self.truncated
+        if cut:
+            more = len(cut) - _POSITIONS_NAMED
+            named = ",".join(map(str, cut[:_POSITIONS_NAMED]))
+            headers["x-truncated"] = named + (f",+{more}" if more > 0 else "")
+        return headers
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A response: its body as bytes, or as what is written as JSON."""
+
+    content: Any
+    status: int = 200
+    media_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+    # Numbers in it, as far as they decide where it is written.
+    numbers: int = 0

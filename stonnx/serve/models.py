@@ -1,0 +1,345 @@
+"""The models that a server has, by the names that clients call them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from stonnx import CrossEncoder, SentenceTransformer, SparseEncoder
+from stonnx._batcher.queue import Lane
+from stonnx._batcher.scheduler import Scheduler
+from stonnx._batcher.workers import RunReport
+from stonnx._errors import InvalidArgumentError
+from stonnx._load import load_model
+from stonnx._model.model import Model
+from stonnx._model.work import Work
+from stonnx.serve.errors import Kind, RequestError
+from stonnx.serve.settings import ModelSettings, Settings
+
+logger = logging.getLogger("stonnx.serve")
+
+# Texts that measure the speed before the first request, and their words.
+_WORDS_OF_WARMUP = 24
+
+TaskName = Literal["embedding", "sparse", "rerank"]
+_TASKS: dict[type[Model], TaskName] = {
+    SentenceTransformer: "embedding",
+    SparseEncoder: "sparse",
+    CrossEncoder: "rerank",
+}
+_CAN_DO = {
+    "embedding": "gives dense vectors (/v1/embeddings, /embed, /similarity)",
+    "sparse": "gives sparse vectors (/embed_sparse)",
+    "rerank": "scores pairs of texts (/rerank, /v1/rerank, /v2/rerank, /predict)",
+}
+
+
+@dataclass(eq=False)
+class Served:
+    """A model that is served.
+
+    Attributes:
+        name: What clients call it.
+        settings: As they were given.
+        model: The loaded model.
+        task: What it does.
+        scheduler: Where its texts run.
+        created: When it was loaded, in seconds since 1970.
+        identity: Changes when the files of the bundle do.
+    """
+
+    name: str
+    settings: ModelSettings
+    model: Model
+    task: TaskName
+    scheduler: Scheduler
+    created: int
+    identity: str
+    directory: Path
+    problem: str | None = None
+    _works: dict[Any, Work] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Prompts by name."""
+        return self.model.prompts
+
+    @property
+    def dimension(self) -> int | None:
+        """Numbers of a vector; None for rerankers."""
+        return getattr(self.model, "get_embedding_dimension", lambda: None)()
+
+    @property
+    def truncation_side(self) -> str:
+        """The side on which texts that are too long are cut."""
+        manifest = self.model.manifest
+        return manifest.routes[manifest.default_route].tokenizer.truncation_side
+
+    @property
+    def pooling(self) -> str:
+        """How vectors of tokens become one, in the words of text-embeddings-inference."""
+        settings = next((each.settings for each in self.model.manifest.modules if each.type == "Pooling"), {})
+        mode = settings.get("pooling_mode", "mean")
+        name = mode if isinstance(mode, str) else "+".join(map(str, mode))
+        return {"lasttoken": "last_token"}.get(name, name)
+
+    @property
+    def usual_work(self) -> Work:
+        """What it computes if it is told nothing; of a model that has to be told, for queries."""
+        needs_task = self.model.manifest.needs_task and not self.model.default_prompt_name
+        return self.work(task="query") if needs_task else self.work()
+
+    def work(self, output: str | None = None, prompt_name: str | None = None, task: str | None = None) -> Work:
+        """What is to be computed, by the model: see :meth:`Model.work`."""
+        key = (output, prompt_name, task)
+        found = self._works.get(key)
+        if found is None:
+            found = self.model.work(output, prompt_name=prompt_name, task=task)
+            # Names that do not exist raised an error: there are as many as the model has prompts.
+            self._works[key] = found
+        return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model of a request, and what its name says about the prompt."""
+
+    served: Served
+    prompt_name: str | None = None
+    task: str | None = None
+
+
+class Models:
+    """All models of a server. It is made empty; :meth:`load` takes as long as loading does."""
+
+    def __init__(self, settings: Settings, report: Callable[[RunReport], None]) -> None:
+        self._settings, self._report = settings, report
+        self._served: dict[str, Served] = {}
+        self._aliases: dict[str, str] = {}
+        # One for the CPU, and one for each GPU.
+        self._schedulers: dict[str, Scheduler] = {}
+        self.names = _names(settings)
+
+    def load(self) -> None:
+        """Load and warm up all models. For a thread of its own."""
+        loaded = [(name, entry, *self._open(entry)) for name, entry in self.names.items()]
+        slots: dict[str, int] = {}
+        for *_, model, _ in loaded:
+            slots[model.device] = max(slots.get(model.device, 1), model.work_slots)
+        for device, count in slots.items():
+            self._schedulers[device] = Scheduler(
+                count, max_queued_tokens=self._settings.max_queued_tokens, report=self._report
+            )
+        served = [self._serve(name, entry, model, identity) for name, entry, model, identity in loaded]
+        aliases = _aliases(self._settings, self.names)
+        self._served = {entry.name: entry for entry in served}
+        self._aliases = aliases
+
+    def reload(self, *, force: bool = False) -> list[str]:
+        """Load bundles again whose files were replaced. The others, and requests in progress, go on undisturbed.
+
+        Returns:
+            The names of the models that were replaced.
+        """
+        replaced = []
+        for name, old in list(self._served.items()):
+            if not force and _identity(old.directory) == old.identity:
+                continue
+            try:
+                model, identity = self._open(old.settings)
+                if model.device not in self._schedulers:
+                    raise InvalidArgumentError(f"it would run on {model.device}, not on {old.model.device}")
+                fresh = self._serve(name, old.settings, model, identity)
+            except Exception as error:  # whatever is wrong with the new files, the old model works
+                logger.error("The model %s was not replaced: %s", name, error)
+                continue
+            if fresh.task != old.task:
+                logger.error("The model %s was not replaced: the new bundle is for the task %s", name, fresh.task)
+                continue
+            self._served[name] = fresh
+            replaced.append(name)
+            logger.info("The model %s was replaced", name)
+        return replaced
+
+    def _open(self, entry: ModelSettings) -> tuple[Model, str]:
+        options: dict[str, Any] = {
+            "device": entry.device or self._settings.device,
+            "threads": entry.threads or self._settings.threads,
+            "max_batch_tokens": entry.max_batch_tokens,
+            "prompts": dict(entry.prompts) or None,
+            "dtype": entry.dtype,
+        }
+        # Before loading: files that are replaced meanwhile are loaded once more.
+        identity = _identity(Path(entry.bundle))
+        model = load_model(entry.bundle, entry.task, revision=entry.revision, **options)  # type: ignore[arg-type]
+        default = entry.default_prompt or self._settings.default_prompt
+        if default is not None:
+            if default in model.prompts:
+                model.default_prompt_name = default
+            elif entry.default_prompt is not None:
+                raise InvalidArgumentError(
+                    f"default_prompt {default!r} of {entry.bundle} is not among its prompts: {list(model.prompts)}."
+                )
+        if entry.max_seq_length is not None:
+            model.max_seq_length = entry.max_seq_length
+        return model, identity
+
+    def _serve(self, name: str, entry: ModelSettings, model: Model, identity: str) -> Served:
+        model.warmup()
+        task = next(task for kind, task in _TASKS.items() if isinstance(model, kind))
+        scheduler = self._schedulers[model.device]
+        served = Served(name, entry, model, task, scheduler, int(time.time()), identity, Path(model.info.directory))
+        scheduler.set_speed(_measured_speed(served))
+        return served
+
+    def choose(self, name: str | None, tasks: Iterable[TaskName]) -> Choice:
+        """The model that a request means.
+
+        Args:
+            name: As the client wrote it. None or empty: the only one that can do the task.
+            tasks: What the request needs, one of them.
+
+        Raises:
+            RequestError: There is no such model, or it cannot do that, or there are several.
+        """
+        wanted = tuple(tasks)
+        able = [served for served in self._served.values() if served.task in wanted]
+        if not name:
+            if len(able) == 1:
+                return Choice(able[0])
+            if not able:
+                raise RequestError(
+                    Kind.WRONG_TASK,
+                    f"No model here can do that: it takes one for the task {' or '.join(wanted)}. There is: "
+                    + "; ".join(f"{served.name}, which {_CAN_DO[served.task]}" for served in self._served.values()),
+                    "model",
+                )
+            names = ", ".join(served.name for served in able)
+            raise RequestError(
+                Kind.MODEL_NOT_FOUND, f"Several models can do that: say which one in `model`: {names}.", "model"
+            )
+        choice = self._named(name)
+        if choice is None:
+            known = ", ".join([*self._served, *self._aliases])
+            raise RequestError(
+                Kind.MODEL_NOT_FOUND, f"The model {name[:100]!r} does not exist. There is: {known}.", "model"
+            )
+        if choice.served.task not in wanted:
+            can = ", ".join(served.name for served in able) or "none"
+            raise RequestError(
+                Kind.WRONG_TASK,
+                f"The model {choice.served.name!r} {_CAN_DO[choice.served.task]}, and cannot do that. Models that can: "
+                f"{can}.",
+                "model",
+            )
+        return choice
+
+    def _named(self, name: str) -> Choice | None:
+        target = self._aliases.get(name, name)
+        if target in self._served:
+            return Choice(self._served[target])
+        # NAME:query and NAME:document, for clients that can change nothing but the name; so too an alias of these.
+        base, colon, suffix = target.rpartition(":")
+        base = self._aliases.get(base, base)
+        served = self._served.get(base) if colon else None
+        if served is None:
+            return None
+        if suffix in ("query", "document"):
+            return Choice(served, task=suffix)
+        return Choice(served, prompt_name=suffix) if suffix in served.prompts else None
+
+    def __iter__(self) -> Any:
+        return iter(self._served.values())
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    def aliases_of(self, name: str) -> list[str]:
+        """Other names of a model."""
+        return [alias for alias, target in self._aliases.items() if target == name]
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """What other names stand for."""
+        return self._aliases
+
+    @property
+    def schedulers(self) -> Mapping[str, Scheduler]:
+        """The queues, by the device of their models."""
+        return self._schedulers
+
+    def queued_tokens(self) -> int:
+        """Tokens that wait on all devices."""
+        loads = [scheduler.load() for scheduler in self._schedulers.values()]
+        return sum(load.queued_tokens + load.queued_bulk_tokens for load in loads)
+
+    def max_queued_tokens(self) -> int:
+        """The most tokens of single texts that wait on one device."""
+        return max((each.max_queued_tokens(Lane.INTERACTIVE) for each in self._schedulers.values()), default=0)
+
+    def close(self) -> None:
+        """End all threads after the runs in progress."""
+        for scheduler in self._schedulers.values():
+            scheduler.close(timeout=5.0)
+
+
+def _names(settings: Settings) -> dict[str, ModelSettings]:
+    names: dict[str, ModelSettings] = {}
+    for entry in settings.models:
+        name = entry.name or Path(entry.bundle).resolve().name if _is_path(entry) else entry.name or _last(entry.bundle)
+        if name in names:
+            raise InvalidArgumentError(f"Two models are called {name!r}. Give one another name: NAME={entry.bundle}")
+        names[name] = entry
+    return names
+
+
+def _is_path(entry: ModelSettings) -> bool:
+    return Path(entry.bundle).is_dir()
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _aliases(settings: Settings, names: Mapping[str, ModelSettings]) -> dict[str, str]:
+    aliases = {alias: name for name, entry in names.items() for alias in entry.aliases}
+    for text in settings.alias:
+        alias, equals, target = text.partition("=")
+        if not equals or not alias or not target:
+            raise InvalidArgumentError(f"alias {text!r} is not of the form OTHER=NAME.")
+        aliases[alias] = target
+    for alias, target in aliases.items():
+        base = target if target in names else target.rpartition(":")[0]
+        if alias in names:
+            raise InvalidArgumentError(f"alias {alias!r} is the name of a model.")
+        if base not in names:
+            raise InvalidArgumentError(f"alias {alias}={target}: there is no model {target!r}: {', '.join(names)}.")
+    return aliases
+
+
+def _identity(directory: Path) -> str:
+    """Changes when the manifest of a bundle is replaced; it has the hashes of all other files."""
+    try:
+        stat = (directory / "stonnx.json").stat()
+    except OSError:
+        return ""
+    return f"{stat.st_mtime_ns}:{stat.st_size}:{stat.st_ino}"
+
+
+def _measured_speed(served: Served) -> float:
+    """Tokens a second of a usual run, with all slots in use, and a warm tokenizer."""
+    text = "warm " * _WORDS_OF_WARMUP
+    work = served.usual_work
+    (item,) = work.tokenize([(text, text) if served.task == "rerank" else text])
+    most_tokens, most_texts = work.limits
+    items = [item] * max(1, min(most_tokens // len(item), most_texts))
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work.run(items, alone=False)
+        seconds.append(time.perf_counter() - start)
+    return len(item) * len(items) * served.model.work_slots / min(seconds)

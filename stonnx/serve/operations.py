@@ -1,0 +1,255 @@
+"""What every dialect calls: embed, sparse, score and tokenize, with the limits of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx import CrossEncoder
+from stonnx._batcher.scheduler import Answer
+from stonnx._model.work import SparseRow, Work
+from stonnx._results.activations import softmax
+from stonnx._results.dense import Precision, finish_embeddings
+from stonnx.serve.context import Call
+from stonnx.serve.errors import Kind, RequestError
+from stonnx.serve.models import Choice, Served
+
+# What clients write for what a text is, and the task that it means; of Cohere, the last two have no counterpart.
+_TASKS = {
+    "query": "query",
+    "document": "document",
+    "passage": "document",
+    "search_query": "query",
+    "search_document": "document",
+    "retrieval.query": "query",
+    "retrieval.passage": "document",
+    "classification": None,
+    "clustering": None,
+    "text-matching": None,
+    "separation": None,
+}
+
+_FOREIGN_IDS = (
+    "The input holds token ids, and only texts are taken here: ids of another tokenizer would give wrong vectors "
+    "without an error. Send the texts themselves; in LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False. "
+    "A server that is started with --token-ids model takes ids of its own tokenizer."
+)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors [texts, dim], and which model made them."""
+
+    vectors: npt.NDArray[Any]
+    served: Served
+    answer: Answer
+
+
+async def embed(
+    call: Call,
+    model: str | None,
+    inputs: Any,
+    *,
+    field: str,
+    prompt_name: str | None = None,
+    input_type: str | None = None,
+    normalize: bool = False,
+    dimensions: int | None = None,
+    precision: Precision = "float32",
+    truncate: bool | None = None,
+) -> Embedded:
+    """Dense vectors of texts, or of token ids if the server takes them.
+
+    Args:
+        call: The request.
+        model: The name of the model.
+        inputs: A text or a list of texts; or token ids.
+        field: The field of the request that holds them.
+        prompt_name: The prompt to put in front of each.
+        input_type: What they are, in the words of any client.
+        normalize: Scale vectors to length 1.
+        dimensions: Cut them to this many, and then scale them to length 1.
+        precision: Quantize them.
+        truncate: Cut texts that are too long.
+    """
+    choice = call.models.choose(model, ["embedding"])
+    call.use(choice.served)
+    items = as_items(call, inputs, field)
+    width = choice.served.dimension
+    if dimensions is not None and (dimensions < 1 or (width is not None and dimensions > width)):
+        raise RequestError(
+            Kind.INVALID, f"dimensions must be from 1 to {width}, as the model has; got {dimensions}.", "dimensions"
+        )
+    work = _work(choice, None, prompt_name, input_type)
+    answer = await _compute(call, choice.served, work, items, field, truncate)
+
+    def finish() -> npt.NDArray[Any]:
+        model_width = getattr(choice.served.model, "truncate_dim", None) if dimensions is None else dimensions
+        is_unit = normalize or dimensions is not None
+        return finish_embeddings(np.stack(answer.rows), model_width, is_unit, precision)
+
+    return Embedded(await call.off_loop(finish, len(items) * (width or 1)), choice.served, answer)
+
+
+async def embed_tokens(
+    call: Call, model: str | None, inputs: Any, *, field: str, prompt_name: str | None, truncate: bool | None
+) -> list[npt.NDArray[np.float32]]:
+    """Vectors of the tokens of each text, [tokens, dim]."""
+    choice = call.models.choose(model, ["embedding"])
+    call.use(choice.served)
+    items = as_items(call, inputs, field)
+    work = _work(choice, "token_embeddings", prompt_name, None)
+    return (await _compute(call, choice.served, work, items, field, truncate)).rows
+
+
+async def embed_sparse(
+    call: Call,
+    model: str | None,
+    inputs: Any,
+    *,
+    field: str,
+    prompt_name: str | None = None,
+    input_type: str | None = None,
+    truncate: bool | None = None,
+) -> list[SparseRow]:
+    """Sparse vectors of texts."""
+    choice = call.models.choose(model, ["sparse"])
+    call.use(choice.served)
+    items = as_items(call, inputs, field)
+    work = _work(choice, None, prompt_name, input_type)
+    return (await _compute(call, choice.served, work, items, field, truncate)).rows
+
+
+async def score(
+    call: Call,
+    model: str | None,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    field: str,
+    raw: bool = False,
+    truncate: bool | None = None,
+    one_label: bool = True,
+) -> tuple[npt.NDArray[np.float32], Served]:
+    """Scores of pairs, [pairs, labels]: those of ``predict``, or logits.
+
+    Args:
+        call: The request.
+        model: The name of the model.
+        pairs: Pairs of texts.
+        field: The field of the request that holds them.
+        raw: Logits, instead of what the model's activation makes of them.
+        truncate: Cut pairs that are too long.
+        one_label: Refuse models with several labels, which give no order.
+    """
+    choice = call.models.choose(model, ["rerank"])
+    served = choice.served
+    call.use(served)
+    labels = served.model.num_labels if isinstance(served.model, CrossEncoder) else 1
+    if one_label and labels != 1:
+        raise RequestError(
+            Kind.WRONG_TASK,
+            f"The model {served.name!r} has {labels} labels, which give no order of documents. Use /predict.",
+            "model",
+        )
+    _check_count(call, len(pairs), field)
+    for index, pair in enumerate(pairs):
+        _check_length(call, max(map(len, pair)), f"{field}[{index}]")
+    answer = await _compute(call, served, served.work("logits" if raw else None), list(pairs), field, truncate)
+    scores = np.stack(answer.rows)
+    return (softmax(scores, dim=1) if labels > 1 and not raw else scores), served
+
+
+def as_items(call: Call, inputs: Any, field: str) -> list[Any]:
+    """The texts of a request as a list; ids as lists of ids.
+
+    Raises:
+        RequestError: There is none, there are too many, one is too long, or they are ids that are not taken.
+    """
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    _check_count(call, len(inputs), field)
+    if all(isinstance(item, str) for item in inputs):
+        for index, item in enumerate(inputs):
+            _check_length(call, len(item), f"{field}[{index}]")
+        return list(inputs)
+    if all(isinstance(item, int) for item in inputs):
+        inputs = [inputs]
+    for index, item in enumerate(inputs):
+        if not isinstance(item, list) or not all(isinstance(number, int) for number in item):
+            raise RequestError(
+                Kind.INVALID,
+                f"{field} must be a text or a list of texts; a mixture with other types is not allowed.",
+                f"{field}[{index}]",
+            )
+    if call.settings.token_ids == "refuse":
+        raise RequestError(Kind.INVALID, _FOREIGN_IDS, field)
+    return list(inputs)
+
+
+def _check_count(call: Call, count: int, field: str) -> None:
+    limit = call.settings.max_texts
+    if not count:
+        raise RequestError(
+            Kind.EMPTY, f"{field} is an empty list. Send at least one text; an empty text is one.", field
+        )
+    if count > limit:
+        raise RequestError(
+            Kind.TOO_LARGE, f"{field} has {count:,} texts, and at most {limit:,} are allowed (--max-texts).", field
+        )
+
+
+def _check_length(call: Call, characters: int, param: str) -> None:
+    limit = call.settings.max_text_characters
+    if characters > limit:
+        raise RequestError(
+            Kind.TOO_LARGE,
+            f"{param} has {characters:,} characters, and at most {limit:,} are allowed (--max-text-characters).",
+            param,
+        )
+
+
+def _work(choice: Choice, output: str | None, prompt_name: str | None, input_type: str | None) -> Work:
+    """What to compute, with the prompt that the request, or the name of the model in it, asks for."""
+    if input_type is not None and input_type not in _TASKS and input_type not in choice.served.prompts:
+        raise RequestError(
+            Kind.INVALID,
+            f"input_type {input_type[:100]!r} is not known. Allowed: {', '.join(dict.fromkeys(_TASKS))}, and the "
+            f"prompts of the model: {', '.join(choice.served.prompts)}.",
+            "input_type",
+        )
+    task = choice.task
+    if input_type in _TASKS:
+        task = _TASKS[input_type] or task
+    elif input_type is not None:
+        prompt_name = prompt_name or input_type
+    return choice.served.work(output, prompt_name or choice.prompt_name, task)
+
+
+async def _compute(
+    call: Call, served: Served, work: Work, items: list[Any], field: str, truncate: bool | None
+) -> Answer:
+    if isinstance(items[0], list):
+        items = [_text_of_ids(served, item, f"{field}[{index}]") for index, item in enumerate(items)]
+    texts = work.texts(items)
+    call.texts += len(items)
+    answer = await served.scheduler.compute(
+        work, texts, bulk=call.bulk, deadline=call.deadline, truncate=truncate is not False
+    )
+    call.count(answer)
+    return answer
+
+
+def _text_of_ids(served: Served, ids: list[int], param: str) -> str:
+    """The text of ids of the model's own tokenizer, which adds the special tokens again."""
+    tokenizer = served.model.tokenizer
+    size = tokenizer.get_vocab_size()
+    wrong = next((number for number in ids if not 0 <= number < size), None)
+    if wrong is not None:
+        raise RequestError(
+            Kind.INVALID, f"{wrong} is not a token id of the model {served.name!r}, which has {size:,} tokens.", param
+        )
+    return str(tokenizer.decode(ids, skip_special_tokens=True))

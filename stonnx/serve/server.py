@@ -1,0 +1,133 @@
+"""The process: a socket, uvicorn, and what signals do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+from stonnx._errors import DeviceError, StonnxError
+from stonnx.serve.api import LogFormatter, read_keys
+from stonnx.serve.app import Server
+from stonnx.serve.settings import Settings
+
+logger = logging.getLogger("stonnx.serve")
+
+# Connections that wait to be accepted: many clients may come at once.
+_BACKLOG = 2048
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+def run(settings: Settings) -> int:
+    """Serve until a signal ends it.
+
+    Returns:
+        The exit status: 0 after SIGTERM or Ctrl-C, 1 if the models could not be loaded.
+
+    Raises:
+        StonnxError: A setting is wrong, or the address cannot be had.
+    """
+    _log_to_stderr(settings)
+    server = Server(settings)
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    if settings.host not in _LOCAL and not server.api.keys:
+        logger.warning("Everybody who reaches %s can use this server: no --api-key is set", address)
+    logger.info("Listening on %s; loading %s", address, ", ".join(server.models.names))
+    config = uvicorn.Config(
+        server.app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        lifespan="on",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    process = _Process(config, server, settings)
+    server.on_failure = process.give_up
+    server.on_ready = lambda: logger.info("Ready on %s", address)
+    process.run(sockets=[listener])
+    if server.failure is not None:
+        raise server.failure if isinstance(server.failure, StonnxError | OSError) else DeviceError(str(server.failure))
+    logger.info("Ended")
+    return 0
+
+
+class _Process(uvicorn.Server):
+    """uvicorn, which ends after the requests in progress, within a bound, and with status 0."""
+
+    def __init__(self, config: uvicorn.Config, server: Server, settings: Settings) -> None:
+        super().__init__(config)
+        self._server, self._settings = server, settings
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handlers = {signal.SIGINT: self._end, signal.SIGTERM: self._end}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler, number)
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
+        yield
+
+    def _end(self, number: int) -> None:
+        if self._server.health.draining:
+            logger.warning("Ended at once by a second signal")
+            sys.stderr.flush()
+            os._exit(128 + number)
+        self._server.health.draining = True
+        delay = 0.0 if number == signal.SIGINT else self._settings.drain_delay
+        logger.info(
+            "Ending: not ready from now on, new requests until %g s from now, %g s more for those in progress",
+            delay,
+            self._settings.drain_timeout,
+        )
+        asyncio.get_running_loop().call_later(delay, self._stop_accepting)
+
+    def _stop_accepting(self) -> None:
+        self.should_exit = True
+
+    def _reload(self) -> None:
+        try:
+            self._server.api.keys = read_keys(self._settings)
+        except StonnxError as error:
+            logger.error("The keys were not read again: %s", error)
+        task = asyncio.get_running_loop().create_task(self._server.reload())
+        # The loop holds tasks weakly.
+        self._reloading = task
+
+    def give_up(self) -> None:
+        """The models cannot be loaded: end the server."""
+        self.should_exit = True
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise DeviceError(
+            f"The server cannot listen on {settings.host} port {settings.port}: {error}. Another program may use it: "
+            "try another --port; 0 takes a free one."
+        ) from error
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter(as_json=settings.log_format == "json"))
+    for name in ("stonnx", "uvicorn"):
+        parent = logging.getLogger(name)
+        parent.handlers = [handler]
+        parent.propagate = False
+        parent.setLevel(logging.WARNING)
+    logging.getLogger("stonnx.serve").setLevel(logging.INFO)

@@ -1,0 +1,467 @@
+"""The dialect of text-embeddings-inference: ``/embed``, ``/rerank``, ``/predict`` and their kin."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+
+import stonnx
+from stonnx import CrossEncoder
+from stonnx._model.work import SparseRow
+from stonnx.serve import cohere
+from stonnx.serve.context import Call, Reply
+from stonnx.serve.endpoint import Endpoint
+from stonnx.serve.errors import Dialect, Kind, RequestError
+from stonnx.serve.models import Served
+from stonnx.serve.operations import embed, embed_sparse, embed_tokens, score
+
+_TYPES = {
+    Kind.EMPTY: "Empty",
+    Kind.WRONG_TASK: "Backend",
+    Kind.OVERLOADED: "Overloaded",
+    Kind.INTERNAL: "Backend",
+    Kind.UNAVAILABLE: "Unhealthy",
+    Kind.TIMEOUT: "Backend",
+    Kind.UNAUTHORIZED: "Unauthorized",
+    Kind.NOT_FOUND: "NotFound",
+    Kind.MODEL_NOT_FOUND: "NotFound",
+}
+
+
+def _error(error: RequestError, status: int) -> dict[str, Any]:
+    return {"error": error.message, "error_type": _TYPES.get(error.kind, "Validation")}
+
+
+# Clients of TEI read 422 for what they said wrong, and 424 for a model that does something else.
+DIALECT = Dialect("tei", _error, {Kind.INVALID: 422, Kind.WRONG_TASK: 424})
+
+_Inputs = Annotated[str | list[str | int | list[int]], msgspec.Meta(description="a text, or a list of texts")]
+_Model = Annotated[
+    str | None, msgspec.Meta(description="name or alias; may be left out if one model can do it; not in TEI")
+]
+_Truncate = Annotated[bool | None, msgspec.Meta(description="false refuses texts that are too long")]
+_Direction = Annotated[
+    Literal["right", "left", "Right", "Left"] | None,
+    msgspec.Meta(description="the side that the model's tokenizer cuts; the other one is refused"),
+]
+_PromptName = Annotated[str | None, msgspec.Meta(description="a prompt of the model, by name")]
+_RawScores = Annotated[bool, msgspec.Meta(description="logits, instead of what the model's activation makes of them")]
+
+
+class EmbedRequest(msgspec.Struct):
+    """Texts to dense vectors."""
+
+    inputs: _Inputs
+    model: _Model = None
+    truncate: _Truncate = None
+    truncation_direction: _Direction = None
+    prompt_name: _PromptName = None
+    normalize: Annotated[bool | None, msgspec.Meta(description="scale vectors to length 1; true if left out")] = None
+    dimensions: Annotated[int | None, msgspec.Meta(description="cut vectors to so many numbers")] = None
+
+
+class EmbedAllRequest(msgspec.Struct):
+    """Texts to vectors of their tokens."""
+
+    inputs: _Inputs
+    model: _Model = None
+    truncate: _Truncate = None
+    truncation_direction: _Direction = None
+    prompt_name: _PromptName = None
+
+
+class EmbedSparseRequest(msgspec.Struct):
+    """Texts to sparse vectors."""
+
+    inputs: _Inputs
+    model: _Model = None
+    truncate: _Truncate = None
+    truncation_direction: _Direction = None
+    prompt_name: _PromptName = None
+
+
+class SparseValue(msgspec.Struct):
+    """One number of a sparse vector."""
+
+    index: int
+    value: float
+
+
+class RerankRequest(msgspec.Struct):
+    """A query and texts to scores. With ``documents`` instead of ``texts`` it is Cohere's and Jina's request."""
+
+    query: str
+    texts: Annotated[list[str] | None, msgspec.Meta(description="the texts; the reply is TEI's list")] = None
+    documents: Annotated[
+        list[str | dict[str, Any]] | None, msgspec.Meta(description="the texts; the reply is Cohere's object")
+    ] = None
+    model: _Model = None
+    truncate: _Truncate = None
+    truncation_direction: _Direction = None
+    raw_scores: _RawScores = False
+    return_text: Annotated[bool, msgspec.Meta(description="return the texts as well")] = False
+    top_n: Annotated[int | None, msgspec.Meta(description="with documents: only so many of the best")] = None
+    return_documents: Annotated[bool | None, msgspec.Meta(description="with documents: return them as well")] = None
+
+
+class Rank(msgspec.Struct, omit_defaults=True):
+    """A text and its score."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class PredictRequest(msgspec.Struct):
+    """Pairs of texts to the scores of all labels."""
+
+    inputs: Annotated[str | list[str | list[str]], msgspec.Meta(description="a pair of texts, or a list of pairs")]
+    model: _Model = None
+    truncate: _Truncate = None
+    truncation_direction: _Direction = None
+    raw_scores: _RawScores = False
+
+
+class Prediction(msgspec.Struct):
+    """A label and its score."""
+
+    score: float
+    label: str
+
+
+class SimilarityInputs(msgspec.Struct):
+    """A text, and those that it is compared with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityParameters(msgspec.Struct):
+    """How the texts are read."""
+
+    truncate: _Truncate = None
+    truncation_direction: _Direction = None
+    prompt_name: _PromptName = None
+
+
+class SimilarityRequest(msgspec.Struct):
+    """How similar texts are to one."""
+
+    inputs: SimilarityInputs
+    parameters: SimilarityParameters | None = None
+    model: _Model = None
+
+
+class TokenizeRequest(msgspec.Struct):
+    """Texts to tokens, as a whole: what the model cuts off is there too."""
+
+    inputs: Annotated[str | list[str], msgspec.Meta(description="a text, or a list of texts")]
+    model: _Model = None
+    add_special_tokens: Annotated[bool, msgspec.Meta(description="with those that the model adds")] = True
+    prompt_name: _PromptName = None
+
+
+class Token(msgspec.Struct):
+    """One token; of special ones ``start`` and ``stop`` are null."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class DecodeRequest(msgspec.Struct):
+    """Token ids to texts."""
+
+    ids: Annotated[list[int | list[int]], msgspec.Meta(description="ids of one text, or of several")]
+    model: _Model = None
+    skip_special_tokens: Annotated[bool, msgspec.Meta(description="leave out special tokens")] = True
+
+
+class InfoReply(msgspec.Struct):
+    """What is served. The first model, or that of ``?model=``; all of them are in ``models``."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    served_model_name: str
+    model_type: dict[str, Any]
+    max_concurrent_requests: int
+    max_input_length: int | None
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None
+    docker_label: str | None
+    models: list[dict[str, Any]]
+    limits: dict[str, Any]
+
+
+def _direction(call: Call, model: str | None, task: Any, direction: str | None) -> None:
+    """Refuse to cut texts on the side that the model does not cut."""
+    if direction is None:
+        return
+    side = call.models.choose(model, [task]).served.truncation_side
+    if direction.lower() != side:
+        raise RequestError(
+            Kind.INVALID,
+            f"truncation_direction {direction!r} is not what this model's tokenizer does: it cuts on the {side}. "
+            "Leave it out, or cut the texts yourself.",
+            "truncation_direction",
+        )
+
+
+async def embed_dense(call: Call, body: EmbedRequest) -> Reply:
+    """Dense vectors."""
+    _direction(call, body.model, "embedding", body.truncation_direction)
+    embedded = await embed(
+        call,
+        body.model,
+        body.inputs,
+        field="inputs",
+        prompt_name=body.prompt_name,
+        normalize=body.normalize is not False,
+        dimensions=body.dimensions,
+        truncate=body.truncate,
+    )
+    return Reply(embedded.vectors, numbers=embedded.vectors.size)
+
+
+async def embed_all(call: Call, body: EmbedAllRequest) -> Reply:
+    """Vectors of tokens."""
+    _direction(call, body.model, "embedding", body.truncation_direction)
+    rows = await embed_tokens(
+        call, body.model, body.inputs, field="inputs", prompt_name=body.prompt_name, truncate=body.truncate
+    )
+    return Reply([np.ascontiguousarray(row) for row in rows], numbers=sum(row.size for row in rows))
+
+
+async def sparse(call: Call, body: EmbedSparseRequest) -> Reply:
+    """Sparse vectors."""
+    _direction(call, body.model, "sparse", body.truncation_direction)
+    rows = await embed_sparse(
+        call, body.model, body.inputs, field="inputs", prompt_name=body.prompt_name, truncate=body.truncate
+    )
+    return Reply([_values(row) for row in rows], numbers=4 * sum(len(row.columns) for row in rows))
+
+
+def _values(row: SparseRow) -> list[dict[str, Any]]:
+    pairs = zip(row.columns.tolist(), row.values.tolist(), strict=True)
+    return [{"index": index, "value": value} for index, value in pairs]
+
+
+async def rerank(call: Call, body: RerankRequest) -> Reply:
+    """Texts by descending score for a query."""
+    if body.texts is not None and body.documents is not None:
+        raise RequestError(
+            Kind.MALFORMED, "Both texts (as in TEI) and documents (as in Cohere) are there. Send one of them.", "texts"
+        )
+    if body.documents is not None:
+        call.dialect = cohere.DIALECT
+        return await cohere.rerank(
+            call,
+            cohere.RerankRequest(
+                query=body.query,
+                documents=body.documents,
+                model=body.model,
+                top_n=body.top_n,
+                return_documents=body.return_documents,
+                truncate=body.truncate,
+                raw_scores=body.raw_scores,
+            ),
+        )
+    if body.texts is None:
+        raise RequestError(Kind.INVALID, "texts is missing: the texts to rank (or documents, as in Cohere).", "texts")
+    _direction(call, body.model, "rerank", body.truncation_direction)
+    pairs = [(body.query, text) for text in body.texts]
+    scores, _ = await score(call, body.model, pairs, field="texts", raw=body.raw_scores, truncate=body.truncate)
+    values = scores[:, 0].tolist()
+    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+    text = {index: {"text": body.texts[index]} if body.return_text else {} for index in order}
+    return Reply([{"index": index, "score": values[index], **text[index]} for index in order])
+
+
+async def predict(call: Call, body: PredictRequest) -> Reply:
+    """Scores of all labels."""
+    _direction(call, body.model, "rerank", body.truncation_direction)
+    inputs: list[Any] = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    is_single = not any(isinstance(item, list) for item in inputs)
+    pairs = [inputs] if is_single and inputs else inputs
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RequestError(
+                Kind.INVALID,
+                "This model scores pairs of texts: inputs must be [a, b], or a list of such pairs.",
+                "inputs" if is_single else f"inputs[{index}]",
+            )
+    scores, served = await score(
+        call,
+        body.model,
+        [(pair[0], pair[1]) for pair in pairs],
+        field="inputs",
+        raw=body.raw_scores,
+        truncate=body.truncate,
+        one_label=False,
+    )
+    assert isinstance(served.model, CrossEncoder)  # it was chosen for the task
+    labels = served.model.config.id2label
+    results = []
+    for row in scores.tolist():
+        order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
+        results.append([{"score": row[index], "label": labels[index]} for index in order])
+    return Reply(results[0] if is_single else results)
+
+
+async def similarity(call: Call, body: SimilarityRequest) -> Reply:
+    """Similarities by the model's own function."""
+    parameters = body.parameters or SimilarityParameters()
+    if not body.inputs.sentences:
+        raise RequestError(Kind.EMPTY, "sentences is an empty list. Send at least one.", "inputs.sentences")
+    embedded = await embed(
+        call,
+        body.model,
+        [body.inputs.source_sentence, *body.inputs.sentences],
+        field="inputs",
+        prompt_name=parameters.prompt_name,
+        truncate=parameters.truncate,
+    )
+    model: Any = embedded.served.model
+    return Reply(np.ascontiguousarray(model.similarity(embedded.vectors[:1], embedded.vectors[1:])[0]))
+
+
+async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
+    """Tokens."""
+    served = call.models.choose(body.model, _any_or_first(call, body.model)).served
+    call.use(served)
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    if not texts:
+        raise RequestError(Kind.EMPTY, "inputs is an empty list. Send at least one text.", "inputs")
+    work = served.work(prompt_name=body.prompt_name)
+    with_prompt = work.texts(texts)
+    characters = sum(map(len, texts))
+    tokens = await call.off_loop(lambda: served.model.tokens(with_prompt, body.add_special_tokens), characters)
+    return Reply(
+        [
+            [dict(zip(("id", "text", "special", "start", "stop"), token, strict=True)) for token in one]
+            for one in tokens
+        ],
+        numbers=characters,
+    )
+
+
+async def decode(call: Call, body: DecodeRequest) -> Reply:
+    """Texts of token ids."""
+    served = call.models.choose(body.model, _any_or_first(call, body.model)).served
+    call.use(served)
+    rows: list[Any] = body.ids if body.ids and isinstance(body.ids[0], list) else [body.ids]
+    size = served.model.tokenizer.get_vocab_size()
+    for index, row in enumerate(rows):
+        if not isinstance(row, list) or not all(isinstance(number, int) and 0 <= number < size for number in row):
+            raise RequestError(Kind.INVALID, f"ids must be numbers from 0 to {size - 1}.", f"ids[{index}]")
+    return Reply([served.model.tokenizer.decode(row, skip_special_tokens=body.skip_special_tokens) for row in rows])
+
+
+def _any_or_first(call: Call, model: str | None) -> list[Any]:
+    """Tasks of a request that every model can answer: without a name, it is for the first one."""
+    return ["embedding", "sparse", "rerank"] if model else [next(iter(call.models)).task]
+
+
+async def info(call: Call) -> Reply:
+    """What is served."""
+    name = call.request.query_params.get("model")
+    first = next(iter(call.models))
+    served = call.models.choose(name, ["embedding", "sparse", "rerank"]).served if name else first
+    settings, manifest_info = call.settings, served.model.info
+    work_tokens, work_texts = served.usual_work.limits
+    return Reply(
+        {
+            "model_id": manifest_info.source,
+            "model_sha": served.model.manifest.source.revision,
+            "model_dtype": manifest_info.precision,
+            "served_model_name": served.name,
+            "model_type": _model_type(served),
+            "max_concurrent_requests": settings.max_texts,
+            "max_input_length": served.model.max_seq_length,
+            "max_batch_tokens": work_tokens,
+            "max_batch_requests": work_texts,
+            "max_client_batch_size": settings.max_texts,
+            "auto_truncate": True,
+            "tokenization_workers": 2,
+            "version": stonnx.__version__,
+            "sha": None,
+            "docker_label": None,
+            "models": [_describe(call, each) for each in call.models],
+            "limits": {
+                "max_body_bytes": int(settings.max_body_mb * 1e6),
+                "max_texts": settings.max_texts,
+                "max_text_characters": settings.max_text_characters,
+                "max_queued_tokens": call.models.max_queued_tokens(),
+                "request_timeout": settings.request_timeout,
+                "token_ids": settings.token_ids,
+            },
+        }
+    )
+
+
+def _model_type(served: Served) -> dict[str, Any]:
+    if isinstance(served.model, CrossEncoder):
+        names = {str(index): label for index, label in served.model.config.id2label.items()}
+        labels = {"id2label": names, "label2id": {label: int(index) for index, label in names.items()}}
+        return {"reranker" if served.model.num_labels == 1 else "classifier": labels}
+    return {"embedding": {"pooling": "splade" if served.task == "sparse" else served.pooling}}
+
+
+def _describe(call: Call, served: Served) -> dict[str, Any]:
+    running = served.model.info
+    return {
+        "name": served.name,
+        "aliases": call.models.aliases_of(served.name),
+        "task": served.task,
+        "source": running.source,
+        "precision": running.precision,
+        "device": running.device,
+        "dimension": served.dimension,
+        "max_input_length": served.model.max_seq_length,
+        "prompts": dict(served.prompts),
+        "default_prompt": served.model.default_prompt_name,
+    }
+
+
+async def by_task(call: Call, body: msgspec.Raw) -> Reply:
+    """What the model does, as Hugging Face's inference clients ask for it at ``/``."""
+    keys = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    inputs = keys.get("inputs")
+    if inputs is None and "query" in keys:
+        return await rerank(call, msgspec.json.decode(body, type=RerankRequest))
+    if inputs is not None and bytes(inputs).lstrip()[:1] == b"{":
+        return await similarity(call, msgspec.json.decode(body, type=SimilarityRequest))
+    tasks = {served.task for served in call.models}
+    if "embedding" in tasks:
+        return await embed_dense(call, msgspec.json.decode(body, type=EmbedRequest))
+    if "sparse" in tasks:
+        return await sparse(call, msgspec.json.decode(body, type=EmbedSparseRequest))
+    return await predict(call, msgspec.json.decode(body, type=PredictRequest))
+
+
+def _post(path: str, call: Any, summary: str, body: Any, reply: Any) -> Endpoint:
+    return Endpoint("POST", path, call, DIALECT, summary, body, reply)
+
+
+ENDPOINTS = (
+    _post("/embed", embed_dense, "Dense vectors of texts", EmbedRequest, list[list[float]]),
+    _post("/embed_all", embed_all, "Vectors of the tokens of texts", EmbedAllRequest, list[list[list[float]]]),
+    _post("/embed_sparse", sparse, "Sparse vectors of texts", EmbedSparseRequest, list[list[SparseValue]]),
+    _post("/rerank", rerank, "Texts by their score for a query", RerankRequest, list[Rank] | cohere.RerankReply),
+    _post("/predict", predict, "Scores of all labels", PredictRequest, list[Prediction | list[Prediction]]),
+    _post("/similarity", similarity, "How similar texts are to one", SimilarityRequest, list[float]),
+    _post("/tokenize", tokenize, "Tokens of texts", TokenizeRequest, list[list[Token]]),
+    _post("/decode", decode, "Texts of token ids", DecodeRequest, list[str]),
+    _post("/", by_task, "What the model does, for Hugging Face's clients", msgspec.Raw, Any),
+    Endpoint("GET", "/info", info, DIALECT, "What is served, and its limits", None, InfoReply),
+)

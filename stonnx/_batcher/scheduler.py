@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from stonnx._batcher.queue import Group, Lane, Request
@@ -281,7 +282,12 @@ def _deliver(results: list[Done]) -> None:
     for done in results:
         by_loop.setdefault(done.request.context.loop, []).append(done)
     for loop, some in by_loop.items():
-        _in_loop(loop, lambda some=some: [done.request.context.take(done) for done in some])
+        _in_loop(loop, partial(_take, some))
+
+
+def _take(some: list[Done]) -> None:
+    for done in some:
+        done.request.context.take(done)
 
 
 def _expire(requests: Sequence[Request]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from stonnx._errors import StonnxError
 from stonnx._version import __version__
-from stonnx.cli import build, doctor, encode, export, info, models
+from stonnx.cli import build, doctor, encode, export, info, models, serve
 from stonnx.cli._commands import Commands
 
 
@@ -47,4 +47,5 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_parser(commands)
     build.add_parser(commands)
     models.add_parser(commands)
+    serve.add_parser(commands)
     return parser

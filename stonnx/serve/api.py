@@ -81,7 +81,7 @@ class Api:
             response = await self._answer(endpoint, decoder, request, call)
             code = response.status_code
             return response
-        except (ClientDisconnect, _ClientLeft):
+        except (ClientDisconnect, _ClientLeftError):
             code = CLIENT_LEFT
             self.metrics.disconnected.inc()
             return Response(status_code=CLIENT_LEFT)
@@ -132,7 +132,7 @@ class Api:
             return self.refuse(error, call)
         except msgspec.ValidationError as error:  # of a body that is decoded later
             return self.refuse(_invalid(error), call)
-        except (ClientDisconnect, _ClientLeft, asyncio.CancelledError):
+        except (ClientDisconnect, _ClientLeftError, asyncio.CancelledError):
             raise
         except Exception as error:
             known = as_request_error(error, next((name for name in _TEXT_FIELDS if hasattr(call.body, name)), None))
@@ -249,7 +249,7 @@ class Api:
         try:
             await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                raise _ClientLeft
+                raise _ClientLeftError
             reply: Reply = task.result()
             return reply
         finally:
@@ -288,7 +288,7 @@ class Api:
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 
-class _ClientLeft(Exception):
+class _ClientLeftError(Exception):
     """The client closed the connection before its response."""
 
 

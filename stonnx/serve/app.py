@@ -117,7 +117,8 @@ class Server:
         path = request.url.path
         if error.status_code == 405:
             kind = Kind.METHOD
-            message = f"{request.method} is not allowed for {path}; {(error.headers or {}).get('allow', 'other')} is."
+            allowed = {name.lower(): value for name, value in (error.headers or {}).items()}.get("allow", "")
+            message = f"{request.method} is not allowed for {path[:200]}. Allowed: {allowed}."
         else:
             kind = Kind.NOT_FOUND
             message = f"There is no {path[:200]}. GET /openapi.json lists all routes."
@@ -208,7 +209,7 @@ def _dialect_of(path: str) -> Dialect:
     """Whose clients ask for such a path."""
     if path.startswith("/v2/models"):
         return kserve.DIALECT
-    if path.startswith("/v1/rerank") or path.startswith("/v2/") or path.startswith("/v1/embed/"):
+    if path.startswith(("/v1/rerank", "/v2/", "/v1/embed/")):
         return cohere.DIALECT
     return openai.DIALECT if path.startswith("/v1/") else tei.DIALECT
 

@@ -58,7 +58,7 @@ class Document(msgspec.Struct):
     text: str
 
 
-class Result(msgspec.Struct, omit_defaults=True):
+class Result(msgspec.Struct):
     """A document and its score."""
 
     index: int

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from stonnx._errors import InvalidArgumentError
 
 PREFIX = "STONNX_"
+_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+_TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "Mapping": dict}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Settings:
     device: str | None = _setting(None, "where models run: cpu, cuda, cuda:1, tensorrt, openvino (default: the best)")
     threads: int | None = _setting(None, "CPU threads of each model (default: as many as the process may use CPUs)")
     default_prompt: str | None = _setting(
-        None, "name of the prompt for texts of which the request does not say what they are", metavar="NAME"
+        None, "name of the prompt for texts of which a request does not say what they are", metavar="NAME"
     )
     token_ids: Literal["refuse", "model"] = _setting(
         "refuse",
@@ -104,7 +106,7 @@ class Settings:
         """
         if not self.models:
             raise InvalidArgumentError(
-                "There is no model to serve. Name at least one: stonnx serve BUNDLE, or a [[model]] in the --config file."
+                "There is no model to serve. Name one: stonnx serve BUNDLE, or a [[model]] in the --config file."
             )
         positive = ("max_body_mb", "max_texts", "max_text_characters", "request_timeout", "body_timeout")
         for name in positive:
@@ -153,6 +155,8 @@ def read_settings(
     environment = os.environ if environment is None else environment
     values: dict[str, Any] = {}
     models: list[ModelSettings] = []
+    if config is None and environment.get(f"{PREFIX}CONFIG"):
+        config = Path(environment[f"{PREFIX}CONFIG"])
     if config is not None:
         values, models = _read_file(config)
     for entry in option_fields():
@@ -228,9 +232,7 @@ def _checked(path: Path, key: str, value: Any, known: Mapping[str, Any]) -> Any:
         if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
             raise InvalidArgumentError(f"{path}: {key} must be a list of strings, got {value!r}.")
         return tuple(value)
-    wanted = {"bool": bool, "int": int, "float": (int, float), "Mapping": dict}.get(
-        kind.split("[")[0].split(" ")[0], str
-    )
+    wanted = _TYPES.get(kind.split("[")[0].split(" ")[0], str)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise InvalidArgumentError(f"{path}: {key} must be of the type {kind}, got {value!r}.")
     return value

@@ -106,7 +106,7 @@ class RerankRequest(msgspec.Struct):
     return_documents: Annotated[bool | None, msgspec.Meta(description="with documents: return them as well")] = None
 
 
-class Rank(msgspec.Struct, omit_defaults=True):
+class Rank(msgspec.Struct):
     """A text and its score."""
 
     index: int

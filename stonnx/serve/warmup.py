@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
+
+from stonnx._errors import InvalidArgumentError
+from stonnx.serve.errors import RequestError
 
 if TYPE_CHECKING:
     from stonnx.serve.app import Server
@@ -21,10 +25,15 @@ async def warm_routes(server: Server) -> None:
                 "/embed": {"inputs": _TEXT, "model": name},
             },
             "sparse": {"/embed_sparse": {"inputs": _TEXT, "model": name}},
-            "rerank": {"/rerank": {"query": _TEXT, "texts": [_TEXT], "model": name}},
+            "rerank": {
+                "/rerank": {"query": _TEXT, "texts": [_TEXT], "model": name},
+                "/predict": {"inputs": [_TEXT, _TEXT], "model": name},
+            },
         }
         for path, body in bodies[served.task].items():
-            await _request(server, path, json.dumps(body).encode())
+            # A reranker of several labels ranks nothing, and some models have to be told what their texts are.
+            with contextlib.suppress(RequestError, InvalidArgumentError):
+                await _request(server, path, json.dumps(body).encode())
 
 
 async def _request(server: Server, path: str, body: bytes) -> None:

@@ -15,6 +15,7 @@ from stonnx._errors import (
     BundleError,
     BundleFormatError,
     BundleIntegrityError,
+    DeadlineError,
     DeviceError,
     ExportError,
     FidelityError,
@@ -22,11 +23,13 @@ from stonnx._errors import (
     InvalidInputError,
     MissingDependencyError,
     ModelNotFoundError,
+    OverloadedError,
     PoolError,
     ProbeError,
     RunError,
     StonnxError,
     TextTooLongError,
+    TooManyTokensError,
     UnsupportedError,
 )
 from stonnx._model.model import ModelInfo
@@ -37,15 +40,18 @@ from stonnx.sparse_encoder import SparseEncoder
 
 if TYPE_CHECKING:
     from stonnx import util as util
+    from stonnx._batcher.batcher import Batcher
     from stonnx.util import SimilarityFunction, quantize_embeddings
 
 
 __all__ = [
+    "Batcher",
     "BundleError",
     "BundleFormatError",
     "BundleIntegrityError",
     "CallStats",
     "CrossEncoder",
+    "DeadlineError",
     "DeviceError",
     "DeviceOptions",
     "ExportError",
@@ -55,6 +61,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelInfo",
     "ModelNotFoundError",
+    "OverloadedError",
     "PoolError",
     "ProbeError",
     "RunError",
@@ -63,22 +70,27 @@ __all__ = [
     "SparseEncoder",
     "StonnxError",
     "TextTooLongError",
+    "TooManyTokensError",
     "UnsupportedError",
     "__version__",
     "quantize_embeddings",
 ]
 
 # Loaded when they are asked for: most programs only encode.
-_IN_UTIL = ("SimilarityFunction", "quantize_embeddings")
+_LATER = {
+    "Batcher": "stonnx._batcher.batcher",
+    "SimilarityFunction": "stonnx.util",
+    "quantize_embeddings": "stonnx.util",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name == "util":
         return importlib.import_module("stonnx.util")
-    if name in _IN_UTIL:
-        return getattr(importlib.import_module("stonnx.util"), name)
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_IN_UTIL, "util"})
+    return sorted({*globals(), *_LATER, "util"})

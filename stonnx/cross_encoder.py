@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
+from stonnx._engine.request import Request
 from stonnx._errors import BundleFormatError, InvalidArgumentError, InvalidInputError, UnsupportedError
-from stonnx._model.call import CallOptions
 from stonnx._model.model import Model
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results.activations import ACTIVATIONS, Activation, resolve_activation, softmax
-from stonnx._results.dense import join_rows, to_torch
-from stonnx._tasks import ORGANIZATIONS
+from stonnx._results.dense import Rows, to_torch
+from stonnx._tasks import ORGANIZATIONS, OUTPUT_OF_TASK
 from stonnx._text.inputs import parse_pairs
 
 
@@ -221,21 +221,20 @@ class CrossEncoder(Model):
         activation = self._activation if activation_fn is None else resolve_activation(activation_fn)
         prompt = self._resolve_prompt(prompt, prompt_name)
         pairs, single = parse_pairs(inputs, prompt)
-        parts = self._infer(
-            self._outputs,
+        request = Request(
             pairs,
-            "scores" if activation is None else "logits",
+            ["scores" if activation is None else OUTPUT_OF_TASK[self._task]],
+            Rows(self.num_labels),
             prompt,
             batch_size=batch_size,
-            too_long=too_long,
-            show=show_progress_bar,
-            pool=pool,
-            device=device,
-            chunk_size=chunk_size,
+            too_long=self.too_long if too_long is None else too_long,
+        )
+        logits = self._infer(
+            request, show=show_progress_bar, pool=pool, device=device, chunk_size=chunk_size, unit="pair"
         )
         scores: npt.NDArray[Any] = np.array([])
-        if pairs:
-            scores = _finish(join_rows(parts), activation, bool(apply_softmax))
+        if logits is not None:
+            scores = _finish(logits, activation, bool(apply_softmax))
         if convert_to_tensor:
             tensor = to_torch(scores.astype(np.float32, copy=False))
             return tensor[0] if single else tensor
@@ -343,14 +342,6 @@ class CrossEncoder(Model):
     @max_length.setter
     def max_length(self, value: int | None) -> None:
         self.max_seq_length = value
-
-    def _outputs(
-        self, pairs: Sequence[Any], options: CallOptions, output: str, prompt: str | None
-    ) -> npt.NDArray[np.float32]:
-        result = np.empty((len(pairs), self.num_labels), dtype=np.float32)
-        for batch in self._batches(pairs, [output], options, prompt, unit="pair"):
-            result[batch.indices] = batch.outputs[0]
-        return result
 
 
 def _finish(

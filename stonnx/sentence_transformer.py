@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
+from stonnx._engine.request import Request
 from stonnx._errors import InvalidArgumentError
-from stonnx._model.call import CallOptions
 from stonnx._model.embedding_model import EmbeddingModel
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
-from stonnx._results.dense import PRECISIONS, finish_embeddings, finish_token_embeddings, join_rows, to_torch
-from stonnx._tasks import ORGANIZATIONS
+from stonnx._results.dense import PRECISIONS, Rows, finish_embeddings, finish_token_embeddings, to_torch
+from stonnx._results.features import TokenFeatures
+from stonnx._tasks import ORGANIZATIONS, OUTPUT_OF_TASK
 from stonnx._text.inputs import parse_inputs
 
 logger = logging.getLogger("stonnx")
@@ -197,27 +198,25 @@ class SentenceTransformer(EmbeddingModel):
             )
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = parse_inputs(inputs, prompt)
-        where: dict[str, Any] = {
-            "batch_size": batch_size,
-            "too_long": too_long,
-            "show": show_progress_bar,
-            "pool": pool,
-            "device": device,
-            "chunk_size": chunk_size,
-        }
+        too_long = self.too_long if too_long is None else too_long
+        where: dict[str, Any] = {"show": show_progress_bar, "pool": pool, "device": device, "chunk_size": chunk_size}
         width = self.truncate_dim if truncate_dim is None else truncate_dim
         if output_value == "sentence_embedding":
-            parts = self._infer(self._sentence_embeddings, texts, prompt, task, **where)
+            rows = Rows(self._engine.manifest.embedding_dimension or 0)
+            outputs = [OUTPUT_OF_TASK[self._task]]
+            request = Request(texts, outputs, rows, prompt, task, batch_size=batch_size, too_long=too_long)
+            embeddings = self._infer(request, **where)
             result: Any = np.array([])
-            if texts:
-                result = finish_embeddings(join_rows(parts), width, normalize_embeddings, precision)
+            if embeddings is not None:
+                result = finish_embeddings(embeddings, width, normalize_embeddings, precision)
             if convert_to_tensor:
                 result = to_torch(result.astype(np.float32) if not texts else result)
             elif not convert_to_numpy:
                 result = list(result)
             return result[0] if single else result
-        chunks = self._infer(self._features, texts, prompt, task, **where)
-        items: list[Any] = [item for chunk in chunks for item in chunk]
+        outputs = ["token_embeddings", OUTPUT_OF_TASK[self._task]]
+        everything = Request(texts, outputs, TokenFeatures(), prompt, task, batch_size=batch_size, too_long=too_long)
+        items: list[Any] = self._infer(everything, **where) or []
         if output_value == "token_embeddings":
             items = finish_token_embeddings([item["token_embeddings"] for item in items], precision)
         else:
@@ -362,36 +361,3 @@ class SentenceTransformer(EmbeddingModel):
         """Old name of :meth:`truncate_embeddings`."""
         with self.truncate_embeddings(truncate_dim):
             yield
-
-    def _sentence_embeddings(
-        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None
-    ) -> npt.NDArray[np.float32]:
-        dimension = self._engine.manifest.embedding_dimension
-        result = np.empty((len(texts), dimension or 0), dtype=np.float32)
-        for batch in self._batches(texts, ["sentence_embedding"], options, prompt, task):
-            result[batch.indices] = batch.outputs[0]
-        return result
-
-    def _features(
-        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None
-    ) -> list[dict[str, Any]]:
-        """Everything that is known of each text, without padding."""
-        route = self._route_of(task)
-        result: list[dict[str, Any]] = [{} for _ in texts]
-        prompt_length = route.tokenizer.prompt_length(prompt) if prompt else None
-        has_token_types = "token_type_ids" in route.session.inputs
-        for batch in self._batches(texts, ["token_embeddings", "sentence_embedding"], options, prompt, task):
-            types = batch.tokens.token_type_ids
-            for row, index in enumerate(batch.indices):
-                length = int(batch.tokens.attention_mask[row].sum())
-                item = result[index]
-                item["input_ids"] = batch.tokens.input_ids[row, :length]
-                if has_token_types:
-                    item["token_type_ids"] = np.zeros(length, np.int64) if types is None else types[row, :length]
-                item["attention_mask"] = batch.tokens.attention_mask[row, :length]
-                item["modality"] = "text"
-                if prompt_length is not None:
-                    item["prompt_length"] = prompt_length
-                item["token_embeddings"] = batch.outputs[0][row, :length]
-                item["sentence_embedding"] = batch.outputs[1][row]
-        return result

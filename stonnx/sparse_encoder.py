@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
+from stonnx._engine.request import Collector, Request
 from stonnx._errors import BundleFormatError, InvalidArgumentError, UnsupportedError
-from stonnx._model.call import CallOptions
 from stonnx._model.embedding_model import EmbeddingModel
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results import sparse
-from stonnx._results.dense import join_rows
-from stonnx._tasks import ORGANIZATIONS
+from stonnx._tasks import ORGANIZATIONS, OUTPUT_OF_TASK
 from stonnx._text.inputs import parse_inputs
 
 
@@ -189,24 +187,22 @@ class SparseEncoder(EmbeddingModel):
         active = self._check_active_dims(self.max_active_dims if max_active_dims is None else max_active_dims)
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = parse_inputs(inputs, prompt)
-        compute = self._sparse_vectors if convert_to_sparse_tensor else self._dense_vectors
-        parts = self._infer(
-            compute,
+        collect: Collector[Any] = (sparse.CsrMatrix if convert_to_sparse_tensor else sparse.DenseMatrix)(self._width)
+        request = Request(
             texts,
+            [OUTPUT_OF_TASK[self._task]],
+            collect,
             prompt,
             task,
-            active,
-            batch_size=batch_size,
-            too_long=too_long,
-            show=show_progress_bar,
-            pool=pool,
-            device=device,
-            chunk_size=chunk_size,
+            sparse.Strongest(active),
+            batch_size,
+            self.too_long if too_long is None else too_long,
         )
+        result = self._infer(request, show=show_progress_bar, pool=pool, device=device, chunk_size=chunk_size)
         if not convert_to_sparse_tensor:
-            rows: npt.NDArray[np.float32] = join_rows(parts) if texts else np.zeros(0, dtype=np.float32)
+            rows: Any = result if texts else np.zeros(0, dtype=np.float32)
             return rows[0] if single else rows if convert_to_tensor else list(rows)
-        matrix = sparse.join_csr(parts) if texts else sparse.empty_csr(self._width)
+        matrix = result if texts else sparse.empty_csr(self._width)
         if single:
             return sparse.csr_row(matrix, 0)
         return matrix if convert_to_tensor else [sparse.csr_row(matrix, index) for index in range(len(texts))]
@@ -393,30 +389,3 @@ class SparseEncoder(EmbeddingModel):
                 "set k in the config.json of the checkpoint's SparseAutoEncoder and export it again."
             )
         return int(value)
-
-    def _sparse_vectors(
-        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
-    ) -> Any:
-        rows = sparse.CsrRows(len(texts), self._width)
-        for indices, some in self._rows(texts, options, prompt, task, active):
-            rows.add(indices, some)
-        return rows.matrix()
-
-    def _dense_vectors(
-        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
-    ) -> npt.NDArray[np.float32]:
-        matrix = np.zeros((len(texts), self._width), dtype=np.float32)
-        for indices, some in self._rows(texts, options, prompt, task, active):
-            some.write(matrix, indices)
-        return matrix
-
-    def _rows(
-        self, texts: Sequence[Any], options: CallOptions, prompt: str | None, task: str | None, active: int | None
-    ) -> Iterator[tuple[npt.NDArray[np.intp], sparse.SparseRows]]:
-        """Some of the texts, and their vectors. Dense ones, [batch, width], are there only in the threads that run."""
-
-        def reduce(outputs: list[npt.NDArray[np.float32]]) -> list[sparse.SparseRows]:
-            return [sparse.SparseRows.of(outputs[0]).strongest(active)]
-
-        for batch in self._batches(texts, ["sparse_embedding"], options, prompt, task, reduce=reduce):
-            yield batch.indices, batch.outputs[0]

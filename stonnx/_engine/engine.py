@@ -5,7 +5,7 @@ The three model classes are thin layers over :class:`Engine`. Nothing here knows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -93,6 +93,26 @@ class Engine:
             raise InvalidArgumentError(f"There is no route for the task {task!r}. Allowed: {', '.join(self._routes)}.")
         default = self.manifest.default_route
         return self._routes.get(task or default) or self._routes[default]
+
+    def route_of_call(self, task: str | None) -> LoadedRoute:
+        """The route of a call's texts: unlike :meth:`route`, it refuses a call without a task that needs one."""
+        if self.manifest.needs_task and not task:
+            raise InvalidArgumentError(
+                "This model treats texts by what they are for, and has no default. Call encode_query or "
+                f"encode_document, or pass task=...: {', '.join(self.manifest.routes)}."
+            )
+        return self.route(task)
+
+    @property
+    def max_seq_lengths(self) -> list[int | None]:
+        """The limit of each route, in tokens. It can be set."""
+        return [route.tokenizer.max_seq_length for route in self.routes]
+
+    @max_seq_lengths.setter
+    def max_seq_lengths(self, lengths: Sequence[int | None]) -> None:
+        for route, length in zip(self.routes, lengths, strict=True):
+            if route.tokenizer.max_seq_length != length:
+                route.tokenizer.max_seq_length = length
 
     @property
     def named_routes(self) -> Mapping[str, LoadedRoute]:

@@ -142,6 +142,12 @@ class LoadedRoute:
             min(tokens, limit), min(tokens_on_one_thread(tokens), limit), texts_per_batch(4 * numbers, device)
         )
 
+    def excluded_tokens(self, prompt: str | None) -> int:
+        """Tokens of a prompt that the pooling leaves out: only models with include_prompt=False leave out any."""
+        if not prompt or "prompt_length" not in self.session.inputs:
+            return 0
+        return self.tokenizer.prompt_length(prompt)
+
     def warmup(self) -> None:
         """Load what large calls use, and run the smallest batch and the largest usual one."""
         limit = min(self.tokenizer.max_seq_length or _WARMUP_TOKENS, _WARMUP_TOKENS)

@@ -5,27 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import tokenizers
 
-from stonnx._bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest
-from stonnx._device.cpus import available_cpus
+from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
 from stonnx._device.options import DeviceOptions
 from stonnx._engine import probe as bundle_probe
-from stonnx._engine.call import BatchResult, Reduce, TooLong
+from stonnx._engine.call import TooLong
 from stonnx._engine.engine import Engine
+from stonnx._engine.request import Request, run_request
 from stonnx._engine.route import LoadedRoute
 from stonnx._engine.stats import CallStats, Counters
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub.find import find_bundle
 from stonnx._limits import Limits
-from stonnx._model.call import CallOptions, check_positive, check_too_long, is_same_device
+from stonnx._model.call import PoolCall, check_positive, check_too_long, is_same_device, warn_of_truncation
 from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
-from stonnx._model.pool import Pool, borrowed, check_chunk_size, run_in_pool, start_pool, stop_pool, thread_shares
+from stonnx._model.pool import Pool, borrowed, check_chunk_size, plan_workers, run_in_pool, start_pool, stop_pool
 from stonnx._model.work import Work
 from stonnx._progress import progress_bar
 from stonnx._tasks import CLASS_OF_TASK, RESULT_OF_TASK, Task
@@ -34,13 +34,7 @@ from stonnx._text.tokenizer import Text, Token
 
 logger = logging.getLogger("stonnx")
 
-# Indices in a warning about truncated texts.
-_TEXTS_NAMED = 10
-
-# As many CPU processes as sentence-transformers starts, where there are that many CPUs.
-_POOL_PROCESSES = 4
-
-_T = TypeVar("_T")
+_Result = TypeVar("_Result")
 _Kind = TypeVar("_Kind", bound="Model")
 
 
@@ -158,7 +152,7 @@ class Model(Compatibility):
     def __getstate__(self) -> dict[str, Any]:
         """The path and the options of the model, for pickle: the weights stay in the bundle."""
         state = {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_last")}
-        return state | {"_files": self._engine.manifest.files, "_max_seq_lengths": self._max_seq_lengths()}
+        return state | {"_files": self._engine.manifest.files, "_max_seq_lengths": self._engine.max_seq_lengths}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Load the model from the bundle that it was pickled with.
@@ -181,7 +175,7 @@ class Model(Compatibility):
                 f"{self._directory} is another bundle than when the model was pickled, or its pool started. "
                 "Load the model again."
             )
-        self._set_max_seq_lengths(lengths)
+        self._engine.max_seq_lengths = lengths
 
     def start_multi_process_pool(self, target_devices: Sequence[str] | None = None) -> Pool:
         """Start processes that encode together, each with a model of its own from the same bundle.
@@ -206,25 +200,11 @@ class Model(Compatibility):
             >>> embeddings = model.encode(texts, pool=pool)  # doctest: +SKIP
             >>> model.stop_multi_process_pool(pool)  # doctest: +SKIP
         """
-        cpus = available_cpus()
-        if target_devices is None:
-            devices = ["cpu"] * min(_POOL_PROCESSES, cpus) if self.device == "cpu" else [self.device]
-        elif isinstance(target_devices, list | tuple) and target_devices:
-            devices = [str(device) for device in target_devices]
-        else:
-            raise InvalidArgumentError(
-                f"The devices of a pool must be a list with at least one, as ['cpu', 'cpu']; got {target_devices!r}."
-            )
-        logger.info("Starting a pool of processes on: %s", ", ".join(devices))
-        state, threads = self.__getstate__(), thread_shares(cpus, len(devices))
-        given: DeviceOptions | None = self._options["device_options"]
-        states = []
-        for device, count in zip(devices, threads, strict=True):
-            # They were given for the device of this model, which may be another one.
-            device_options = None if given is None else given.meant_for(device)
-            changed = {"device": device, "threads": count, "device_options": device_options}
-            states.append((device, state | {"_options": self._options | changed}))
-        return start_pool(type(self), states, threads)
+        workers = plan_workers(target_devices, self.device, self._options)
+        logger.info("Starting a pool of processes on: %s", ", ".join(worker.device for worker in workers))
+        state = self.__getstate__()
+        states = [(worker.device, state | {"_options": worker.options}) for worker in workers]
+        return start_pool(type(self), states, [worker.threads for worker in workers])
 
     @staticmethod
     def stop_multi_process_pool(pool: Pool) -> None:
@@ -233,90 +213,49 @@ class Model(Compatibility):
 
     def _infer(
         self,
-        compute: Callable[..., _T],
-        texts: Sequence[Any],
-        *arguments: Any,
-        batch_size: int,
-        too_long: TooLong | None,
+        request: Request[_Result],
+        *,
         show: bool | None,
         pool: Pool | None,
         device: str | list[str] | None,
         chunk_size: int | None,
-    ) -> list[_T]:
-        """``compute(texts, options, *arguments)``, a method of this model, here or in the processes of a pool.
-
-        Returns:
-            The results in the order of the texts: one where it is done here, one for each chunk with a pool or a list
-            of devices, none where there are no texts.
-        """
-        options = CallOptions(batch_size, self.too_long if too_long is None else too_long, show, Counters(len(texts)))
+        unit: str = "text",
+    ) -> _Result | None:
+        """The result of a request, here or from the processes of a pool. None where it has no texts."""
+        texts = request.texts
+        counters, result = Counters(len(texts)), None
         if pool is None and not isinstance(device, list):
-            results = [compute(texts, options, *arguments)] if texts else []
+            if texts:
+                with progress_bar(len(texts), show, unit) as advance:
+                    result, counters = run_request(self._engine, request, advance)
         else:
             check_chunk_size(chunk_size)
             if not texts:
-                return []
-            identity = (self._engine.manifest.files, self._max_seq_lengths())
-            call = (*identity, compute.__name__, batch_size, options.too_long, arguments)
+                return None
+            call = PoolCall(self._engine.manifest.files, self._engine.max_seq_lengths, replace(request, texts=()))
             devices = device if isinstance(device, list) else None
             with (
                 borrowed(pool, lambda: self.start_multi_process_pool(devices)) as used,
-                progress_bar(len(texts), show) as advance,
+                progress_bar(len(texts), show, unit) as advance,
             ):
-                replies = run_in_pool(used, "_infer_chunk", texts, call, chunk_size=chunk_size, advance=advance)
-            options.counters.add_parts([counters for _, counters in replies])
-            results = [result for result, _ in replies]
-        options.counters.finish()
-        self._last.counters = options.counters
-        if options.too_long == "warn":
-            self._warn_of_truncation(options.counters.stats())
-        return results
+                replies = run_in_pool(used, call, texts, chunk_size=chunk_size, advance=advance)
+            counters.add_parts([part for _, part in replies])
+            result = request.collect.join([part for part, _ in replies])
+        counters.finish()
+        self._last.counters = counters
+        if request.too_long == "warn":
+            warn_of_truncation(counters.stats())
+        return result
 
-    def _infer_chunk(
-        self,
-        texts: Sequence[Any],
-        files: Mapping[str, FileEntry],
-        max_seq_lengths: Sequence[int | None],
-        method: str,
-        batch_size: int,
-        too_long: TooLong,
-        arguments: tuple[Any, ...],
-    ) -> tuple[Any, Counters]:
-        """What a process of a pool does for :meth:`_infer`."""
-        if files != self._engine.manifest.files:
+    def _answer(self, call: PoolCall[_Result], texts: Sequence[Text]) -> tuple[_Result, Counters]:
+        """What a process of a pool does for :meth:`_infer` of the model that started it."""
+        if call.files != self._engine.manifest.files:
             raise InvalidArgumentError(
                 f"This pool was started by another model, {self._engine.manifest.source.name} from {self._directory}. "
                 "Start one with start_multi_process_pool() of the model that uses it."
             )
-        self._set_max_seq_lengths(max_seq_lengths)
-        options = CallOptions(batch_size, too_long, False, Counters(len(texts)))
-        return getattr(self, method)(texts, options, *arguments), options.counters
-
-    def _batches(
-        self,
-        texts: Sequence[Any],
-        outputs: Sequence[str],
-        options: CallOptions,
-        prompt: str | None,
-        task: str | None = None,
-        unit: str = "text",
-        reduce: Reduce | None = None,
-    ) -> Iterator[BatchResult]:
-        """Outputs of the graph for all texts, in any order, or what ``reduce`` keeps of them."""
-        route = self._route_of(task)
-        batches = route.stream(
-            texts,
-            outputs,
-            batch_size=options.batch_size,
-            prompt_length=self._excluded_prompt(route, prompt),
-            too_long=options.too_long,
-            counters=options.counters,
-            reduce=reduce,
-        )
-        with progress_bar(len(texts), options.show, unit) as advance:
-            for batch in batches:
-                yield batch
-                advance(len(batch.indices))
+        self._engine.max_seq_lengths = call.max_seq_lengths
+        return run_request(self._engine, replace(call.request, texts=texts))
 
     def work(
         self,
@@ -338,13 +277,13 @@ class Model(Compatibility):
             output = RESULT_OF_TASK[self._task]
         if task not in (None, "query", "document"):
             raise InvalidArgumentError(f"task must be 'query', 'document' or None, got {task!r}.")
-        route = self._route_of(task)
+        route = self._engine.route_of_call(task)
         if output not in route.session.outputs:
             raise InvalidArgumentError(
                 f"This model's graph has no output {output!r}. It has: {', '.join(sorted(route.session.outputs))}."
             )
         resolved = self._resolve_prompt(prompt, self._prompt_name(task, prompt_name, prompt)) or ""
-        length = self._excluded_prompt(route, resolved)
+        length = route.excluded_tokens(resolved)
         active = self._kept_dims()
         return Work(route, output, resolved, length, active, (route, output, length, active))
 
@@ -383,26 +322,6 @@ class Model(Compatibility):
     def _kept_dims(self) -> int | None:
         """How many values of a sparse vector are kept; None: all."""
         return None
-
-    def _warn_of_truncation(self, stats: CallStats) -> None:
-        if len(stats.truncated):
-            some = ", ".join(map(str, stats.truncated[:_TEXTS_NAMED]))
-            more = ", ..." if len(stats.truncated) > _TEXTS_NAMED else ""
-            logger.warning(
-                "%d of %d texts have more tokens than the model reads and lost their end: %s%s",
-                len(stats.truncated),
-                stats.texts,
-                some,
-                more,
-            )
-
-    def _max_seq_lengths(self) -> list[int | None]:
-        return [route.tokenizer.max_seq_length for route in self._engine.routes]
-
-    def _set_max_seq_lengths(self, lengths: Sequence[int | None]) -> None:
-        for route, length in zip(self._engine.routes, lengths, strict=True):
-            if route.tokenizer.max_seq_length != length:
-                route.tokenizer.max_seq_length = length
 
     def _initial_prompts(self) -> dict[str, str]:
         return {"query": "", "document": ""}
@@ -459,7 +378,7 @@ class Model(Compatibility):
             >>> long = np.flatnonzero(counts > model.max_seq_length)  # doctest: +SKIP
         """
         texts, single = parse_inputs(inputs, prompt)
-        counts = self._route_of(task).tokenizer.count(texts)
+        counts = self._engine.route_of_call(task).tokenizer.count(texts)
         return int(counts[0]) if single else counts
 
     def warmup(self) -> None:
@@ -513,7 +432,7 @@ class Model(Compatibility):
         texts, _ = parse_inputs(list(inputs), prompt)
         if not texts:
             return {}
-        route = self._route_of(task)
+        route = self._engine.route_of_call(task)
         tokens = route.tokenizer.pad(route.tokenizer.encode(texts))
         features: dict[str, Any] = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
         if "token_type_ids" in route.session.inputs:
@@ -531,16 +450,6 @@ class Model(Compatibility):
     def _route(self) -> LoadedRoute:
         return self._engine.route()
 
-    def _route_of(self, task: str | None) -> LoadedRoute:
-        """The route of a call's texts."""
-        manifest = self._engine.manifest
-        if manifest.needs_task and not task:
-            raise InvalidArgumentError(
-                "This model treats texts by what they are for, and has no default. Call encode_query or "
-                f"encode_document, or pass task=...: {', '.join(manifest.routes)}."
-            )
-        return self._engine.route(task)
-
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         if prompt is not None:
             if prompt_name is not None:
@@ -552,12 +461,6 @@ class Model(Compatibility):
         if name not in self.prompts:
             raise InvalidArgumentError(f"prompt_name {name!r} is not among the prompts: {list(self.prompts)}.")
         return self.prompts[name]
-
-    def _excluded_prompt(self, route: LoadedRoute, prompt: str | None) -> int:
-        """Tokens of the prompt that the pooling leaves out: only models with include_prompt=False leave out any."""
-        if not prompt or "prompt_length" not in route.session.inputs:
-            return 0
-        return route.tokenizer.prompt_length(prompt)
 
     def _check_call(
         self,

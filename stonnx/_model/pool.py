@@ -15,10 +15,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from stonnx._device.cpus import available_cpus
+from stonnx._device.options import DeviceOptions
 from stonnx._errors import InvalidArgumentError, PoolError, TextTooLongError
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ Pool = dict[Literal["input", "output", "processes"], Any]
 _LARGEST_CHUNK = 5000
 
 _CHUNKS_PER_WORKER = 10
+
+# As many CPU processes as sentence-transformers starts, if there are that many CPUs.
+_POOL_PROCESSES = 4
 
 # For what takes milliseconds, unless the machine is very busy: to die of a signal, to leave an exit code.
 _GRACE_SECONDS = 5.0
@@ -91,20 +97,18 @@ def stop_pool(pool: Mapping[Any, Any]) -> None:
 
 def run_in_pool(
     pool: Mapping[Any, Any],
-    method: str,
+    call: Any,
     texts: Sequence[Any],
-    arguments: tuple[Any, ...],
     *,
     chunk_size: int | None,
     advance: Callable[[int], None],
 ) -> list[Any]:
-    """Call ``method(chunk, *arguments)`` of the workers' models for all chunks of some texts.
+    """Have the workers' models answer a call for all chunks of some texts.
 
     Args:
         pool: What :func:`start_pool` returned.
-        method: Name of the method.
-        texts: At least one.
-        arguments: Further arguments; they must be picklable. They are pickled once for all chunks.
+        call: The first argument of ``_answer``. It must be picklable, and is pickled once for all chunks.
+        texts: At least one. Chunks of them are the second argument.
         chunk_size: Texts in a chunk. None: a tenth of a worker's share, at most 5,000.
         advance: Called with the number of texts of each finished chunk.
 
@@ -113,10 +117,10 @@ def run_in_pool(
 
     Raises:
         PoolError: A worker died, which stops the others, or the pool was stopped.
-        Exception: What the method raised in a worker, with the worker's traceback as a note. The pool stays usable.
+        Exception: What ``_answer`` raised in a worker, with the worker's traceback as a note. The pool stays usable.
     """
     workers = _workers_of(pool)
-    call = pickle.dumps((method, arguments))
+    pickled = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
     with workers.lock:
         workers.check()
         size = chunk_size or default_chunk_size(len(texts), len(workers.processes))
@@ -130,7 +134,7 @@ def run_in_pool(
                 # One chunk at a time for each worker: with more, both ends of a full pipe could wait for each other.
                 while idle and not errors and (start := next(waiting, None)) is not None:
                     busy[connection := idle.pop()] = start
-                    job = (call, texts[start : start + size])
+                    job = (pickled, texts[start : start + size])
                     workers.send(connection, pickle.dumps(job, pickle.HIGHEST_PROTOCOL))
                 if not busy:
                     break
@@ -195,6 +199,44 @@ def thread_shares(cpus: int, workers: int) -> list[int]:
     """
     share, left = divmod(cpus, workers)
     return [max(1, share + (number < left)) for number in range(workers)]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker that is to be started: its device, the options of its engine, and the threads of its tokenizer."""
+
+    device: str
+    options: dict[str, Any]
+    threads: int
+
+
+def plan_workers(target_devices: Any, own_device: str, options: Mapping[str, Any]) -> list[Worker]:
+    """The workers of a pool.
+
+    Args:
+        target_devices: A device for each. None: as many processes as there are CPUs, at most 4, or one on a GPU.
+        own_device: The device of the model that starts them.
+        options: The options of its engine. Options of a device that a worker does not run on are left out.
+
+    Raises:
+        InvalidArgumentError: ``target_devices`` is not a list of devices.
+    """
+    cpus = available_cpus()
+    if target_devices is None:
+        devices = ["cpu"] * min(_POOL_PROCESSES, cpus) if own_device == "cpu" else [own_device]
+    elif isinstance(target_devices, list | tuple) and target_devices:
+        devices = [str(device) for device in target_devices]
+    else:
+        raise InvalidArgumentError(
+            f"The devices of a pool must be a list with at least one, as ['cpu', 'cpu']; got {target_devices!r}."
+        )
+    given: DeviceOptions | None = options["device_options"]
+    workers = []
+    for device, count in zip(devices, thread_shares(cpus, len(devices)), strict=True):
+        device_options = None if given is None else given.meant_for(device)
+        changed = {"device": device, "threads": count, "device_options": device_options}
+        workers.append(Worker(device, {**options, **changed}, count))
+    return workers
 
 
 class _Workers:

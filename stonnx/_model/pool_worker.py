@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 
 
 class Loadable(Protocol):
-    """What a worker needs of a model class: pickling as a path and options. Called methods take texts first."""
+    """What a worker needs of a model class: that it is loaded from a path and options, and answers calls."""
 
     def __setstate__(self, state: dict[str, Any], /) -> None: ...
 
-
-# --- in a worker -----------------------------------------------------------------------------------------------------
+    def _answer(self, call: Any, texts: Any, /) -> Any: ...
 
 
 def work(connection: Connection, kind: type[Loadable], state: dict[str, Any], threads: int) -> None:
@@ -45,8 +44,7 @@ def work(connection: Connection, kind: type[Loadable], state: dict[str, Any], th
             return
         try:
             call, texts = pickle.loads(job)
-            method, arguments = pickle.loads(call)
-            result = getattr(model, method)(texts, *arguments)
+            result = model._answer(pickle.loads(call), texts)
             reply = pickle.dumps((result, None), pickle.HIGHEST_PROTOCOL)
         except BaseException as error:
             reply = _failure(error)

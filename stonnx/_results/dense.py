@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._engine.call import BatchResult
+from stonnx._engine.request import Request
+from stonnx._engine.route import LoadedRoute
 from stonnx._errors import MissingDependencyError
 
 if TYPE_CHECKING:
     import torch
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 
 PRECISIONS = get_args(Precision)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Collects the first output, a row of ``width`` numbers for each text, as float32 [texts, width]."""
+
+    width: int
+
+    def collect(
+        self, request: Request[npt.NDArray[np.float32]], route: LoadedRoute, batches: Iterator[BatchResult]
+    ) -> npt.NDArray[np.float32]:
+        """The rows of the texts of a request."""
+        result = np.empty((len(request.texts), self.width), dtype=np.float32)
+        for batch in batches:
+            result[batch.indices] = batch.outputs[0]
+        return result
+
+    def join(self, parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """The rows of all texts."""
+        return join_rows(parts)
 
 
 def finish_embeddings(

@@ -5,13 +5,18 @@ The only code here that needs scipy imports it when called: dense models run wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._engine.call import BatchResult
+from stonnx._engine.request import Request
+from stonnx._engine.route import LoadedRoute
 from stonnx._errors import InvalidArgumentError, InvalidInputError, MissingDependencyError
+from stonnx._results.dense import join_rows
 
 CsrArray: TypeAlias = Any
 """A ``scipy.sparse.csr_array``; scipy has no type information."""
@@ -71,6 +76,54 @@ class SparseRows:
     def write(self, matrix: npt.NDArray[np.float32], indices: npt.NDArray[np.intp]) -> None:
         """Put row ``i`` into row ``indices[i]`` of a dense matrix of zeros [any, width]."""
         matrix[np.repeat(indices, self.counts), self.columns] = self.values
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """Keeps of a run's dense vectors, [batch, width], only the values of largest magnitude: ``Request.reduce``."""
+
+    count: int | None
+
+    def __call__(self, outputs: list[npt.NDArray[np.float32]]) -> list[SparseRows]:
+        return [SparseRows.of(outputs[0]).strongest(self.count)]
+
+
+@dataclass(frozen=True)
+class CsrMatrix:
+    """Collects :class:`SparseRows` as a float32 ``csr_array`` [texts, width]."""
+
+    width: int
+
+    def collect(self, request: Request[CsrArray], route: LoadedRoute, batches: Iterator[BatchResult]) -> CsrArray:
+        """The vectors of the texts of a request."""
+        rows = CsrRows(len(request.texts), self.width)
+        for batch in batches:
+            rows.add(batch.indices, batch.outputs[0])
+        return rows.matrix()
+
+    def join(self, parts: list[CsrArray]) -> CsrArray:
+        """The vectors of all texts."""
+        return join_csr(parts)
+
+
+@dataclass(frozen=True)
+class DenseMatrix:
+    """Collects :class:`SparseRows` as a float32 numpy array [texts, width]."""
+
+    width: int
+
+    def collect(
+        self, request: Request[npt.NDArray[np.float32]], route: LoadedRoute, batches: Iterator[BatchResult]
+    ) -> npt.NDArray[np.float32]:
+        """The vectors of the texts of a request."""
+        matrix = np.zeros((len(request.texts), self.width), dtype=np.float32)
+        for batch in batches:
+            batch.outputs[0].write(matrix, batch.indices)
+        return matrix
+
+    def join(self, parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """The vectors of all texts."""
+        return join_rows(parts)
 
 
 class CsrRows:

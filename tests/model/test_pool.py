@@ -57,6 +57,10 @@ class Fake:
         if "load" in state:
             state["load"]()
 
+    def _answer(self, call: tuple[str, tuple[Any, ...]], texts: list[str]) -> Any:
+        method, arguments = call
+        return getattr(self, method)(texts, *arguments)
+
     def upper(self, texts: list[str], suffix: str = "") -> list[str]:
         return [text.upper() + suffix for text in texts]
 
@@ -105,7 +109,7 @@ def start(count: int = 2, **state: Any) -> pool_module.Pool:
 def run(
     pool: pool_module.Pool, method: str, texts: list[str], *arguments: Any, chunk_size: int | None = 1
 ) -> list[Any]:
-    chunks = run_in_pool(pool, method, texts, arguments, chunk_size=chunk_size, advance=lambda count: None)
+    chunks = run_in_pool(pool, (method, arguments), texts, chunk_size=chunk_size, advance=lambda count: None)
     return [item for chunk in chunks for item in chunk]
 
 
@@ -260,7 +264,7 @@ def test_pool_and_chunk_size_stand_where_the_original_has_them(method: str) -> N
 def test_processes_and_threads_are_the_cpus(
     minilm: Any, monkeypatch: pytest.MonkeyPatch, cpus: int, threads: list[int]
 ) -> None:
-    monkeypatch.setattr(model_module, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(pool_module, "available_cpus", lambda: cpus)
     monkeypatch.setattr(model_module, "start_pool", lambda kind, states, threads: (states, threads))
     states, shares = minilm.start_multi_process_pool()
     assert shares == threads
@@ -271,7 +275,7 @@ def test_processes_and_threads_are_the_cpus(
 
 
 def test_a_device_may_be_named_often(minilm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "available_cpus", lambda: 2)
+    monkeypatch.setattr(pool_module, "available_cpus", lambda: 2)
     monkeypatch.setattr(model_module, "start_pool", lambda kind, states, threads: (states, threads))
     states, shares = minilm.start_multi_process_pool(["cuda:0", "cpu", "cpu"])
     assert [state["_options"]["device"] for _, state in states] == ["cuda:0", "cpu", "cpu"]

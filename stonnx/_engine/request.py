@@ -1,0 +1,89 @@
+"""All that a call asks of the engine, as a value: it means the same here and in a process of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from stonnx._engine.call import BatchResult, Reduce, TooLong
+from stonnx._engine.engine import Engine
+from stonnx._engine.route import LoadedRoute
+from stonnx._engine.stats import Counters
+from stonnx._text.tokenizer import Text
+
+_Result = TypeVar("_Result")
+
+
+class Collector(Protocol[_Result]):
+    """Makes a result of the batches of a request. It is pickled with the request."""
+
+    def collect(self, request: Request[_Result], route: LoadedRoute, batches: Iterator[BatchResult]) -> _Result:
+        """The result for the texts of a request, whose batches come in any order."""
+        ...
+
+    def join(self, parts: list[_Result]) -> _Result:
+        """The result for all texts, of those for consecutive parts of them. The list may be emptied."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request(Generic[_Result]):
+    """What one call asks for. It can be pickled, and so can everything in it.
+
+    Attributes:
+        texts: Valid Unicode, with the prompt in front.
+        outputs: Names of the graph's outputs.
+        collect: Makes the result.
+        prompt: What is in front of each text: the pooling of some models leaves it out.
+        task: ``query`` or ``document``: the route of a model that has several.
+        reduce: What to keep of the outputs of a run, made in the thread that ran it. None: the outputs.
+        batch_size: Tokens of a run, padding included, in units that depend on the device.
+        too_long: What happens to a text over the limit.
+    """
+
+    texts: Sequence[Text]
+    outputs: Sequence[str]
+    collect: Collector[_Result]
+    prompt: str | None = None
+    task: str | None = None
+    reduce: Reduce | None = None
+    batch_size: int = 32
+    too_long: TooLong = "truncate"
+
+
+def run_request(
+    engine: Engine, request: Request[_Result], advance: Callable[[int], Any] = lambda count: None
+) -> tuple[_Result, Counters]:
+    """Run the texts of a request.
+
+    Args:
+        engine: The bundle.
+        request: What to run. It has at least one text.
+        advance: Is called with the number of texts of each batch that has run.
+
+    Returns:
+        The result, and what was counted.
+
+    Raises:
+        RunError, TextTooLongError: As for :meth:`LoadedRoute.stream`.
+        InvalidArgumentError: The model has no route for the task.
+    """
+    counters = Counters(len(request.texts))
+    route = engine.route_of_call(request.task)
+    stream = route.stream(
+        request.texts,
+        request.outputs,
+        batch_size=request.batch_size,
+        prompt_length=route.excluded_tokens(request.prompt),
+        too_long=request.too_long,
+        counters=counters,
+        reduce=request.reduce,
+    )
+
+    def batches() -> Iterator[BatchResult]:
+        for batch in stream:
+            yield batch
+            advance(len(batch.indices))
+
+    return request.collect.collect(request, route, batches()), counters

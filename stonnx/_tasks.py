@@ -1,32 +1,78 @@
-"""The tasks as data: the class, the graph output and the Hub organization of each."""
+"""The tasks as data: all that the code asks about a task, in one row for each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
+from typing import TypeAlias
 
-Task = Literal["embedding", "sparse", "rerank"]
+# The name of a task: a key of TASKS.
+Task: TypeAlias = str
 
-# The class that runs each task, here and in sentence-transformers.
-CLASS_OF_TASK: Mapping[Task, str] = {
-    "embedding": "SentenceTransformer",
-    "sparse": "SparseEncoder",
-    "rerank": "CrossEncoder",
-}
 
-# The output that is the result of each task.
-OUTPUT_OF_TASK: Mapping[str, str] = {
-    "embedding": "sentence_embedding",
-    "sparse": "sparse_embedding",
-    "rerank": "logits",
-}
+@dataclass(frozen=True)
+class TaskRow:
+    """What a task is.
 
-# The output that callers get: of rerankers, what the activation makes of the logits.
-RESULT_OF_TASK: Mapping[str, str] = {**OUTPUT_OF_TASK, "rerank": "scores"}
+    Attributes:
+        name: Its name in manifests and arguments.
+        class_name: The class that runs it, here and in sentence-transformers.
+        organization: The Hub organization that a bare model name belongs to.
+        output: The output of the graph that is compared with the original.
+        result: The output that callers get, if it is another one.
+        token_output: The output with a vector for each token, if the graph has one.
+        reads_pairs: Whether an input is a pair of texts.
+        similarity: How vectors are compared, unless the model says something else. None: the result is not a vector
+            but a score for each label.
+    """
 
-# The organization that a bare name belongs to.
-ORGANIZATIONS: dict[Task, str] = {
-    "embedding": "sentence-transformers",
-    "sparse": "sparse-encoder",
-    "rerank": "cross-encoder",
+    name: Task
+    class_name: str
+    organization: str
+    output: str
+    result: str
+    token_output: str | None = None
+    reads_pairs: bool = False
+    similarity: str | None = None
+
+    @property
+    def gives_labels(self) -> bool:
+        """Whether the result is a score for each label, rather than a vector."""
+        return self.similarity is None
+
+    @property
+    def unit(self) -> str:
+        """An input, in a word."""
+        return "pair" if self.reads_pairs else "text"
+
+
+TASKS: dict[Task, TaskRow] = {
+    row.name: row
+    for row in (
+        TaskRow(
+            name="embedding",
+            class_name="SentenceTransformer",
+            organization="sentence-transformers",
+            output="sentence_embedding",
+            result="sentence_embedding",
+            token_output="token_embeddings",
+            similarity="cosine",
+        ),
+        TaskRow(
+            name="sparse",
+            class_name="SparseEncoder",
+            organization="sparse-encoder",
+            output="sparse_embedding",
+            result="sparse_embedding",
+            similarity="dot",
+        ),
+        TaskRow(
+            name="rerank",
+            class_name="CrossEncoder",
+            organization="cross-encoder",
+            output="logits",
+            # What the model's activation makes of the logits.
+            result="scores",
+            reads_pairs=True,
+        ),
+    )
 }

@@ -19,7 +19,7 @@ from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results.activations import ACTIVATIONS, Activation, resolve_activation, softmax
 from stonnx._results.dense import Rows, to_torch
-from stonnx._tasks import ORGANIZATIONS, OUTPUT_OF_TASK
+from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_pairs
 
 
@@ -79,8 +79,8 @@ class CrossEncoder(Model):
         array([ 8.7, -4.3], dtype=float32)
     """
 
-    default_huggingface_organization = ORGANIZATIONS["rerank"]
     _task = "rerank"
+    default_huggingface_organization = TASKS[_task].organization
 
     @accept_old_arguments(
         renamed={
@@ -162,9 +162,6 @@ class CrossEncoder(Model):
             self.max_seq_length = max_length
         self.activation_fn = activation_fn
 
-    def _initial_prompts(self) -> dict[str, str]:
-        return {}
-
     @accept_old_arguments(renamed={"sentences": "inputs", "activation_fct": "activation_fn"}, ignored=("num_workers",))
     def predict(
         self,
@@ -223,15 +220,13 @@ class CrossEncoder(Model):
         pairs, single = parse_pairs(inputs, prompt)
         request = Request(
             pairs,
-            ["scores" if activation is None else OUTPUT_OF_TASK[self._task]],
+            [self._row.result if activation is None else self._row.output],
             Rows(self.num_labels),
             prompt,
             batch_size=batch_size,
             too_long=self.too_long if too_long is None else too_long,
         )
-        logits = self._infer(
-            request, show=show_progress_bar, pool=pool, device=device, chunk_size=chunk_size, unit="pair"
-        )
+        logits = self._infer(request, show=show_progress_bar, pool=pool, device=device, chunk_size=chunk_size)
         scores: npt.NDArray[Any] = np.array([])
         if logits is not None:
             scores = _finish(logits, activation, bool(apply_softmax))

@@ -21,7 +21,7 @@ from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results.dense import PRECISIONS, Rows, finish_embeddings, finish_token_embeddings, to_torch
 from stonnx._results.features import TokenFeatures
-from stonnx._tasks import ORGANIZATIONS, OUTPUT_OF_TASK
+from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_inputs
 
 logger = logging.getLogger("stonnx")
@@ -67,9 +67,8 @@ class SentenceTransformer(EmbeddingModel):
         (2, 384)
     """
 
-    default_huggingface_organization = ORGANIZATIONS["embedding"]
     _task = "embedding"
-    _default_similarity = "cosine"
+    default_huggingface_organization = TASKS[_task].organization
 
     @accept_old_arguments(renamed={"tokenizer_kwargs": "processor_kwargs"})
     def __init__(
@@ -203,7 +202,7 @@ class SentenceTransformer(EmbeddingModel):
         width = self.truncate_dim if truncate_dim is None else truncate_dim
         if output_value == "sentence_embedding":
             rows = Rows(self._engine.manifest.embedding_dimension or 0)
-            outputs = [OUTPUT_OF_TASK[self._task]]
+            outputs = [self._row.output]
             request = Request(texts, outputs, rows, prompt, task, batch_size=batch_size, too_long=too_long)
             embeddings = self._infer(request, **where)
             result: Any = np.array([])
@@ -214,7 +213,7 @@ class SentenceTransformer(EmbeddingModel):
             elif not convert_to_numpy:
                 result = list(result)
             return result[0] if single else result
-        outputs = ["token_embeddings", OUTPUT_OF_TASK[self._task]]
+        outputs = ["token_embeddings", self._row.output]
         everything = Request(texts, outputs, TokenFeatures(), prompt, task, batch_size=batch_size, too_long=too_long)
         items: list[Any] = self._infer(everything, **where) or []
         if output_value == "token_embeddings":

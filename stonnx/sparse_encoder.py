@@ -16,7 +16,7 @@ from stonnx._model.embedding_model import EmbeddingModel
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results import sparse
-from stonnx._tasks import ORGANIZATIONS, OUTPUT_OF_TASK
+from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_inputs
 
 
@@ -64,9 +64,8 @@ class SparseEncoder(EmbeddingModel):
         ((2, 30522), 96)
     """
 
-    default_huggingface_organization = ORGANIZATIONS["sparse"]
     _task = "sparse"
-    _default_similarity = "dot"
+    default_huggingface_organization = TASKS[_task].organization
 
     @accept_old_arguments(renamed={"tokenizer_kwargs": "processor_kwargs"})
     def __init__(
@@ -190,7 +189,7 @@ class SparseEncoder(EmbeddingModel):
         collect: Collector[Any] = (sparse.CsrMatrix if convert_to_sparse_tensor else sparse.DenseMatrix)(self._width)
         request = Request(
             texts,
-            [OUTPUT_OF_TASK[self._task]],
+            [self._row.output],
             collect,
             prompt,
             task,

@@ -25,7 +25,7 @@ from stonnx._engine import probe as probe_module
 from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError, InvalidArgumentError
 from stonnx._hub.download import missing_for_pytorch
-from stonnx._tasks import Task
+from stonnx._tasks import TASKS, Task
 from stonnx._version import __version__
 from stonnx_export.calibration import random_sequences, read_texts, text_sequences
 from stonnx_export.checkpoint.modules import Transformer
@@ -178,7 +178,7 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
     if recipe.half:
         sequences = half_range.sequences(original.tokenizer(route), text_limit(checkpoint, route, original))
         results.append(float16.run(graph, half_range.largest_values(graph, sequences)))
-    if checkpoint.task == "rerank":
+    if TASKS[checkpoint.task].gives_labels:
         graft.graft_scores(graph, checkpoint.activation or "identity")
     else:
         graft.graft(graph, checkpoint.routes[route], task=checkpoint.task)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from stonnx._bundle.decode import EXPORT_AGAIN, _decode
 from stonnx._errors import BundleFormatError
-from stonnx._tasks import Task
+from stonnx._tasks import TASKS, Task
 
 MANIFEST_NAME = "stonnx.json"
 
@@ -207,6 +207,9 @@ def read_manifest(directory: Path) -> Manifest:
             f"{path} has schema_version {version}; this stonnx knows versions up to {SCHEMA_VERSION}. "
             "Upgrade with: pip install -U stonnx"
         )
+    task = data.get("task")
+    if "task" in data and not (isinstance(task, str) and task in TASKS):
+        raise BundleFormatError(f"{path}: task is {task!r}, allowed are {', '.join(map(repr, TASKS))}.")
     manifest = _decode(Manifest, data, path, "")
     for name in (*manifest.files, *_referenced_files(manifest)):
         # A manifest comes from outside: it may only ever name plain files beside itself.

@@ -22,7 +22,7 @@ from stonnx._device import nvidia
 from stonnx._device.cpus import cpu_features, cpu_name
 from stonnx._device.providers import PROVIDERS
 from stonnx._errors import BundleFormatError, ProbeError
-from stonnx._tasks import OUTPUT_OF_TASK
+from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_inputs
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ _ANSWERS = (
 
 def texts_of(task: str) -> list[Text]:
     """The texts of the probe; for rerankers each with one that belongs to it, and with one that does not."""
-    if task != "rerank":
+    if not TASKS[task].reads_pairs:
         return [*_TEXTS]
     return [*zip(_TEXTS, _ANSWERS, strict=True), *zip(_TEXTS, _TEXTS[1:] + _TEXTS[:1], strict=True)]
 
@@ -66,7 +66,7 @@ def texts_of(task: str) -> list[Text]:
 def run(route: LoadedRoute, task: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
     """What a route gives for the texts: vectors or logits [texts, features], computed in one batch."""
     rows: dict[int, npt.NDArray[np.float32]] = {}
-    for batch in route.stream(list(texts), [OUTPUT_OF_TASK[task]], batch_size=1024):
+    for batch in route.stream(list(texts), [TASKS[task].output], batch_size=1024):
         rows |= {int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
     return np.stack([rows[index] for index in range(len(texts))])
 
@@ -190,7 +190,7 @@ def _closeness(task: str, expected: npt.NDArray[np.float32], actual: npt.NDArray
     if expected.shape != actual.shape:
         return float("nan")
     a, b = expected.astype(np.float64), actual.astype(np.float64)
-    if task == "rerank":
+    if TASKS[task].gives_labels:
         spread = max(float(np.square(a - a.mean(axis=0)).sum()), _LEAST_SPREAD**2 * float(np.square(a).sum()))
         with np.errstate(invalid="ignore", over="ignore"):
             distance = float(np.square(a - b).sum())

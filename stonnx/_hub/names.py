@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stonnx._tasks import ORGANIZATIONS, Task
+from stonnx._tasks import TASKS, Task
 
 # Models from before the Hub had organizations, which are called by these names alone: sentence-transformers' own list.
 _WITHOUT_ORGANIZATION = frozenset(
@@ -88,4 +88,4 @@ def full_name(name: str, task: Task) -> str:
     """
     if "/" in name or name.lower() in _WITHOUT_ORGANIZATION:
         return name
-    return f"{ORGANIZATIONS[task]}/{name}"
+    return f"{TASKS[task].organization}/{name}"

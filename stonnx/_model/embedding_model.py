@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from stonnx._errors import InvalidArgumentError, InvalidInputError, TextTooLongError, UnsupportedError
 from stonnx._limits import Limits
@@ -18,7 +18,6 @@ _PROMPTS_OF_TASK = {"query": ("query",), "document": ("document", "passage", "co
 class EmbeddingModel(Model):
     """A :class:`Model` whose results can be compared. Use one of its subclasses."""
 
-    _default_similarity: ClassVar[str]
     encode: Callable[..., Any]
     encode_query: Callable[..., Any]
     encode_document: Callable[..., Any]
@@ -103,7 +102,7 @@ class EmbeddingModel(Model):
 
     @similarity_fn_name.setter
     def similarity_fn_name(self, value: str | None) -> None:
-        name = self._default_similarity if value is None else getattr(value, "value", value)
+        name = self._row.similarity if value is None else getattr(value, "value", value)
         if name not in _SIMILARITIES:
             allowed = ", ".join(_SIMILARITIES)
             raise InvalidArgumentError(f"similarity_fn_name {value!r} is not known. Allowed: {allowed}.")

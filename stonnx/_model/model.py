@@ -28,7 +28,7 @@ from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
 from stonnx._model.pool import Pool, borrowed, check_chunk_size, plan_workers, run_in_pool, start_pool, stop_pool
 from stonnx._model.work import Work
 from stonnx._progress import progress_bar
-from stonnx._tasks import CLASS_OF_TASK, RESULT_OF_TASK, Task
+from stonnx._tasks import TASKS, Task, TaskRow
 from stonnx._text.inputs import parse_inputs
 from stonnx._text.tokenizer import Text, Token
 
@@ -126,7 +126,7 @@ class Model(Compatibility):
         if manifest.task != self._task:
             raise InvalidArgumentError(
                 f"{directory} is a bundle for the task {manifest.task!r}. Load it with "
-                f"stonnx.{CLASS_OF_TASK[manifest.task]}, not with {type(self).__name__}."
+                f"stonnx.{TASKS[manifest.task].class_name}, not with {type(self).__name__}."
             )
         self.too_long = too_long
         # What pickling keeps of the engine. Resolved: another process may have another working directory.
@@ -139,7 +139,9 @@ class Model(Compatibility):
         }
         self._engine, self._last = Engine(directory, **self._options, limits=self._limits), threading.local()
         manifest = self._engine.manifest
-        self.prompts: dict[str, str] = self._initial_prompts() | dict(manifest.prompts)
+        # Every model of vectors has these two, as in sentence-transformers.
+        empty = {} if self._row.gives_labels else {"query": "", "document": ""}
+        self.prompts: dict[str, str] = empty | dict(manifest.prompts)
         for name, prompt in dict(prompts or {}).items():
             # None stands for the model's own prompt, where it has one.
             self.prompts[name] = self.prompts.get(name, "") if prompt is None else prompt
@@ -219,14 +221,13 @@ class Model(Compatibility):
         pool: Pool | None,
         device: str | list[str] | None,
         chunk_size: int | None,
-        unit: str = "text",
     ) -> _Result | None:
         """The result of a request, here or from the processes of a pool. None where it has no texts."""
         texts = request.texts
         counters, result = Counters(len(texts)), None
         if pool is None and not isinstance(device, list):
             if texts:
-                with progress_bar(len(texts), show, unit) as advance:
+                with progress_bar(len(texts), show, self._row.unit) as advance:
                     result, counters = run_request(self._engine, request, advance)
         else:
             check_chunk_size(chunk_size)
@@ -236,7 +237,7 @@ class Model(Compatibility):
             devices = device if isinstance(device, list) else None
             with (
                 borrowed(pool, lambda: self.start_multi_process_pool(devices)) as used,
-                progress_bar(len(texts), show, unit) as advance,
+                progress_bar(len(texts), show, self._row.unit) as advance,
             ):
                 replies = run_in_pool(used, call, texts, chunk_size=chunk_size, advance=advance)
             counters.add_parts([part for _, part in replies])
@@ -274,7 +275,7 @@ class Model(Compatibility):
             task: ``"query"`` or ``"document"``, with the prompts of ``encode_query`` and ``encode_document``.
         """
         if output is None:
-            output = RESULT_OF_TASK[self._task]
+            output = self._row.result
         if task not in (None, "query", "document"):
             raise InvalidArgumentError(f"task must be 'query', 'document' or None, got {task!r}.")
         route = self._engine.route_of_call(task)
@@ -322,9 +323,6 @@ class Model(Compatibility):
     def _kept_dims(self) -> int | None:
         """How many values of a sparse vector are kept; None: all."""
         return None
-
-    def _initial_prompts(self) -> dict[str, str]:
-        return {"query": "", "document": ""}
 
     @property
     def info(self) -> ModelInfo:
@@ -445,6 +443,10 @@ class Model(Compatibility):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.info})"
+
+    @property
+    def _row(self) -> TaskRow:
+        return TASKS[self._task]
 
     @property
     def _route(self) -> LoadedRoute:

@@ -9,6 +9,7 @@ from typing import Any
 from stonnx._bundle.integrity import verify_files
 from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
 from stonnx._errors import ModelNotFoundError
+from stonnx._tasks import TASKS
 from stonnx.cli._commands import Commands
 
 
@@ -46,8 +47,9 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.embedding_dimension is not None:
         unit = ", vectors of length 1" if manifest.normalized else ""
         lines.append(("dimensions", f"{manifest.embedding_dimension}{unit}"))
-    if manifest.task != "rerank":
-        lines.append(("similarity", manifest.similarity_fn_name or "cosine (not set by the model)"))
+    default = TASKS[manifest.task].similarity
+    if default is not None:
+        lines.append(("similarity", manifest.similarity_fn_name or f"{default} (not set by the model)"))
     for name, prompt in manifest.prompts.items():
         default = " (used by default)" if name == manifest.default_prompt_name else ""
         lines.append((f"prompt {name}", repr(prompt) + default))

@@ -175,7 +175,7 @@ class Models:
         }
         # Before loading: files that are replaced meanwhile are loaded once more.
         identity = _identity(Path(entry.bundle))
-        model = load_model(entry.bundle, entry.task, revision=entry.revision, **options)  # type: ignore[arg-type]
+        model = load_model(entry.bundle, entry.task, revision=entry.revision, **options)
         default = entry.default_prompt or self._settings.default_prompt
         if default is not None:
             if default in model.prompts:

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 import stonnx
 from stonnx import SentenceTransformer
 from stonnx._bundle.manifest import read_manifest
-from stonnx._tasks import CLASS_OF_TASK
+from stonnx._tasks import TASKS
 from stonnx_export.originals import load
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +171,7 @@ def zoo_bundles(tmp_path_factory: pytest.TempPathFactory, shared_directory: Path
 def _vectors(directory: Path, texts: list[str]) -> np.ndarray:
     """What MANY gives for a bundle; of a reranker all logits as one row."""
     task = read_manifest(directory).task
-    model = getattr(stonnx, CLASS_OF_TASK[task])(directory, threads=1)
+    model = getattr(stonnx, TASKS[task].class_name)(directory, threads=1)
     if task == "rerank":
         return model.predict([[text, texts[0]] for text in texts], activation_fn="identity").reshape(1, -1)
     return np.asarray(model.encode(texts, **({"convert_to_sparse_tensor": False} if task == "sparse" else {})))

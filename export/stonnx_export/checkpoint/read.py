@@ -15,7 +15,7 @@ from typing import Any
 
 from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
-from stonnx._tasks import CLASS_OF_TASK, Task
+from stonnx._tasks import TASKS, Task
 from stonnx_export.checkpoint.module_files import activation_name, damage_named, read_json, read_module, read_object
 from stonnx_export.checkpoint.modules import (
     ROUTERS,
@@ -32,7 +32,7 @@ _FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
 _MODALITIES = ("text", "image", "audio", "video", "message")
 # Files of a bundle are named after its routes.
 _ROUTE_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_TASK_OF_MODEL_TYPE: Mapping[str, Task] = {name: task for task, name in CLASS_OF_TASK.items()}
+_TASK_OF_MODEL_TYPE: Mapping[str, Task] = {row.class_name: row.name for row in TASKS.values()}
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
     if not (directory / "modules.json").is_file() and task != "embedding":
         # sentence-transformers adds a pooling to plain transformers checkpoints, as far as the task has one.
         modules: tuple[Module, ...] = (Transformer(),)
-        routes = {DEFAULT_ROUTE: modules if task == "rerank" else (*modules, SpladePooling("max", twice=False))}
-    labels = _labels(config) if task == "rerank" else ()
-    num_labels = len(labels) if task == "rerank" else None
+        routes = {DEFAULT_ROUTE: modules if TASKS[task].gives_labels else (*modules, SpladePooling("max", twice=False))}
+    labels = _labels(config) if TASKS[task].gives_labels else ()
+    num_labels = len(labels) if TASKS[task].gives_labels else None
     return Checkpoint(
         directory=directory,
         task=task,
@@ -112,7 +112,7 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
         max_active_dims=settings.get("max_active_dims"),
         num_labels=num_labels,
         labels=labels,
-        activation=_activation(settings, config, num_labels) if task == "rerank" else None,
+        activation=_activation(settings, config, num_labels) if TASKS[task].gives_labels else None,
         weights_sha256=_hash_weights(directory),
     )
 

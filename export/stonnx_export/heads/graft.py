@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from stonnx._errors import UnsupportedError
-from stonnx._tasks import Task
+from stonnx._tasks import TASKS, Task
 from stonnx_export.checkpoint import modules
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.read import last_dimension
@@ -57,11 +57,11 @@ def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "e
     if vector is None:
         raise UnsupportedError("A chain without a Pooling module gives no sentence embedding.")
     features = last_dimension(states[-1])
-    name = "sparse_embedding" if task == "sparse" else "sentence_embedding"
-    op.name_output(vector, name, ("batch", output_dimension(chain, features)))
+    op.name_output(vector, TASKS[task].output, ("batch", output_dimension(chain, features)))
     graph.outputs[:] = [vector]
-    if task == "embedding" and tokens is not None:
-        op.name_output(tokens, "token_embeddings", ("batch", "sequence", features))
+    token_output = TASKS[task].token_output
+    if token_output is not None and tokens is not None:
+        op.name_output(tokens, token_output, ("batch", "sequence", features))
         graph.outputs.append(tokens)
 
 

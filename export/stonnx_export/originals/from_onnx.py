@@ -18,6 +18,7 @@ import tokenizers
 from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import ModelNotFoundError, UnsupportedError
+from stonnx._tasks import TASKS
 from stonnx._text.tokenizer import Text
 from stonnx_export.checkpoint.modules import (
     POOLING_MODES,
@@ -100,7 +101,7 @@ class OnnxOriginal:
         names = dict.fromkeys(file.path.relative_to(root).as_posix() for file in self._files.values())
         if not names:
             return "the checkpoint's tables in numpy"
-        behind = "" if self._checkpoint.task == "rerank" else ", heads in numpy"
+        behind = "" if TASKS[self._checkpoint.task].gives_labels else ", heads in numpy"
         return f"{' and '.join(names)} of the checkpoint with onnxruntime {import_onnxruntime().__version__}{behind}"
 
     def graph(self, route: str) -> ir.Model:
@@ -157,7 +158,7 @@ class OnnxOriginal:
                 states = numpy_modules.sparse_static_embedding(weight, self.token_ids(route, text))[None]
             case _:
                 states = self._run(route, text)[self._files[route].output]
-        if self._checkpoint.task != "rerank":
+        if not TASKS[self._checkpoint.task].gives_labels:
             # A text alone has no padding.
             states = numpy_modules.run(chain, states, np.ones(states.shape[:2], dtype=np.int64), prompt_length)
         row: npt.NDArray[np.float32] = states[0]
@@ -216,7 +217,7 @@ def _open(checkpoint: Checkpoint, route: str) -> OnnxFile:
         )
     pooled = any(isinstance(module, Pooling) for module in chain)
     wanted: Wanted = "tokens" if checkpoint.task == "embedding" or pooled else "vocabulary"
-    return OnnxFile(path, "labels" if checkpoint.task == "rerank" else wanted)
+    return OnnxFile(path, "labels" if TASKS[checkpoint.task].gives_labels else wanted)
 
 
 def _limit(max_length: int | None, max_positions: int | None) -> int | None:

@@ -19,7 +19,7 @@ import torch
 
 from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import UnsupportedError
-from stonnx._tasks import CLASS_OF_TASK
+from stonnx._tasks import TASKS
 from stonnx._text.tokenizer import Text
 from stonnx_export.checkpoint.modules import Pooling, SparseStaticEmbedding, StaticEmbedding, WeightedLayerPooling
 from stonnx_export.checkpoint.read import Checkpoint
@@ -33,7 +33,7 @@ class TorchOriginal:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        kind = getattr(sentence_transformers, CLASS_OF_TASK[checkpoint.task])
+        kind = getattr(sentence_transformers, TASKS[checkpoint.task].class_name)
         with _silence():
             model = kind(
                 str(checkpoint.directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}

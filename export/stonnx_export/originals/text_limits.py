@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from stonnx._errors import UnsupportedError
+from stonnx._tasks import TASKS
 from stonnx._text.tokenizer import Text
 from stonnx_export.checkpoint.modules import Transformer
 from stonnx_export.checkpoint.read import Checkpoint
@@ -67,7 +68,7 @@ def _fails_beyond(checkpoint: Checkpoint, route: str, original: Original, writte
     if limit > _LONGEST_TABLE:
         return False
     text = " ".join(["a"] * (limit + 1))
-    texts: list[Text] = [(text, "a") if checkpoint.task == "rerank" else text]
+    texts: list[Text] = [(text, "a") if TASKS[checkpoint.task].reads_pairs else text]
     original.set_max_length(route, limit)
     original.outputs(route, texts)
     original.set_max_length(route, min(written, limit + 1))

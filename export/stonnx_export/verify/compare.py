@@ -12,7 +12,7 @@ from stonnx._bundle.manifest import DEFAULT_ROUTE, Fidelity, Manifest
 from stonnx._engine.engine import Engine
 from stonnx._engine.route import LoadedRoute
 from stonnx._errors import FidelityError
-from stonnx._tasks import OUTPUT_OF_TASK, Task
+from stonnx._tasks import TASKS, Task
 from stonnx._text.tokenizer import Text
 from stonnx_export.originals.original import Original, in_front
 from stonnx_export.texts import CALLED_TEXTS, LONGEST, TEXTS, sentences, verification_texts
@@ -71,7 +71,7 @@ def compare(
         )
         texts: list[Text] = [*verification_texts(limit or LONGEST, special), *sentences()]
         called: list[Text] = [*CALLED_TEXTS]
-        if manifest.task == "rerank":
+        if TASKS[manifest.task].reads_pairs:
             # Each text beside one of another length, so that both sides of a pair get to be the longer one.
             texts, called = _pairs(texts, 7), _pairs(called, 1)
         calls = _calls(manifest, name)
@@ -101,7 +101,7 @@ def compare(
         padded = _padded(route, manifest.task, texts)
         agreement = _agreement(manifest.task, expected, alone)
         compared = len(expected)
-        if manifest.task == "rerank":
+        if TASKS[manifest.task].gives_labels:
             # A cosine says nothing about a single number: take those of each label's logits over all pairs.
             expected, batched, alone, padded = expected.T, batched.T, alone.T, padded.transpose(0, 2, 1)
         report = measure(expected, batched, alone, padded, tolerance, original.name)
@@ -123,7 +123,7 @@ def _calls(manifest: Manifest, route: str) -> list[_Call]:
     calls = []
     if default and route == manifest.default_route and not manifest.needs_task:
         calls.append(_Call(None, prompts.get(default) or ""))
-    if manifest.task != "rerank":
+    if not TASKS[manifest.task].reads_pairs:
         # A Router has no other route for a task that it does not know.
         calls += [
             _Call(task, prompts.get(task) or "") for task in ("query", "document") if route in (task, DEFAULT_ROUTE)
@@ -144,7 +144,7 @@ def outputs(
     excluded = route.tokenizer.prompt_length(prompt) if prompt and "prompt_length" in route.session.inputs else 0
     pieces = [texts] if batch_size > 1 else [[text] for text in texts]
     for start, piece in enumerate(pieces):
-        for batch in route.stream(piece, [OUTPUT_OF_TASK[task]], batch_size=batch_size, prompt_length=excluded):
+        for batch in route.stream(piece, [TASKS[task].output], batch_size=batch_size, prompt_length=excluded):
             result |= {start + int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
     return np.stack([result[index] for index in range(len(texts))])
 
@@ -166,14 +166,14 @@ def _padded(route: LoadedRoute, task: Task, texts: list[Text]) -> npt.NDArray[np
             }
             if batch.token_type_ids is not None:
                 feeds["token_type_ids"] = np.pad(batch.token_type_ids, more, constant_values=fill.pad_token_type_id)
-            rows.append(route.session.run([OUTPUT_OF_TASK[task]], feeds)[0][0])
+            rows.append(route.session.run([TASKS[task].output], feeds)[0][0])
         results.append(np.stack(rows))
     return np.stack(results)
 
 
 def _agreement(task: Task, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> dict[str, float]:
     """The figures of a task that are about more than one vector; neighbours are those of the sentences, at the end."""
-    if task == "rerank":
+    if TASKS[task].gives_labels:
         return {"rank_correlation": min(spearman(a, b) for a, b in zip(expected.T, actual.T, strict=True))}
     last = len(sentences())
     figures = {"neighbours_overlap": neighbours_overlap(expected[-last:], actual[-last:])}

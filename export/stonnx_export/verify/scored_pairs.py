@@ -13,6 +13,7 @@ import numpy.typing as npt
 from stonnx._bundle.manifest import Manifest
 from stonnx._engine.engine import Engine
 from stonnx._errors import InvalidArgumentError
+from stonnx._tasks import TASKS
 from stonnx._text.tokenizer import Text
 from stonnx.util.similarity_function import SimilarityFunction
 from stonnx_export.originals.original import Original
@@ -89,7 +90,7 @@ def spearman_drop(
         known: The original's similarities: filled by the first call, and read by the next ones.
     """
     known = {} if known is None else known
-    if engine.manifest.task == "rerank":
+    if TASKS[engine.manifest.task].gives_labels:
         before, after = _logits(engine, original, pairs, known)
     else:
         before, after = _similarities(engine, original, pairs, known)
@@ -126,4 +127,4 @@ def _similarities(
 
 def similarity_name(manifest: Manifest) -> str:
     """How the vectors of a bundle are compared: what its model says, else what its class does by default."""
-    return manifest.similarity_fn_name or ("dot" if manifest.task == "sparse" else "cosine")
+    return manifest.similarity_fn_name or str(TASKS[manifest.task].similarity)

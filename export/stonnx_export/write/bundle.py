@@ -20,6 +20,7 @@ from stonnx._bundle.manifest import (
     TensorSpec,
     TokenizerSpec,
 )
+from stonnx._tasks import TASKS
 from stonnx._version import __version__
 from stonnx_export.checkpoint.modules import Normalize, Transformer, describe
 from stonnx_export.checkpoint.read import Checkpoint
@@ -109,6 +110,7 @@ def _manifest(
     directory: Path,
 ) -> Manifest:
     width = routes[checkpoint.default_route].outputs[0].shape[-1]
+    labels = TASKS[checkpoint.task].gives_labels
     return Manifest(
         schema_version=SCHEMA_VERSION,
         task=checkpoint.task,
@@ -119,13 +121,13 @@ def _manifest(
         precision=recipe.precision,
         recipe=recipe.name,
         requires_cpu_features=recipe.requires_cpu_features,
-        embedding_dimension=None if checkpoint.task == "rerank" else int(width),
+        embedding_dimension=None if labels else int(width),
         normalized=isinstance(checkpoint.chain[-1], Normalize),
         similarity_fn_name=checkpoint.similarity_fn_name,
         prompts=checkpoint.prompts,
         default_prompt_name=checkpoint.default_prompt_name,
         truncate_dim=checkpoint.truncate_dim,
-        num_labels=int(width) if checkpoint.task == "rerank" else None,
+        num_labels=int(width) if labels else None,
         labels=checkpoint.labels,
         activation=checkpoint.activation,
         files=hash_files(directory, sorted(file.name for file in directory.iterdir())),

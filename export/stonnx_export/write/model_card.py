@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stonnx._bundle.manifest import Fidelity, Manifest
-from stonnx._tasks import Task
+from stonnx._tasks import TASKS, Task
 
 NAME = "README.md"
 
@@ -17,7 +17,6 @@ class _Usage:
     pipeline_tag: str
     gives: str
     code: str
-    output: str
 
 
 _USAGES: dict[Task, _Usage] = {
@@ -29,7 +28,6 @@ _USAGES: dict[Task, _Usage] = {
 model = SentenceTransformer("path/to/this/directory")
 embeddings = model.encode(["The weather is lovely today.", "It's so sunny outside!"])
 print(model.similarity(embeddings, embeddings))""",
-        "sentence_embedding",
     ),
     "sparse": _Usage(
         "feature-extraction",
@@ -39,7 +37,6 @@ print(model.similarity(embeddings, embeddings))""",
 model = SparseEncoder("path/to/this/directory")
 embeddings = model.encode_document(["The weather is lovely today.", "It's so sunny outside!"])
 print(model.decode(embeddings, top_k=5))""",
-        "sparse_embedding",
     ),
     "rerank": _Usage(
         "text-ranking",
@@ -48,7 +45,6 @@ print(model.decode(embeddings, top_k=5))""",
 
 model = CrossEncoder("path/to/this/directory")
 print(model.predict([("How is the weather?", "It's so sunny outside!"), ("How is the weather?", "He drove home.")]))""",
-        "scores",
     ),
 }
 
@@ -75,7 +71,7 @@ def render(manifest: Manifest) -> str:
     chain = " → ".join(module.type for module in manifest.modules)
     fired = ", ".join(f"{name} {count}x" for name, count in manifest.rewrites.items() if count)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.exporter.items())
-    unit = "pairs of texts" if manifest.task == "rerank" else "texts"
+    unit = "pairs of texts" if TASKS[manifest.task].reads_pairs else "texts"
     return f"""---
 library_name: stonnx
 pipeline_tag: {usage.pipeline_tag}
@@ -167,19 +163,19 @@ result, is a little further away. The probe in the bundle checks it there.
 
 def _facts(manifest: Manifest) -> str:
     facts = []
-    if manifest.task == "rerank":
+    row = TASKS[manifest.task]
+    if row.gives_labels:
         facts.append(("labels", ", ".join(manifest.labels)))
         facts.append(("activation of the scores", str(manifest.activation)))
     else:
         facts.append(("dimensions", str(manifest.embedding_dimension)))
-        facts.append(("similarity", manifest.similarity_fn_name or ("dot" if manifest.task == "sparse" else "cosine")))
+        facts.append(("similarity", str(manifest.similarity_fn_name or row.similarity)))
     if manifest.task == "embedding":
         facts.append(("vectors of length 1", "yes" if manifest.normalized else "no"))
     for name, route in manifest.routes.items():
         limit = route.tokenizer.max_seq_length
         which = "" if len(manifest.routes) == 1 else f" ({name})"
-        text = "pair" if manifest.task == "rerank" else "text"
-        facts.append((f"longest {text}{which}", f"{limit} tokens; longer ones are cut" if limit else "any"))
+        facts.append((f"longest {row.unit}{which}", f"{limit} tokens; longer ones are cut" if limit else "any"))
     facts += [(f"prompt `{name}`", f"`{prompt!r}`") for name, prompt in manifest.prompts.items() if prompt]
     facts.append(("precision", f"{manifest.precision} (recipe `{manifest.recipe}`)"))
     return "\n".join(f"| {name} | {value} |" for name, value in facts)
@@ -187,8 +183,7 @@ def _facts(manifest: Manifest) -> str:
 
 def _bare_code(manifest: Manifest) -> str:
     route = manifest.routes[manifest.default_route]
-    output = _USAGES[manifest.task].output
-    pair = manifest.task == "rerank"
+    output, pair = TASKS[manifest.task].result, TASKS[manifest.task].reads_pairs
     sample = '[("How is the weather?", "It\'s so sunny outside!")]' if pair else '["The weather is lovely today."]'
     types = any(spec.name == "token_type_ids" for spec in route.inputs) and pair
     types_line = '\n    "token_type_ids": np.array([encoding.type_ids for encoding in encodings]),' if types else ""

@@ -26,7 +26,7 @@ from zoo.exported import CachedOriginal
 import stonnx
 from stonnx._bundle.manifest import read_manifest
 from stonnx._errors import ExportError
-from stonnx._tasks import CLASS_OF_TASK
+from stonnx._tasks import TASKS
 from stonnx_export import RECIPES, export
 from stonnx_export.fp16 import float16
 from stonnx_export.fp16.half_range import largest_values
@@ -371,5 +371,5 @@ class TestExport:
         assert manifest.kept == ()
         assert manifest.fidelity is not None
         assert manifest.fidelity.cosine_min >= 0.9999
-        loaded = getattr(stonnx, CLASS_OF_TASK[model.task])(bundle, threads=1)
+        loaded = getattr(stonnx, TASKS[model.task].class_name)(bundle, threads=1)
         assert loaded.info.precision == "float16"

@@ -21,7 +21,7 @@ from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._device import session as session_module
 from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError
-from stonnx._tasks import CLASS_OF_TASK, OUTPUT_OF_TASK, Task
+from stonnx._tasks import TASKS, Task
 from stonnx_export import RECIPES, export
 from stonnx_export.checkpoint.modules import SpladePooling
 from stonnx_export.checkpoint.read import read_checkpoint
@@ -248,7 +248,7 @@ class TestModels:
                 wider = {key: np.pad(array, ((0, 0), (0, 1 + 7 * index))) for key, array in feeds.items()}
                 # The id of padding can be any: nothing looks at it.
                 wider["input_ids"] = np.where(wider["attention_mask"] > 0, wider["input_ids"], index)
-                rows.append(route.session.run([OUTPUT_OF_TASK[case.row.task]], wider)[0][0])
+                rows.append(route.session.run([TASKS[case.row.task].output], wider)[0][0])
             padded = np.stack(rows)
             assert cosines(alone, padded.T if case.row.task == "rerank" else padded).min() >= INVARIANT
 
@@ -273,7 +273,7 @@ class TestModels:
                 assert (np.abs(other - together).max() > 0) == (saturates != needed_here)
 
     def test_the_class_of_the_task_runs_it(self, case: Case) -> None:
-        model = getattr(stonnx, CLASS_OF_TASK[case.row.task])(case.bundle, threads=1)
+        model = getattr(stonnx, TASKS[case.row.task].class_name)(case.bundle, threads=1)
         assert model.info.precision == "int8"
         texts = case.texts()[:6]
         name = case.manifest.default_route

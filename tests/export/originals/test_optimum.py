@@ -15,7 +15,7 @@ from zoo import build_checkpoint, row
 
 import stonnx
 from stonnx._bundle.manifest import read_manifest
-from stonnx._tasks import CLASS_OF_TASK
+from stonnx._tasks import TASKS
 from stonnx_export import export
 from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.originals.from_torch import TorchOriginal
@@ -74,7 +74,7 @@ def check(written: Written, bundle: Path) -> None:
     if model_row.task == "rerank":
         texts = list(zip(texts, texts[5:] + texts[:5], strict=True))
     expected = TorchOriginal(read_checkpoint(written.checkpoint, model_row.task)).outputs("default", texts)
-    model = getattr(stonnx, CLASS_OF_TASK[model_row.task])(bundle)
+    model = getattr(stonnx, TASKS[model_row.task].class_name)(bundle)
     if model_row.task == "rerank":
         result = model.predict(texts, activation_fn="identity").reshape(expected.shape)
     elif model_row.task == "sparse":

@@ -1,0 +1,1 @@
+"""`stonnx serve` under load: what it answers, how soon, and whether it is right. Run by ``make bench-serve``."""

@@ -1,0 +1,89 @@
+"""Texts with the vectors that they have to get, each computed alone before any server is under load."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import stonnx
+from benchmarks.serving.client import Reply, embedding_body
+from benchmarks.texts import mixed_texts, texts
+
+# Texts of each kind. A server that keeps answers of earlier requests would gain from it; none of these does.
+_COUNT = 400
+BULK = 2048
+_LONG_CHARACTERS = 8_000
+
+
+@dataclass(frozen=True)
+class Known:
+    """Texts, the vectors of each alone, and the bodies that ask for them."""
+
+    texts: Sequence[str]
+    vectors: np.ndarray
+    bodies: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.bodies)
+
+    def difference(self, reply: Reply, index: int) -> float:
+        """The largest difference between an answer and the vector of the text alone."""
+        (row,) = rows_of(reply)
+        return float(np.abs(row - self.vectors[index]).max())
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """Many texts in one request."""
+
+    body: bytes
+    vectors: np.ndarray
+    texts: Sequence[str]
+
+    def difference(self, reply: Reply) -> float:
+        return float(np.abs(np.stack(rows_of(reply)) - self.vectors).max())
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All that is sent."""
+
+    short: Known
+    mix: Known
+    long: Known
+    bulk: Bulk
+
+
+def rows_of(reply: Reply) -> list[np.ndarray]:
+    """The vectors of an answer, in the order of its inputs, whether it is base64 or numbers."""
+    rows = [item["embedding"] for item in sorted(json.loads(reply.body)["data"], key=lambda item: item["index"])]
+    return [
+        np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else np.array(row, np.float32)
+        for row in rows
+    ]
+
+
+def known_texts(bundle: Path, model: str = "model") -> Texts:
+    """The texts, with vectors that a model of its own computes one by one."""
+    encoder = stonnx.SentenceTransformer(bundle)
+    words = texts(1, _LONG_CHARACTERS // 3, seed=9)[0]
+
+    def alone(some: Sequence[str]) -> np.ndarray:
+        return np.stack([encoder.encode(text) for text in some])
+
+    def known(some: Sequence[str]) -> Known:
+        return Known(some, alone(some), [embedding_body(text, model) for text in some])
+
+    # Twelve words and two special tokens are 14 tokens.
+    bulk = mixed_texts(BULK, seed=3)
+    return Texts(
+        short=known(texts(_COUNT, 12, seed=1)),
+        mix=known(mixed_texts(_COUNT, seed=2)),
+        long=known([words[:_LONG_CHARACTERS]]),
+        bulk=Bulk(embedding_body(bulk, model), alone(bulk), bulk),
+    )

@@ -10,9 +10,9 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 
 # Versions that the exporter has to work with: a file of requirements each.
-ENVIRONMENTS := $(basename $(notdir $(wildcard tests/environments/*.txt)))
+ENVIRONMENTS := $(basename $(notdir $(wildcard tests/environments/transformers*.txt)))
 
-.PHONY: demo test test-all test-environments lint format bench clean
+.PHONY: demo test test-all test-environments test-integrations lint format bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m examples.semantic_search
@@ -28,6 +28,10 @@ test-environments: $(ENVIRONMENTS:%=test-%)
 
 test-transformers%: .venv-transformers%/.installed
 	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/zoo tests/export tests/parity/test_models.py tests/hub/test_hub.py
+
+# The adapters with the libraries that they are for, about 1 GB of them.
+test-integrations: .venv-integrations/.installed
+	$(<D)/bin/python -m pytest -o asyncio_default_fixture_loop_scope=function tests/integrations tests/shipped/test_docs.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -45,7 +49,7 @@ bench:
 	.venvs/sentence-transformers-6/bin/python -m benchmarks $(BENCH)
 
 clean:
-	rm -rf $(VENV) .venvs .cache/benchmarks $(ENVIRONMENTS:%=.venv-%) bundles
+	rm -rf $(VENV) .venvs .cache/benchmarks .venv-* bundles
 
 $(VENV)/.installed-torch:
 	$(PYTHON) -c 'import sys; sys.exit("stonnx needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -61,8 +65,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install -q -e ".[dev]"
 	touch $@
 
-.PRECIOUS: .venv-transformers%/.installed
-.venv-transformers%/.installed: tests/environments/transformers%.txt pyproject.toml
+.PRECIOUS: .venv-%/.installed
+.venv-%/.installed: tests/environments/%.txt pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q "$(TORCH)"
 	$(@D)/bin/python -m pip install -q -e ".[cpu,export,demo,dev]" -r $<

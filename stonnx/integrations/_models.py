@@ -44,7 +44,7 @@ class LazyModel(Generic[_Model]):
 
     def __call__(self) -> _Model:
         if self._loaded is None:
-            self._loaded = self._kind(self.name, **self._options)
+            self._loaded = cast(Any, self._kind)(self.name, **self._options)
         return self._loaded
 
     def __getstate__(self) -> dict[str, Any]:

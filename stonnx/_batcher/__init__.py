@@ -1,4 +1,5 @@
 """Texts of many callers in, results out: which texts run together, and the threads that run them.
 
-``queue.py`` decides (pure, without threads or clock), ``workers.py`` runs, ``batcher.py`` is what callers await.
+``waiting.py`` and ``queue.py`` decide (pure, without threads or clock), ``workers.py`` runs, ``scheduler.py`` tokenizes
+and admits, ``batcher.py`` is what callers await.
 """

@@ -18,19 +18,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
-from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
+from stonnx._batcher.waiting import Entry, Group, Lane, LaneQueue, Pace, Request, Run, State
 from stonnx._text.batching import share_of_budget
 
 # While interactive requests wait, a bulk request leads one run of so many.
 BULK_EVERY = 4
-# Length classes for each doubling of the length: texts of one class differ by less than a fifth.
-_CLASSES_PER_DOUBLING = 4
 # Classes that are looked at for texts to fill a run, on both sides of the leading text's own.
 _NEIGHBOURS = 12
 # Padded tokens of a run for each real one, at most, when texts of other classes fill it.
@@ -39,175 +34,6 @@ _PADDING = 1.2
 _FREE_PADDING = 16
 # How fast the measured speed follows: the last ten runs or so count.
 _SMOOTHING = 0.1
-
-
-class Lane(Enum):
-    """Who waits for a request: somebody, or a job."""
-
-    INTERACTIVE = "interactive"
-    BULK = "bulk"
-
-
-class State(Enum):
-    """What has become of an entry."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
-    DROPPED = "dropped"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Texts that can run together, and how many.
-
-    Attributes:
-        key: Equal for equal groups.
-        tokens: The most tokens of a run, padding included, unless it is a single text.
-        texts: The most texts of a run.
-        context: What runs them; the queue does not look at it.
-    """
-
-    key: Hashable
-    tokens: int = field(compare=False)
-    texts: int = field(compare=False)
-    context: Any = field(default=None, compare=False)
-
-
-@dataclass(eq=False, slots=True)
-class Entry:
-    """One text to run, for every request that waits for it."""
-
-    group: Group
-    tokens: int
-    payload: Any
-    key: Hashable | None
-    lane: Lane
-    state: State = State.WAITING
-    # For each request that waits, the positions that the text has in it.
-    waiters: dict[Request, list[int]] = field(default_factory=dict)
-
-    @property
-    def length_class(self) -> int:
-        """Texts of one class can be padded to each other."""
-        return int(_CLASSES_PER_DOUBLING * math.log2(max(1, self.tokens)))
-
-
-class Request:
-    """Some texts that one caller waits for."""
-
-    __slots__ = (
-        "buckets",
-        "cancelled",
-        "context",
-        "deadline",
-        "entries",
-        "is_queued",
-        "lane",
-        "number",
-        "started",
-        "turn",
-    )
-
-    def __init__(self, lane: Lane, deadline: float | None = None, context: Any = None) -> None:
-        self.lane = lane
-        self.deadline = deadline
-        # The caller's own.
-        self.context = context
-        # Entries that are not finished, in their order; those that run or are gone are skipped.
-        self.entries: dict[Entry, None] = {}
-        self.buckets: set[tuple[Hashable, int]] = set()
-        # Tokens that it has been given, counted from those of the others when it came.
-        self.turn = 0.0
-        self.number = 0
-        self.is_queued = False
-        self.cancelled = False
-        # When its first text ran.
-        self.started: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Texts that run together now.
-
-    Attributes:
-        group: Theirs.
-        entries: The texts.
-        alone: Nothing else runs or waits: the run may have all threads.
-        started: When.
-        expected_seconds: How long it takes by the speed so far; 0 before anything is known.
-    """
-
-    group: Group
-    entries: Sequence[Entry]
-    alone: bool
-    started: float
-    expected_seconds: float
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the texts."""
-        return sum(entry.tokens for entry in self.entries)
-
-    @property
-    def padded_tokens(self) -> int:
-        """The same with padding."""
-        return len(self.entries) * max(entry.tokens for entry in self.entries)
-
-
-class _LaneQueue:
-    """The requests of one lane that have waiting entries."""
-
-    def __init__(self) -> None:
-        # (turn when it was pushed, number, request): a request's turn only grows, so that an outdated item is pushed
-        # again when it comes to the top.
-        self.heap: list[tuple[float, int, Request]] = []
-        self.buckets: dict[Hashable, dict[int, OrderedDict[Request, deque[Entry]]]] = {}
-        self.turn = 0.0
-        self.tokens = 0
-        self.texts = 0
-
-    def file(self, request: Request, entry: Entry) -> None:
-        """Let a request find an entry by its group and length."""
-        place = (entry.group.key, entry.length_class)
-        classes = self.buckets.setdefault(place[0], {})
-        classes.setdefault(place[1], OrderedDict()).setdefault(request, deque()).append(entry)
-        request.buckets.add(place)
-
-    def unfile(self, request: Request) -> None:
-        """Forget the entries of a request."""
-        for group, length_class in request.buckets:
-            self._discard(group, length_class, request)
-        request.buckets.clear()
-
-    def next_in(self, group: Hashable, length_class: int) -> tuple[Request, Entry] | None:
-        """An entry of a class, from the request whose turn it is there."""
-        requests = self.buckets.get(group, {}).get(length_class)
-        while requests:
-            request, entries = next(iter(requests.items()))
-            while entries and entries[0].state is not State.WAITING:
-                entries.popleft()
-            if entries:
-                return request, entries[0]
-            request.buckets.discard((group, length_class))
-            self._discard(group, length_class, request)
-        return None
-
-    def pop(self) -> None:
-        """The request at the top has no text that waits."""
-        heapq.heappop(self.heap)[2].is_queued = False
-
-    def rotate(self, group: Hashable, length_class: int, request: Request) -> None:
-        """The request had its turn in a class."""
-        self.buckets[group][length_class].move_to_end(request)
-
-    def _discard(self, group: Hashable, length_class: int, request: Request) -> None:
-        classes = self.buckets[group]
-        del classes[length_class][request]
-        if not classes[length_class]:
-            del classes[length_class]
-        if not classes:
-            del self.buckets[group]
 
 
 class Queue:
@@ -233,11 +59,12 @@ class Queue:
         self.failures = 0
         self.cancelled_texts = 0
         self.expired: list[Request] = []
-        self._lanes = {lane: _LaneQueue() for lane in Lane}
+        self._lanes = {lane: LaneQueue() for lane in Lane}
         self._by_key: dict[Hashable, Entry] = {}
         self._numbers = itertools.count()
         self._since_bulk = 0
-        self._speed: float | None = None
+        # Of the last run.
+        self.pace = Pace()
 
     # What waits.
 
@@ -255,23 +82,20 @@ class Queue:
         """Tokens of the runs in progress."""
         return sum(run.tokens for run in self.runs)
 
-    @property
-    def speed(self) -> float | None:
-        """Tokens a second with all slots in use, as measured; None before the first run."""
-        return self._speed
+    def seconds_until(self, lane: Lane, pace: Pace, tokens: int, share: float) -> float:
+        """How long it takes until no more than a share of a lane waits, and as many tokens more have room.
 
-    def set_speed(self, tokens_per_second: float) -> None:
-        """Start from a speed that was measured elsewhere, as in a warm-up."""
-        self._speed = tokens_per_second
-
-    def seconds_for(self, tokens: int, lane: Lane | None = None) -> float:
-        """How long so many tokens take by the speed so far, in a lane that shares it with the other one if that has
-        texts waiting; 0 before anything is known."""
-        if not self._speed:
-            return 0.0
-        if lane is None or not any(queue.texts for each, queue in self._lanes.items() if each is not lane):
-            return tokens / self._speed
-        return tokens / (self._speed * (1 - 1 / BULK_EVERY if lane is Lane.INTERACTIVE else 1 / BULK_EVERY))
+        Args:
+            lane: The lane.
+            pace: Of the tokens that want to come.
+            tokens: How many they are.
+            share: Of what waits in the lane now.
+        """
+        seconds = (1 - share) * self._lanes[lane].seconds + pace.seconds_for(tokens)
+        if all(queue.texts == 0 for each, queue in self._lanes.items() if each is not lane):
+            return seconds
+        # The other lane takes its turns meanwhile.
+        return seconds / (1 - 1 / BULK_EVERY if lane is Lane.INTERACTIVE else 1 / BULK_EVERY)
 
     # Requests.
 
@@ -293,8 +117,7 @@ class Queue:
             entry = self._by_key.get(key) if key is not None else None
             if entry is None:
                 entry = Entry(group, tokens, payload, key, request.lane)
-                lane.tokens += tokens
-                lane.texts += 1
+                lane.count(entry, 1)
                 if key is not None:
                     self._by_key[key] = entry
             positions = entry.waiters.setdefault(request, [])
@@ -340,8 +163,10 @@ class Queue:
         budget = share_of_budget(waiting, leader[1].group.tokens, free)
         entries = self._fill(leader, budget, now)
         alone = not self.runs and not self.texts
-        # The speed is that of all slots together.
-        expected = self.seconds_for(sum(entry.tokens for entry in entries)) * (1 if alone else self.slots)
+        # The pace is that of all slots together.
+        expected = entries[0].group.pace.seconds_for(sum(entry.tokens for entry in entries)) * (
+            1 if alone else self.slots
+        )
         run = Run(entries[0].group, entries, alone, now, expected)
         self.runs.add(run)
         return run
@@ -357,8 +182,8 @@ class Queue:
             if seconds > 0:
                 measured = run.tokens / seconds * (1 if run.alone else self.slots)
                 # Small runs are dominated by what each run costs, and say little about a long queue.
-                weight = _SMOOTHING * min(1.0, run.padded_tokens / run.group.tokens)
-                self._speed = measured if self._speed is None else self._speed + weight * (measured - self._speed)
+                run.group.pace.measure(measured, _SMOOTHING * min(1.0, run.padded_tokens / run.group.tokens))
+                self.pace = run.group.pace
         finished = []
         for entry in run.entries:
             entry.state = State.FINISHED
@@ -446,9 +271,7 @@ class Queue:
     def _leave(self, entry: Entry, state: State) -> None:
         """An entry waits no longer."""
         entry.state = state
-        lane = self._lanes[entry.lane]
-        lane.tokens -= entry.tokens
-        lane.texts -= 1
+        self._lanes[entry.lane].count(entry, -1)
 
     def _forget(self, entry: Entry) -> None:
         if entry.key is not None and self._by_key.get(entry.key) is entry:

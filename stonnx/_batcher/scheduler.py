@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from stonnx._batcher.queue import Group, Lane, Request
+from stonnx._batcher.waiting import Group, Lane, Pace, Request
 from stonnx._batcher.workers import Done, Load, RunReport, Workers
+from stonnx._engine.route import LoadedRoute
 from stonnx._errors import DeadlineError, OverloadedError, TextTooLongError, TooManyTokensError
 from stonnx._model.work import Work
 from stonnx._text.tokenizer import Text, TokenIds
@@ -27,6 +29,8 @@ _CHARACTERS_AT_A_TIME = 1 << 17
 _TOKENIZING_THREADS = 2
 # Roughly, to see whether there is room for a request before it is tokenized.
 _CHARACTERS_PER_TOKEN = 4
+# Nobody is told to come again sooner.
+_SHORTEST_RETRY_SECONDS = 0.05
 # What may wait in a lane: seconds of work by the measured speed, or tokens before anything was measured.
 QUEUED_SECONDS = 10.0
 _QUEUED_TOKENS_AT_FIRST = 1 << 20
@@ -104,6 +108,8 @@ class Scheduler:
     ) -> None:
         self._limit = max_queued_tokens
         self._workers = Workers(slots, _deliver, _expire, report)
+        # A route that is replaced is forgotten with its paces.
+        self._paces: weakref.WeakKeyDictionary[LoadedRoute, dict[str, Pace]] = weakref.WeakKeyDictionary()
         self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, "stonnx-tokenize")
 
     async def compute(
@@ -134,8 +140,7 @@ class Scheduler:
         start = time.perf_counter()
         loop = asyncio.get_running_loop()
         lane = Lane.BULK if (len(texts) > _MOST_INTERACTIVE_TEXTS if bulk is None else bulk) else Lane.INTERACTIVE
-        most_tokens, most_texts = work.limits
-        group = Group(work.group, most_tokens, most_texts, work)
+        group = Group(work.group, *work.limits, self.pace(work), work)
         pending = _Pending(len(texts), loop)
         request = Request(lane, deadline, pending)
         answer = Answer(pending.rows)
@@ -175,15 +180,16 @@ class Scheduler:
         work: Work = group.context
         efforts = list(map(work.effort, texts))
         characters = sum(efforts)
-        self._check_room(lane, characters // _CHARACTERS_PER_TOKEN + len(texts), is_estimate=True)
+        self._check_room(group.pace, lane, characters // _CHARACTERS_PER_TOKEN + len(texts), is_estimate=True)
         if characters <= _CHARACTERS_IN_LOOP and len(texts) <= _TEXTS_AT_A_TIME:
             tokenized = work.tokenize(texts)
-            self._check_room(lane, sum(map(len, tokenized)), is_estimate=False)
+            self._check_room(group.pace, lane, sum(map(len, tokenized)), is_estimate=False)
             self._add(request, group, tokenized, texts, answer, 0, truncate)
             return
         # A tokenizer rarely makes more tokens than there are characters: with room for these, texts can run while
         # the next ones are tokenized. Otherwise all have to be counted first.
-        is_safe = truncate and self._room(lane) >= characters + 4 * len(texts)
+        room = self.max_queued_tokens(lane, group.pace) - self._workers.queued_tokens(lane)
+        is_safe = truncate and room >= characters + 4 * len(texts)
         loop = asyncio.get_running_loop()
         everything: list[TokenIds] = []
         position = 0
@@ -197,7 +203,7 @@ class Scheduler:
             else:
                 everything += tokenized
         if everything:
-            self._check_room(lane, sum(map(len, everything)), is_estimate=False)
+            self._check_room(group.pace, lane, sum(map(len, everything)), is_estimate=False)
             self._add(request, group, everything, texts, answer, 0, truncate)
 
     def _add(
@@ -220,42 +226,30 @@ class Scheduler:
         items = [(group, len(item), item, (group.key, text)) for item, text in zip(tokenized, texts, strict=True)]
         self._workers.add(request, items, start)
 
-    def check_room(self, characters: int, texts: int) -> None:
-        """Refuse a request for which there is no room now, by its size alone.
-
-        Raises:
-            OverloadedError, TooManyTokensError: There is none.
-        """
-        lane = Lane.BULK if texts > _MOST_INTERACTIVE_TEXTS else Lane.INTERACTIVE
-        self._check_room(lane, characters // _CHARACTERS_PER_TOKEN + texts, is_estimate=True)
-
-    def _check_room(self, lane: Lane, tokens: int, *, is_estimate: bool) -> None:
-        limit, queued = self.max_queued_tokens(lane), self._workers.queued_tokens(lane)
+    def _check_room(self, pace: Pace, lane: Lane, tokens: int, *, is_estimate: bool) -> None:
+        limit, queued = self.max_queued_tokens(lane, pace), self._workers.queued_tokens(lane)
         if tokens > limit:
             # An estimate may be too high by much: only what was counted is refused for good.
             if is_estimate and tokens <= 2 * limit:
                 return
             raise TooManyTokensError(tokens, limit)
         if queued + tokens > limit:
-            # When half of the queue is free: those who are told the same time have to find room as well.
-            excess = max(queued + tokens - limit, queued - limit // 2)
-            raise OverloadedError(queued, limit, max(0.05, self._workers.seconds_for(excess, lane)))
+            # When half of the queue is free: the others who are told this have to find room as well.
+            seconds = self._workers.seconds_until(lane, pace, max(0, tokens - limit // 2), 0.5)
+            raise OverloadedError(queued, limit, max(_SHORTEST_RETRY_SECONDS, seconds))
 
-    def _room(self, lane: Lane) -> int:
-        return self.max_queued_tokens(lane) - self._workers.queued_tokens(lane)
+    def pace(self, work: Work) -> Pace:
+        """How fast some work is done here, as measured."""
+        return self._paces.setdefault(work.route, {}).setdefault(work.output, Pace())
 
-    def max_queued_tokens(self, lane: Lane) -> int:
-        """The most tokens that may wait in a lane."""
+    def max_queued_tokens(self, lane: Lane, pace: Pace) -> int:
+        """The most tokens that may wait in a lane, for a request of this pace."""
         if self._limit is not None:
             return self._limit
-        speed = self.load().tokens_per_second
+        speed = pace.tokens_per_second
         measured = _QUEUED_TOKENS_AT_FIRST if speed is None else int(QUEUED_SECONDS * speed)
         texts, tokens = _ALWAYS[lane]
         return max(measured, texts * tokens)
-
-    def set_speed(self, tokens_per_second: float) -> None:
-        """Start from a speed that was measured elsewhere, as in a warm-up."""
-        self._workers.set_speed(tokens_per_second)
 
     def load(self) -> Load:
         """What waits and runs at this moment."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stonnx._batcher.queue import Entry, Lane, Queue, Request, Run
+from stonnx._batcher.queue import Queue
+from stonnx._batcher.waiting import Entry, Lane, Pace, Request, Run
 from stonnx._model.work import Work
 
 logger = logging.getLogger("stonnx")
@@ -103,23 +104,22 @@ class Workers:
         with self._condition:
             return self._queue.tokens(lane)
 
-    def seconds_for(self, tokens: int, lane: Lane) -> float:
-        """How long so many tokens of a lane take: see :meth:`Queue.seconds_for`."""
+    def seconds_until(self, lane: Lane, pace: Pace, tokens: int, share: float) -> float:
+        """How long until there is room: see :meth:`Queue.seconds_until`."""
         with self._condition:
-            return self._queue.seconds_for(tokens, lane)
-
-    def set_speed(self, tokens_per_second: float) -> None:
-        """Start from a speed that was measured elsewhere."""
-        with self._condition:
-            self._queue.set_speed(tokens_per_second)
+            return self._queue.seconds_until(lane, pace, tokens, share)
 
     def load(self) -> Load:
         """What waits and runs at this moment."""
         with self._condition:
             queue = self._queue
-            bulk = queue.tokens(Lane.BULK)
             return Load(
-                queue.tokens() - bulk, bulk, queue.texts, queue.running_tokens, queue.cancelled_texts, queue.speed
+                queued_tokens=queue.tokens(Lane.INTERACTIVE),
+                queued_bulk_tokens=queue.tokens(Lane.BULK),
+                queued_texts=queue.texts,
+                running_tokens=queue.running_tokens,
+                cancelled_texts=queue.cancelled_texts,
+                tokens_per_second=queue.pace.tokens_per_second,
             )
 
     @property

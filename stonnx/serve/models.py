@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stonnx import CrossEncoder, SentenceTransformer, SparseEncoder
-from stonnx._batcher.queue import Lane
 from stonnx._batcher.scheduler import Scheduler
+from stonnx._batcher.waiting import Lane
 from stonnx._batcher.workers import RunReport
 from stonnx._errors import InvalidArgumentError
 from stonnx._load import load_model
@@ -92,6 +92,12 @@ class Served:
         """What it computes if it is told nothing; of a model that has to be told, for queries."""
         needs_task = self.model.manifest.needs_task and not self.model.default_prompt_name
         return self.work(task="query") if needs_task else self.work()
+
+    @property
+    def max_queued_tokens(self) -> dict[str, int]:
+        """The most tokens that wait for it, of small requests and of large ones."""
+        pace = self.scheduler.pace(self.usual_work)
+        return {lane.value: self.scheduler.max_queued_tokens(lane, pace) for lane in Lane}
 
     def work(self, output: str | None = None, prompt_name: str | None = None, task: str | None = None) -> Work:
         """What is to be computed, by the model: see :meth:`Model.work`."""
@@ -193,7 +199,7 @@ class Models:
         task = next(task for kind, task in _TASKS.items() if isinstance(model, kind))
         scheduler = self._schedulers[model.device]
         served = Served(name, entry, model, task, scheduler, int(time.time()), identity, Path(model.info.directory))
-        scheduler.set_speed(_measured_speed(served))
+        scheduler.pace(served.usual_work).tokens_per_second = _measured_speed(served)
         return served
 
     def choose(self, name: str | None, tasks: Iterable[TaskName]) -> Choice:
@@ -276,10 +282,6 @@ class Models:
         """Tokens that wait on all devices."""
         loads = [scheduler.load() for scheduler in self._schedulers.values()]
         return sum(load.queued_tokens + load.queued_bulk_tokens for load in loads)
-
-    def max_queued_tokens(self) -> int:
-        """The most tokens of single texts that wait on one device."""
-        return max((each.max_queued_tokens(Lane.INTERACTIVE) for each in self._schedulers.values()), default=0)
 
     def close(self) -> None:
         """End all threads after the runs in progress."""

@@ -115,7 +115,7 @@ class Scheduler:
     async def compute(
         self,
         work: Work,
-        texts: Sequence[Text],
+        texts: Sequence[Text | TokenIds],
         *,
         bulk: bool | None = None,
         deadline: float | None = None,
@@ -125,7 +125,7 @@ class Scheduler:
 
         Args:
             work: What to compute.
-            texts: From :meth:`Work.texts`.
+            texts: From :meth:`Work.texts` or :meth:`Work.from_ids`.
             bulk: Whether they can wait for those of others. None: if there are more than 8.
             deadline: On the clock of :func:`time.perf_counter`: texts that did not start to run by then never do.
             truncate: Cut texts that are too long, instead of raising TextTooLongError.
@@ -171,7 +171,7 @@ class Scheduler:
         self,
         request: Request,
         group: Group,
-        texts: Sequence[Text],
+        texts: Sequence[Text | TokenIds],
         lane: Lane,
         answer: Answer,
         truncate: bool,
@@ -211,7 +211,7 @@ class Scheduler:
         request: Request,
         group: Group,
         tokenized: Sequence[TokenIds],
-        texts: Sequence[Text],
+        texts: Sequence[Text | TokenIds],
         answer: Answer,
         start: int,
         truncate: bool,
@@ -298,9 +298,9 @@ def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Any]) -> None:
             raise
 
 
-def _pieces(texts: Sequence[Text], efforts: Sequence[int]) -> list[list[Text]]:
+def _pieces(texts: Sequence[Text | TokenIds], efforts: Sequence[int]) -> list[list[Text | TokenIds]]:
     """Consecutive texts that are tokenized at a time."""
-    pieces: list[list[Text]] = [[]]
+    pieces: list[list[Text | TokenIds]] = [[]]
     characters = 0
     for text, effort in zip(texts, efforts, strict=True):
         if pieces[-1] and (len(pieces[-1]) >= _TEXTS_AT_A_TIME or characters + effort > _CHARACTERS_AT_A_TIME):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from stonnx._engine.route import LoadedRoute
+from stonnx._errors import InvalidArgumentError
 from stonnx._results.sparse import SparseRows
 from stonnx._text.inputs import parse_inputs
 from stonnx._text.tokenizer import Text, TokenIds
@@ -50,13 +51,26 @@ class Work:
         """
         return parse_inputs(list(inputs), self.prompt)[0]
 
-    def effort(self, text: Text) -> int:
-        """Characters of a text that are tokenized."""
-        return self.route.tokenizer.effort(text)
+    def from_ids(self, ids: Sequence[int]) -> TokenIds:
+        """A text that is given as ids of this model's tokenizer.
 
-    def tokenize(self, texts: Sequence[Text]) -> list[TokenIds]:
+        Raises:
+            InvalidArgumentError: They are not, or more than the model reads, or a prompt belongs before them.
+        """
+        if self.prompt:
+            raise InvalidArgumentError(f"The prompt {self.prompt!r} cannot be put in front of token ids. Send texts.")
+        return self.route.tokenizer.from_ids(ids)
+
+    def effort(self, text: Text | TokenIds) -> int:
+        """Characters of a text that are tokenized; of ids none."""
+        return 0 if isinstance(text, TokenIds) else self.route.tokenizer.effort(text)
+
+    def tokenize(self, texts: Sequence[Text | TokenIds]) -> list[TokenIds]:
         """Token ids of texts, cut to what the model reads."""
-        return self.route.tokenizer.ids(texts)
+        given = [text for text in texts if isinstance(text, TokenIds)]
+        if given:
+            return given if len(given) == len(texts) else [self.tokenize([text])[0] for text in texts]
+        return self.route.tokenizer.ids(texts)  # type: ignore[arg-type]  # none of them is TokenIds
 
     @property
     def limits(self) -> tuple[int, int]:

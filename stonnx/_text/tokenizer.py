@@ -201,6 +201,29 @@ class Tokenizer:
         ]
         return np.array(counts, dtype=np.int64)
 
+    def from_ids(self, ids: Sequence[int]) -> TokenIds:
+        """A text that somebody tokenized with this tokenizer, with the special tokens if they left these out.
+
+        Raises:
+            InvalidArgumentError: One is not an id of this tokenizer, or they are more than the model reads.
+        """
+        backend, limit = self._current
+        size = backend.get_vocab_size()
+        wrong = next((number for number in ids if not 0 <= number < size), None)
+        if wrong is not None:
+            raise InvalidArgumentError(f"{wrong} is not a token id of this model, which has {size:,} tokens.")
+        sample = backend.encode("a", add_special_tokens=self._spec.add_special_tokens)
+        inside = [place for place, special in enumerate(sample.special_tokens_mask) if not special]
+        before, after = sample.ids[: inside[0]], sample.ids[inside[-1] + 1 :]
+        whole = list(ids)
+        if whole[: len(before)] != before:
+            whole = before + whole
+        if whole[len(whole) - len(after) :] != after:
+            whole += after
+        if limit is not None and len(whole) > limit:
+            raise InvalidArgumentError(f"There are {len(whole):,} token ids, and the model reads {limit:,}.")
+        return TokenIds(np.array(whole, dtype=np.int32))
+
     def whole(self, texts: Sequence[Text], add_special_tokens: bool) -> list[list[Token]]:
         """The tokens of texts without truncation, with where they are in them, in characters."""
         if self._untruncated is None:

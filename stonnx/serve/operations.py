@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from stonnx import CrossEncoder
 from stonnx._batcher.scheduler import Answer
+from stonnx._errors import InvalidArgumentError
 from stonnx._model.work import SparseRow, Work
 from stonnx._results.activations import softmax
 from stonnx._results.dense import Precision, finish_embeddings
@@ -232,9 +233,11 @@ def _work(choice: Choice, output: str | None, prompt_name: str | None, input_typ
 async def _compute(
     call: Call, served: Served, work: Work, items: list[Any], field: str, truncate: bool | None
 ) -> Answer:
+    texts: list[Any]
     if isinstance(items[0], list):
-        items = [_text_of_ids(served, item, f"{field}[{index}]") for index, item in enumerate(items)]
-    texts = work.texts(items)
+        texts = [_from_ids(work, item, f"{field}[{index}]") for index, item in enumerate(items)]
+    else:
+        texts = work.texts(items)
     call.texts += len(items)
     answer = await served.scheduler.compute(
         work, texts, bulk=call.bulk, deadline=call.deadline, truncate=truncate is not False
@@ -243,13 +246,8 @@ async def _compute(
     return answer
 
 
-def _text_of_ids(served: Served, ids: list[int], param: str) -> str:
-    """The text of ids of the model's own tokenizer, which adds the special tokens again."""
-    tokenizer = served.model.tokenizer
-    size = tokenizer.get_vocab_size()
-    wrong = next((number for number in ids if not 0 <= number < size), None)
-    if wrong is not None:
-        raise RequestError(
-            Kind.INVALID, f"{wrong} is not a token id of the model {served.name!r}, which has {size:,} tokens.", param
-        )
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+def _from_ids(work: Work, ids: list[int], param: str) -> Any:
+    try:
+        return work.from_ids(ids)
+    except InvalidArgumentError as error:
+        raise RequestError(Kind.INVALID, str(error), param) from error

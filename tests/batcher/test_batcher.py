@@ -149,8 +149,9 @@ def test_scores_are_those_of_predict_and_rank(tmp_path: Path, labels: int) -> No
         )
         assert (await batcher.predict([])).tolist() == []
         if labels == 1:
-            ours, theirs = (await batcher.rank("what flows", documents, top_k=5)), model.rank(
-                "what flows", documents, top_k=5
+            ours, theirs = (
+                (await batcher.rank("what flows", documents, top_k=5)),
+                model.rank("what flows", documents, top_k=5),
             )
             assert [entry["corpus_id"] for entry in ours] == [entry["corpus_id"] for entry in theirs]
         else:

@@ -103,9 +103,7 @@ def test_the_models_are_listed(client: httpx.Client) -> None:
 def test_tei_embed(client: httpx.Client, dense: SentenceTransformer) -> None:
     wanted = dense.encode(_TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(post(client, "/embed", inputs=_TEXTS, truncate=True), wanted, atol=1e-6)
-    np.testing.assert_allclose(
-        post(client, "/embed", inputs=_TEXTS, normalize=False), dense.encode(_TEXTS), atol=1e-6
-    )
+    np.testing.assert_allclose(post(client, "/embed", inputs=_TEXTS, normalize=False), dense.encode(_TEXTS), atol=1e-6)
     # A list also for one text.
     np.testing.assert_allclose(post(client, "/embed", inputs=_TEXTS[0]), wanted[:1], atol=1e-6)
     np.testing.assert_allclose(
@@ -194,9 +192,7 @@ def test_similarity_and_the_root_for_hugging_face(client: httpx.Client, dense: S
     np.testing.assert_allclose(
         post(client, "/", inputs=_TEXTS), dense.encode(_TEXTS, normalize_embeddings=True), atol=1e-6
     )
-    assert post(client, "/", query=_QUERY, texts=_DOCUMENTS) == post(
-        client, "/rerank", query=_QUERY, texts=_DOCUMENTS
-    )
+    assert post(client, "/", query=_QUERY, texts=_DOCUMENTS) == post(client, "/rerank", query=_QUERY, texts=_DOCUMENTS)
 
 
 def test_tokens_are_those_of_the_whole_text(client: httpx.Client, dense: SentenceTransformer) -> None:

@@ -1,5 +1,6 @@
 """Similarity, retrieval and quantization of embeddings: the counterpart of ``sentence_transformers.util`` in numpy."""
 
+from stonnx.util.late_interaction import maxsim, maxsim_pairwise, mean_maxsim, mean_maxsim_pairwise
 from stonnx.util.quantization import quantize_embeddings
 from stonnx.util.retrieval import community_detection, paraphrase_mining, paraphrase_mining_embeddings, semantic_search
 from stonnx.util.similarity import (
@@ -25,6 +26,10 @@ __all__ = [
     "dot_score",
     "euclidean_sim",
     "manhattan_sim",
+    "maxsim",
+    "maxsim_pairwise",
+    "mean_maxsim",
+    "mean_maxsim_pairwise",
     "normalize_embeddings",
     "pairwise_angle_sim",
     "pairwise_cos_sim",

@@ -28,8 +28,9 @@ from stonnx._hub.download import missing_for_pytorch
 from stonnx._tasks import TASKS, Task
 from stonnx._version import __version__
 from stonnx_export.calibration import random_sequences, read_texts, text_sequences
-from stonnx_export.checkpoint.modules import Transformer
+from stonnx_export.checkpoint.modules import Transformer, is_code
 from stonnx_export.checkpoint.read import Checkpoint
+from stonnx_export.checkpoint.repository_code import Trust
 from stonnx_export.fp16 import float16, half_range
 from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
@@ -40,6 +41,7 @@ from stonnx_export.originals.text_limits import text_limit
 from stonnx_export.passes import PassResult
 from stonnx_export.recipes import RECIPES, Recipe
 from stonnx_export.stages import Advance, Stages
+from stonnx_export.verify.artefact import try_bundle
 from stonnx_export.verify.compare import verify
 from stonnx_export.verify.figures import ToleranceError, check
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
@@ -65,6 +67,7 @@ def export(
     token: bool | str | None = None,
     cache_folder: str | None = None,
     local_files_only: bool = False,
+    trust_remote_code: bool = False,
     show_progress: bool | None = None,
 ) -> Path:
     """Export a checkpoint to a bundle and verify it against the original.
@@ -86,6 +89,9 @@ def export(
         overwrite: Replace a bundle that is there already.
         name: How the manifest names the source. None: ``model`` as it was given.
         revision, token, cache_folder, local_files_only: As for a download from the Hub.
+        trust_remote_code: Run code that the checkpoint's repository brings along, which its network, tokenizer or
+            modules may need. It can do whatever you can do: read it first. A checkpoint that needs such code is refused
+            without this; the bundle never needs it.
         show_progress: Print each stage on standard error. None: where that is a terminal.
 
     Returns:
@@ -116,8 +122,11 @@ def export(
     with staging_directory(target, overwrite) as staging:
         with stage("reading the checkpoint"):
             onnx = source == "onnx" or (source == "auto" and missing_for_pytorch() is not None)
-            directory = find_checkpoint(label, task, revision, token, cache_folder, local_files_only, onnx)
-            checkpoint, original = open_checkpoint(directory, task, source)
+            trust = Trust(local_files_only) if trust_remote_code else None
+            directory = find_checkpoint(
+                label, task, revision, token, cache_folder, local_files_only, onnx, code=trust is not None
+            )
+            checkpoint, original = open_checkpoint(directory, task, source, trust)
         with stage("reading the network"):
             graphs = {route: original.graph(route) for route in checkpoint.routes}
         with stage("building the graph"):
@@ -141,7 +150,7 @@ def export(
                 routes = write_routes(built, safe, checkpoint, original, staging)
                 kept = tuple(name for result in results for name in result.kept)
                 kept += tuple(name for quantization in quantizations.values() for name in quantization.kept)
-                manifest = _manifest(checkpoint, routes, recipe, origin, kept, staging)
+                manifest = _manifest(checkpoint, routes, recipe, origin, kept, original.loaded, staging)
                 write_manifest(staging, manifest)
             try:
                 with stage("verifying against the original"):
@@ -170,6 +179,11 @@ def export(
             manifest = dataclasses.replace(manifest, fidelity=fidelity, files=files, probe=probe, rewrites=rewrites)
             (staging / model_card.NAME).write_text(model_card.render(manifest), encoding="utf-8")
             write_manifest(staging, manifest)
+        with stage("opening the bundle"):
+            try:
+                try_bundle(staging, manifest, original, recipe.tolerance[checkpoint.task])
+            except FidelityError as error:
+                raise FidelityError(f"{error} Nothing was written.") from error.__cause__
     return target
 
 
@@ -178,7 +192,9 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
     if recipe.half:
         sequences = half_range.sequences(original.tokenizer(route), text_limit(checkpoint, route, original))
         results.append(float16.run(graph, half_range.largest_values(graph, sequences)))
-    if TASKS[checkpoint.task].gives_labels:
+    if is_code(checkpoint.routes[route]):
+        graft.name_outputs(graph, checkpoint.task, checkpoint.activation)
+    elif TASKS[checkpoint.task].gives_labels:
         graft.graft_scores(graph, checkpoint.activation or "identity")
     else:
         graft.graft(graph, checkpoint.routes[route], task=checkpoint.task)

@@ -10,6 +10,7 @@ from pathlib import Path
 from stonnx._bundle.manifest import MANIFEST_NAME, Fidelity, Manifest
 from stonnx._engine.engine import Engine
 from stonnx._errors import ModelNotFoundError, UnsupportedError
+from stonnx_export.checkpoint.repository_code import Trust
 from stonnx_export.originals.load import SourceKind, load_original
 from stonnx_export.recipes import RECIPES
 from stonnx_export.verify.compare import compare
@@ -23,6 +24,7 @@ def verify_bundle(
     *,
     pairs: str | os.PathLike[str] | None = None,
     source: SourceKind = "auto",
+    trust_remote_code: bool = False,
 ) -> Fidelity:
     """Compare a bundle with a checkpoint on this machine, as the exporter did, with the tolerance of its recipe.
 
@@ -31,6 +33,7 @@ def verify_bundle(
         against: The checkpoint that it was made from: directory or Hub id.
         pairs: A CSV file of scored pairs (text, text, number), for the drop of Spearman's correlation.
         source: What the original is made from, as for ``export``.
+        trust_remote_code: Whether code of the checkpoint's repository may be run, as for ``export``.
 
     Returns:
         The report.
@@ -46,7 +49,8 @@ def verify_bundle(
     if not (directory / MANIFEST_NAME).is_file():
         raise ModelNotFoundError(f"{directory} is no bundle: it has no {MANIFEST_NAME}.")
     engine = Engine(directory)
-    original = load_original(os.fspath(against), engine.manifest.task, source)
+    trust = Trust() if trust_remote_code else None
+    original = load_original(os.fspath(against), engine.manifest.task, source, trust)
     fidelity = compare(engine, original, _tolerance(engine.manifest))
     if scored is not None:
         fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))

@@ -175,6 +175,10 @@ class Manifest:
     # How often each rewrite of the graph fired, over all routes.
     rewrites: Mapping[str, int] = field(default_factory=dict)
     probe: Probe | None = None
+    # Classes of the checkpoint's own repository that the exporter ran because it was told to trust them.
+    remote_code: tuple[str, ...] = ()
+    # Weights of the checkpoint that its network has no place for, and so this bundle neither.
+    unused_weights: tuple[str, ...] = ()
 
 
 class NewerSchemaError(BundleFormatError):

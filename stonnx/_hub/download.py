@@ -28,6 +28,9 @@ _DOWNLOADED_ONNX = [
     *("model.onnx", "model.onnx[._]data", "*/model.onnx", "*/model.onnx[._]data"),
 ]
 
+# What transformers imports of a repository.
+_DOWNLOADED_CODE = ["*.py"]
+
 # Never: what is in the folder of another program.
 _NOT_DOWNLOADED = ["openvino/*"]
 
@@ -57,11 +60,13 @@ def download(
     local_files_only: bool,
     *,
     onnx: bool | None = None,
+    code: bool = False,
 ) -> Path:
     """The directory of a bundle or checkpoint from the Hub; of a checkpoint, what an export needs.
 
     ``onnx`` says whether the network is to come as an ONNX file. None: where PyTorch is not installed. Either way the
-    other form is downloaded where that one is not there.
+    other form is downloaded where that one is not there. ``code``: Python files too, which only an exporter runs that
+    was told to trust them.
     """
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -91,7 +96,9 @@ def download(
                     raise
             except EntryNotFoundError:
                 pass
-        snapshot = _download_checkpoint(revision, place, missing_for_pytorch() is not None if onnx is None else onnx)
+        snapshot = _download_checkpoint(
+            revision, place, missing_for_pytorch() is not None if onnx is None else onnx, code
+        )
         return _download_bundle(snapshot.name, place) if (snapshot / MANIFEST_NAME).is_file() else snapshot
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = "in the local cache" if local_files_only else "on the Hub or in the local cache"
@@ -101,7 +108,7 @@ def download(
         ) from error
 
 
-def _download_checkpoint(revision: str | None, place: Mapping[str, Any], onnx: bool) -> Path:
+def _download_checkpoint(revision: str | None, place: Mapping[str, Any], onnx: bool, code: bool) -> Path:
     """What an export needs: the network as an ONNX file or with PyTorch's weights, in one format of these."""
     import huggingface_hub
 
@@ -120,7 +127,7 @@ def _download_checkpoint(revision: str | None, place: Mapping[str, Any], onnx: b
         if as_onnx:
             snapshot = fetch(_DOWNLOADED_ONNX)
         else:
-            snapshot = fetch(_DOWNLOADED)
+            snapshot = fetch([*_DOWNLOADED, *_DOWNLOADED_CODE] if code else _DOWNLOADED)
             there = {file.parent.relative_to(snapshot) for file in snapshot.rglob("*.safetensors")}
             snapshot = fetch(
                 [_DOWNLOADED_BIN, f"*/{_DOWNLOADED_BIN}"], [(folder / _DOWNLOADED_BIN).as_posix() for folder in there]

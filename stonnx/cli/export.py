@@ -40,6 +40,11 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--name", help="how the bundle names its source (default: MODEL)")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that the checkpoint's repository brings along; read it first (the bundle never needs it)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     parser.add_argument("--quiet", action="store_true", help="do not print the stages")
     parser.set_defaults(command=run)
@@ -58,6 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         name=arguments.name,
         revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
         show_progress=not arguments.quiet,
     )
     print(f"{path}: {_summary(read_manifest(path))}")
@@ -85,6 +91,9 @@ def add_verify_parser(commands: Commands) -> None:
     parser.add_argument(
         "--source", choices=("auto", "torch", "onnx"), default="auto", help="what computes the original (default: auto)"
     )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that the checkpoint's repository brings along"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(command=run_verify)
 
@@ -95,7 +104,13 @@ def run_verify(arguments: argparse.Namespace) -> None:
         from stonnx_export.verify.figures import ToleranceError
     problem = None
     try:
-        fidelity = verify_bundle(arguments.bundle, arguments.against, pairs=arguments.pairs, source=arguments.source)
+        fidelity = verify_bundle(
+            arguments.bundle,
+            arguments.against,
+            pairs=arguments.pairs,
+            source=arguments.source,
+            trust_remote_code=arguments.trust_remote_code,
+        )
     except ToleranceError as error:
         if error.fidelity is None:
             raise

@@ -159,9 +159,10 @@ def tiny_feeds() -> Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]:
 
 @pytest.fixture
 def build_small(tiny_checkpoint: Path, tmp_path: Path) -> Build:
-    """``build_small(model_type, max_length=32, **settings)``: a plain transformers checkpoint with random weights."""
+    """``build_small(model_type, max_length=32, auto=AutoModel, **settings)``: a plain transformers checkpoint with
+    random weights."""
 
-    def build(model_type: str, max_length: int | None = 32, **settings: Any) -> Path:
+    def build(model_type: str, max_length: int | None = 32, auto: Any = AutoModel, **settings: Any) -> Path:
         directory = tmp_path / "checkpoint"
         backend = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
         backend.no_truncation()
@@ -180,7 +181,7 @@ def build_small(tiny_checkpoint: Path, tmp_path: Path) -> Build:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            AutoModel.from_config(config).save_pretrained(directory)
+            auto.from_config(config).save_pretrained(directory)
         return directory
 
     return build

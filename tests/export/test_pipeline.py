@@ -43,6 +43,7 @@ STAGES = [
     "writing the files",
     "verifying against the original",
     "writing the manifest",
+    "opening the bundle",
 ]
 TEXTS = [
     "",
@@ -58,6 +59,7 @@ FIDELITY = Fidelity("nothing", 1, 1.0, 1.0, 0.0, 0.0, RECIPES["fp32"].tolerance[
 def quick(traced_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports of the tiny checkpoint that neither trace nor verify."""
     monkeypatch.setattr(pipeline, "verify", lambda *arguments, **options: FIDELITY)
+    monkeypatch.setattr(pipeline, "try_bundle", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -572,12 +574,13 @@ from stonnx import cli
 from stonnx._bundle.manifest import Fidelity
 from stonnx_export import pipeline
 from stonnx_export.originals import load
-from stonnx_export.originals.original import OriginalTokenizer
+from stonnx_export.originals.original import LoadReport, OriginalTokenizer
 
 graph, tokenizer, *arguments = sys.argv[1:]
 
 class FromFile:
     name = "a file"
+    loaded = LoadReport()
     def graph(self, route):
         return ir.load(graph)
     def tokenizer(self, route):
@@ -590,6 +593,7 @@ def verify(*arguments, **options):
 
 load._load_original = lambda checkpoint: FromFile()
 pipeline.verify = verify
+pipeline.try_bundle = lambda *arguments: None
 sys.exit(cli.main(["export", *arguments, "--quiet"]))
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from stonnx_export.checkpoint.modules import (
     ACTIVATIONS,
     POOLING_MODES,
     ROUTERS,
+    Code,
     Dense,
     FloatArray,
     LayerNorm,
@@ -27,6 +29,12 @@ from stonnx_export.checkpoint.modules import (
     StaticEmbedding,
     Transformer,
     WeightedLayerPooling,
+)
+
+# What to do about a checkpoint that is code as well as data.
+TRUST_IT = (
+    "Read that code. If you trust it, let the exporter run it: stonnx export MODEL --trust-remote-code, or "
+    "export(..., trust_remote_code=True). The bundle itself never needs it."
 )
 
 # Name of the setting in older checkpoints -> pooling mode, in the order in which the results are concatenated.
@@ -44,13 +52,15 @@ _OLD_POOLING_SETTINGS = {
 _REFUSED_TRANSFORMER_SETTINGS = ("query_length", "document_length", "query_expansion", "processing_kwargs")
 
 
-def read_module(root: Path, reference: str, path: str) -> Module | None:
+def read_module(root: Path, reference: str, path: str, *, trusted: bool = False, first: bool = False) -> Module | None:
     """Read one module; None for one that does nothing at inference.
 
     Args:
         root: The checkpoint.
         reference: The class, as modules.json names it: the paths of version 6, or ``sentence_transformers.models.X``.
         path: Its folder within the checkpoint.
+        trusted: Whether the module may be code of the repository.
+        first: Whether it is the module that reads texts.
 
     Raises:
         UnsupportedError: The module, or a setting of it, cannot become part of a graph.
@@ -58,10 +68,13 @@ def read_module(root: Path, reference: str, path: str) -> Module | None:
     """
     package, _, name = reference.rpartition(".")
     if not (package == "sentence_transformers" or package.startswith("sentence_transformers.")):
-        raise UnsupportedError(
-            f"The module {reference!r} is code of the model repository. stonnx never runs such code, so this model "
-            "cannot be exported."
-        )
+        if not trusted:
+            raise UnsupportedError(
+                f"The module {reference!r} is not part of sentence-transformers: it is code of the model repository, "
+                f"or of another package. {TRUST_IT}"
+            )
+        folder = _folder(root, path)
+        return dataclasses.replace(_read_transformer(folder), code=reference) if first else Code(reference)
     if name == "Dropout":
         return None
     if name in ROUTERS:
@@ -73,11 +86,16 @@ def read_module(root: Path, reference: str, path: str) -> Module | None:
     if reader is None:
         known = ", ".join(sorted([*_READERS, "Dropout", "Router"]))
         raise UnsupportedError(f"The module {reference!r} cannot be exported. Modules that can: {known}.")
+    folder = _folder(root, path)
+    with damage_named(folder):
+        return reader(folder)
+
+
+def _folder(root: Path, path: str) -> Path:
     folder = root / path
     if not folder.resolve().is_relative_to(root.resolve()):
         raise ExportError(f"The checkpoint names a folder outside itself: {path!r}.")
-    with damage_named(folder):
-        return reader(folder)
+    return folder
 
 
 @contextmanager
@@ -119,19 +137,29 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def transformer_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a Transformer module; none if it has no file of them."""
+    file = _transformer_file(folder)
+    return read_object(file) if file is not None else {}
+
+
+def _transformer_file(folder: Path) -> Path | None:
+    """The first file with settings is read, as by sentence-transformers."""
+    kinds = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+    files = [folder / f"sentence_{kind}_config.json" for kind in kinds]
+    return next((file for file in files if file.is_file() and read_object(file)), None)
+
+
 def _read_transformer(folder: Path) -> Transformer:
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
-        file = folder / f"sentence_{kind}_config.json"
-        if file.is_file():
-            settings = read_object(file)
-            refused = [name for name in _REFUSED_TRANSFORMER_SETTINGS if settings.get(name)]
-            if refused:
-                raise UnsupportedError(
-                    f"{file} sets {', '.join(refused)}, which gives queries and documents vectors of their own. That "
-                    "cannot be exported. Where the model may do without, take it out of that file or set it to null."
-                )
-            return Transformer(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
-    return Transformer()
+    settings = transformer_settings(folder)
+    refused = [name for name in _REFUSED_TRANSFORMER_SETTINGS if settings.get(name)]
+    if refused:
+        raise UnsupportedError(
+            f"{_transformer_file(folder)} sets {', '.join(refused)}, which gives queries and documents vectors of "
+            "their own. That cannot be exported. If the model may do without, take it out of that file or set it to "
+            "null."
+        )
+    return Transformer(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
 
 
 def _read_static_embedding(folder: Path) -> StaticEmbedding:
@@ -148,7 +176,7 @@ def _read_static_embedding(folder: Path) -> StaticEmbedding:
 
 
 def _read_sparse_static_embedding(folder: Path) -> SparseStaticEmbedding:
-    settings = _optional_json(folder / "config.json")
+    settings = optional_object(folder / "config.json")
     idf = settings.get("path")
     if idf:
         from tokenizers import Tokenizer
@@ -165,7 +193,8 @@ def _read_sparse_static_embedding(folder: Path) -> SparseStaticEmbedding:
 
 def _read_weighted_layer_pooling(folder: Path) -> WeightedLayerPooling:
     settings = read_object(folder / "config.json")
-    return WeightedLayerPooling(int(settings.get("layer_start", 4)), _read_weights(folder)["layer_weights"])
+    weights = _read_exactly(folder, {"layer_weights": (None,)})
+    return WeightedLayerPooling(int(settings.get("layer_start", 4)), weights["layer_weights"])
 
 
 def _read_pooling(folder: Path) -> Pooling:
@@ -209,23 +238,31 @@ def _read_sparse_auto_encoder(folder: Path) -> SparseAutoEncoder:
 def _read_dense(folder: Path) -> Dense:
     settings = read_object(folder / "config.json")
     _refuse_other_features("Dense", settings)
-    weights = _read_weights(folder)
+    activation = activation_name(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    inputs, outputs = settings.get("in_features"), settings.get("out_features")
+    residual = bool(settings.get("use_residual", False))
+    shapes: dict[str, tuple[Any, ...]] = {"linear.weight": (outputs, inputs)}
+    if settings.get("bias", True):
+        shapes["linear.bias"] = (outputs,)
+    if residual and inputs != outputs:
+        shapes["residual.weight"] = (outputs, inputs)
+    weights = _read_exactly(folder, shapes)
     return Dense(
         weight=weights["linear.weight"],
         bias=weights.get("linear.bias"),
-        activation=activation_name(settings.get("activation_function", "torch.nn.modules.activation.Tanh")),
-        residual=bool(settings.get("use_residual", False)),
+        activation=activation,
+        residual=residual,
         residual_weight=weights.get("residual.weight"),
     )
 
 
 def _read_layer_norm(folder: Path) -> LayerNorm:
-    weights = _read_weights(folder)
+    weights = _read_exactly(folder, {"norm.weight": (None,), "norm.bias": (None,)})
     return LayerNorm(weights["norm.weight"], weights["norm.bias"], 1e-5)
 
 
 def _read_normalize(folder: Path) -> Normalize:
-    _refuse_other_features("Normalize", _optional_json(folder / "config.json"))
+    _refuse_other_features("Normalize", optional_object(folder / "config.json"))
     return Normalize()
 
 
@@ -250,8 +287,36 @@ def _refuse_other_features(name: str, settings: Mapping[str, Any]) -> None:
             raise UnsupportedError(f"A {name} module with {key}={settings[key]!r} cannot be exported.")
 
 
-def _optional_json(path: Path) -> Any:
+def optional_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; an empty one if there is no such file."""
     return read_object(path) if path.is_file() else {}
+
+
+def _read_exactly(folder: Path, shapes: Mapping[str, tuple[Any, ...]]) -> dict[str, FloatArray]:
+    """The weights of a module that has these and no others, as sentence-transformers insists.
+
+    Of a size that its settings leave out, which is None, anything is right.
+    """
+    weights = _read_weights(folder)
+    missing = [name for name in shapes if name not in weights]
+    more = [name for name in weights if name not in shapes]
+    if missing or more:
+        problem = (
+            f"lacks {', '.join(missing)}" if missing else f"has weights that no such module has: {', '.join(more)}"
+        )
+        raise ExportError(f"{folder} {problem}. sentence-transformers refuses it, too. Download the checkpoint again.")
+    wrong = [
+        name
+        for name, shape in shapes.items()
+        if len(shape) != weights[name].ndim
+        or any(size not in (None, found) for size, found in zip(shape, weights[name].shape, strict=True))
+    ]
+    if wrong:
+        raise ExportError(
+            f"{folder}: {wrong[0]} has the shape {list(weights[wrong[0]].shape)}, and its config.json says "
+            f"{list(shapes[wrong[0]])}. Download the checkpoint again."
+        )
+    return weights
 
 
 def _read_weights(folder: Path) -> dict[str, FloatArray]:

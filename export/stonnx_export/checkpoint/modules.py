@@ -52,11 +52,13 @@ ACTIVATIONS = {
 class Transformer:
     """The network itself: its texts are cut to ``max_seq_length`` tokens, or to what the tokenizer says if None.
 
-    ``do_lower_case`` puts texts into lower case first, whatever the tokenizer does by itself.
+    ``do_lower_case`` puts texts into lower case first, whatever the tokenizer does by itself. ``code`` names the
+    module's class if it is code of the repository.
     """
 
     max_seq_length: int | None = None
     do_lower_case: bool = False
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,13 @@ class Normalize:
     """Division by the L2 norm."""
 
 
+@dataclass(frozen=True)
+class Code:
+    """A module that is code of the repository. What it does is known only by running it."""
+
+    reference: str
+
+
 Module = (
     Transformer
     | StaticEmbedding
@@ -144,7 +153,13 @@ Module = (
     | Dense
     | LayerNorm
     | Normalize
+    | Code
 )
+
+
+def is_code(chain: tuple[Module, ...]) -> bool:
+    """Whether a chain has modules that are code of the repository."""
+    return any(isinstance(module, Code) or (isinstance(module, Transformer) and module.code) for module in chain)
 
 
 def describe(module: Module) -> tuple[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ version 6 and the older ones, and plain transformers checkpoints. Nothing here i
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
@@ -16,9 +17,17 @@ from typing import Any
 from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
 from stonnx._tasks import TASKS, Task
-from stonnx_export.checkpoint.module_files import activation_name, damage_named, read_json, read_module, read_object
+from stonnx_export.checkpoint.module_files import (
+    activation_name,
+    damage_named,
+    optional_object,
+    read_json,
+    read_module,
+    read_object,
+)
 from stonnx_export.checkpoint.modules import (
     ROUTERS,
+    Code,
     Module,
     Pooling,
     SparseAutoEncoder,
@@ -26,7 +35,16 @@ from stonnx_export.checkpoint.modules import (
     SpladePooling,
     StaticEmbedding,
     Transformer,
+    is_code,
 )
+from stonnx_export.checkpoint.repository_code import (
+    CodeReference,
+    Trust,
+    auto_class,
+    network_code,
+    tokenizer_code,
+)
+from stonnx_export.checkpoint.settings import raw_settings, read_settings
 
 _FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
 _MODALITIES = ("text", "image", "audio", "video", "message")
@@ -60,6 +78,25 @@ class Checkpoint:
     labels: tuple[str, ...]
     activation: str | None
     weights_sha256: str
+    # Classes of the repository's own code that the network and the tokenizer need, and whether they may be run.
+    network_code: tuple[CodeReference, ...] = ()
+    tokenizer_code: tuple[CodeReference, ...] = ()
+    trust: Trust | None = None
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The repository's own classes that an export from PyTorch runs."""
+        references = [reference.name for reference in (*self.network_code, *self.tokenizer_code)]
+        for chain in self.routes.values():
+            references += [module.reference for module in chain if isinstance(module, Code)]
+            references += [module.code for module in chain if isinstance(module, Transformer) and module.code]
+        return tuple(dict.fromkeys(references))
+
+    @property
+    def most_active_dims(self) -> int | None:
+        """The number of values that a SparseAutoEncoder gives; None without one."""
+        autoencoders = (m for chain in self.routes.values() for m in chain if isinstance(m, SparseAutoEncoder))
+        return next((module.k for module in autoencoders), None)
 
     @property
     def chain(self) -> tuple[Module, ...]:
@@ -67,33 +104,39 @@ class Checkpoint:
         return self.routes[self.default_route]
 
 
-def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
+def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | None = None) -> Checkpoint:
     """Read a checkpoint directory.
 
     Args:
         directory: The checkpoint.
         task: What the model is for. None: what the checkpoint says.
+        trust: Modules may be code of the repository. None: they may not.
 
     Raises:
         ModelNotFoundError: It is no checkpoint.
         UnsupportedError: It has a module, or a setting of one, that cannot become part of the graph; named.
         ExportError: One of its files is damaged.
     """
+    _refuse_adapter(directory)
     if not any((directory / name).is_file() for name in ("modules.json", "config.json")):
         raise ModelNotFoundError(f"{directory} is no checkpoint: it has neither modules.json nor config.json.")
-    settings_file = directory / "config_sentence_transformers.json"
-    settings = read_object(settings_file) if settings_file.is_file() else {}
-    found = _read_routes(directory)
+    raw = raw_settings(directory)
+    found = _read_routes(directory, trust is not None)
     routes, default_route, folders = found.chains, found.default or next(iter(found.chains)), found.folders
-    networks = [folders[route] for route, chain in routes.items() if isinstance(chain[0], Transformer)]
-    folder = networks[0] if networks else folders[default_route]
-    config_file = folder / "config.json"
-    config = read_object(config_file) if networks or config_file.is_file() else {}
-    task = task or _task(settings, config, routes)
+    networks = [route for route, chain in routes.items() if isinstance(chain[0], Transformer)]
+    folder = folders[networks[0] if networks else default_route]
+    is_native = networks and not is_code(routes[networks[0]][:1])
+    config = read_object(folder / "config.json") if is_native else optional_object(folder / "config.json")
+    _refuse_adapter(folder)
+    task = _checked_task(directory, task, raw, config, routes)
+    settings = read_settings(directory, task)
     if not (directory / "modules.json").is_file() and task != "embedding":
         # sentence-transformers adds a pooling to plain transformers checkpoints, as far as the task has one.
         modules: tuple[Module, ...] = (Transformer(),)
         routes = {DEFAULT_ROUTE: modules if TASKS[task].gives_labels else (*modules, SpladePooling("max", twice=False))}
+    if settings.max_active_dims is not None:
+        routes = {name: _with_active_dims(chain, settings.max_active_dims) for name, chain in routes.items()}
+    loaders = {folders[route]: auto_class(folders[route], routes[route], task) for route in networks}
     labels = _labels(config) if TASKS[task].gives_labels else ()
     num_labels = len(labels) if TASKS[task].gives_labels else None
     return Checkpoint(
@@ -105,16 +148,34 @@ def read_checkpoint(directory: Path, task: Task | None = None) -> Checkpoint:
         folders=folders,
         default_route=default_route,
         needs_task=found.default is None,
-        prompts=settings.get("prompts") or {},
-        default_prompt_name=settings.get("default_prompt_name"),
-        similarity_fn_name=settings.get("similarity_fn_name"),
-        truncate_dim=settings.get("truncate_dim"),
-        max_active_dims=settings.get("max_active_dims"),
+        prompts=settings.prompts,
+        default_prompt_name=settings.default_prompt_name,
+        similarity_fn_name=settings.similarity_fn_name,
+        truncate_dim=settings.truncate_dim,
+        max_active_dims=settings.max_active_dims,
         num_labels=num_labels,
         labels=labels,
-        activation=_activation(settings, config, num_labels) if TASKS[task].gives_labels else None,
+        activation=_activation(raw, config, num_labels) if TASKS[task].gives_labels else None,
         weights_sha256=_hash_weights(directory),
+        network_code=tuple(code for place, loader in loaders.items() for code in network_code(place, loader)),
+        tokenizer_code=tuple(code for place in loaders for code in tokenizer_code(place)),
+        trust=trust,
     )
+
+
+def _with_active_dims(chain: tuple[Module, ...], count: int) -> tuple[Module, ...]:
+    """A chain whose SparseAutoEncoder gives ``count`` values if that is more than its own k, as the original does."""
+    wide: list[Module] = []
+    for module in chain:
+        if isinstance(module, SparseAutoEncoder) and count > module.k:
+            if count > len(module.weight):
+                raise ExportError(
+                    f"max_active_dims is {count} in config_sentence_transformers.json, and the SparseAutoEncoder has "
+                    f"{len(module.weight)} dimensions. sentence-transformers fails for such a model, too."
+                )
+            module = dataclasses.replace(module, k=count)
+        wide.append(module)
+    return tuple(wide)
 
 
 @dataclass(frozen=True)
@@ -126,12 +187,12 @@ class _Routes:
     default: str | None = DEFAULT_ROUTE
 
 
-def _read_routes(directory: Path) -> _Routes:
+def _read_routes(directory: Path, trusted: bool) -> _Routes:
     modules_file = directory / "modules.json"
     if not modules_file.is_file():
         # What sentence-transformers does with a plain transformers checkpoint.
         config = read_object(directory / "config.json")
-        architecture = (config.get("architectures") or [""])[0]
+        architecture = _architecture(config)
         causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
         chain = (Transformer(), Pooling(("lasttoken" if causal else "mean",), True))
         return _Routes({DEFAULT_ROUTE: chain}, {DEFAULT_ROUTE: directory})
@@ -141,12 +202,12 @@ def _read_routes(directory: Path) -> _Routes:
     rows = [(str(entry.get("type", "")), str(entry.get("path", ""))) for entry in entries]
     if rows and rows[0][0].rpartition(".")[2] in ROUTERS:
         with damage_named(directory / rows[0][1]):
-            return _read_router(directory, rows)
+            return _read_router(directory, rows, trusted)
     folder = directory / rows[0][1] if rows else directory
-    return _Routes({DEFAULT_ROUTE: _read_chain(directory, rows)}, {DEFAULT_ROUTE: folder})
+    return _Routes({DEFAULT_ROUTE: _read_chain(directory, rows, trusted)}, {DEFAULT_ROUTE: folder})
 
 
-def _read_router(directory: Path, rows: list[tuple[str, str]]) -> _Routes:
+def _read_router(directory: Path, rows: list[tuple[str, str]], trusted: bool) -> _Routes:
     root = directory / rows[0][1]
     # Before version 5 the class was Asym, with a config.json of the same shape.
     file = root / "router_config.json"
@@ -169,7 +230,7 @@ def _read_router(directory: Path, rows: list[tuple[str, str]]) -> _Routes:
     chains, folders = {}, {}
     for name, parts in structure.items():
         route_rows = [(str(types[part]), f"{rows[0][1]}/{part}".strip("/")) for part in parts]
-        chains[name] = _read_chain(directory, [*route_rows, *rows[1:]])
+        chains[name] = _read_chain(directory, [*route_rows, *rows[1:]], trusted)
         folders[name] = directory / route_rows[0][1]
     default = parameters.get("default_route")
     if default is None and parameters.get("allow_empty_key", True):
@@ -177,13 +238,80 @@ def _read_router(directory: Path, rows: list[tuple[str, str]]) -> _Routes:
     return _Routes(chains, folders, default)
 
 
-def _read_chain(directory: Path, rows: list[tuple[str, str]]) -> tuple[Module, ...]:
-    modules = (read_module(directory, reference, path) for reference, path in rows)
+def _read_chain(directory: Path, rows: list[tuple[str, str]], trusted: bool) -> tuple[Module, ...]:
+    modules = (
+        read_module(directory, reference, path, trusted=trusted, first=index == 0)
+        for index, (reference, path) in enumerate(rows)
+    )
     chain = tuple(module for module in modules if module is not None)
     if not chain or not isinstance(chain[0], _FIRST_MODULES):
         known = ", ".join(kind.__name__ for kind in _FIRST_MODULES)
         raise UnsupportedError(f"{directory}: the first module must be one of {known}.")
     return chain
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise UnsupportedError for a LoRA or another adapter, which is a change to a model elsewhere."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    settings = read_object(file)
+    base = settings.get("base_model_name_or_path")
+    raise UnsupportedError(
+        f"{folder} is an adapter ({settings.get('peft_type') or 'of PEFT'}) for the model {base!r}, not a model of its "
+        "own. Merge it into that model and export the result. In Python, with the package peft installed:\n"
+        "  from peft import PeftModel\n"
+        "  from transformers import AutoModel, AutoTokenizer\n"
+        f"  base = AutoModel.from_pretrained({base!r})\n"
+        f"  PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload().save_pretrained('merged')\n"
+        f"  AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained('merged')\n"
+        "If the adapter's repository has modules.json, copy it and what it names beside them. Then export 'merged'."
+    )
+
+
+def _checked_task(
+    directory: Path,
+    task: Task | None,
+    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
+    routes: Mapping[str, tuple[Module, ...]],
+) -> Task:
+    """The task of a checkpoint, which must be the one that is asked for.
+
+    sentence-transformers converts checkpoints of one class to another by adding modules, some of them untrained.
+    """
+    written = settings.get("model_type")
+    if written is not None and written not in _TASK_OF_MODEL_TYPE:
+        raise UnsupportedError(
+            f"{directory} is a {written}, which cannot be exported. Classes that can: {', '.join(_TASK_OF_MODEL_TYPE)}."
+        )
+    own = _task(settings, config, routes)
+    if (directory / "modules.json").is_file():
+        kind = TASKS[own].class_name
+        if task not in (None, own):
+            raise UnsupportedError(
+                f"{directory} is a {kind}, not a {TASKS[task].class_name}, and stonnx converts none into another. Load it "
+                f"with stonnx.{kind}, or export it without a task."
+            )
+        return own
+    task, architecture = task or own, _architecture(config)
+    if task == "rerank" and architecture.endswith("ForCausalLM"):
+        raise UnsupportedError(
+            f"{directory} is a causal language model ({architecture}). As a CrossEncoder it would score a pair by its "
+            "next token, 'yes' or 'no', which cannot be exported. Rerankers that can have a classification head: an "
+            "architecture that ends in ForSequenceClassification."
+        )
+    if task == "sparse" and not any(str(name).endswith("ForMaskedLM") for name in config.get("architectures") or []):
+        raise UnsupportedError(
+            f"{directory} has no masked-LM head for SPLADE: its architectures are {config.get('architectures')}. "
+            "sentence-transformers would add a SparseAutoEncoder with random weights. Export a checkpoint that was "
+            "trained as a SparseEncoder."
+        )
+    return task
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    return str((config.get("architectures") or [""])[0])
 
 
 def _task(settings: Mapping[str, Any], config: Mapping[str, Any], routes: Mapping[str, tuple[Module, ...]]) -> Task:
@@ -192,8 +320,7 @@ def _task(settings: Mapping[str, Any], config: Mapping[str, Any], routes: Mappin
     sparse = (SpladePooling, SparseAutoEncoder, SparseStaticEmbedding)
     if any(isinstance(module, sparse) for chain in routes.values() for module in chain):
         return "sparse"
-    architecture = (config.get("architectures") or [""])[0]
-    if architecture.endswith("ForSequenceClassification") and not settings:
+    if _architecture(config).endswith("ForSequenceClassification") and not settings:
         return "rerank"
     return "embedding"
 

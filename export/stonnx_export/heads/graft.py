@@ -77,6 +77,25 @@ def graft_scores(model: ir.Model, activation: str) -> None:
     graph.outputs[:] = [logits, scores]
 
 
+def name_outputs(model: ir.Model, task: Task, activation: str | None) -> None:
+    """Give the outputs of its task to a graph that has all modules already: see ``Original.graph``."""
+    graph = model.graph
+    if task == "rerank":
+        del graph.outputs[1:]
+        graft_scores(model, activation or "identity")
+        return
+    op = GraphBuilder(graph)
+    vector, tokens = graph.outputs[0], graph.outputs[1] if len(graph.outputs) > 1 else None
+    if vector.shape is None or len(vector.shape) != 2:
+        raise UnsupportedError("The last module of the chain gives no vector for each text.")
+    name = "sparse_embedding" if task == "sparse" else "sentence_embedding"
+    op.name_output(vector, name, ("batch", last_dimension(vector)))
+    graph.outputs[:] = [vector]
+    if task == "embedding" and tokens is not None:
+        op.name_output(tokens, "token_embeddings", ("batch", "sequence", last_dimension(tokens)))
+        graph.outputs.append(tokens)
+
+
 def output_dimension(chain: tuple[modules.Module, ...], size: int) -> int:
     """Dimensions of the vector that a chain ends with, where its first module gives ``size``."""
     for module in chain:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +30,13 @@ from stonnx_export.checkpoint.modules import (
     StaticEmbedding,
     Transformer,
     WeightedLayerPooling,
+    is_code,
 )
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.heads import tables
 from stonnx_export.originals import numpy_modules, onnx_file
 from stonnx_export.originals.onnx_file import SENTENCE_EMBEDDING, OnnxFile, Wanted
-from stonnx_export.originals.original import OriginalTokenizer, in_front
+from stonnx_export.originals.original import LoadReport, OriginalTokenizer, in_front
 from stonnx_export.originals.tokenizer_files import TokenizerFiles, read_tokenizer
 
 logger = logging.getLogger("stonnx")
@@ -104,6 +106,10 @@ class OnnxOriginal:
         behind = "" if TASKS[self._checkpoint.task].gives_labels else ", heads in numpy"
         return f"{' and '.join(names)} of the checkpoint with onnxruntime {import_onnxruntime().__version__}{behind}"
 
+    @property
+    def loaded(self) -> LoadReport:
+        return LoadReport()
+
     def graph(self, route: str) -> ir.Model:
         match self._checkpoint.routes[route][0]:
             case StaticEmbedding(weight=weight):
@@ -127,6 +133,21 @@ class OnnxOriginal:
         prompt = checkpoint.prompts.get(name) or "" if name else ""
         route = task if task is not None and task in checkpoint.routes else checkpoint.default_route
         return np.stack([self._output(route, in_front(prompt, text), self._length(route, prompt)) for text in texts])
+
+    def results(self, method: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        checkpoint = self._checkpoint
+        rows = self.outputs_as_called(method.partition("_")[2] or None, texts)
+        if checkpoint.task == "rerank":
+            return np.asarray(
+                numpy_modules.ACTIVATIONS[checkpoint.activation or "identity"](rows.astype(np.float64)),
+                dtype=np.float32,
+            )
+        if checkpoint.task == "embedding":
+            return rows[:, : checkpoint.truncate_dim]
+        return numpy_modules.keep_largest(rows, checkpoint.max_active_dims)
+
+    def facts(self) -> Mapping[str, Any]:
+        return {}
 
     def set_max_length(self, route: str, limit: int) -> None:
         self._cut(route, limit)
@@ -202,6 +223,11 @@ class OnnxOriginal:
 def _open(checkpoint: Checkpoint, route: str) -> OnnxFile:
     """The ONNX file of a route, loaded."""
     folder, chain = checkpoint.folders[route], checkpoint.routes[route]
+    if is_code(chain):
+        raise UnsupportedError(
+            "Modules that are code of the model repository cannot be exported together with an ONNX file: only PyTorch "
+            "can run them. Export the PyTorch weights instead: --source torch --trust-remote-code"
+        )
     if any(isinstance(module, WeightedLayerPooling) for module in chain):
         raise UnsupportedError(
             "WeightedLayerPooling needs the hidden states of every layer, and an ONNX file gives those of the last. "

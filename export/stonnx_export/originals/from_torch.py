@@ -5,7 +5,7 @@ The places where sentence-transformers' versions 5 and 6 differ are in this file
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
@@ -21,11 +21,21 @@ from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import UnsupportedError
 from stonnx._tasks import TASKS
 from stonnx._text.tokenizer import Text
-from stonnx_export.checkpoint.modules import Pooling, SparseStaticEmbedding, StaticEmbedding, WeightedLayerPooling
+from stonnx_export.checkpoint.modules import (
+    Pooling,
+    SparseStaticEmbedding,
+    StaticEmbedding,
+    WeightedLayerPooling,
+    is_code,
+)
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.heads import tables
-from stonnx_export.originals.original import OriginalTokenizer
-from stonnx_export.originals.trace import Output, trace
+from stonnx_export.originals.original import LoadReport, OriginalTokenizer
+from stonnx_export.originals.trace import Output, trace, trace_chain
+from stonnx_export.originals.weights import refuse_missing, refuse_random, unexpected, watch_loading
+
+# What cuts the results of a task short, unless it is None.
+_SETTINGS = {"embedding": "truncate_dim", "sparse": "max_active_dims"}
 
 
 class TorchOriginal:
@@ -33,12 +43,15 @@ class TorchOriginal:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        kind = getattr(sentence_transformers, TASKS[checkpoint.task].class_name)
-        with _silence():
-            model = kind(
-                str(checkpoint.directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
-            )
-        self._model = model.float().eval() if isinstance(model, torch.nn.Module) else model
+        with watch_loading() as networks:
+            self._model = _load(checkpoint)
+        self._setting = _SETTINGS.get(checkpoint.task)
+        self._value = getattr(self._model, self._setting) if self._setting else None
+        trusted = checkpoint.trust is not None
+        if trusted and not networks:
+            refuse_random(self._model, _load(checkpoint), checkpoint.directory)
+        refuse_missing(networks, self._example, checkpoint.directory)
+        self._loaded = LoadReport(checkpoint.code if trusted else (), unexpected(networks))
 
     @property
     def name(self) -> str:
@@ -46,8 +59,23 @@ class TorchOriginal:
         peer, engine = versions["sentence-transformers"], versions["torch"]
         return f"sentence-transformers {peer} with PyTorch {engine}, float32, on the CPU"
 
+    @property
+    def loaded(self) -> LoadReport:
+        return self._loaded
+
+    def _example(self) -> npt.NDArray[np.float32]:
+        """What all routes give for some texts."""
+        texts: list[Text] = ["a b c", "The weather is lovely today."]
+        if self._checkpoint.task == "rerank":
+            texts = [("a b c", "The weather is lovely today.")]
+        return np.concatenate([self.outputs(route, texts).reshape(-1) for route in self._checkpoint.routes])
+
     def graph(self, route: str) -> ir.Model:
         chain = self._checkpoint.routes[route]
+        if is_code(chain):
+            key = "scores" if self._checkpoint.task == "rerank" else "sentence_embedding"
+            names = self._tokenizer(route).model_input_names
+            return trace_chain(self._modules(route), key, token_types="token_type_ids" in names)
         match chain[0]:
             case StaticEmbedding():
                 return tables.static_embedding(chain[0].weight)
@@ -104,13 +132,28 @@ class TorchOriginal:
                 options["activation_fn"] = torch.nn.Identity()
             case "sparse":
                 options["convert_to_sparse_tensor"] = False
-                self._model.max_active_dims = None
-            case "embedding":
-                self._model.truncate_dim = None
+        if self._setting:
+            # As many values as the graph gives, which may be more than the k of the autoencoder.
+            setattr(self._model, self._setting, self._checkpoint.most_active_dims)
         run = getattr(self._model, method or ("predict" if self._checkpoint.task == "rerank" else "encode"))
         with torch.inference_mode():
             rows = [run([text], show_progress_bar=False, **options) for text in texts]
         return np.stack([np.asarray(row, dtype=np.float32).reshape(-1) for row in rows])
+
+    def results(self, method: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        options: dict[str, Any] = {}
+        if self._setting:
+            setattr(self._model, self._setting, self._value)
+        if self._checkpoint.task == "sparse":
+            options["convert_to_sparse_tensor"] = False
+        run = getattr(self._model, method)
+        with torch.inference_mode():
+            rows = [run([text], show_progress_bar=False, **options) for text in texts]
+        return np.stack([np.asarray(row, dtype=np.float32).reshape(-1) for row in rows])
+
+    def facts(self) -> Mapping[str, Any]:
+        names = ("num_labels",) if self._checkpoint.task == "rerank" else ("similarity_fn_name", "default_prompt_name")
+        return {name: getattr(self._model, name) for name in names}
 
     def set_max_length(self, route: str, limit: int) -> None:
         if self._is_chain:
@@ -129,6 +172,22 @@ class TorchOriginal:
 
     def _tokenizer(self, route: str) -> Any:
         return self._modules(route)[0].tokenizer if self._is_chain else self._model.tokenizer
+
+
+def _load(checkpoint: Checkpoint) -> Any:
+    """The model in sentence-transformers. It runs code of the repository only if the caller trusts it."""
+    kind = getattr(sentence_transformers, TASKS[checkpoint.task].class_name)
+    trust = checkpoint.trust
+    with _silence():
+        model = kind(
+            str(checkpoint.directory),
+            device="cpu",
+            # Code may lie in a repository of its own.
+            local_files_only=trust is None or trust.local_files_only,
+            trust_remote_code=trust is not None,
+            model_kwargs={"dtype": torch.float32},
+        )
+    return model.float().eval() if isinstance(model, torch.nn.Module) else model
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from stonnx._hub.download import download, missing_for_pytorch
 from stonnx._hub.names import full_name
 from stonnx._tasks import Task
 from stonnx_export.checkpoint.read import Checkpoint, read_checkpoint
+from stonnx_export.checkpoint.repository_code import Trust, refuse_network_code, refuse_tokenizer_code
 from stonnx_export.originals.original import Original
 from stonnx_export.originals.text_limits import respect_positions
 
@@ -19,25 +20,36 @@ from stonnx_export.originals.text_limits import respect_positions
 SourceKind = Literal["auto", "torch", "onnx"]
 
 
-def open_checkpoint(directory: Path, task: Task | None, source: SourceKind) -> tuple[Checkpoint, Original]:
-    """What a checkpoint says about itself, and the original that computes its vectors."""
-    checkpoint = read_checkpoint(directory, task)
+def open_checkpoint(
+    directory: Path, task: Task | None, source: SourceKind, trust: Trust | None = None
+) -> tuple[Checkpoint, Original]:
+    """What a checkpoint says about itself, and the original that computes its vectors.
+
+    Raises:
+        UnsupportedError: It needs code of its repository, and ``trust`` is None.
+    """
+    checkpoint = read_checkpoint(directory, task, trust)
     if _choose_source(checkpoint, source) == "torch":
+        if trust is None:
+            refuse_network_code(checkpoint.network_code, has_onnx=_has_onnx(checkpoint))
+            refuse_tokenizer_code(checkpoint.tokenizer_code, can_run=True)
         original = _load_original(checkpoint)
     else:
+        refuse_tokenizer_code(checkpoint.tokenizer_code, can_run=False)
         checkpoint, original = _load_onnx_original(checkpoint)
     respect_positions(checkpoint, original)
     return checkpoint, original
 
 
-def load_original(name: str, task: Task | None, source: SourceKind) -> Original:
-    """The original behind a checkpoint directory or Hub id.
+def load_original(name: str, task: Task | None, source: SourceKind, trust: Trust | None = None) -> Original:
+    """The original of a checkpoint directory or Hub id.
 
     Raises:
         ModelNotFoundError, UnsupportedError, MissingDependencyError, ExportError: As for :func:`export`.
     """
     onnx = source == "onnx" or (source == "auto" and missing_for_pytorch() is not None)
-    _, original = open_checkpoint(find_checkpoint(name, task, None, None, None, False, onnx), task, source)
+    directory = find_checkpoint(name, task, None, None, None, False, onnx, code=trust is not None)
+    _, original = open_checkpoint(directory, task, source, trust)
     return original
 
 
@@ -49,7 +61,10 @@ def find_checkpoint(
     cache_folder: str | None,
     local_files_only: bool,
     onnx: bool,
+    *,
+    code: bool = False,
 ) -> Path:
+    """The directory of a checkpoint. ``code``: with the Python files of its repository."""
     path = Path(name)
     if path.is_dir():
         return path
@@ -57,7 +72,8 @@ def find_checkpoint(
         raise ModelNotFoundError(f"{name} is a file. Pass the directory of the checkpoint.")
     if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
-    return download(full_name(name, task or "embedding"), revision, token, cache_folder, local_files_only, onnx=onnx)
+    full = full_name(name, task or "embedding")
+    return download(full, revision, token, cache_folder, local_files_only, onnx=onnx, code=code)
 
 
 def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
@@ -69,9 +85,7 @@ def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
     if source == "auto":
         if weights and missing is None:
             return "torch"
-        with _exporter_needed():
-            from stonnx_export.originals.from_onnx import is_exportable
-        if is_exportable(checkpoint):
+        if _has_onnx(checkpoint):
             return "onnx"
         if not weights:
             raise ModelNotFoundError(
@@ -83,6 +97,13 @@ def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
         'the exporter with: pip install "stonnx[cpu,export]"\n'
         "Without PyTorch, a checkpoint that has onnx/model.onnx can be exported from that: --source onnx"
     )
+
+
+def _has_onnx(checkpoint: Checkpoint) -> bool:
+    with _exporter_needed():
+        from stonnx_export.originals.from_onnx import is_exportable
+
+    return is_exportable(checkpoint)
 
 
 def _load_original(checkpoint: Checkpoint) -> Original:

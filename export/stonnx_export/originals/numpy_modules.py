@@ -73,6 +73,16 @@ def sparse_static_embedding(weight: npt.NDArray[np.float32], ids: list[int]) -> 
     return vector
 
 
+def keep_largest(rows: npt.NDArray[np.float32], count: int | None) -> npt.NDArray[np.float32]:
+    """Rows [B, V] with their ``count`` values of largest magnitude, of equal ones the first; all values for None."""
+    if count is None or count >= rows.shape[1]:
+        return rows
+    places = np.argsort(-np.abs(rows), axis=1, kind="stable")[:, :count]
+    kept = np.zeros_like(rows)
+    np.put_along_axis(kept, places, np.take_along_axis(rows, places, axis=1), axis=1)
+    return kept
+
+
 def pooling(module: modules.Pooling, tokens: npt.NDArray[Any], mask: _Mask, prompt_length: int = 0) -> _Array:
     """Token embeddings [B, S, H] to vectors [B, modes x H], text by text."""
     wide = tokens.astype(np.float64)

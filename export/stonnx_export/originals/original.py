@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,16 @@ class OriginalTokenizer:
     add_special_tokens: bool
 
 
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading an original showed, for the manifest."""
+
+    # Classes of the repository's own code that were run, because the caller trusts it.
+    remote_code: tuple[str, ...] = ()
+    # Weights of the checkpoint that its network has no place for.
+    unused_weights: tuple[str, ...] = ()
+
+
 def in_front(prompt: str, text: Text) -> Text:
     """A text behind a prompt; of a pair, the first one takes it."""
     return (prompt + text[0], text[1]) if isinstance(text, tuple) else prompt + text
@@ -40,8 +50,16 @@ class Original(Protocol):
     def name(self) -> str:
         """The program and its version, for the fidelity report."""
 
+    @property
+    def loaded(self) -> LoadReport:
+        """What loading it showed."""
+
     def graph(self, route: str) -> ir.Model:
-        """The network as a graph: ids and mask in, token embeddings [B, S, H] or logits out."""
+        """The network as a graph: ids and mask in, token embeddings [B, S, H] or logits out.
+
+        If modules of the route are code of the repository, all of them are in it: a vector [B, dim] out, and the token
+        embeddings if there are any.
+        """
 
     def tokenizer(self, route: str) -> OriginalTokenizer:
         """The tokenizer."""
@@ -64,6 +82,15 @@ class Original(Protocol):
         ``task`` is ``query`` for encode_query, ``document`` for encode_document, None for encode or predict. One text
         at a time, as for :meth:`outputs`.
         """
+
+    def results(self, method: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        """What callers of ``encode``, ``encode_query``, ``encode_document`` or ``predict`` get: [texts, features].
+
+        With every setting of the model: prompts, truncated vectors, active dimensions, the activation of scores.
+        """
+
+    def facts(self) -> Mapping[str, Any]:
+        """Attributes of the model that the bundle's must equal, as far as the original is a program that has them."""
 
     def set_max_length(self, route: str, limit: int) -> None:
         """Cut texts at another length."""

@@ -8,7 +8,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -41,6 +41,23 @@ class _Network(torch.nn.Module):  # type: ignore[misc]
         return getattr(self.model(**feeds, return_dict=True), self.output)
 
 
+class _Chain(torch.nn.Module):  # type: ignore[misc]
+    """All modules of a sentence-transformers model, with a vector or scores as output, and token embeddings if any."""
+
+    def __init__(self, modules: Sequence[torch.nn.Module], inputs: tuple[str, ...], output: str) -> None:
+        super().__init__()
+        self.chain = torch.nn.ModuleList(modules)
+        self.inputs = inputs
+        self.output = output
+
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features: dict[str, Any] = dict(zip(self.inputs, values, strict=True))
+        for module in self.chain:
+            features = module(features)
+        tokens = features.get("token_embeddings")
+        return (features[self.output],) if tokens is None else (features[self.output], tokens)
+
+
 def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_hidden_state") -> ir.Model:
     """Trace a transformers model.
 
@@ -56,9 +73,38 @@ def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_h
     Raises:
         UnsupportedError: The code of the network does something that has no graph.
     """
-    names = ["input_ids", "attention_mask"]
-    if token_types and "token_type_ids" in inspect.signature(model.forward).parameters:
-        names.append("token_type_ids")
+    names = _input_names(model, token_types)
+    traced = _trace(_Network(model, names, output), names, model)
+    _name_by_module(traced.graph)
+    return traced
+
+
+def trace_chain(modules: Sequence[torch.nn.Module], output: str, *, token_types: bool) -> ir.Model:
+    """Trace all modules of a model together.
+
+    Args:
+        modules: The modules, the first of which reads ids.
+        output: The feature that is the result: ``"sentence_embedding"`` or ``"scores"``.
+        token_types: As for :func:`trace`.
+
+    Returns:
+        A graph with the inputs of :func:`trace`, and as outputs the result [batch, features] and, if there are any, the
+        token embeddings [batch, sequence, features].
+
+    Raises:
+        UnsupportedError: The code of a module does something that has no graph.
+    """
+    network = getattr(modules[0], "auto_model", modules[0])
+    names = _input_names(network, token_types)
+    return _trace(_Chain(modules, names, output), names, network)
+
+
+def _input_names(model: torch.nn.Module, token_types: bool) -> tuple[str, ...]:
+    has_types = token_types and "token_type_ids" in inspect.signature(model.forward).parameters
+    return ("input_ids", "attention_mask", "token_type_ids") if has_types else ("input_ids", "attention_mask")
+
+
+def _trace(traceable: torch.nn.Module, names: tuple[str, ...], model: torch.nn.Module) -> ir.Model:
     ids = torch.full((_BATCH, _SEQUENCE), 1, dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[1, _SEQUENCE - 2 :] = 0
@@ -66,11 +112,11 @@ def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_h
     dimensions = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with _refused(model), _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _Network(model, tuple(names), output).eval(),
+            traceable.eval(),
             tuple(example[name] for name in names),
             dynamo=True,
             opset_version=OPSET,
-            input_names=names,
+            input_names=list(names),
             dynamic_shapes=(tuple(dimensions for _ in names),),
             verbose=False,
         )
@@ -82,7 +128,6 @@ def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_h
         features = last_dimension(value)
         rank = 2 if value.shape is not None and len(value.shape) == 2 else 3
         value.shape = ir.Shape(("batch", "sequence", features) if rank == 3 else ("batch", features))
-    _name_by_module(traced.graph)
     return traced
 
 

@@ -26,7 +26,7 @@ from stonnx_export.checkpoint.modules import Normalize, Transformer, describe
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.graph.builder import OPSET
 from stonnx_export.graph.save import save
-from stonnx_export.originals.original import Original
+from stonnx_export.originals.original import LoadReport, Original
 from stonnx_export.originals.text_limits import text_limit
 from stonnx_export.recipes import Recipe
 
@@ -107,6 +107,7 @@ def _manifest(
     recipe: Recipe,
     source: Source,
     kept: tuple[str, ...],
+    loaded: LoadReport,
     directory: Path,
 ) -> Manifest:
     width = routes[checkpoint.default_route].outputs[0].shape[-1]
@@ -137,6 +138,8 @@ def _manifest(
         needs_task=checkpoint.needs_task,
         max_active_dims=checkpoint.max_active_dims,
         kept=kept,
+        remote_code=loaded.remote_code,
+        unused_weights=loaded.unused_weights,
     )
 
 

@@ -117,7 +117,7 @@ Padding must be on the right, as the tokenizer file pads.
 `stonnx export {manifest.source.name} --dtype {manifest.recipe}` with {versions}. Rewrites of
 the graph: {fired}. SHA-256 of the original weights:
 `{manifest.source.weights_sha256}`.
-`stonnx.json` has every detail. The licence is that of the original model.
+{_loading(manifest)}`stonnx.json` has every detail. The licence is that of the original model.
 """
 
 
@@ -158,6 +158,22 @@ result, is a little further away. The probe in the bundle checks it there.
 """
     if names:
         text += f"\nIn float32, because half precision has no room for values this large: the operators {names}.\n"
+    return text
+
+
+def _loading(manifest: Manifest) -> str:
+    """What was special about loading the original."""
+    text = ""
+    if manifest.remote_code:
+        names = ", ".join(f"`{name}`" for name in manifest.remote_code)
+        text += f"""The exporter ran code of the model repository, because it was told to trust it: {names}.
+This bundle needs none of that code, and runs none.
+"""
+    if manifest.unused_weights:
+        names = ", ".join(f"`{name}`" for name in manifest.unused_weights[:_MOST_NAMES])
+        more = len(manifest.unused_weights) - _MOST_NAMES
+        names += f" and {more} more" if more > 0 else ""
+        text += f"The network has no place for these weights of the checkpoint: {names}.\n"
     return text
 
 

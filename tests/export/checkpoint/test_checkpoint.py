@@ -205,7 +205,11 @@ class TestTasks:
         assert read_checkpoint(tmp_path).task == "sparse"
 
     def test_what_the_caller_says(self, tmp_path: Path) -> None:
-        assert read_checkpoint(write(tmp_path), "sparse").task == "sparse"
+        """Of a plain checkpoint, it decides which class of transformers loads the network."""
+        config = {**BERT, "architectures": ["BertForMaskedLM"]}
+        directory = write(tmp_path, config=config, **{"modules.json": None})
+        assert read_checkpoint(directory, "sparse").task == "sparse"
+        assert read_checkpoint(directory).task == "embedding"
 
     @pytest.mark.parametrize("written", ["config.json", "older", "config_sentence_transformers.json", "nowhere"])
     @pytest.mark.parametrize("labels", [1, 3])
@@ -355,7 +359,7 @@ class TestRefusals:
     )
     def test_code_of_the_repository(self, tmp_path: Path, reference: str) -> None:
         (tmp_path / "custom_st.py").write_text("raise SystemExit('this must not run')")
-        with pytest.raises(UnsupportedError, match="stonnx never runs such code") as raised:
+        with pytest.raises(UnsupportedError, match="--trust-remote-code") as raised:
             read_checkpoint(write(tmp_path, reference))
         assert repr(reference) in str(raised.value)
 

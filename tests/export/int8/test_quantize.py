@@ -422,13 +422,14 @@ import onnx_ir as ir, tokenizers
 from stonnx_export import export, pipeline
 from stonnx_export.int8 import quantization as quantize
 from stonnx_export.originals import load
-from stonnx_export.originals.original import OriginalTokenizer
+from stonnx_export.originals.original import LoadReport, OriginalTokenizer
 from stonnx_export.int8 import products as quantize_products
 from stonnx_export.verify.figures import ToleranceError
 
 stage, graph, tokenizer, checkpoint, target = sys.argv[1:]
 
 class FromFile:
+    loaded = LoadReport()
     def graph(self, route):
         return ir.load(graph)
     def tokenizer(self, route):

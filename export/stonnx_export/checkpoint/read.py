@@ -290,8 +290,8 @@ def _checked_task(
         kind = TASKS[own].class_name
         if task not in (None, own):
             raise UnsupportedError(
-                f"{directory} is a {kind}, not a {TASKS[task].class_name}, and stonnx converts none into another. Load it "
-                f"with stonnx.{kind}, or export it without a task."
+                f"{directory} is a {kind}, not a {TASKS[task].class_name}, and stonnx converts none into another. "
+                f"Load it with stonnx.{kind}, or export it without a task."
             )
         return own
     task, architecture = task or own, _architecture(config)

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
+from stonnx._bundle.bundle import open_bundle
+from stonnx._bundle.manifest import MANIFEST_NAME
 from stonnx._hub.find import find_bundle
 from stonnx._model.model import Model
 from stonnx._tasks import Task
@@ -32,11 +33,8 @@ def load_model(
         revision: Branch, tag or commit on the Hub.
         **options: Further arguments of all three classes.
     """
-    path = Path(name_or_path)
-    if task is None:
-        if not (path / MANIFEST_NAME).is_file():
-            path = find_bundle(name_or_path, task="embedding", dtype=options.get("dtype"), revision=revision)
-        task = read_manifest(path).task
+    if task is None and (Path(name_or_path) / MANIFEST_NAME).is_file():
+        bundle = open_bundle(Path(name_or_path))
     else:
-        path = find_bundle(name_or_path, task=task, dtype=options.get("dtype"), revision=revision)
-    return _CLASSES[task](path, **options)
+        bundle = find_bundle(name_or_path, task=task or "embedding", dtype=options.get("dtype"), revision=revision)
+    return _CLASSES[task or bundle.manifest.task](bundle, **options)

@@ -19,6 +19,7 @@ from unittest import mock
 
 from benchmarks.in_turns import in_turns, ratio
 from benchmarks.texts import texts
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._engine.engine import Engine
 from stonnx_export import RECIPES, export
@@ -60,7 +61,7 @@ def without(name: str, dtype: str) -> Iterator[None]:
 
 def encoder(bundle: Path) -> Callable[[Sequence[str]], None]:
     """A function that runs texts through a bundle of any task, on one thread."""
-    route = Engine(bundle, device="cpu", threads=1).route()
+    route = Engine(open_bundle(bundle), device="cpu", threads=1).route()
     output = route.spec.outputs[0].name
 
     def encode(data: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import (
     Probe,
@@ -154,7 +155,7 @@ def export(
                 write_manifest(staging, manifest)
             try:
                 with stage("verifying against the original"):
-                    engine = Engine(staging, device="cpu")
+                    engine = Engine(open_bundle(staging), device="cpu")
                     fidelity = verify(engine, original, recipe.tolerance[checkpoint.task], known=known)
                     if scored is not None:
                         drop = spearman_drop(engine, original, scored, known)
@@ -169,7 +170,7 @@ def export(
                 raise FidelityError(f"{error} Nothing was written.") from None
         with stage("writing the manifest"):
             saturates = any(route.saturation_safe for route in routes.values())
-            safe_engine = Engine(staging, device="cpu", form="saturation-safe") if saturates else None
+            safe_engine = Engine(open_bundle(staging), device="cpu", form="saturation-safe") if saturates else None
             probe_module.write(
                 staging, manifest, engine.named_routes, safe_engine.named_routes if safe_engine else None
             )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import MANIFEST_NAME, Fidelity, Manifest
 from stonnx._engine.engine import Engine
 from stonnx._errors import ModelNotFoundError, UnsupportedError
@@ -48,7 +49,7 @@ def verify_bundle(
     directory = Path(bundle)
     if not (directory / MANIFEST_NAME).is_file():
         raise ModelNotFoundError(f"{directory} is no bundle: it has no {MANIFEST_NAME}.")
-    engine = Engine(directory)
+    engine = Engine(open_bundle(directory))
     trust = Trust() if trust_remote_code else None
     original = load_original(os.fspath(against), engine.manifest.task, source, trust)
     fidelity = compare(engine, original, _tolerance(engine.manifest))

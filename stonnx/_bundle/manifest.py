@@ -199,8 +199,17 @@ def read_manifest(directory: Path) -> Manifest:
             or was written with a newer schema.
     """
     path = directory / MANIFEST_NAME
+    return parse_manifest(path.read_bytes(), path)
+
+
+def parse_manifest(text: bytes, path: Path) -> Manifest:
+    """Validate the contents of a ``stonnx.json``; ``path`` is its name in messages.
+
+    Raises:
+        BundleFormatError: As for :func:`read_manifest`.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # covers broken JSON and broken UTF-8
         raise BundleFormatError(f"{path} is not readable JSON ({error}). {EXPORT_AGAIN}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None

@@ -70,6 +70,7 @@ class Session:
 
     Args:
         graph: The ONNX file.
+        name: What messages call it. None: by its path.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt``, ``openvino``. None: the best that works.
         threads: Threads of one run on the CPU. None: as many as the process may use CPUs.
         saturation_safe: Initializers that are replaced where 8-bit products saturate.
@@ -94,6 +95,7 @@ class Session:
         self,
         graph: Path,
         *,
+        name: Path | None = None,
         device: str | None = None,
         threads: int | None = None,
         saturation_safe: Mapping[str, Scalar] | None = None,
@@ -115,7 +117,7 @@ class Session:
         self.fallbacks: tuple[str, ...] = ()
         for choice in devices:
             try:
-                self._open(graph, choice)
+                self._open(graph, choice, name or graph)
             except (DeviceError, UnsupportedError) as error:
                 if choice is devices[-1]:
                     raise
@@ -125,7 +127,7 @@ class Session:
         for reason in self.fallbacks:
             logger.warning("Running on %s instead: %s", self.device, reason)
 
-    def _open(self, graph: Path, device: Device) -> None:
+    def _open(self, graph: Path, device: Device, name: Path) -> None:
         """Load the graph for a device, and see that it runs there."""
         provider = device.provider
         check_version(device, self.version, installed_wheels())
@@ -148,15 +150,16 @@ class Session:
             # Without `enable_fallback=0`, onnxruntime prints an error and goes on with the CPU.
             self._session = self._ort.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's errors share no public base class, and a manifest may hold anything
+            told = str(error).replace(str(graph), str(name))
             if provider.name != CPU:
                 reason = nvidia.why_not_loaded(self._ort, provider.name) if provider.nvidia else None
                 raise DeviceError(
-                    f"onnxruntime {self.version} cannot load {graph} on device {self.device!r}: {reason or error} "
+                    f"onnxruntime {self.version} cannot load {name} on device {self.device!r}: {reason or told} "
                     "See `stonnx doctor`. device='cpu' runs every bundle, and bundles exported with --dtype fp16 have "
                     "plain operators only, which all devices run."
                 ) from error
             raise BundleFormatError(
-                f"onnxruntime {self.version} cannot load {graph}: {error} "
+                f"onnxruntime {self.version} cannot load {name}: {told} "
                 "If the bundle is intact, a newer onnxruntime may help: pip install -U onnxruntime"
             ) from error
         # Inputs with a default inside the graph are not in get_inputs().

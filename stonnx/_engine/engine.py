@@ -6,11 +6,10 @@ The three model classes are thin layers over :class:`Engine`. Nothing here knows
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
-from stonnx._bundle.integrity import verify
-from stonnx._bundle.manifest import DEFAULT_ROUTE, Manifest, Route, read_manifest
+from stonnx._bundle.bundle import Bundle
+from stonnx._bundle.manifest import DEFAULT_ROUTE, Manifest, Route
 from stonnx._device.cpus import require_features
 from stonnx._device.options import DeviceOptions
 from stonnx._device.session import GraphFacts, Session
@@ -34,7 +33,7 @@ class Engine:
       small in the thread that ran them.
 
     Args:
-        directory: The bundle.
+        bundle: The bundle. Whatever is loaded later, a session or a tokenizer, comes from it too.
         device: Where it runs. None: on the best device that works.
         threads: Threads on the CPU. None: as many as the process may use CPUs.
         max_batch_tokens: No run has more tokens, padding included, whatever the batch size, unless it is a single text.
@@ -45,7 +44,7 @@ class Engine:
 
     def __init__(
         self,
-        directory: Path,
+        bundle: Bundle,
         *,
         device: str | None = None,
         threads: int | None = None,
@@ -55,33 +54,40 @@ class Engine:
         limits: Limits | None = None,
     ) -> None:
         limits = limits or Limits()
-        self.directory = directory
+        self.bundle = bundle
+        self.directory = bundle.directory
         if not isinstance(device_options, DeviceOptions | None):
             raise InvalidArgumentError(f"device_options must be stonnx.DeviceOptions or None, got {device_options!r}.")
         if device_options is not None:
             device_options.check(None if device is None else str(device))
-        self.manifest: Manifest = read_manifest(directory)
-        verify(directory, self.manifest)
-        require_features(self.manifest.requires_cpu_features, f"The bundle {directory}")
+        self.manifest: Manifest = bundle.manifest
+        require_features(self.manifest.requires_cpu_features, f"The bundle {bundle.directory}")
 
         def load(route: Route) -> Callable[[int | None], Session]:
-            # Only the CPU session takes a thread count.
-            return lambda count: Session(
-                directory / route.graph,
-                device="cpu" if count else device,
-                threads=count or threads,
-                saturation_safe=route.saturation_safe,
-                form=form,
-                facts=GraphFacts.of(self.manifest, route),
-                options=device_options,
-                spin_microseconds=limits.spin_microseconds,
-            )
+            def session(count: int | None) -> Session:
+                return bundle.load_graph(
+                    route.graph,
+                    lambda path: Session(
+                        path,
+                        name=bundle.directory / route.graph,
+                        # Only the CPU session takes a thread count.
+                        device="cpu" if count else device,
+                        threads=count or threads,
+                        saturation_safe=route.saturation_safe,
+                        form=form,
+                        facts=GraphFacts.of(self.manifest, route),
+                        options=device_options,
+                        spin_microseconds=limits.spin_microseconds,
+                    ),
+                )
+
+            return session
 
         self._routes = {
-            name: LoadedRoute(directory, route, load(route), max_batch_tokens, limits)
+            name: LoadedRoute(bundle, route, load(route), max_batch_tokens, limits)
             for name, route in self.manifest.routes.items()
         }
-        probe.check(directory, self.manifest, self._routes)
+        probe.check(bundle, self._routes)
 
     def route(self, task: str | None = None) -> LoadedRoute:
         """The route for a task (``query``, ``document``), or the default one. Without routes, tasks mean nothing.

@@ -8,6 +8,7 @@ user's data does.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._bundle.bundle import Bundle
 from stonnx._bundle.manifest import Manifest
 from stonnx._cache import is_remembered, remember
 from stonnx._device import nvidia
@@ -93,21 +95,21 @@ def write(
     np.savez_compressed(directory / FILE, texts=encoded, **vectors)  # type: ignore[arg-type]
 
 
-def check(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> None:
+def check(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> None:
     """Run the probe of a bundle, unless this machine has passed it before.
 
     Raises:
         ProbeError, BundleFormatError: As for :func:`compare`.
     """
-    if manifest.probe is None:
+    if bundle.manifest.probe is None:
         return
-    identity = _identity(manifest, routes)
+    identity = _identity(bundle.manifest, routes)
     if not is_remembered(_PASSED, identity):
-        compare(directory, manifest, routes)
+        compare(bundle, routes)
         remember(_PASSED, identity)
 
 
-def compare(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> float:
+def compare(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> float:
     """Run the probe of a bundle, which must have one.
 
     Returns:
@@ -117,8 +119,9 @@ def compare(directory: Path, manifest: Manifest, routes: Mapping[str, LoadedRout
         ProbeError: The graph does not run, or its vectors are further from the exporter's than the manifest allows.
         BundleFormatError: The probe cannot be read.
     """
+    directory, manifest = bundle.directory, bundle.manifest
     assert manifest.probe is not None
-    texts, expected, others = _read(directory / manifest.probe.file, routes)
+    texts, expected, others = _read(bundle, manifest.probe.file, routes)
     lowest = 1.0
     for name, route in routes.items():
         try:
@@ -158,12 +161,12 @@ def _gpu(device: str) -> str:
 
 
 def _read(
-    path: Path, routes: Mapping[str, LoadedRoute]
+    bundle: Bundle, name: str, routes: Mapping[str, LoadedRoute]
 ) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]], set[str]]:
     """The texts, the vectors of each route, and the routes whose vectors are those of the other form."""
+    content = bundle.read(name)
     try:
-        # numpy leaves a file open that it opened itself and cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             texts, _ = parse_inputs(list(json.loads(bytes(arrays["texts"]))))
             if not texts:
                 raise ValueError("it has no texts")
@@ -177,7 +180,8 @@ def _read(
             return texts, vectors, others
     except Exception as error:  # numpy, zipfile, zlib and json have one of their own for each kind of damage
         raise BundleFormatError(
-            f"{path} is no probe that can be read ({error}). Export the model again with: stonnx export MODEL"
+            f"{bundle.directory / name} is not a probe that can be read ({error}). Export the model again with: "
+            "stonnx export MODEL"
         ) from error
 
 

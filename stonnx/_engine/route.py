@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._bundle.bundle import Bundle
 from stonnx._bundle.manifest import Route
 from stonnx._device.session import Session
 from stonnx._engine.call import BatchResult, Budget, Call, Reduce, TooLong, run_tokens
@@ -34,14 +34,17 @@ class LoadedRoute:
 
     def __init__(
         self,
-        directory: Path,
+        bundle: Bundle,
         route: Route,
         load: Callable[[int | None], Session],
         max_batch_tokens: int | None,
         limits: Limits,
     ) -> None:
         self.spec = route
-        self.tokenizer = Tokenizer(directory / route.tokenizer.file, route.tokenizer, limits.tokenized_characters)
+        file = route.tokenizer.file
+        self.tokenizer = Tokenizer(
+            lambda: bundle.read(file), route.tokenizer, bundle.directory / file, limits.tokenized_characters
+        )
         self._max_batch_tokens, self._limits = max_batch_tokens, limits
         # Numbers that an output has for each text. Those with a row for each token are bounded by the tokens.
         self._numbers = {
@@ -49,9 +52,7 @@ class LoadedRoute:
             for spec in route.outputs
             if all(isinstance(size, int) for size in spec.shape[1:])
         }
-        # Weights over 2 GB are in files beside the graph, named after it.
-        files = [path for path in directory.iterdir() if path.name.startswith(route.graph)]
-        self._runner = Runner(load, sum(path.stat().st_size for path in files), limits)
+        self._runner = Runner(load, bundle.graph_bytes(route.graph), limits)
 
     @property
     def session(self) -> Session:

@@ -9,7 +9,8 @@ import logging
 import os
 from pathlib import Path
 
-from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
+from stonnx._bundle.bundle import Bundle, open_bundle
+from stonnx._bundle.manifest import MANIFEST_NAME
 from stonnx._errors import (
     ModelNotFoundError,
     UnsupportedError,
@@ -17,7 +18,7 @@ from stonnx._errors import (
 from stonnx._hub.download import CHECKPOINT_FILES, download
 from stonnx._hub.first_use import exported, local_identity
 from stonnx._hub.names import full_name
-from stonnx._hub.repair import repair_download
+from stonnx._hub.repair import open_download
 from stonnx._tasks import Task
 
 logger = logging.getLogger("stonnx")
@@ -32,13 +33,13 @@ def find_bundle(
     revision: str | None = None,
     token: bool | str | None = None,
     local_files_only: bool = False,
-) -> Path:
-    """The directory of a bundle, downloaded or exported first where necessary.
+) -> Bundle:
+    """Open and verify a bundle. It is downloaded or exported first if necessary.
 
-    A bundle of a cache, ours or the Hub's, is checked, and made again where it is damaged.
+    A bundle in a cache, ours or the Hub's, is made again if it is damaged.
 
     Args:
-        name_or_path: A directory, or the id of a Hub repository.
+        name_or_path: A directory, or the id of a Hub repository; a bundle that is open already is returned.
         task: What the model is for; it decides which Hub organization a bare name belongs to.
         dtype: The recipe for an export on first use. None: ``fp32``, or whatever an existing bundle has.
         cache_folder: Where downloads are kept. None: the Hugging Face cache.
@@ -52,13 +53,15 @@ def find_bundle(
         BundleIntegrityError: The bundle in a cache is damaged, and cannot be made again.
         ExportError: The cache cannot be written.
     """
+    if isinstance(name_or_path, Bundle):
+        return _with_dtype(name_or_path, dtype)
     name = os.fspath(name_or_path)
     path = Path(name)
     if path.is_file():
         raise ModelNotFoundError(f"{name} is a file. Pass the directory of the bundle instead: {path.parent}")
     if name and path.is_dir():  # an empty name would be the working directory
         if (path / MANIFEST_NAME).is_file():
-            return _with_dtype(path, dtype)
+            return _with_dtype(open_bundle(path), dtype)
         if any((path / file).is_file() for file in CHECKPOINT_FILES):
             return exported(name, local_identity(path), task, dtype)
         raise ModelNotFoundError(
@@ -71,19 +74,16 @@ def find_bundle(
     directory = download(name, revision, token, cache_folder, local_files_only)
     if (directory / MANIFEST_NAME).is_file():
         place = {"repo_id": name, "cache_dir": cache_folder, "token": token}
-        repair_download(directory, place, local_files_only)
-        return _with_dtype(directory, dtype)
+        return _with_dtype(open_download(directory, place, local_files_only), dtype)
     # The directory of a snapshot is named after its commit: that identifies the weights.
     return exported(str(directory), f"{name}@{directory.name}", task, dtype, name=name)
 
 
-def _with_dtype(directory: Path, dtype: str | None) -> Path:
-    if dtype is None:
-        return directory
-    recipe = read_manifest(directory).recipe
-    if dtype != recipe:
+def _with_dtype(bundle: Bundle, dtype: str | None) -> Bundle:
+    recipe = bundle.manifest.recipe
+    if dtype is not None and dtype != recipe:
         raise UnsupportedError(
-            f"{directory} was exported as {recipe!r}, not as {dtype!r}, and stonnx does not convert silently. "
+            f"{bundle.directory} was exported as {recipe!r}, not as {dtype!r}, and stonnx does not convert silently. "
             f"Export that precision from the checkpoint: stonnx export MODEL --dtype {dtype}"
         )
-    return directory
+    return bundle

@@ -9,27 +9,28 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from stonnx._bundle.manifest import MANIFEST_NAME
+from stonnx._bundle.bundle import Bundle, open_bundle
 from stonnx._cache import cache_directory
 from stonnx._errors import (
     ExportError,
     MissingDependencyError,
 )
 from stonnx._hub.download import is_exporter_missing
-from stonnx._hub.repair import cannot_repair, find_damage, without_advice
+from stonnx._hub.repair import cannot_repair, open_cached, without_advice
 from stonnx._tasks import Task
 
 logger = logging.getLogger("stonnx")
 
 
-def exported(source: str, identity: str, task: Task, dtype: str | None, *, name: str | None = None) -> Path:
+def exported(source: str, identity: str, task: Task, dtype: str | None, *, name: str | None = None) -> Bundle:
     """The bundle of a checkpoint from the cache, exported into it if it is not there yet, or damaged."""
     label, recipe = name or source, dtype or "fp32"
     digest = hashlib.sha256(f"{identity}\0{task}\0{recipe}".encode()).hexdigest()[:16]
     target = cache_directory() / f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe}-{digest}"
-    there, damage = (target / MANIFEST_NAME).is_file(), find_damage(target)
-    if there and damage is None:
-        return target
+    found = open_cached(target)
+    if isinstance(found, Bundle):
+        return found
+    damage = found
     if is_exporter_missing():
         if damage is not None:
             raise cannot_repair(label, damage, "the exporter is not installed", target) from damage
@@ -48,16 +49,17 @@ def exported(source: str, identity: str, task: Task, dtype: str | None, *, name:
                 f"{label} is a checkpoint, and the bundle made of it cannot be kept in {target.parent}: "
                 f"{error.strerror}. Set STONNX_HOME to a directory that can be written."
             ) from error
-        there, damage = (target / MANIFEST_NAME).is_file(), find_damage(target)
-        if not there or damage is not None:
-            from stonnx_export import export
+        found = open_cached(target)
+        if isinstance(found, Bundle):
+            return found
+        from stonnx_export import export
 
-            what = "for first use" if damage is None else f"again: {without_advice(damage)}"
-            logger.warning("Exporting %s to a %s bundle %s, into %s", label, recipe, what, target)
-            if not there:  # nor can anybody use what is left of it
-                shutil.rmtree(target, ignore_errors=True)
-            export(source, target, dtype=recipe, task=task, name=name, overwrite=True)
-    return target
+        what = "for first use" if found is None else f"again: {without_advice(found)}"
+        logger.warning("Exporting %s to a %s bundle %s, into %s", label, recipe, what, target)
+        if found is None:  # nor can anybody use what is left of it
+            shutil.rmtree(target, ignore_errors=True)
+        export(source, target, dtype=recipe, task=task, name=name, overwrite=True)
+        return open_bundle(target)
 
 
 @contextmanager

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stonnx._bundle.integrity import REPAIR, is_intact, verify_ahead
+from stonnx._bundle.bundle import Bundle, open_bundle
+from stonnx._bundle.held_file import REPAIR
+from stonnx._bundle.integrity import is_intact
 from stonnx._bundle.manifest import MANIFEST_NAME, NewerSchemaError, read_manifest
 from stonnx._errors import (
     BundleError,
@@ -17,14 +19,15 @@ from stonnx._errors import (
 logger = logging.getLogger("stonnx")
 
 
-def repair_download(directory: Path, place: Mapping[str, Any], local_files_only: bool) -> None:
-    """See that a bundle in the Hub cache is whole, and download again what is damaged.
+def open_download(directory: Path, place: Mapping[str, Any], local_files_only: bool) -> Bundle:
+    """Open a bundle in the Hub cache. What is damaged is downloaded again.
 
     The client takes a file that is there for the one that it downloaded.
     """
-    damage = find_damage(directory)
-    if damage is None:
-        return
+    found = open_cached(directory)
+    if isinstance(found, Bundle):
+        return found
+    damage = found or BundleIntegrityError(f"{directory / MANIFEST_NAME} is missing.")
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -46,20 +49,19 @@ def repair_download(directory: Path, place: Mapping[str, Any], local_files_only:
     # Without a network, the client raises a bare ValueError here, and says what happened in its cause.
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise cannot_repair(label, damage, str(error.__cause__ or error).splitlines()[0], repository) from error
-    verify_ahead(directory, manifest)
+    return open_bundle(directory)
 
 
-def find_damage(directory: Path) -> BundleError | None:
-    """What is wrong with the files of a bundle in a cache; None where all is well, or where there is none."""
+def open_cached(directory: Path) -> Bundle | BundleError | None:
+    """The bundle in a directory of a cache, or what is wrong with it; None if there is none."""
     if not (directory / MANIFEST_NAME).is_file():
         return None
     try:
-        verify_ahead(directory, read_manifest(directory))
+        return open_bundle(directory)
     except NewerSchemaError:
         raise
     except BundleError as error:
         return error
-    return None
 
 
 def cannot_repair(label: str, damage: BundleError, reason: str, directory: Path) -> BundleIntegrityError:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 
-from stonnx._bundle.manifest import FileEntry
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
 from stonnx._engine.stats import CallStats
@@ -28,12 +27,12 @@ class PoolCall(Generic[_Result]):
     """A call as the processes of a pool get it: the request without its texts, which follow in chunks.
 
     Attributes:
-        files: The files of the caller's bundle: a pool answers only models of the bundle that it was started with.
+        bundle: The identity of the caller's bundle: a pool answers only models of the bundle that it was started with.
         max_seq_lengths: The caller's limits, which may have changed since.
         request: What to run.
     """
 
-    files: Mapping[str, FileEntry]
+    bundle: str
     max_seq_lengths: Sequence[int | None]
     request: Request[_Result]
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import tokenizers
 
-from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from stonnx._bundle.bundle import open_bundle
+from stonnx._bundle.manifest import MANIFEST_NAME, Manifest
 from stonnx._device.options import DeviceOptions
 from stonnx._engine import probe as bundle_probe
 from stonnx._engine.call import TooLong
@@ -113,7 +114,7 @@ class Model(Compatibility):
             backend=backend,
             trust_remote_code=trust_remote_code,
         )
-        directory = find_bundle(
+        bundle = find_bundle(
             model_name_or_path,
             task=self._task,
             dtype=dtype,
@@ -122,23 +123,22 @@ class Model(Compatibility):
             token=token,
             local_files_only=local_files_only,
         )
-        manifest = read_manifest(directory)
+        manifest = bundle.manifest
         if manifest.task != self._task:
             raise InvalidArgumentError(
-                f"{directory} is a bundle for the task {manifest.task!r}. Load it with "
+                f"{bundle.directory} is a bundle for the task {manifest.task!r}. Load it with "
                 f"stonnx.{TASKS[manifest.task].class_name}, not with {type(self).__name__}."
             )
         self.too_long = too_long
         # What pickling keeps of the engine. Resolved: another process may have another working directory.
-        self._directory = directory.resolve()
+        self._directory = bundle.directory.resolve()
         self._options: dict[str, Any] = {
             "device": device,
             "threads": threads,
             "max_batch_tokens": max_batch_tokens,
             "device_options": device_options,
         }
-        self._engine, self._last = Engine(directory, **self._options, limits=self._limits), threading.local()
-        manifest = self._engine.manifest
+        self._engine, self._last = Engine(bundle, **self._options, limits=self._limits), threading.local()
         # Every model of vectors has these two, as in sentence-transformers.
         empty = {} if self._row.gives_labels else {"query": "", "document": ""}
         self.prompts: dict[str, str] = empty | dict(manifest.prompts)
@@ -154,7 +154,7 @@ class Model(Compatibility):
     def __getstate__(self) -> dict[str, Any]:
         """The path and the options of the model, for pickle: the weights stay in the bundle."""
         state = {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_last")}
-        return state | {"_files": self._engine.manifest.files, "_max_seq_lengths": self._engine.max_seq_lengths}
+        return state | {"_bundle": self._engine.bundle.identity, "_max_seq_lengths": self._engine.max_seq_lengths}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Load the model from the bundle that it was pickled with.
@@ -164,19 +164,20 @@ class Model(Compatibility):
             BundleIntegrityError: There is another bundle by now.
         """
         own = dict(state)
-        files, lengths = own.pop("_files"), own.pop("_max_seq_lengths")
+        identity, lengths = own.pop("_bundle"), own.pop("_max_seq_lengths")
         self.__dict__.update(own)
         if not (self._directory / MANIFEST_NAME).is_file():
             raise ModelNotFoundError(
                 f"{self._directory} is no bundle here. A pickled model is the path of its bundle and its options: copy "
                 "the bundle there, or load the model by the path that it has here."
             )
-        self._engine, self._last = Engine(self._directory, **self._options, limits=self._limits), threading.local()
-        if self._engine.manifest.files != files:
+        bundle = open_bundle(self._directory)
+        if bundle.identity != identity:
             raise BundleIntegrityError(
                 f"{self._directory} is another bundle than when the model was pickled, or its pool started. "
                 "Load the model again."
             )
+        self._engine, self._last = Engine(bundle, **self._options, limits=self._limits), threading.local()
         self._engine.max_seq_lengths = lengths
 
     def start_multi_process_pool(self, target_devices: Sequence[str] | None = None) -> Pool:
@@ -233,7 +234,7 @@ class Model(Compatibility):
             check_chunk_size(chunk_size)
             if not texts:
                 return None
-            call = PoolCall(self._engine.manifest.files, self._engine.max_seq_lengths, replace(request, texts=()))
+            call = PoolCall(self._engine.bundle.identity, self._engine.max_seq_lengths, replace(request, texts=()))
             devices = device if isinstance(device, list) else None
             with (
                 borrowed(pool, lambda: self.start_multi_process_pool(devices)) as used,
@@ -250,7 +251,7 @@ class Model(Compatibility):
 
     def _answer(self, call: PoolCall[_Result], texts: Sequence[Text]) -> tuple[_Result, Counters]:
         """What a process of a pool does for :meth:`_infer` of the model that started it."""
-        if call.files != self._engine.manifest.files:
+        if call.bundle != self._engine.bundle.identity:
             raise InvalidArgumentError(
                 f"This pool was started by another model, {self._engine.manifest.source.name} from {self._directory}. "
                 "Start one with start_multi_process_pool() of the model that uses it."
@@ -306,10 +307,9 @@ class Model(Compatibility):
         Raises:
             ProbeError: They are further away than the bundle allows, or the model does not run.
         """
-        manifest = self._engine.manifest
-        if manifest.probe is None:
+        if self._engine.manifest.probe is None:
             return None
-        return bundle_probe.compare(self._engine.directory, manifest, self._engine.named_routes)
+        return bundle_probe.compare(self._engine.bundle, self._engine.named_routes)
 
     @property
     def work_slots(self) -> int:

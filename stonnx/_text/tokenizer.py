@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
@@ -77,18 +77,28 @@ class Tokenizer:
     """A ``tokenizer.json`` under the model's own truncation, whatever the file itself says about it.
 
     Args:
-        path: The file.
+        read: Gives the contents of the file, each time the same.
         spec: The model's own limits.
+        path: Its name, for messages.
         characters: Characters that are tokenized at a time, unless a single text has more.
     """
 
-    def __init__(self, path: Path, spec: TokenizerSpec, characters: int = Limits.tokenized_characters) -> None:
+    def __init__(
+        self,
+        read: Callable[[], bytes],
+        spec: TokenizerSpec,
+        path: Path,
+        characters: int = Limits.tokenized_characters,
+    ) -> None:
+        content = read()
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the Rust side raises bare Exception
-            raise BundleFormatError(f"{path} is no tokenizer that the tokenizers package can read: {error}") from error
+            raise BundleFormatError(
+                f"{path} is not a tokenizer that the tokenizers package can read: {error}"
+            ) from error
         self._spec = spec
-        self._path = path
+        self._read = read
         self._characters = characters
         self._configure(backend, spec.max_seq_length)
         self._can_be_shortened = spec.truncation_side == "right" and can_be_shortened(backend)
@@ -124,7 +134,7 @@ class Tokenizer:
             raise InvalidArgumentError(f"max_seq_length must be an integer, {bounds}; got {value!r}.")
         value = int(value)
         # A tokenizer may be in use by another thread, and changing one that is in use fails: swap in a fresh one.
-        fresh = tokenizers.Tokenizer.from_file(str(self._path))
+        fresh = tokenizers.Tokenizer.from_buffer(self._read())
         self._configure(fresh, value)
         self._current = fresh, value
 
@@ -228,7 +238,7 @@ class Tokenizer:
         """The tokens of texts without truncation, with where they are in them, in characters."""
         if self._untruncated is None:
             # Loaded when it is first asked for: a vocabulary can take 50 MB.
-            backend = tokenizers.Tokenizer.from_file(str(self._path))
+            backend = tokenizers.Tokenizer.from_buffer(self._read())
             backend.no_padding()
             backend.no_truncation()
             self._untruncated = backend

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from stonnx._bundle.integrity import verify_files
-from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
+from stonnx._bundle.bundle import open_bundle
 from stonnx._device.options import DeviceOptions
 from stonnx._device.session import GraphFacts, Session
-from stonnx._errors import InvalidArgumentError, ModelNotFoundError
+from stonnx._errors import InvalidArgumentError
 from stonnx.cli._commands import Commands
 
 
@@ -37,15 +37,19 @@ def build(
     """
     if device.partition(":")[0] != "tensorrt":
         raise InvalidArgumentError(f"Nothing has to be built for device {device!r}. Allowed: tensorrt, tensorrt:0.")
-    if not (bundle / MANIFEST_NAME).is_file():
-        raise ModelNotFoundError(f"{bundle} is no bundle: it has no {MANIFEST_NAME}.")
-    manifest = read_manifest(bundle)
-    verify_files(bundle, manifest)
+    opened = open_bundle(bundle)
     options = DeviceOptions(memory_limit=memory_limit, build=True)
-    for name, route in manifest.routes.items():
+    for name, route in opened.manifest.routes.items():
         begin(name)
         start = time.perf_counter()
-        session = Session(bundle / route.graph, device=device, facts=GraphFacts.of(manifest, route), options=options)
+        load = functools.partial(
+            Session,
+            name=bundle / route.graph,
+            device=device,
+            facts=GraphFacts.of(opened.manifest, route),
+            options=options,
+        )
+        session = opened.load_graph(route.graph, load)
         assert session.engine_directory is not None  # every session on this device has one
         yield name, session.engine_directory, time.perf_counter() - start
 

@@ -223,18 +223,19 @@ def _is_of_the_model(manifest: Path, places: list[Path]) -> bool:
 
 def _bundle(section: str, name: str, directory: Path) -> Finding:
     """Load a bundle, which checks its files, and run its probe."""
+    from stonnx._bundle.bundle import open_bundle
     from stonnx._engine.engine import Engine
     from stonnx._engine.probe import compare, run, texts_of
 
     try:
         start = time.perf_counter()
-        engine = Engine(directory)
+        engine = Engine(open_bundle(directory))
         loaded = time.perf_counter()
         if engine.manifest.probe is None:
             run(engine.route(), engine.manifest.task, texts_of(engine.manifest.task))
             vectors = "it has no vectors to compare with"
         else:
-            vectors = f"cosine to the exporter's vectors {compare(directory, engine.manifest, engine.named_routes):.6f}"
+            vectors = f"cosine to the exporter's vectors {compare(engine.bundle, engine.named_routes):.6f}"
         ran = time.perf_counter()
     except Exception as error:  # whatever an onnxruntime raises that is too old or broken
         return Finding(section, name, "does not work", _described(error))

@@ -405,7 +405,7 @@ def test_loading_checks_the_files(own: Path) -> None:
 
 def test_a_tokenizer_that_is_none(own: Path) -> None:
     with pytest.raises(
-        BundleFormatError, match=r"tokenizer\.json is no tokenizer that the tokenizers package can read"
+        BundleFormatError, match=r"tokenizer\.json is not a tokenizer that the tokenizers package can read"
     ):
         SentenceTransformer(own)
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from toy_bundles import dense_graph, pair_graph, sparse_graph, toy_table, write_bundle
 
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import MANIFEST_NAME, Probe, read_manifest, write_manifest
 from stonnx._engine import probe
@@ -37,7 +38,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logits = {"default": pair_graph(table, second, "Sigmoid")}
     write_bundle(directory / "rerank", logits, task="rerank", num_labels=8, activation="sigmoid")
     for bundle in directory.iterdir():
-        manifest, engine = read_manifest(bundle), Engine(bundle)
+        manifest, engine = read_manifest(bundle), Engine(open_bundle(bundle))
         probe.write(bundle, manifest, engine.named_routes)
         object.__setattr__(manifest, "files", {**manifest.files, **hash_files(bundle, [probe.FILE])})
         object.__setattr__(manifest, "probe", Probe(probe.FILE, 0.999))

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from toy_bundles import dense_graph, toy_table, write_bundle
 
 from stonnx import cli
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import Probe, Source, write_manifest
 from stonnx._device import session, wheels
@@ -164,7 +165,7 @@ def published(home: Path, **fields: Any) -> Path:
     source = Source("sentence-transformers/all-MiniLM-L6-v2", None, None)
     settings = {"task": "embedding", "embedding_dimension": 8, "source": source}
     directory = write_bundle(home / "published", {"default": dense_graph(toy_table(8, 5))}, **settings | fields)
-    engine = Engine(directory, threads=1)
+    engine = Engine(open_bundle(directory), threads=1)
     probe.write(directory, engine.manifest, engine.named_routes)
     files = {**engine.manifest.files, **hash_files(directory, [probe.FILE])}
     write_manifest(directory, dataclasses.replace(engine.manifest, files=files, probe=Probe(probe.FILE, 0.999)))
@@ -212,7 +213,7 @@ def test_a_bundle_in_the_cache_runs(name: str, home: Path, monkeypatch: pytest.M
 
 def test_the_probe_runs_even_where_it_has_passed_before(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = published(home)
-    Engine(directory)
+    Engine(open_bundle(directory))
     monkeypatch.setattr(probe, "_closeness", lambda *arguments: 0.5)
     assert "cosine 0.50000, allowed is at least 0.999" in found("all-MiniLM-L6-v2").problem
 
@@ -293,4 +294,4 @@ def test_what_cannot_be_built(
 
 def test_nothing_to_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["build", str(tmp_path)]) == 1
-    assert "is no bundle: it has no stonnx.json" in capsys.readouterr().err
+    assert "is not a bundle: it has no stonnx.json" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 from toy_bundles import dense_graph, toy_table, write_bundle
 
 from stonnx import UnsupportedError
+from stonnx._bundle.bundle import open_bundle
 from stonnx._device import cpus as cpus_module
 from stonnx._device.cpus import CpuLimits, available_cpus, cpu_limits
 from stonnx._engine.engine import Engine
@@ -237,7 +238,7 @@ def test_a_bundle_for_other_cpus_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(cpus_module, "cpu_name", lambda: "Some CPU")
     bundle = needing(tmp_path / "bundle", "avx2", "avx512_vnni", "amx_int8")
     with pytest.raises(UnsupportedError) as error:
-        Engine(bundle)
+        Engine(open_bundle(bundle))
     assert str(error.value) == (
         f"The bundle {bundle} was made for CPUs with avx2, avx512_vnni, amx_int8, and this one (Some CPU) has no "
         "avx512_vnni, amx_int8: it would compute something else. Use a machine that has it, or export a bundle for "
@@ -249,4 +250,4 @@ def test_a_bundle_for_other_cpus_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_a_bundle_that_this_cpu_runs(flags: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # fma is none of the features that are told: what counts is the kernel's whole list.
     monkeypatch.setattr(cpus_module, "_flags", lambda: frozenset(flags))
-    Engine(needing(tmp_path / "bundle", "avx2", "fma"))
+    Engine(open_bundle(needing(tmp_path / "bundle", "avx2", "fma")))

@@ -16,6 +16,7 @@ from zoo.exported import CachedOriginal, export_again, exported_once
 from zoo.table import SpladePooling
 
 import stonnx
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import read_manifest
 from stonnx._engine.engine import Engine
 from stonnx_export.heads import pooling, sparse
@@ -114,7 +115,7 @@ def test_results_do_not_depend_on_batches(case: Case) -> None:
 
 
 def test_ids_equal_the_original_around_the_limit(case: Case, exported: CachedOriginal) -> None:
-    engine = Engine(case.bundle)
+    engine = Engine(open_bundle(case.bundle))
     for name in engine.manifest.routes:
         route = engine.route(name)
         limit = min(route.tokenizer.max_seq_length or 100, 600)

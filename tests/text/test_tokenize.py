@@ -83,7 +83,7 @@ def both(kind: TokenizerKind, limit: int, side: str) -> tuple[Tokenizer, tokeniz
     plain.no_padding()
     plain.enable_truncation(limit, strategy="longest_first", direction=side)
     spec = TokenizerSpec(path.name, limit, None, 0, 0, side, True, ())  # type: ignore[arg-type]
-    return Tokenizer(path, spec), plain
+    return Tokenizer(path.read_bytes, spec, path), plain
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,7 +130,7 @@ def test_count(kind: TokenizerKind, texts: list[Text]) -> None:
 @given(texts=st.lists(any_text | any_pair, min_size=1, max_size=6), characters=st.sampled_from([1, 50, 500]))
 def test_pieces_change_nothing(texts: list[Text], characters: int) -> None:
     ours, plain = both("wordpiece-uncased", 9, "left")
-    in_pieces = Tokenizer(ours._path, ours._spec, characters)
+    in_pieces = Tokenizer(ours._read, ours._spec, Path(), characters)
     encodings, counts = in_pieces.encode(texts), in_pieces.count(texts)
     expected = [plain.encode(*text) if isinstance(text, tuple) else plain.encode(text) for text in texts]
     assert ids("wordpiece-uncased", encodings) == ids("wordpiece-uncased", expected)

@@ -16,6 +16,7 @@ from small_graphs import nodes_of, run_as_it_is
 from zoo import ModelRow, build_checkpoint, row
 
 import stonnx
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.integrity import verify_files
 from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._device import session as session_module
@@ -128,7 +129,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(load, "_load_original", lambda checkpoint: original)
         bundle = export(checkpoint, folder / "bundle", dtype="int8", name=model.name)
-    return Case(model, original, bundle, read_manifest(bundle), Engine(bundle, threads=1))
+    return Case(model, original, bundle, read_manifest(bundle), Engine(open_bundle(bundle), threads=1))
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -258,7 +259,7 @@ class TestModels:
         needed_here = session_module.products_saturate()
         monkeypatch.setenv("STONNX_HOME", str(tmp_path))
         monkeypatch.setattr(session_module, "products_saturate", lambda: saturates)
-        engine = Engine(case.bundle, threads=1)
+        engine = Engine(open_bundle(case.bundle), threads=1)
         assert [*(tmp_path / "probes").iterdir()]
         texts = case.texts()
         for name, route in engine.named_routes.items():

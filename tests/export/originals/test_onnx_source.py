@@ -24,6 +24,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from zoo import build_checkpoint, row
 from zoo.exported import exported_once
 
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._engine.engine import Engine
 from stonnx_export import export
@@ -155,7 +156,7 @@ def pair(request: pytest.FixtureRequest, shared_directory: Path, tmp_path_factor
 
 
 def run(bundle: Path, route: str, texts: list[Any]) -> np.ndarray:
-    engine = Engine(bundle)
+    engine = Engine(open_bundle(bundle))
     output = OUTPUTS[engine.manifest.task]
     rows: dict[int, np.ndarray] = {}
     for batch in engine.route(route).stream(texts, [output], batch_size=8):

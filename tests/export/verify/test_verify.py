@@ -16,6 +16,7 @@ import onnx_ir as ir
 import pytest
 from scipy.stats import spearmanr
 
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import Fidelity
 from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError
@@ -322,7 +323,7 @@ class TestVerify:
     @pytest.fixture(scope="module")
     @staticmethod
     def engine(tiny_bundle: Path) -> Engine:
-        return Engine(tiny_bundle, threads=1)
+        return Engine(open_bundle(tiny_bundle), threads=1)
 
     def test_the_right_original(self, engine: Engine, tiny_original: TorchOriginal) -> None:
         fidelity = compare.verify(engine, tiny_original, self.TOLERANCE)

@@ -1,0 +1,138 @@
+"""A bundle that was verified. Everything that is loaded of it, now or later, comes from here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from stonnx._bundle.held_file import CAN_HOLD, HeldFile
+from stonnx._bundle.integrity import verify
+from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from stonnx._errors import BundleError, ModelNotFoundError
+
+# Each further attempt means that yet another export took the place of the one before.
+_ATTEMPTS = 100
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle as it was when it was verified: see :mod:`stonnx._bundle.held_file`.
+
+    Attributes:
+        directory: Where it was found. There may be another bundle by now.
+        manifest: Its manifest.
+        identity: SHA-256 of the manifest, which has the hashes of all files.
+    """
+
+    directory: Path
+    manifest: Manifest
+    identity: str
+    _files: Mapping[str, HeldFile] = field(repr=False, compare=False)
+
+    def __fspath__(self) -> str:
+        return str(self.directory)
+
+    def read(self, name: str) -> bytes:
+        """The contents of a file.
+
+        Raises:
+            BundleIntegrityError: It is not what was verified any more.
+        """
+        return self._files[name].use(lambda place: Path(place).read_bytes())
+
+    def load_graph(self, name: str, load: Callable[[Path], _T]) -> _T:
+        """What ``load`` makes of a graph, given a path to read it from.
+
+        Raises:
+            BundleIntegrityError: The graph, or a file that it takes weights from, is not what was verified any more.
+        """
+        weights = self._weights()
+        if not weights:
+            return self._files[name].use(lambda place: load(Path(place)))
+        # The graph names these files, and onnxruntime looks for them beside the graph.
+        files = [self._files[name], *weights]
+        before = [file.check_before(by_name=True) for file in files]
+        result = load(self.directory / name)
+        for file, identity in zip(files, before, strict=True):
+            file.check_after(identity, by_name=True)
+        return result
+
+    def graph_bytes(self, name: str) -> int:
+        """What the weights of a graph take: those of over 2 GB are in files beside it, named after it."""
+        return sum(entry.size for file, entry in self.manifest.files.items() if file.startswith(name))
+
+    def _weights(self) -> list[HeldFile]:
+        """The files that graphs take weights from: whatever is left."""
+        known = {name for route in self.manifest.routes.values() for name in (route.graph, route.tokenizer.file)}
+        if self.manifest.probe is not None:
+            known.add(self.manifest.probe.file)
+        return [file for name, file in self._files.items() if name not in known]
+
+
+def open_bundle(directory: Path) -> Bundle:
+    """Open and verify a bundle. An export may overwrite it meanwhile: this gives either the old one or the new one.
+
+    Raises:
+        ModelNotFoundError: There is none.
+        BundleFormatError: Its manifest or a graph cannot be used.
+        BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.
+    """
+    for attempt in range(_ATTEMPTS):
+        with _opened(directory) as place:
+            try:
+                return _open(directory, place)
+            # A file is missing, or the manifest is: the old bundle is being removed.
+            except (BundleError, FileNotFoundError) as error:
+                if attempt + 1 < _ATTEMPTS and _is_replaced(directory, place):
+                    continue
+                if isinstance(error, BundleError):
+                    raise
+                raise ModelNotFoundError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}.") from None
+    raise AssertionError("unreachable")
+
+
+def _open(directory: Path, place: int | None) -> Bundle:
+    path = directory / MANIFEST_NAME
+    with open(path, "rb", opener=lambda name, flags: os.open(_name(path, place), flags, dir_fd=place)) as file:
+        text = file.read()
+    manifest = parse_manifest(text, path)
+    files = {name: HeldFile(directory / name, entry, place) for name, entry in manifest.files.items()}
+    verify(files, manifest)
+    return Bundle(directory, manifest, hashlib.sha256(text).hexdigest(), files)
+
+
+def _name(path: Path, place: int | None) -> str:
+    return str(path) if place is None else path.name
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int | None]:
+    """The directory, open, so that all files come from the same one; None where the system cannot do that."""
+    if not CAN_HOLD:
+        yield None
+        return
+    try:
+        place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelNotFoundError(f"{directory} is not a bundle: there is no such directory.") from None
+    try:
+        yield place
+    finally:
+        os.close(place)
+
+
+def _is_replaced(directory: Path, place: int | None) -> bool:
+    """Whether the directory is another one than the one that is open."""
+    if place is None:
+        return False
+    try:
+        return not os.path.samestat(os.stat(directory), os.fstat(place))
+    except FileNotFoundError:
+        return True

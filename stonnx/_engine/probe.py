@@ -161,10 +161,10 @@ def _gpu(device: str) -> str:
 
 
 def _read(
-    bundle: Bundle, name: str, routes: Mapping[str, LoadedRoute]
+    bundle: Bundle, file: str, routes: Mapping[str, LoadedRoute]
 ) -> tuple[list[Text], dict[str, npt.NDArray[np.float32]], set[str]]:
     """The texts, the vectors of each route, and the routes whose vectors are those of the other form."""
-    content = bundle.read(name)
+    content = bundle.read(file)
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             texts, _ = parse_inputs(list(json.loads(bytes(arrays["texts"]))))
@@ -180,7 +180,7 @@ def _read(
             return texts, vectors, others
     except Exception as error:  # numpy, zipfile, zlib and json have one of their own for each kind of damage
         raise BundleFormatError(
-            f"{bundle.directory / name} is not a probe that can be read ({error}). Export the model again with: "
+            f"{bundle.directory / file} is not a probe that can be read ({error}). Export the model again with: "
             "stonnx export MODEL"
         ) from error
 

@@ -16,7 +16,7 @@ import pytest
 from toy_bundles import dense_graph, pair_graph, sparse_graph, toy_table, write_bundle
 
 from stonnx import BundleFormatError, BundleIntegrityError, ProbeError, SentenceTransformer
-from stonnx._bundle.bundle import open_bundle
+from stonnx._bundle.bundle import Bundle, open_bundle
 from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import MANIFEST_NAME, Probe, Scalar, read_manifest, write_manifest
 from stonnx._device import session as session_module
@@ -523,7 +523,7 @@ class TestDamage:
                     del damaged[place:]
                 case _:
                     damaged[place:place] = rng.randbytes(rng.randrange(1, 9))
-            (bundle / "probe.npz").write_bytes(damaged)
+            monkeypatch.setattr(Bundle, "read", lambda *_, damaged=bytes(damaged): damaged)
             try:
                 probe_module.check(engine.bundle, engine.named_routes)
                 outcomes.append("passed")

@@ -170,7 +170,7 @@ class Workers:
                     self._expire(expired)
                 if run is not None:
                     self._finish(run, _results(run.group.context, run.entries, run.alone))
-            except Exception:  # a mistake of whoever takes the results must not end the thread
+            except BaseException:  # a mistake of whoever takes the results must not end the thread
                 logger.exception("The results of a run could not be delivered")
 
     def _finish(self, run: Run, results: list[tuple[Any, BaseException | None]]) -> None:
@@ -203,7 +203,7 @@ def _results(work: Work, entries: Sequence[Entry], alone: bool) -> list[tuple[An
     """The result or the error of each text. A run that fails is split, so that only those that cause it see it."""
     try:
         return [(result, None) for result in work.run([entry.payload for entry in entries], alone=alone)]
-    except Exception as error:  # whatever it is, it belongs to who waits for these texts
+    except BaseException as error:  # whatever it is, it belongs to those who wait for these texts
         if len(entries) == 1:
             logger.warning("A run of one text of %d tokens failed: %s", entries[0].tokens, error)
             return [(None, error)]

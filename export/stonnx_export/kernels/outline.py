@@ -1,0 +1,72 @@
+"""Blocks of a finished graph as operators that a native kernel can run, and that onnxruntime runs without one.
+
+Requires: the graph as it would be written. Ensures: each block that ``kernels/OPERATORS.md`` describes is one node of
+the domain ``stonnx.kernels``, a model-local function whose body is what stood there. What does not fit stays as it is,
+and the result says why. Exact to the last bit if the bodies run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from stonnx_export.graph import GraphBuilder, constant_array, input_named
+from stonnx_export.kernels import rows
+from stonnx_export.kernels.blocks import block, endings
+from stonnx_export.kernels.functions import Declined, Outliner
+from stonnx_export.kernels.window import Windows
+from stonnx_export.passes import PassResult
+
+_NAME = "outline"
+
+
+@dataclass(frozen=True)
+class Outline:
+    """How many blocks of each operator a graph has, and why the others stayed as they were, with how many of them."""
+
+    blocks: Counter[str]
+    stock: Counter[str]
+
+    @property
+    def result(self) -> PassResult:
+        """The same as of any other pass."""
+        return PassResult(_NAME, self.blocks.total(), tuple(self.stock.elements()))
+
+
+def run(model: ir.Model) -> Outline:
+    """Rewrite a model in place."""
+    graph = model.graph
+    blocks: Counter[str] = Counter()
+    stock: Counter[str] = Counter()
+    rows.run(model)
+    RemoveUnusedNodesPass()(model)
+    graph.sort()
+    lengths = _lengths(graph)
+    windows, outliner = Windows(model), Outliner(model)
+    for ending in endings(model):
+        try:
+            part = block(ending, lengths, windows)
+            outliner.replace(part)
+        except Declined as reason:
+            stock[str(reason)] += 1
+        else:
+            blocks[part.operator] += 1
+    RemoveUnusedNodesPass()(model)
+    graph.sort()
+    return Outline(blocks, stock)
+
+
+def _lengths(graph: ir.Graph) -> ir.Value | None:
+    """The number of tokens of each text, which attention reads already, or which is made for the kernels."""
+    mask = input_named(graph, "attention_mask")
+    if mask is None:
+        return None
+    for node in (use.node for use in mask.uses()):
+        axes = constant_array(node.inputs[1]) if node.op_type == "ReduceSum" and len(node.inputs) > 1 else None
+        if axes is not None and axes.tolist() == [1] and node.attributes["keepdims"].as_int() == 0:
+            return node.outputs[0]
+    op = GraphBuilder(graph, before=graph[0])
+    return op.ReduceSum(mask, op.vector([1]), keepdims=0)

@@ -1,0 +1,130 @@
+"""Token-wise products as the graph has them: in float32, or in 8 bits with a scale for each token or one for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from stonnx_export.graph import constant_array, vector_added
+
+_WEIGHTS = (ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.INT8)
+
+
+@dataclass(frozen=True)
+class Product:
+    """``y = x W + b`` for tokens x.
+
+    The last five are of 8 bits: the scale [N] of each column; a static ``scale``, or how the scale of a token follows
+    from its peak (``steps``, and ``least`` where it is bounded from below); and the zero point.
+    """
+
+    input: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    weight_scale: ir.Value | None = None
+    scale: ir.Value | None = None
+    steps: ir.Value | None = None
+    least: ir.Value | None = None
+    zero_point: ir.Value | None = None
+
+    @property
+    def kind(self) -> str:
+        """How its weights are stored, as operators are named after it."""
+        names = {ir.DataType.INT8: "Int8", ir.DataType.BFLOAT16: "BFloat16", ir.DataType.FLOAT: "Float"}
+        assert self.weight.dtype is not None
+        return names[self.weight.dtype]
+
+    @property
+    def settings(self) -> tuple[ir.Value, ...]:
+        """What says how its input becomes 8 bits: for the stock operators alone."""
+        return tuple(value for value in (self.scale, self.steps, self.least, self.zero_point) if value is not None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """K and N."""
+        assert self.weight.const_value is not None
+        rows, columns = self.weight.const_value.shape.numpy()
+        return rows, columns
+
+
+def product_of(value: ir.Value | None) -> Product | None:
+    """The product that a value is, reshaped or not; else None."""
+    value = unshaped(value)
+    added = vector_added(value)
+    product, bias = added if added is not None else (value, None)
+    node = unshaped(product).producer() if product is not None else None  # type: ignore[union-attr]
+    if node is None:
+        return None
+    if node.op_type == "MatMul":
+        tokens, weight = node.inputs[0], _stored(node.inputs[1])
+        return Product(tokens, weight, bias) if tokens is not None and weight is not None else None
+    if node.op_type == "MatMulIntegerToFloat":
+        return _integer_product(node, bias)
+    return None
+
+
+def unshaped(value: ir.Value | None) -> ir.Value | None:
+    """The value that a chain of ``Reshape`` starts from."""
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Reshape":
+        value = node.inputs[0]
+    return value
+
+
+def _integer_product(node: ir.Node, bias: ir.Value | None) -> Product | None:
+    codes, weight, scale, weight_scale, zero_point, _, inner_bias = [*node.inputs, None, None, None][:7]
+    quantize = codes.producer() if codes is not None else None
+    if quantize is None or quantize.op_type != "QuantizeLinear" or _stored(weight) is not weight:
+        return None
+    if (bias is not None and inner_bias is not None) or quantize.inputs[1] is not scale or scale is None:
+        return None
+    assert weight is not None
+    tokens = quantize.inputs[0]
+    assert tokens is not None
+    common = {"bias": bias or inner_bias, "weight_scale": weight_scale, "zero_point": zero_point}
+    if constant_array(scale) is not None:
+        return Product(tokens, weight, scale=scale, **common)
+    found = _scale_of_tokens(scale, tokens)
+    return None if found is None else Product(tokens, weight, steps=found[0], least=found[1], **common)
+
+
+def _scale_of_tokens(scale: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Value | None] | None:
+    """What the peak of each token is multiplied by, and the least scale, if any."""
+    node, least = scale.producer(), None
+    if node is not None and node.op_type == "Max" and len(node.inputs) == 2:
+        least = node.inputs[1]
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is None or node.op_type != "Mul":
+        return None
+    peak, steps = node.inputs
+    reduce = peak.producer() if peak is not None else None
+    if reduce is None or reduce.op_type != "ReduceMax" or reduce.inputs[0] is None or steps is None:
+        return None
+    magnitude = reduce.inputs[0].producer()
+    read = magnitude.inputs[0] if magnitude is not None and magnitude.op_type == "Abs" else reduce.inputs[0]
+    return (steps, least) if read is tokens else None
+
+
+def _stored(weight: ir.Value | None) -> ir.Value | None:
+    """The initializer [K, N] that a weight is, or that it is made of in float32 from bfloat16; else None."""
+    node = weight.producer() if weight is not None else None
+    if node is not None and node.op_type == "Cast":
+        weight = node.inputs[0]
+    tensor = weight.const_value if weight is not None and not weight.is_graph_input() else None
+    if tensor is None or weight is None or len(tensor.shape) != 2 or tensor.dtype not in _WEIGHTS:
+        return None
+    return weight
+
+
+def vector_factor(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """x and s, where a value is ``x * s`` with a constant vector s; else None."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "Mul":
+        return None
+    first, second = node.inputs
+    for tokens, factor in ((first, second), (second, first)):
+        array = constant_array(factor)
+        if tokens is not None and factor is not None and array is not None and array.ndim == 1 and np.size(array) > 1:
+            return tokens, factor
+    return None

@@ -1,0 +1,64 @@
+"""Masks that let each token see those near it: which distance, asked of the part of the graph that computes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+# Right-padded texts on which a mask is probed. The last ones are longer than any window that kernels are worth for.
+_PROBES = ((1,), (5, 2), (40, 7), (700, 40))
+
+
+class Windows:
+    """The masks of a model, each probed once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._known: dict[ir.Value, int | None] = {}
+
+    def width(self, mask: ir.Value) -> int | None:
+        """w, where token i of a text sees its tokens j with ``abs(i - j) <= w`` and no others; else None."""
+        if mask not in self._known:
+            self._known[mask] = self._probe(mask)
+        return self._known[mask]
+
+    def _probe(self, mask: ir.Value) -> int | None:
+        graph = self._model.graph
+        try:
+            part = ir.convenience.extract(graph, list(graph.inputs), [mask])
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4
+            session = onnxruntime.InferenceSession(
+                ir.to_proto(ir.Model(part, ir_version=self._model.ir_version)).SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+            )
+        except Exception:  # what cannot run on its own says nothing
+            return None
+        found: list[int] = []
+        for lengths in _PROBES:
+            width = max(lengths)
+            real = np.arange(width) < np.array(lengths)[:, None]
+            feeds = {"input_ids": np.ones_like(real, dtype=np.int64), "attention_mask": real.astype(np.int64)}
+            try:
+                (values,) = session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
+                allowed = np.broadcast_to(values, (len(lengths), 1, width, width))[:, 0]
+            except Exception:  # more positions than the network has, or a mask that differs between heads
+                return None
+            if allowed.dtype != bool:
+                return None
+            distance = np.abs(np.subtract.outer(np.arange(width), np.arange(width)))
+            seen = allowed & real[:, :, None]
+            if not seen.any():
+                return None
+            reach = int(np.broadcast_to(distance, seen.shape)[seen].max())
+            expected = (distance <= reach) & real[:, None, :]
+            # Rows of queries that are padding do not matter: nothing reads them.
+            if not np.array_equal(allowed[real], expected[real]):
+                return None
+            found.append(reach)
+        # A text of fewer tokens reaches no further than its end; the longest must have met the window's.
+        widest, longest = max(found), [max(lengths) - 1 for lengths in _PROBES]
+        consistent = found == [min(widest, last) for last in longest]
+        return widest if consistent and widest < max(longest) else None

@@ -1,0 +1,173 @@
+// The attention block: projections, attention, output product, residual, norms. Included inside an anonymous namespace.
+
+constexpr int kGroupTokens = 128;  // texts are taken together up to this many tokens, so that all of it stays in the second-level cache
+
+static INLINE int length_of(const AttentionCall& c, int64_t text) {
+  return static_cast<int>(c.lengths ? c.lengths[text] : c.seq);
+}
+
+// RMS norms and rotation of the queries and keys of one token.
+static void turn_heads(const AttentionBlock& b, const AttentionCall& c, float* row, int position) {
+  const int half = c.rotary_dims / 2, step = b.rotary == 2 && c.rotary_columns == c.rotary_dims ? 2 : 1;
+  const float* cosines = c.cosines + static_cast<size_t>(position) * c.rotary_columns;
+  const float* sines = c.sines + static_cast<size_t>(position) * c.rotary_columns;
+  for (int head = 0; head < b.heads + b.kv_heads; head++, row += b.head_pad) {
+    const float* gamma = head < b.heads ? b.q_gamma : b.k_gamma;
+    if (gamma) {
+      float square = 0.f;
+      for (int i = 0; i < b.head_size; i++) square += row[i] * row[i];
+      const float by = 1.f / __builtin_sqrtf(square / static_cast<float>(b.head_size) + b.shared.epsilon);
+      for (int i = 0; i < b.head_size; i++) row[i] = row[i] * by * gamma[i];
+    }
+    if (!b.rotary) continue;
+    for (int i = 0; i < half; i++) {
+      float& x = row[b.rotary == 1 ? i : 2 * i];
+      float& y = row[b.rotary == 1 ? i + half : 2 * i + 1];
+      const float cosine = cosines[i * step], sine = sines[i * step], x0 = x, y0 = y;
+      x = x0 * cosine - y0 * sine;
+      y = y0 * cosine + x0 * sine;
+    }
+  }
+}
+
+// Memory of one group of texts.
+struct GroupMemory {
+  uint8_t* codes;      // of x, then of what attention mixed
+  float* projected;    // [tokens + 32][pitch], then the result of the last product [rows][width_pad]
+  float* mixed;        // [rows][inputs of the last product]
+  RowScale* scales;
+  int *token_of, *row_of;  // rows of x and of y, in the order of the group
+
+  void take(Cutter& m, const AttentionBlock& b, int tokens, int rows, int pitch) {
+    const size_t tokens_pad = round_up(tokens, 32), rows_pad = round_up(rows, 32);
+    const size_t in = tokens_pad * b.qkv.steps, out = rows_pad * b.out.steps;
+    codes = m.cut<uint8_t>((in > out ? in : out) * kStepBytes);
+    const size_t first = (tokens_pad + 32) * pitch, second = rows_pad * b.shared.width_pad;
+    projected = m.cut<float>(first > second ? first : second);
+    mixed = m.cut<float>(rows_pad * b.out.k_pad);
+    scales = m.cut<RowScale>(tokens_pad);
+    token_of = m.cut<int>(tokens_pad);
+    row_of = m.cut<int>(rows_pad);
+  }
+};
+
+template <Form F>
+static void attend_group(const AttentionBlock& b, const AttentionCall& c, const Threads& threads, int64_t first, int64_t last,
+                         const GroupMemory& m, const HeadMemory* workers, int pitch) {
+  const Shared& s = b.shared;
+  int tokens = 0, rows = 0;
+  for (int64_t text = first; text < last; text++) {
+    const int length = length_of(c, text);
+    for (int t = 0; t < length; t++) {
+      m.token_of[tokens++] = static_cast<int>(text * c.seq + t);
+      if (t < c.out_seq) m.row_of[rows++] = static_cast<int>(text * c.out_seq + t);
+    }
+    for (int64_t t = length; t < c.out_seq; t++) zero_floats(c.y + (text * c.out_seq + t) * s.width, s.width);
+  }
+  if (!tokens) return;
+  const bool turns = b.rotary || b.q_gamma || b.k_gamma;
+  whole_product<F>(
+      threads, b.qkv, m.codes, tokens, 1,
+      [&](int r, int worker) {
+        const float* x = prepared(s, c.x + static_cast<size_t>(m.token_of[r]) * s.width, workers[worker].row);
+        m.scales[r] = encode<F>(x, s.width_pad, code_row(m.codes, b.qkv.steps, r), kTile * kStepBytes);
+      },
+      [&](int panel, int row, int count, const int32_t* sum) {
+        const Columns<F> columns(b.qkv, panel);
+        for (int r = row; r < row + count; r++, sum += kPanel) {
+          float* to = m.projected + static_cast<size_t>(r) * pitch + panel * kPanel;
+#pragma GCC unroll 8
+          for (int i = 0; i < kPanel / VL; i++) store(to + i * VL, columns.value(i, sum, m.scales[r]));
+        }
+      },
+      [&](int r, int) {
+        if (turns) turn_heads(b, c, m.projected + static_cast<size_t>(r) * pitch, m.token_of[r] % static_cast<int>(c.seq));
+      });
+
+  // One task a head of a text: offsets of texts are found by adding up lengths again, which costs nothing beside the head.
+  const int texts = static_cast<int>(last - first), width = b.out.k_pad, used = b.heads * b.head_pad;
+  for_each(threads, texts * b.heads, [&](int task, int worker) {
+    const int text = task / b.heads;
+    int token = 0, row = 0;
+    for (int i = 0; i < text; i++) {
+      const int length = length_of(c, first + i);
+      token += length, row += least(length, static_cast<int>(c.out_seq));
+    }
+    const int length = length_of(c, first + text);
+    attend(b, c, m.projected + static_cast<size_t>(token) * pitch, pitch, length, least(length, static_cast<int>(c.out_seq)),
+           task % b.heads, m.mixed + static_cast<size_t>(row) * width, width, workers[worker]);
+  });
+
+  whole_product<F>(
+      threads, b.out, m.codes, rows, 1,
+      [&](int r, int) {
+        float* mixed = m.mixed + static_cast<size_t>(r) * width;
+        for (int i = used; i < width; i += VL) store(mixed + i, set1(0.f));
+        m.scales[r] = encode<F>(mixed, width, code_row(m.codes, b.out.steps, r), kTile * kStepBytes);
+      },
+      [&](int panel, int row, int count, const int32_t* sum) {
+        const Columns<F> columns(b.out, panel);
+        for (int r = row; r < row + count; r++, sum += kPanel) {
+          float* to = m.projected + static_cast<size_t>(r) * s.width_pad + panel * kPanel;
+#pragma GCC unroll 8
+          for (int i = 0; i < kPanel / VL; i++) store(to + i * VL, columns.value(i, sum, m.scales[r]));
+        }
+      },
+      [&](int r, int) {
+        float* row = m.projected + static_cast<size_t>(r) * s.width_pad;
+        for (int i = b.out.n_pad; i < s.width_pad; i += VL) store(row + i, set1(0.f));
+        const int64_t to = m.row_of[r], text = to / c.out_seq;
+        finish(s, c.x + (text * c.seq + to % c.out_seq) * s.width, row, c.y + to * s.width);
+      });
+}
+
+template <Form F>
+static bool run_attention(const AttentionBlock& b, const AttentionCall& c) {
+  // Groups of whole texts. With fewer groups than threads, the threads share each group instead.
+  int groups = 0, tokens_in_all = 0, longest = 0;
+  for (int64_t i = 0; i < c.batch; i++) tokens_in_all += length_of(c, i), longest = most(longest, length_of(c, i));
+  int limit = kGroupTokens;
+  const auto group_end = [&](int64_t text) {
+    int tokens = 0;
+    do tokens += length_of(c, text++);
+    while (text < c.batch && tokens + length_of(c, text) <= limit);
+    return text;
+  };
+  for (int64_t text = 0; text < c.batch; text = group_end(text)) groups++;
+  const bool apart = c.threads.count <= 1 || groups >= c.threads.count;
+  if (!apart) limit = 0x7fffffff, groups = 1;
+  const Threads outer = apart ? c.threads : kAlone, inner = apart ? kAlone : c.threads;
+
+  int tokens = 0, rows = 0;
+  for (int64_t text = 0; text < c.batch;) {
+    const int64_t end = group_end(text);
+    int t = 0, r = 0;
+    for (; text < end; text++) t += length_of(c, text), r += least(length_of(c, text), static_cast<int>(c.out_seq));
+    tokens = most(tokens, t), rows = most(rows, r);
+  }
+  // Rows a multiple of 4096 bytes apart would share their places in the first-level cache.
+  const int pitch = b.qkv.n_pad + (b.qkv.n_pad % 1024 == 0 ? 32 : 0);
+  const int workers = most(1, c.threads.count), sets = apart ? least(workers, most(1, groups)) : 1;
+  constexpr int kMost = 256;
+  if (workers > kMost) return false;
+  int64_t* starts = nullptr;
+  GroupMemory group[kMost];
+  HeadMemory head[kMost];
+  Cutter cutter{nullptr, 0};
+  for (int pass = 0; pass < 2; pass++) {
+    starts = cutter.cut<int64_t>(static_cast<size_t>(groups) + 1);
+    for (int i = 0; i < sets; i++) group[i].take(cutter, b, tokens, rows, pitch);
+    for (int i = 0; i < workers; i++) head[i].take(cutter, longest, b.head_pad, b.shared.width_pad);
+    if (pass) break;
+    uint8_t* memory = static_cast<uint8_t*>(scratch_take(cutter.used));
+    if (!memory) return false;
+    cutter = {memory, 0};
+  }
+  starts[0] = 0;
+  for (int i = 0; i < groups; i++) starts[i + 1] = group_end(starts[i]);
+  for_each(outer, groups, [&](int i, int worker) {
+    attend_group<F>(b, c, inner, starts[i], starts[i + 1], group[worker], head + worker, pitch);
+  });
+  scratch_give(cutter.base);
+  return true;
+}

@@ -1,0 +1,27 @@
+// Blocks from nodes, shared by all sessions of the process that have the same weights.
+#pragma once
+#include <memory>
+
+#include "block.h"
+#include "node.h"
+#include "pack.h"
+
+namespace stonnx {
+
+enum class Weights : int { kInt8, kBFloat16, kFloat };
+
+struct Attention {
+  AttentionBlock block{};
+  Pool pool;
+};
+
+struct FeedForward {
+  FeedForwardBlock block{};
+  Pool pool;
+};
+
+// Null, with node.error(), if the node makes no sense.
+std::shared_ptr<Attention> build_attention(Node& node, Weights weights, Form form);
+std::shared_ptr<FeedForward> build_feed_forward(Node& node, Weights weights, Form form);
+
+}  // namespace stonnx

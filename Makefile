@@ -12,15 +12,15 @@ JOBS ?= 2
 # Versions that the exporter has to work with: a file of requirements each.
 ENVIRONMENTS := $(basename $(notdir $(wildcard tests/environments/transformers*.txt)))
 
-.PHONY: demo test test-all test-environments test-integrations lint format bench clean
+.PHONY: demo test test-all test-environments test-integrations test-sanitize kernels lint format bench clean
 
-demo: $(VENV)/.installed-demo
+demo: $(VENV)/.installed-demo $(VENV)/.installed-kernels
 	$(BIN)/python -m examples.semantic_search
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(VENV)/.installed-kernels
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-test-all: $(VENV)/.installed-dev
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-kernels
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # The tests of the exporter, with each of these versions; make test-transformers4 is one of them alone.
@@ -60,6 +60,23 @@ $(VENV)/.installed-torch:
 $(VENV)/.installed-demo: $(VENV)/.installed-torch pyproject.toml
 	$(BIN)/python -m pip install -q -e ".[cpu,export,demo]"
 	touch $@
+
+# Native kernels, with the compiler of this machine. Without one everything works, and blocks run as stock operators.
+kernels: $(VENV)/.installed-torch
+	rm -f $(VENV)/.installed-kernels
+	$(MAKE) $(VENV)/.installed-kernels
+
+KERNEL_SOURCES := $(wildcard kernels/*.* kernels/src/* kernels/stonnx_kernels/*.py)
+$(VENV)/.installed-kernels: $(VENV)/.installed-torch $(KERNEL_SOURCES)
+	@if ! command -v $(CXX) > /dev/null; then \
+	    echo "There is no C++ compiler ($(CXX)): going on without native kernels. Install g++ and run: make kernels"; \
+	else $(BIN)/python -m pip install -q ./kernels || \
+	    echo "The native kernels could not be built, see above: going on without them."; fi
+	touch $@
+
+# The tests of the kernels, with a library that AddressSanitizer and UndefinedBehaviorSanitizer watch.
+test-sanitize: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.kernels.sanitized
 
 $(VENV)/.installed-dev: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install -q -e ".[dev]"

@@ -36,6 +36,7 @@ from stonnx_export.fp16 import float16, half_range
 from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
 from stonnx_export.int8.quantization import Quantization
+from stonnx_export.kernels import outline
 from stonnx_export.originals.load import SourceKind, find_checkpoint, open_checkpoint
 from stonnx_export.originals.original import Original
 from stonnx_export.originals.text_limits import text_limit
@@ -148,14 +149,17 @@ def export(
         while True:
             with stage("writing the files"):
                 built, more, safe = _quantize(graphs, quantizations)
+                outlines = [outline.run(graph) for graph in built.values()] if recipe.outline else []
                 routes = write_routes(built, safe, checkpoint, original, staging)
                 kept = tuple(name for result in results for name in result.kept)
                 kept += tuple(name for quantization in quantizations.values() for name in quantization.kept)
                 manifest = _manifest(checkpoint, routes, recipe, origin, kept, original.loaded, staging)
+                manifest = dataclasses.replace(manifest, kernels=outline.kernels(outlines))
                 write_manifest(staging, manifest)
             try:
                 with stage("verifying against the original"):
-                    engine = Engine(open_bundle(staging), device="cpu")
+                    # The file itself, whether this machine has kernels or not.
+                    engine = Engine(open_bundle(staging), device="cpu", kernels=False)
                     fidelity = verify(engine, original, recipe.tolerance[checkpoint.task], known=known)
                     if scored is not None:
                         drop = spearman_drop(engine, original, scored, known)
@@ -170,13 +174,15 @@ def export(
                 raise FidelityError(f"{error} Nothing was written.") from None
         with stage("writing the manifest"):
             saturates = any(route.saturation_safe for route in routes.values())
-            safe_engine = Engine(open_bundle(staging), device="cpu", form="saturation-safe") if saturates else None
+            safe_engine = None
+            if saturates:
+                safe_engine = Engine(open_bundle(staging), device="cpu", form="saturation-safe", kernels=False)
             probe_module.write(
                 staging, manifest, engine.named_routes, safe_engine.named_routes if safe_engine else None
             )
             files = {**manifest.files, **hash_files(staging, [probe_module.FILE])}
             probe = Probe(probe_module.FILE, recipe.probe_cosine)
-            rewrites = _count([*results, *more])
+            rewrites = _count([*results, *more, *(found.result for found in outlines)])
             manifest = dataclasses.replace(manifest, fidelity=fidelity, files=files, probe=probe, rewrites=rewrites)
             (staging / model_card.NAME).write_text(model_card.render(manifest), encoding="utf-8")
             write_manifest(staging, manifest)

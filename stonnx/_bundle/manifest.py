@@ -129,6 +129,19 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """The blocks of the graphs that native kernels can run; onnxruntime runs them as stock operators without those.
+
+    ``operators`` is the version of their contract, kernels/OPERATORS.md in stonnx's repository. ``blocks`` counts them
+    by operator. ``stock`` has the reasons why other blocks are not among them, and for how many each reason holds.
+    """
+
+    operators: int
+    blocks: Mapping[str, int]
+    stock: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size in bytes and SHA-256 of a file in the bundle."""
 
@@ -179,6 +192,8 @@ class Manifest:
     remote_code: tuple[str, ...] = ()
     # Weights of the checkpoint that its network has no place for, and so this bundle neither.
     unused_weights: tuple[str, ...] = ()
+    # None: the bundle was exported before there were kernels, or its recipe has none.
+    kernels: Kernels | None = None
 
 
 class NewerSchemaError(BundleFormatError):

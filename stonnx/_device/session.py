@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._bundle.manifest import Manifest, Route, Scalar, TensorSpec
+from stonnx._bundle.manifest import Kernels, Manifest, Route, Scalar, TensorSpec
+from stonnx._device import kernels as native
 from stonnx._device import nvidia, saturation, tensorrt
 from stonnx._device.cpus import available_cpus
 from stonnx._device.gpu_run import DeviceRun
@@ -47,12 +48,13 @@ _HEAVY = frozenset(
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What a bundle says about a graph, and devices other than the CPU have to know."""
+    """What a bundle says about a graph, and devices have to know."""
 
     precision: str = ""
     sha256: str = ""
     inputs: tuple[TensorSpec, ...] = ()
     max_seq_length: int | None = None
+    kernels: Kernels | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, route: Route) -> GraphFacts:
@@ -62,6 +64,7 @@ class GraphFacts:
             manifest.files[route.graph].sha256,
             route.inputs,
             route.tokenizer.max_seq_length,
+            manifest.kernels,
         )
 
 
@@ -76,12 +79,15 @@ class Session:
         saturation_safe: Initializers that are replaced where 8-bit products saturate.
         form: Which form of an int8 graph runs. None: the one that this CPU needs.
         facts: What the bundle says about the graph.
-        options: How to use a GPU.
         spin_microseconds: How long a thread of the CPU waits for work before it sleeps.
+        options: How to use the device.
+        kernels: Whether native kernels may run, where there are any for this graph. False: the file as it is.
 
     Attributes:
         device: The device that it runs on.
-        fallbacks: With ``device=None``, what was tried before, and why it does not work.
+        fallbacks: What does not work here, and why: with ``device=None`` the devices that were tried before, and
+            native kernels that cannot be used.
+        kernels: The instructions that native kernels use (``avx512_vnni``); empty where none run.
         form: Which of two forms of an int8 graph runs, ``full-range`` or ``saturation-safe``; empty where there is one.
         operators: How many operators of which kind run where: {(provider, operator): count}. Empty on the CPU.
 
@@ -103,6 +109,7 @@ class Session:
         facts: GraphFacts | None = None,
         options: DeviceOptions | None = None,
         spin_microseconds: int = Limits.spin_microseconds,
+        kernels: bool = True,
     ) -> None:
         self._ort = import_onnxruntime()
         # `None` alone means the best: 0, which is a GPU in PyTorch, must not become the CPU.
@@ -115,6 +122,7 @@ class Session:
         self._spin_microseconds = spin_microseconds
         self._facts, self._options = facts or GraphFacts(), options or DeviceOptions()
         self.fallbacks: tuple[str, ...] = ()
+        self._may_use_kernels, self.kernels = kernels, ""
         for choice in devices:
             try:
                 self._open(graph, choice, name or graph)
@@ -126,6 +134,9 @@ class Session:
                 break
         for reason in self.fallbacks:
             logger.warning("Running on %s instead: %s", self.device, reason)
+        if self._unused:
+            logger.warning("Running %s", self._unused)
+            self.fallbacks += (self._unused,)
 
     def _open(self, graph: Path, device: Device, name: Path) -> None:
         """Load the graph for a device, and see that it runs there."""
@@ -138,17 +149,17 @@ class Session:
                 missing = nvidia.load_tensorrt(self._ort)
             if missing is not None:
                 raise DeviceError(f"device {str(device)!r} needs {provider.name}, and {missing}")
-        settings = self._settings(device)
         self.device, self.form = str(device), ""
         self._engine: tensorrt.Engine | None = None
         if self._saturation_safe:
             self.form = self._form or ("saturation-safe" if products_saturate() else "full-range")
         providers = self._providers(device)
+        # Why native kernels do not run, although there are some for this graph.
+        self._unused = ""
+        choice = self._choose_kernels(device)
         try:
-            if self.form == "saturation-safe":
-                self._replaced = _replace_initializers(self._ort, settings, self._saturation_safe)
-            # Without `enable_fallback=0`, onnxruntime prints an error and goes on with the CPU.
-            self._session = self._ort.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
+            if choice.library is None or not self._load_with_kernels(graph, device, choice, choice.library):
+                self._load(graph, self._settings(device), providers)
         except Exception as error:  # onnxruntime's errors share no public base class, and a manifest may hold anything
             told = str(error).replace(str(graph), str(name))
             if provider.name != CPU:
@@ -172,6 +183,36 @@ class Session:
         if provider.name != CPU:
             self._check_device(device)
         _give_back_memory()
+
+    def _load(self, graph: Path, settings: Any, providers: Any) -> None:
+        if self.form == "saturation-safe":
+            self._replaced = _replace_initializers(self._ort, settings, self._saturation_safe)
+        # Without `enable_fallback=0`, onnxruntime prints an error and goes on with the CPU.
+        self._session = self._ort.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
+
+    def _choose_kernels(self, device: Device) -> native.Choice:
+        if device.provider.name != CPU or not self._may_use_kernels:
+            return native.Choice()
+        facts = self._facts
+        choice = native.choose(facts.kernels, facts.precision, bfloat16=self._options.bfloat16)
+        self._unused = choice.fallback
+        return choice
+
+    def _load_with_kernels(self, graph: Path, device: Device, choice: native.Choice, library: native.Library) -> bool:
+        """Load the graph with native kernels for its blocks. False where onnxruntime and they do not get along."""
+        settings = self._settings(device)
+        try:
+            with library.session(settings, self.threads, float_as_bfloat16=choice.float_as_bfloat16):
+                self._load(graph, settings, self._providers(device))
+        except Exception as error:  # onnxruntime's errors share no public base class
+            if choice.float_as_bfloat16:
+                raise DeviceError(
+                    f"device_options bfloat16=True: native kernels do not load {graph}: {error}"
+                ) from error
+            self._unused = f"without native kernels: stonnx-kernels {library.version} does not load {graph}: {error}"
+            return False
+        self.kernels = library.variant
+        return True
 
     def _settings(self, device: Device) -> Any:
         ort = self._ort

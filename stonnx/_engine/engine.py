@@ -37,9 +37,10 @@ class Engine:
         device: Where it runs. None: on the best device that works.
         threads: Threads on the CPU. None: as many as the process may use CPUs.
         max_batch_tokens: No run has more tokens, padding included, whatever the batch size, unless it is a single text.
-        device_options: How to use a GPU.
-        form: Which form of an int8 graph runs. None: the one that this CPU needs.
         limits: Sizes and times. None: the usual ones.
+        device_options: How to use the device.
+        form: Which form of int8 graphs runs. None: the one that this CPU needs.
+        kernels: Whether native kernels may run blocks that they can run.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Engine:
         device_options: DeviceOptions | None = None,
         form: Literal["full-range", "saturation-safe"] | None = None,
         limits: Limits | None = None,
+        kernels: bool = True,
     ) -> None:
         limits = limits or Limits()
         self.bundle = bundle
@@ -75,6 +77,7 @@ class Engine:
                         threads=count or threads,
                         saturation_safe=route.saturation_safe,
                         form=form,
+                        kernels=kernels,
                         facts=GraphFacts.of(self.manifest, route),
                         options=device_options,
                         spin_microseconds=limits.spin_microseconds,

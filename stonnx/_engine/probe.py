@@ -28,6 +28,7 @@ from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_inputs
 
 if TYPE_CHECKING:
+    from stonnx._device.session import Session
     from stonnx._engine.route import LoadedRoute
     from stonnx._text.tokenizer import Text
 
@@ -37,6 +38,9 @@ _PASSED = "probes"
 _KEYS = {"full-range": "route", "saturation-safe": "safe"}
 # The lowest cosine between vectors of the two forms, where a bundle has those of the other one only: 0.986 was seen.
 _BETWEEN_FORMS = 0.97
+# The lowest cosine of native kernels to the stock operators that the exporter ran, by the bundle's precision. Those of
+# int8 give every token a scale of its own, and those of the others multiply bfloat16.
+_OF_KERNELS = {"int8": 0.99, "float32": 0.999, "bfloat16": 0.999}
 # Of rerankers' logits, how much of their size at least counts as the distance between them.
 _LEAST_SPREAD = 0.1
 
@@ -133,24 +137,44 @@ def compare(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> float:
                 "with: stonnx export MODEL"
             ) from error
         closeness = _closeness(manifest.task, expected[name], actual)
-        allowed = min(manifest.probe.cosine_min, _BETWEEN_FORMS) if name in others else manifest.probe.cosine_min
+        allowed = _allowed(manifest, route.session, other=name in others)
         if not closeness >= allowed:  # a NaN too
             session = route.session
+            native = f" and native kernels ({session.kernels}; STONNX_KERNELS=0 turns them off)"
+            ran = f"onnxruntime {session.version}{native if session.kernels else ''}"
             raise ProbeError(
                 f"{directory} gives other vectors on this machine than where it was exported: cosine {closeness:.5f}, "
-                f"allowed is at least {allowed}. It runs in {manifest.precision} with onnxruntime "
-                f"{session.version} on {session.device}, {cpu_name()}. Try another onnxruntime version or device, or "
-                "export the model again with --dtype fp32; 'stonnx doctor' shows what this machine can do."
+                f"allowed is at least {allowed}. It runs in {manifest.precision} with {ran} on {session.device}, "
+                f"{cpu_name()}. Try another onnxruntime version or device, or export "
+                "the model again with --dtype fp32; 'stonnx doctor' shows what this machine can do."
             )
         lowest = min(lowest, closeness)
     return lowest
 
 
+def _allowed(manifest: Manifest, session: Session, *, other: bool) -> float:
+    """The lowest cosine that a session may have to the exporter's vectors, ``other`` if they are of the other form."""
+    assert manifest.probe is not None
+    bounds = [manifest.probe.cosine_min]
+    if session.kernels:
+        bounds.append(_OF_KERNELS[manifest.precision])
+    # Kernels have the full range on every CPU, and what they leave to stock operators may not.
+    if other or (session.kernels and session.form == "saturation-safe"):
+        bounds.append(_BETWEEN_FORMS)
+    return min(bounds)
+
+
+def _key(session: Session) -> str:
+    """What the vectors are called that a session's are compared with."""
+    return "route" if session.kernels else _KEYS.get(session.form, "route")
+
+
 def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:
     """What the result of a probe depends on."""
     parts: list[Any] = [sorted((name, entry.sha256) for name, entry in manifest.files.items())]
-    parts += [[route.session.device, route.session.version, route.session.form] for route in routes.values()]
-    parts += [cpu_name(), cpu_features(), sorted({_gpu(route.session.device) for route in routes.values()})]
+    sessions = [route.session for route in routes.values()]
+    parts += [[session.device, session.version, session.form, session.kernels] for session in sessions]
+    parts += [cpu_name(), cpu_features(), sorted({_gpu(session.device) for session in sessions})]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -172,7 +196,7 @@ def _read(
                 raise ValueError("it has no texts")
             vectors, others = {}, set()
             for name, route in routes.items():
-                own = f"{_KEYS.get(route.session.form, 'route')}.{name}"
+                own = f"{_key(route.session)}.{name}"
                 found = next((key for key in (own, f"route.{name}", f"safe.{name}") if key in arrays), own)
                 vectors[name] = np.asarray(arrays[found], dtype=np.float32)
                 if found != own:

@@ -53,7 +53,9 @@ class ModelInfo:
     onnxruntime: str
     # Which of two forms of an int8 graph runs, "full-range" or "saturation-safe"; empty where there is one.
     form: str
-    # With device=None: what was tried first, and why it does not work.
+    # The instructions that native kernels use, as "avx512_vnni"; empty if stock operators run everything.
+    kernels: str
+    # What does not work here and why: with device=None the devices that were tried first, and native kernels.
     fallbacks: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -338,6 +340,7 @@ class Model(Compatibility):
             threads=session.threads,
             onnxruntime=session.version,
             form=session.form,
+            kernels=session.kernels,
             fallbacks=session.fallbacks,
         )
 

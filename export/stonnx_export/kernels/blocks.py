@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from stonnx_export.graph import NORMALIZATIONS, constant_array, last_dimension, only_use
+from stonnx_export.graph.read import NORMALIZATIONS, constant_array, last_dimension, only_use
 from stonnx_export.kernels.functions import Declined, Part
 from stonnx_export.kernels.heads import Attention, attention_of
 from stonnx_export.kernels.products import Product, product_of, unshaped, vector_factor

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from stonnx_export.graph import GraphBuilder, input_named
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.read import input_named
 
 DOMAIN = "stonnx.kernels"
 # Bodies that an operator may have in one graph: as many names as the library registers.
@@ -174,7 +175,7 @@ class _Body:
                 continue
             if node is None:
                 self._check_constant(value)
-            elif not _is_of_all_texts(node):
+            elif not counts_all_tokens(node):
                 found.add(node)
                 pending.extend(operand for operand in _operands(node) if operand is not None)
         for node in found:
@@ -264,14 +265,14 @@ def _is_of_zero_points(node: ir.Node) -> bool:
     )
 
 
-def _is_of_all_texts(node: ir.Node) -> bool:
+def counts_all_tokens(node: ir.Node) -> bool:
     """Whether a node takes the number of texts, of tokens in each, or both, from a value that has all tokens."""
     value = node.inputs[0] if node.op_type == "Shape" else None
     if value is None or value.shape is None or len(value.shape) < 2:
         return False
     start, end = _span(node)
-    tokens = value.shape[1]
-    return 0 <= start < end <= 2 and not isinstance(tokens, int) and tokens.value != FIRST_TOKENS
+    names = [dimension.value for dimension in value.shape[:2] if not isinstance(dimension, int)]
+    return 0 <= start < end <= 2 and len(set(names) - {None, FIRST_TOKENS}) == 2
 
 
 def _span(shape: ir.Node) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from stonnx_export.graph import caps_scores, constant_array, is_causal
+from stonnx_export.graph.read import caps_scores, constant_array, is_causal
 from stonnx_export.kernels.functions import Declined
 from stonnx_export.kernels.products import Product, product_of, unshaped
 from stonnx_export.kernels.window import Windows

@@ -8,19 +8,24 @@ and the result says why. Exact to the last bit if the bodies run.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.graph import GraphBuilder, constant_array, input_named
+from stonnx._bundle.manifest import Kernels
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.pass_result import PassResult
+from stonnx_export.graph.read import constant_array, input_named
 from stonnx_export.kernels import rows
 from stonnx_export.kernels.blocks import block, endings
 from stonnx_export.kernels.functions import Declined, Outliner
 from stonnx_export.kernels.window import Windows
-from stonnx_export.passes import PassResult
 
 _NAME = "outline"
+# The version of kernels/OPERATORS.md by which blocks are outlined.
+OPERATORS = 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,13 @@ class Outline:
     def result(self) -> PassResult:
         """The same as of any other pass."""
         return PassResult(_NAME, self.blocks.total(), tuple(self.stock.elements()))
+
+
+def kernels(outlines: Sequence[Outline]) -> Kernels | None:
+    """What the manifest says about the graphs of a bundle; None where no graph has any such block."""
+    blocks = sum((found.blocks for found in outlines), Counter[str]())
+    stock = sum((found.stock for found in outlines), Counter[str]())
+    return Kernels(OPERATORS, dict(blocks), dict(stock)) if blocks or stock else None
 
 
 def run(model: ir.Model) -> Outline:

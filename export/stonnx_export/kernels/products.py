@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from stonnx_export.graph import constant_array, vector_added
+from stonnx_export.graph.read import constant_array, vector_added
 
 _WEIGHTS = (ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.INT8)
 

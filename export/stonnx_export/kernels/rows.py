@@ -11,10 +11,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from stonnx_export.graph import NORMALIZATIONS, GraphBuilder, constant_array, input_named
-from stonnx_export.kernels.functions import take_place
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.read import NORMALIZATIONS, constant_array, input_named
+from stonnx_export.int8.flat_tokens import rows_of
+from stonnx_export.kernels.functions import counts_all_tokens, take_place
 from stonnx_export.kernels.products import vector_factor
-from stonnx_export.passes.flat_tokens import rows_of
 
 
 def run(model: ir.Model) -> None:
@@ -27,7 +28,7 @@ def run(model: ir.Model) -> None:
             _scale_rows(graph, node)
             _start_with_rows(graph, node)
         elif node.op_type == "Shape":
-            _count_first_tokens(graph, node)
+            _count_tokens(graph, node)
 
 
 def _normalize_rows(graph: ir.Graph, node: ir.Node) -> None:
@@ -77,17 +78,25 @@ def _scale_rows(graph: ir.Graph, reshape: ir.Node) -> None:
     take_place(reshape.outputs[0], new)
 
 
-def _count_first_tokens(graph: ir.Graph, shape: ir.Node) -> None:
-    """[texts, first tokens] comes from the ids, not from the attention of those tokens, which a block computes."""
-    attention = shape.inputs[0].producer() if shape.inputs[0] is not None else None
-    query = attention.inputs[0] if attention is not None and attention.op_type == "Attention" else None
-    cut = query.producer() if query is not None else None
+def _count_tokens(graph: ir.Graph, shape: ir.Node) -> None:
+    """The numbers of texts and tokens come from the ids, not from a value that a block computes.
+
+    So does the number of the first tokens, where attention is computed for those alone.
+    """
     ids = input_named(graph, "input_ids")
-    if cut is None or cut.op_type != "Slice" or ids is None or "end" not in shape.attributes:
+    value = shape.inputs[0]
+    if ids is None or value is None or value is ids:
         return
     op = GraphBuilder(graph, before=shape)
-    first = op.Slice(ids, op.vector([0]), cut.inputs[2], op.vector([1]))
-    take_place(shape.outputs[0], op.Shape(first, **_attributes(shape)))
+    if counts_all_tokens(shape):
+        take_place(shape.outputs[0], op.Shape(ids, **_attributes(shape)))
+        return
+    attention = value.producer()
+    query = attention.inputs[0] if attention is not None and attention.op_type == "Attention" else None
+    cut = query.producer() if query is not None else None
+    if cut is not None and cut.op_type == "Slice" and "end" in shape.attributes:
+        first = op.Slice(ids, op.vector([0]), cut.inputs[2], op.vector([1]))
+        take_place(shape.outputs[0], op.Shape(first, **_attributes(shape)))
 
 
 def _rows_target(reshape: ir.Node) -> list[int] | None:

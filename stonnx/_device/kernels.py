@@ -1,0 +1,191 @@
+"""The library of native kernels, ``stonnx-kernels``: whether it is here, fits, and which instructions it uses.
+
+onnxruntime loads the library, as operators of the domain ``stonnx.kernels``. What it says about itself is asked through
+ctypes. Without it, or if it does not fit, onnxruntime runs the stock operators that a bundle has for each block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stonnx._bundle.manifest import Kernels
+from stonnx._errors import DeviceError, UnsupportedError
+
+# The version of kernels/OPERATORS.md that this runtime and its library speak.
+OPERATORS = 1
+_PACKAGE = "stonnx_kernels"
+INSTALL = 'pip install "stonnx[kernels]"'
+_FLOAT_BLOCKS = ("AttentionFloat", "FeedForwardFloat")
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library that can be used, and what it says about itself.
+
+    ``variant`` names the instructions that it uses here, of the ``variants`` that this CPU can run, best first;
+    ``bfloat16`` says whether they multiply bfloat16.
+    """
+
+    path: Path
+    version: str
+    variant: str
+    variants: tuple[str, ...]
+    bfloat16: bool
+
+    @contextlib.contextmanager
+    def session(self, settings: Any, threads: int, *, float_as_bfloat16: bool) -> Iterator[None]:
+        """Have a session that is made inside use the kernels, with so many threads for a run.
+
+        Args:
+            settings: onnxruntime's ``SessionOptions``.
+            threads: Threads of a run.
+            float_as_bfloat16: Run float32 blocks too, in bfloat16.
+
+        Raises:
+            Exception: onnxruntime, or the library, refuses the other.
+        """
+        functions = _functions(self.path)
+        # They hold for sessions that are made on this thread.
+        functions.stonnx_kernels_threads(threads)
+        functions.stonnx_kernels_float_as_bf16(int(float_as_bfloat16))
+        try:
+            settings.register_custom_ops_library(str(self.path))
+            yield
+        finally:
+            functions.stonnx_kernels_float_as_bf16(0)
+            functions.stonnx_kernels_threads(1)
+
+    def seconds_of_a_layer(self, hidden: int, inner: int, heads: int, tokens: int, *, bfloat16: bool) -> float | None:
+        """How long a layer takes with random weights and one thread; None if this variant cannot run it."""
+        seconds: float = _functions(self.path).stonnx_kernels_bench(hidden, inner, heads, tokens, int(bfloat16))
+        return seconds if seconds >= 0 else None
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Why there is no library to use. ``unexpected`` is True unless nobody installed one, or somebody turned it off."""
+
+    reason: str
+    unexpected: bool
+
+
+def find(operators: int = OPERATORS) -> Library | Unusable:
+    """The library, if blocks of this version of the contract can run on it."""
+    found = _load()
+    if isinstance(found, Library) and operators != OPERATORS:
+        return Unusable(
+            f"the bundle has blocks of version {operators}, and stonnx-kernels {found.version} runs version "
+            f"{OPERATORS}. Install the same version of stonnx as the bundle was exported with, or export it again",
+            unexpected=True,
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The library that a session uses, if any, and why it is none although one would be of use."""
+
+    library: Library | None = None
+    float_as_bfloat16: bool = False
+    fallback: str = ""
+
+
+def choose(bundle: Kernels | None, precision: str, *, bfloat16: bool) -> Choice:
+    """What the blocks of a bundle run on.
+
+    Args:
+        bundle: What its manifest says about them.
+        precision: That of the bundle.
+        bfloat16: Whether float32 blocks are to run in bfloat16.
+
+    Raises:
+        UnsupportedError: They are, and the bundle has none.
+        DeviceError: They are, and no kernel of this machine can do it.
+    """
+    blocks = bundle.blocks if bundle is not None else {}
+    if bfloat16:
+        return _choose_bfloat16(bundle, precision)
+    if bundle is None or not blocks or precision == "float32":
+        return Choice()
+    found = find(bundle.operators)
+    slow = " The blocks run in float32, as fast as those of a float32 bundle." if precision == "bfloat16" else ""
+    if isinstance(found, Unusable):
+        wanted = found.unexpected or precision == "bfloat16"
+        return Choice(fallback=f"without native kernels: {found.reason}.{slow}" if wanted else "")
+    if precision == "bfloat16" and not found.bfloat16:
+        return Choice(fallback=f"without native kernels: {_no_bfloat16(found)}.{slow}")
+    return Choice(found)
+
+
+def _choose_bfloat16(bundle: Kernels | None, precision: str) -> Choice:
+    if bundle is None or not any(bundle.blocks.get(name) for name in _FLOAT_BLOCKS) or precision != "float32":
+        reason = "it was exported before there were kernels" if bundle is None else "it has no float32 blocks for them"
+        if precision != "float32":
+            reason = f"its precision is {precision}"
+        raise UnsupportedError(
+            f"device_options bfloat16=True runs the blocks of a float32 bundle with native kernels, and {reason}. "
+            "Leave it out, or export a bundle for it: stonnx export MODEL --dtype bf16"
+        )
+    found = find(bundle.operators)
+    if isinstance(found, Library) and found.bfloat16:
+        return Choice(found, float_as_bfloat16=True)
+    reason = found.reason if isinstance(found, Unusable) else _no_bfloat16(found)
+    raise DeviceError(
+        f"device_options bfloat16=True needs native kernels that multiply bfloat16, and {reason}. Without it the "
+        "bundle runs in float32; on CPUs without bfloat16, int8 is the fast form: stonnx export MODEL --dtype int8"
+    )
+
+
+def _no_bfloat16(library: Library) -> str:
+    return f"those that run here ({library.variant}) cannot: it takes AVX512-BF16 or AMX"
+
+
+@functools.cache
+def _load() -> Library | Unusable:
+    try:
+        package = importlib.import_module(_PACKAGE)
+        path, version = Path(package.LIBRARY), str(package.__version__)
+    except ModuleNotFoundError as error:
+        if error.name == _PACKAGE:
+            return Unusable(f"stonnx-kernels is not installed: {INSTALL}", unexpected=False)
+        return Unusable(f"stonnx-kernels cannot be imported: {error}", unexpected=True)
+    except Exception as error:  # a package that is half there
+        return Unusable(f"stonnx-kernels cannot be imported: {type(error).__name__}: {error}", unexpected=True)
+    try:
+        functions = _functions(path)
+        own, operators = functions.stonnx_kernels_version().decode(), functions.stonnx_kernels_operators()
+        variant, reason = functions.stonnx_kernels_variant().decode(), functions.stonnx_kernels_reason().decode()
+        variants = tuple(filter(None, functions.stonnx_kernels_variants().decode().split(",")))
+        bfloat16 = bool(functions.stonnx_kernels_bf16())
+    except (OSError, AttributeError) as error:  # no library, one for another system, or one that is something else
+        return Unusable(f"stonnx-kernels {version} cannot be loaded: {error}. Install it again: {INSTALL}", True)
+    if own != version or operators != OPERATORS:
+        return Unusable(
+            f"{path} is version {own} with operators {operators}, and the package says {version}, this stonnx needs "
+            f"operators {OPERATORS}. Install the two together: {INSTALL}",
+            unexpected=True,
+        )
+    if not variant:
+        return Unusable(reason, unexpected=os.environ.get("STONNX_KERNELS") != "0")
+    return Library(path, version, variant, variants, bfloat16)
+
+
+@functools.cache
+def _functions(path: Path) -> Any:
+    library = ctypes.CDLL(str(path))
+    for name in ("version", "variant", "variants", "reason"):
+        getattr(library, f"stonnx_kernels_{name}").restype = ctypes.c_char_p
+    for name in ("threads", "float_as_bf16"):
+        function = getattr(library, f"stonnx_kernels_{name}")
+        function.restype, function.argtypes = None, [ctypes.c_int]
+    library.stonnx_kernels_bench.restype = ctypes.c_double
+    library.stonnx_kernels_bench.argtypes = [ctypes.c_int] * 5
+    return library

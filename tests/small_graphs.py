@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from onnx_ir.passes.common import InlinePass
 
 from stonnx_export.calibration import options
 from stonnx_export.graph.builder import OPSET, GraphBuilder
@@ -125,6 +126,11 @@ def run_as_it_is(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(source, options(), providers=["CPUExecutionProvider"])
     known = {value.name for value in session.get_inputs()}
     return session.run(None, {name: array for name, array in feeds.items() if name in known})
+
+
+def without_blocks(model: ir.Model) -> ir.Model:
+    """A model of a bundle with its blocks as the stock operators that they are made of."""
+    return InlinePass()(model).model
 
 
 def nodes_of(model: ir.Model, operator: str) -> list[ir.Node]:

@@ -149,7 +149,7 @@ def export(
         while True:
             with stage("writing the files"):
                 built, more, safe = _quantize(graphs, quantizations)
-                outlines = [outline.run(graph) for graph in built.values()] if recipe.outline else []
+                outlines = [outline.run(graph, recipe.outline) for graph in built.values()]
                 routes = write_routes(built, safe, checkpoint, original, staging)
                 kept = tuple(name for result in results for name in result.kept)
                 kept += tuple(name for quantization in quantizations.values() for name in quantization.kept)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from stonnx._tasks import Task
+from stonnx_export.kernels.products import WeightKind
 from stonnx_export.passes import (
     PassResult,
     attention_biases,
@@ -46,8 +47,9 @@ class Recipe:
     half: bool = False
     # Whether products and tables become int8 behind the passes (see quantize.py).
     quantize: bool = False
-    # Whether blocks of the graph become operators for native kernels at the end (see kernels/outline.py).
-    outline: bool = False
+    # Which blocks of the graph become operators for native kernels at the end, by how their weights are stored (see
+    # kernels/outline.py).
+    outline: frozenset[WeightKind] = frozenset()
     requires_cpu_features: tuple[str, ...] = ()
 
 
@@ -75,7 +77,7 @@ RECIPES: Mapping[str, Recipe] = {
             name="fp32",
             precision="float32",
             passes=(*_EXACT, *_OUTPUTS),
-            outline=True,
+            outline=frozenset({"Float"}),
             probe_cosine=0.9999,
             tolerance=_bounds(
                 {"cosine_min": 0.99999, "spearman_drop": 0.01},
@@ -105,7 +107,7 @@ RECIPES: Mapping[str, Recipe] = {
             # Whoever asks for no tokens saves their last layer: on the CPU, where int8 runs.
             passes=(*_EXACT, fuse_rms_norm.run, residual_biases.run, *_OUTPUTS, first_token.or_all),
             quantize=True,
-            outline=True,
+            outline=frozenset({"Int8"}),
             # Kernels that differ in the last bit leave 0.9998 of all-MiniLM-L6-v2, products that saturate 0.983.
             probe_cosine=0.99,
             tolerance=_bounds(

@@ -6,7 +6,7 @@ back from there; anything that ``kernels/OPERATORS.md`` does not describe makes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -14,9 +14,10 @@ import onnx_ir as ir
 from stonnx_export.graph.read import NORMALIZATIONS, constant_array, last_dimension, only_use
 from stonnx_export.kernels.functions import Declined, Part
 from stonnx_export.kernels.heads import Attention, attention_of
-from stonnx_export.kernels.products import Product, product_of, unshaped, vector_factor
+from stonnx_export.kernels.products import Product, WeightKind, product_of, unshaped, vector_factor
 from stonnx_export.kernels.window import Windows
 
+_PRECISIONS: Mapping[WeightKind, str] = {"Float": "float32", "BFloat16": "bfloat16", "Int8": "8 bits"}
 _Inputs = dict[str, ir.Value | None]
 _Attributes = dict[str, int | float | str]
 
@@ -70,7 +71,7 @@ def endings(model: ir.Model) -> Iterator[Ending]:
             break
 
 
-def block(ending: Ending, lengths: ir.Value | None, windows: Windows) -> Part:
+def block(ending: Ending, lengths: ir.Value | None, windows: Windows, kinds: Collection[WeightKind]) -> Part:
     """The block with this ending.
 
     Raises:
@@ -89,6 +90,11 @@ def block(ending: Ending, lengths: ir.Value | None, windows: Windows) -> Part:
         products, limit, mask = activated.products, None, None
         operator = "FeedForward"
     products = (*products, ending.product)
+    found = {product.kind for product in products}
+    if len(found) > 1:
+        raise Declined(f"its products are of different precision: {', '.join(sorted(found))}")
+    if not found <= {*kinds}:
+        raise Declined(f"its products are in {_PRECISIONS[products[0].kind]}")
     inputs |= _product(ending.product, "o" if attention is not None else "down")
     return _around(operator, ending, products, inputs, attributes, limit, mask)
 
@@ -106,9 +112,6 @@ def _around(
     source = products[0].input
     if any(product.input is not source for product in products[:-1]):
         raise Declined("its products read different values")
-    kinds = {product.kind for product in products}
-    if len(kinds) > 1:
-        raise Declined(f"its products are of different precision: {', '.join(sorted(kinds))}")
     residual = _before_limit(ending.residual, limit)
     scaled = vector_factor(residual)
     unscaled = _before_limit(scaled[0], limit) if scaled is not None else None
@@ -137,7 +140,7 @@ def _around(
     full: _Inputs = {name: ordered.get(name) for name in names}
     settings = tuple(dict.fromkeys(value for product in products for value in product.settings))
     extras = settings if mask is None else (*settings, mask)
-    return Part(f"{operator}{kinds.pop()}", full, extras, attributes, y, same_rows=limit is None)
+    return Part(f"{operator}{products[0].kind}", full, extras, attributes, y, same_rows=limit is None)
 
 
 def _before_limit(value: ir.Value, limit: ir.Value | None) -> ir.Value:

@@ -8,7 +8,7 @@ and the result says why. Exact to the last bit if the bodies run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from stonnx_export.graph.read import constant_array, input_named
 from stonnx_export.kernels import rows
 from stonnx_export.kernels.blocks import block, endings
 from stonnx_export.kernels.functions import Declined, Outliner
+from stonnx_export.kernels.products import WeightKind
 from stonnx_export.kernels.window import Windows
 
 _NAME = "outline"
@@ -48,11 +49,13 @@ def kernels(outlines: Sequence[Outline]) -> Kernels | None:
     return Kernels(OPERATORS, dict(blocks), dict(stock)) if blocks or stock else None
 
 
-def run(model: ir.Model) -> Outline:
-    """Rewrite a model in place."""
+def run(model: ir.Model, kinds: Collection[WeightKind]) -> Outline:
+    """Rewrite a model in place. Blocks whose weights are stored in another way than ``kinds`` stay as they are."""
     graph = model.graph
     blocks: Counter[str] = Counter()
     stock: Counter[str] = Counter()
+    if not kinds:
+        return Outline(blocks, stock)
     rows.run(model)
     RemoveUnusedNodesPass()(model)
     graph.sort()
@@ -60,7 +63,7 @@ def run(model: ir.Model) -> Outline:
     windows, outliner = Windows(model), Outliner(model)
     for ending in endings(model):
         try:
-            part = block(ending, lengths, windows)
+            part = block(ending, lengths, windows, kinds)
             outliner.replace(part)
         except Declined as reason:
             stock[str(reason)] += 1

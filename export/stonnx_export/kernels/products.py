@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from stonnx_export.graph.read import constant_array, vector_added
 
-_WEIGHTS = (ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.INT8)
+# How weights are stored, as operators are named after it.
+WeightKind = Literal["Float", "BFloat16", "Int8"]
+
+_WEIGHTS: Mapping[ir.DataType, WeightKind] = {
+    ir.DataType.FLOAT: "Float",
+    ir.DataType.BFLOAT16: "BFloat16",
+    ir.DataType.INT8: "Int8",
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +39,13 @@ class Product:
     zero_point: ir.Value | None = None
 
     @property
-    def kind(self) -> str:
-        """How its weights are stored, as operators are named after it."""
-        names = {ir.DataType.INT8: "Int8", ir.DataType.BFLOAT16: "BFloat16", ir.DataType.FLOAT: "Float"}
+    def kind(self) -> WeightKind:
+        """How its weights are stored."""
+        names: dict[ir.DataType, WeightKind] = {
+            ir.DataType.INT8: "Int8",
+            ir.DataType.BFLOAT16: "BFloat16",
+            ir.DataType.FLOAT: "Float",
+        }
         assert self.weight.dtype is not None
         return names[self.weight.dtype]
 

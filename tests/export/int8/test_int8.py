@@ -12,13 +12,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from conftest import TracedOnce
-from small_graphs import nodes_of, run_as_it_is
+from small_graphs import nodes_of, run_as_it_is, without_blocks
 from zoo import ModelRow, build_checkpoint, row
 
 import stonnx
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.integrity import verify_files
-from stonnx._bundle.manifest import Manifest, read_manifest
+from stonnx._bundle.manifest import Kernels, Manifest, read_manifest
 from stonnx._device import session as session_module
 from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError
@@ -55,6 +55,8 @@ class Counts:
     # All that can be quantized: some stay in float32 where that is needed for accuracy.
     products: int = 12
     flat_tokens: int = 12
+    # Attention and feed-forward networks that native kernels can run: all of them.
+    blocks: int = 4
 
 
 # Tanh instead of GELU in no model; SwiGLU, whose gate is the product of two products, is no GELU.
@@ -64,13 +66,13 @@ COUNTS = {
     "BAAI/bge-small-en-v1.5": Counts(2, 4, 4, first_token=10),
     "zoo/every-pooling": Counts(2, 4, 4),
     # Rotary positions stand between the biases and attention. Every other layer of ModernBERT looks at a window.
-    "nomic-ai/modernbert-embed-base": Counts(2, products=16, flat_tokens=15),
+    "nomic-ai/modernbert-embed-base": Counts(2, products=16, flat_tokens=15, blocks=8),
     "nomic-ai/nomic-embed-text-v1.5": Counts(2, products=14, flat_tokens=16),
     # Those of queries and keys too; not the last one, which is an output.
     "Qwen/Qwen3-Embedding-0.6B": Counts(2, fuse_rms_norm=8, products=14, flat_tokens=14),
     # A layer with a window, and one without; keys and values of one head are too small to be quantized.
     "google/embeddinggemma-300m": Counts(1, fuse_rms_norm=12, products=10, flat_tokens=17),
-    "minishlab/potion-base-8M": Counts(0, products=0, flat_tokens=0),
+    "minishlab/potion-base-8M": Counts(0, products=0, flat_tokens=0, blocks=0),
     # The head of a masked language model has a GELU and two more products.
     "naver/splade-cocondenser-ensembledistil": Counts(2, 4, 4, fast_gelu=3, products=14),
     "opensearch-project/opensearch-neural-sparse-encoding-doc-v3-distill": Counts(2, 4, 4, fast_gelu=3, products=14),
@@ -154,7 +156,8 @@ class TestModels:
             "fast_gelu",
         ):
             assert rewrites[name] == getattr(expected, name), name
-        models = [ir.load(case.bundle / route.graph) for route in case.manifest.routes.values()]
+        graphs = [ir.load(case.bundle / route.graph) for route in case.manifest.routes.values()]
+        models = [without_blocks(graph) for graph in graphs]
         integers = sum(len(nodes_of(model, "MatMulIntegerToFloat")) for model in models)
         arrays = [constant_array(node.inputs[1]) for model in models for node in nodes_of(model, "MatMul")]
         # Heads work on a vector for each text, which is not worth it.
@@ -165,6 +168,7 @@ class TestModels:
         assert len([array for array in arrays if array is not None]) >= kept
         if not kept:
             assert rewrites["flat_tokens"] == expected.flat_tokens
+            assert rewrites["outline"] == expected.blocks
 
     def test_exact_passes_change_nothing(self, case: Case, tiny_feeds: Feeds) -> None:
         """One after the other: each equals the graph before it."""
@@ -380,7 +384,9 @@ class TestMiniLM:
             "quantize_tables": 1,
             "flat_tokens": 40,
             "static_scales": 12,
+            "outline": 12,
         }
+        assert manifest.kernels == Kernels(1, {"AttentionInt8": 6, "FeedForwardInt8": 6})
 
     def test_sentences(self, model: stonnx.SentenceTransformer, minilm: stonnx.SentenceTransformer) -> None:
         expected, result = (one.encode(sentences()) for one in (minilm, model))

@@ -31,7 +31,7 @@ def outlined(model: ir.Model) -> tuple[ir.Model, outline.Outline]:
     """A copy with its blocks outlined."""
     copy = model.clone()
     copy.graph.sort()
-    return copy, outline.run(copy)
+    return copy, outline.run(copy, {"Float", "Int8"})
 
 
 def same_bits(first: ir.Model, second: ir.Model, feeds: Mapping[str, np.ndarray]) -> bool:

@@ -39,10 +39,10 @@ struct GroupMemory {
   int *token_of, *row_of;  // rows of x and of y, in the order of the group
 
   void take(Cutter& m, const AttentionBlock& b, int tokens, int rows, int pitch) {
-    const size_t tokens_pad = round_up(tokens, 32), rows_pad = round_up(rows, 32);
+    const size_t tokens_pad = rows_padded(tokens), rows_pad = rows_padded(rows);
     const size_t in = tokens_pad * b.qkv.steps, out = rows_pad * b.out.steps;
     codes = m.cut<uint8_t>((in > out ? in : out) * kStepBytes);
-    const size_t first = (tokens_pad + 32) * pitch, second = rows_pad * b.shared.width_pad;
+    const size_t first = tokens_pad * pitch, second = rows_pad * b.shared.width_pad;
     projected = m.cut<float>(first > second ? first : second);
     mixed = m.cut<float>(rows_pad * b.out.k_pad);
     scales = m.cut<RowScale>(tokens_pad);
@@ -94,8 +94,10 @@ static void attend_group(const AttentionBlock& b, const AttentionCall& c, const 
       token += length, row += least(length, static_cast<int>(c.out_seq));
     }
     const int length = length_of(c, first + text);
+    tiles_begin();
     attend(b, c, m.projected + static_cast<size_t>(token) * pitch, pitch, length, least(length, static_cast<int>(c.out_seq)),
            task % b.heads, m.mixed + static_cast<size_t>(row) * width, width, workers[worker]);
+    tiles_end();
   });
 
   whole_product<F>(

@@ -14,7 +14,7 @@ struct FeedForwardMemory {
   RowScale *scales, *inner_scales;
 
   void take(Cutter& m, const FeedForwardBlock& b, int rows) {
-    const size_t pad = round_up(rows, 32);
+    const size_t pad = rows_padded(rows);
     codes = m.cut<uint8_t>(pad * b.up.steps * kStepBytes);
     inner = m.cut<float>(pad * b.down.k_pad);
     inner_codes = m.cut<uint8_t>(pad * b.down.steps * kStepBytes);

@@ -24,7 +24,7 @@ struct Columns {
   }
 };
 
-constexpr int kChunk = 128;  // rows whose codes and results stay in the second-level cache
+constexpr int kChunk = 128 / kProductRows * kProductRows;  // rows whose codes and results stay in the second-level cache
 
 // prepare(row, worker), the product with its epilogue, finish(row, worker) for rows 0 to rows - 1. `unit` panels stay together.
 // Many rows are spread over the threads, few share the panels.

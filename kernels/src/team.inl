@@ -45,5 +45,7 @@ struct Cutter {
 };
 
 static INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
+// Rows of a buffer that is read in whole tiles.
+static INLINE int rows_padded(int rows) { return round_up(rows, 32) + 32; }
 static INLINE int least(int a, int b) { return a < b ? a : b; }
 static INLINE int most(int a, int b) { return a > b ? a : b; }

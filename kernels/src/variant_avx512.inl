@@ -13,44 +13,16 @@
 namespace stonnx {
 namespace {
 #include "simd_avx512.h"
-
 #include "math.h"
-
 #include "team.inl"
-
 #include "rows.inl"
-
 #include "gemm_avx512.h"
-
 #include "products.inl"
-
 #include "blocks.inl"
-
 #include "attention_avx512.h"
-
 #include "attention.inl"
-
 #include "block_attention.inl"
-
 #include "block_feed_forward.inl"
-
-bool attention(const AttentionBlock& b, const AttentionCall& c) {
-#if HAS_BF16
-  if (b.shared.bf16) return run_attention<Form::kBFloat16>(b, c);
-#endif
-  return run_attention<Form::kInt8>(b, c);
-}
-
-bool feed_forward(const FeedForwardBlock& b, const FeedForwardCall& c) {
-#if HAS_BF16
-  if (b.shared.bf16) return run_feed_forward<Form::kBFloat16>(b, c);
-#endif
-  return run_feed_forward<Form::kInt8>(b, c);
-}
-
 }  // namespace
-
-extern const Variant VARIANT;
-const Variant VARIANT = {VARIANT_NAME, Form::kInt8, HAS_BF16, VARIANT_MISSING, attention, feed_forward};
-
+#include "variant.inl"
 }  // namespace stonnx

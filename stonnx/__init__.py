@@ -29,6 +29,7 @@ from stonnx._errors import (
     RunError,
     StonnxError,
     TextTooLongError,
+    TokenIdError,
     TooManyTokensError,
     UnsupportedError,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "SparseEncoder",
     "StonnxError",
     "TextTooLongError",
+    "TokenIdError",
     "TooManyTokensError",
     "UnsupportedError",
     "__version__",

@@ -8,6 +8,7 @@ Each one says what was wrong, what is allowed, and what to do; each is also the 
     │   ├── BundleFormatError                           its manifest is no manifest, or of a newer schema
     │   └── BundleIntegrityError  (OSError)             a file is missing, truncated or changed
     ├── InvalidInputError         (TypeError, ValueError)   an input that is no text; carries its index
+    │   └── TokenIdError          (IndexError)          a text with a token that the network has no row for
     ├── TextTooLongError          (ValueError)          a text over the model's limit, where that was to be an error
     ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
     ├── UnsupportedError          (ValueError, NotImplementedError)   something stonnx does not do, by name
@@ -52,6 +53,31 @@ class InvalidInputError(StonnxError, TypeError, ValueError):
     def __init__(self, message: str, index: int | None = None) -> None:
         super().__init__(message)
         self.index = index
+
+
+class TokenIdError(InvalidInputError, IndexError):
+    """A text has a token that the network has no row for: its checkpoint's tokenizer has more tokens than its table.
+
+    Attributes:
+        index: Position of the text in the list.
+        token: The token.
+        token_id: Its id.
+        rows: The rows of the table.
+    """
+
+    index: int
+
+    def __init__(self, index: int, token: str, token_id: int, rows: int) -> None:
+        super().__init__("", index)
+        self.args = (index, token, token_id, rows)
+        self.token, self.token_id, self.rows = token, token_id, rows
+
+    def __str__(self) -> str:
+        return (
+            f"Text {self.index} has the token {self.token!r} with the id {self.token_id}, and the network has rows for "
+            f"{self.rows} tokens only: the checkpoint's tokenizer knows tokens that its weights do not. Leave that "
+            "token out of the text, or export a checkpoint with resized embeddings."
+        )
 
 
 class TextTooLongError(StonnxError, ValueError):

@@ -40,6 +40,7 @@ from stonnx_export.kernels import outline
 from stonnx_export.originals.load import SourceKind, find_checkpoint, open_checkpoint
 from stonnx_export.originals.original import Original
 from stonnx_export.originals.text_limits import text_limit
+from stonnx_export.originals.token_rows import token_rows
 from stonnx_export.passes import PassResult
 from stonnx_export.recipes import RECIPES, Recipe
 from stonnx_export.stages import Advance, Stages
@@ -131,6 +132,10 @@ def export(
             checkpoint, original = open_checkpoint(directory, task, source, trust)
         with stage("reading the network"):
             graphs = {route: original.graph(route) for route in checkpoint.routes}
+            rows = {
+                route: token_rows(graph.graph, checkpoint.routes[route][0], original.tokenizer(route).backend)
+                for route, graph in graphs.items()
+            }
         with stage("building the graph"):
             results = [
                 result
@@ -150,7 +155,7 @@ def export(
             with stage("writing the files"):
                 built, more, safe = _quantize(graphs, quantizations)
                 outlines = [outline.run(graph, recipe.outline) for graph in built.values()]
-                routes = write_routes(built, safe, checkpoint, original, staging)
+                routes = write_routes(built, safe, rows, checkpoint, original, staging)
                 kept = tuple(name for result in results for name in result.kept)
                 kept += tuple(name for quantization in quantizations.values() for name in quantization.kept)
                 manifest = _manifest(checkpoint, routes, recipe, origin, kept, original.loaded, staging)

@@ -60,6 +60,8 @@ class TokenizerSpec:
     truncation_side: Literal["left", "right"]
     add_special_tokens: bool
     special_token_ids: tuple[int, ...]
+    # Rows of the network's table of tokens, if the tokenizer has ids beyond them. None: every id has a row.
+    token_rows: int | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from stonnx._background import in_background
 from stonnx._device.session import RunControl
 from stonnx._engine.runner import Outputs, Runner
 from stonnx._engine.stats import Counters
-from stonnx._errors import TextTooLongError
+from stonnx._errors import TextTooLongError, TokenIdError
 from stonnx._limits import Limits
 from stonnx._text.batching import (
     Duplicates,
@@ -174,18 +174,27 @@ class Call:
         self, texts: Sequence[Text], numbers: npt.NDArray[np.intp], stopped: threading.Event | None = None
     ) -> _Batch:
         start = time.perf_counter()
-        encodings = self._tokenizer.encode(texts, stopped)
+        try:
+            encodings = self._tokenizer.encode(texts, stopped)
+        except TokenIdError as error:
+            error.index = self._first_place(numbers, error.index)
+            raise
         truncated = np.fromiter(map(self._tokenizer.is_truncated, encodings), np.bool_, len(encodings))
         self._counters.tokenize_seconds += time.perf_counter() - start
         if self._too_long == "error" and truncated.any():
             # Different texts are numbered in the order in which they first occur: the lowest number is the first text.
             found = np.flatnonzero(truncated)
             first = found[numbers[found].argmin()]
-            index = int(numbers[first] if self._duplicates is None else self._duplicates.spread(numbers[[first]])[0][0])
+            index = self._first_place(numbers, first)
             limit = self._tokenizer.max_seq_length
             assert limit is not None  # it was truncated
             raise TextTooLongError(index, int(self._tokenizer.count([texts[first]])[0]), limit)
         return _Batch(numbers, encodings, truncated)
+
+    def _first_place(self, numbers: npt.NDArray[np.intp], position: int) -> int:
+        """Where the text at a position of ``numbers`` first occurs in the call's list."""
+        found = numbers[[position]]
+        return int(found[0] if self._duplicates is None else self._duplicates.spread(found)[0][0])
 
     def _plan(self, piece: _Batch, max_tokens: int) -> list[_Batch]:
         if len(piece.numbers) == 1:

@@ -22,7 +22,7 @@ import numpy as np
 
 from stonnx._device.cpus import available_cpus
 from stonnx._device.options import DeviceOptions
-from stonnx._errors import InvalidArgumentError, PoolError, TextTooLongError
+from stonnx._errors import InvalidArgumentError, PoolError, TextTooLongError, TokenIdError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -147,6 +147,8 @@ def run_in_pool(
                     else:
                         if isinstance(error, TextTooLongError):
                             error.shift(start)
+                        elif isinstance(error, TokenIdError):
+                            error.index += start
                         errors[start] = error
         except BaseException:
             # Ctrl-C, or a dead worker: the others may be in the middle of something, and nobody waits for it.

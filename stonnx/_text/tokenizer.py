@@ -17,7 +17,7 @@ import tokenizers
 
 from stonnx._background import in_background
 from stonnx._bundle.manifest import TokenizerSpec
-from stonnx._errors import BundleFormatError, InvalidArgumentError
+from stonnx._errors import BundleFormatError, InvalidArgumentError, TokenIdError
 from stonnx._limits import Limits
 from stonnx._text.batching import consecutive
 from stonnx._text.long_texts import beginning, can_be_shortened, longest_whole
@@ -150,7 +150,18 @@ class Tokenizer:
 
         Raises:
             CancelledError: ``stopped`` was set meanwhile.
+            TokenIdError: A text has a token that the network has no row for.
         """
+        encodings = self._encode_truncated(texts, stopped)
+        rows = self._spec.token_rows
+        if rows is not None:
+            for index, encoding in enumerate(encodings):
+                highest = max(encoding.ids, default=0)
+                if highest >= rows:
+                    raise TokenIdError(index, str(self.backend.id_to_token(highest)), highest, rows)
+        return encodings
+
+    def _encode_truncated(self, texts: Sequence[Text], stopped: threading.Event | None) -> list[tokenizers.Encoding]:
         backend, limit = self._current
         if limit is None or not self._can_be_shortened:
             return self._encode(backend, texts, stopped)

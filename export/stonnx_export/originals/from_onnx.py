@@ -86,7 +86,8 @@ class OnnxOriginal:
             # A copy, since this one cuts texts.
             self._encoders[route] = tokenizers.Tokenizer.from_str(files.tokenizer.backend.to_str())
             self._encoders[route].no_padding()
-            self._cut(route, _limit(files.tokenizer.max_length, checkpoint.max_positions))
+            positions = checkpoint.max_positions if isinstance(chain[0], Transformer) else None
+            self._cut(route, _limit(files.tokenizer.max_length, positions))
             if isinstance(chain[0], Transformer):
                 self._files[route] = _open(checkpoint, route)
         if checkpoint.task == "embedding" and not (checkpoint.directory / "modules.json").is_file():

@@ -30,7 +30,7 @@ from stonnx_export.checkpoint.modules import (
 )
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.heads import tables
-from stonnx_export.originals.original import LoadReport, OriginalTokenizer
+from stonnx_export.originals.original import LoadReport, OriginalTokenizer, bare_tokenizer
 from stonnx_export.originals.trace import Output, trace, trace_chain
 from stonnx_export.originals.weights import refuse_missing, refuse_random, unexpected, watch_loading
 
@@ -92,7 +92,7 @@ class TorchOriginal:
         source = self._tokenizer(route)
         first = self._checkpoint.routes[route][0]
         if isinstance(source, tokenizers.Tokenizer):  # StaticEmbedding has a bare one, which knows no padding
-            return OriginalTokenizer(source, None, 0, 0, "right", (), add_special_tokens=False)
+            return bare_tokenizer(source)
         backend = getattr(source, "backend_tokenizer", None)
         if backend is None:
             raise UnsupportedError(f"{type(source).__name__} is a tokenizer in Python, without a tokenizer.json.")
@@ -156,7 +156,10 @@ class TorchOriginal:
         return {name: getattr(self._model, name) for name in names}
 
     def set_max_length(self, route: str, limit: int) -> None:
-        if self._is_chain:
+        source = self._tokenizer(route)
+        if isinstance(source, tokenizers.Tokenizer):
+            source.enable_truncation(limit, direction=(source.truncation or {}).get("direction", "right"))
+        elif self._is_chain:
             self._modules(route)[0].max_seq_length = limit
         else:
             self._model.max_length = limit

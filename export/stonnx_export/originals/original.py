@@ -38,6 +38,16 @@ class LoadReport:
     unused_weights: tuple[str, ...] = ()
 
 
+def bare_tokenizer(backend: tokenizers.Tokenizer) -> OriginalTokenizer:
+    """The tokenizer of a StaticEmbedding, which is tokenizer.json alone: it cuts texts if that file does.
+
+    sentence-transformers takes its padding away, adds no special tokens, and leaves its truncation as it is.
+    """
+    cut = backend.truncation or {}
+    side: Literal["left", "right"] = "left" if cut.get("direction") == "left" else "right"
+    return OriginalTokenizer(backend, cut.get("max_length"), 0, 0, side, (), add_special_tokens=False)
+
+
 def in_front(prompt: str, text: Text) -> Text:
     """A text behind a prompt; of a pair, the first one takes it."""
     return (prompt + text[0], text[1]) if isinstance(text, tuple) else prompt + text

@@ -18,7 +18,7 @@ from tokenizers import normalizers
 from stonnx._errors import ExportError, UnsupportedError
 from stonnx_export.checkpoint.module_files import read_json
 from stonnx_export.checkpoint.modules import Module, SparseStaticEmbedding, StaticEmbedding, Transformer
-from stonnx_export.originals.original import OriginalTokenizer
+from stonnx_export.originals.original import OriginalTokenizer, bare_tokenizer
 
 # The attributes under which transformers keeps special tokens: one each, or a list.
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -64,8 +64,7 @@ def read_tokenizer(folder: Path, first: Module) -> TokenizerFiles:
     except Exception as error:  # the Rust side raises bare Exception
         raise ExportError(f"{file} is no tokenizer that the tokenizers package can read: {error}") from error
     if isinstance(first, StaticEmbedding):
-        # sentence-transformers takes the bare file: nothing is cut, nothing added, and there is no padding.
-        return TokenizerFiles(OriginalTokenizer(backend, None, 0, 0, "right", (), add_special_tokens=False), False)
+        return TokenizerFiles(bare_tokenizer(backend), False)
     settings, config = _read_settings(folder), _read_optional(folder / "config.json")
     padding, truncation = backend.padding or {}, backend.truncation or {}
     _follow_bert_settings(backend, settings)

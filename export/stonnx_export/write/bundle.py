@@ -39,6 +39,7 @@ def clear(directory: Path) -> None:
 def write_routes(
     graphs: dict[str, ir.Model],
     safe: dict[str, dict[str, Scalar]],
+    token_rows: dict[str, int | None],
     checkpoint: Checkpoint,
     original: Original,
     directory: Path,
@@ -52,7 +53,9 @@ def write_routes(
             opset=OPSET,
             inputs=tuple(_spec(value) for value in graph.graph.inputs),
             outputs=tuple(_spec(value) for value in graph.graph.outputs),
-            tokenizer=_write_tokenizer(checkpoint, original, route, directory, f"{prefix}tokenizer.json"),
+            tokenizer=_write_tokenizer(
+                checkpoint, original, route, directory, f"{prefix}tokenizer.json", token_rows.get(route)
+            ),
             saturation_safe=safe.get(route, {}),
         )
     return routes
@@ -72,7 +75,7 @@ def _spec(value: ir.Value) -> TensorSpec:
 
 
 def _write_tokenizer(
-    checkpoint: Checkpoint, original: Original, route: str, directory: Path, name: str
+    checkpoint: Checkpoint, original: Original, route: str, directory: Path, name: str, token_rows: int | None
 ) -> TokenizerSpec:
     source = original.tokenizer(route)
     limit = text_limit(checkpoint, route, original)
@@ -98,6 +101,7 @@ def _write_tokenizer(
         truncation_side=source.truncation_side,
         add_special_tokens=source.add_special_tokens,
         special_token_ids=source.special_token_ids,
+        token_rows=token_rows,
     )
 
 

@@ -12,7 +12,7 @@ JOBS ?= 2
 # Versions that the exporter has to work with: a file of requirements each.
 ENVIRONMENTS := $(basename $(notdir $(wildcard tests/environments/transformers*.txt)))
 
-.PHONY: demo test test-all test-environments test-integrations test-sanitize kernels lint format bench clean
+.PHONY: demo test test-all test-environments test-integrations test-clients test-sanitize kernels lint format bench bench-serve clean
 
 demo: $(VENV)/.installed-demo $(VENV)/.installed-kernels
 	$(BIN)/python -m examples.semantic_search
@@ -33,6 +33,10 @@ test-transformers%: .venv-transformers%/.installed
 test-integrations: .venv-integrations/.installed
 	$(<D)/bin/python -m pytest -o asyncio_default_fixture_loop_scope=function tests/integrations tests/shipped/test_docs.py
 
+# The server with clients of other projects.
+test-clients: .venv-clients/.installed
+	$(<D)/bin/python -m pytest tests/serve/test_clients.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +51,12 @@ format: $(VENV)/.installed-dev
 bench:
 	$(PYTHON) -m benchmarks.peers.environments
 	.venvs/sentence-transformers-6/bin/python -m benchmarks $(BENCH)
+
+# stonnx serve under load, beside its peers; 35 minutes, 20 of them soak. BENCH holds options:
+# make bench-serve BENCH="--soak-minutes 1 --seconds 4"
+bench-serve:
+	$(PYTHON) -m benchmarks.peers.environments sentence-transformers-6 infinity
+	.venvs/sentence-transformers-6/bin/python -m benchmarks.serving $(BENCH)
 
 clean:
 	rm -rf $(VENV) .venvs .cache/benchmarks .venv-* bundles

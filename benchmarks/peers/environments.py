@@ -1,8 +1,8 @@
 """Virtual environments for the benchmark: one for each set of packages that cannot share one. Standard library only.
 
-    python -m benchmarks.peers.environments
+    python -m benchmarks.peers.environments [NAME ...]
 
-makes all of them under .venvs/, or what is missing or was made from other rows.
+makes those of `make bench` under .venvs/, or those that are named: what is missing or was made from other rows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ ENVIRONMENTS = {
         Environment(
             "sentence-transformers-6",
             ("torch==2.13.0", "sentence-transformers==6.2.0", "transformers==5.23.0"),
-            tools=("-e", ".[cpu,export,demo]", *_RUNTIME, "onnx==1.23.2", "ctranslate2==4.8.5", "matplotlib==3.11.2"),
+            tools=(
+                *("-e", ".[cpu,serve,export,demo]", *_RUNTIME, "onnx==1.23.2", "ctranslate2==4.8.5"),
+                *("matplotlib==3.11.2", "fastapi==0.165.0"),
+            ),
         ),
         # optimum-onnx 0.1.0 needs transformers below 4.58, and that is where sentence-transformers 6 begins.
         Environment(
@@ -63,6 +66,9 @@ ENVIRONMENTS = {
         Environment("light-embed", ("light-embed==1.0.9", "onnxruntime==1.31.1")),
     )
 }
+
+# Only `make bench-serve` needs these.
+SERVERS = {"infinity": Environment("infinity", ("infinity-emb[server,torch]==0.0.78", "torch==2.13.0"))}
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def installed(name: str) -> Installed:
 
 def make(name: str) -> Installed:
     """Make an environment, or return what is known of it if it is there already and its table row has not changed."""
-    environment = ENVIRONMENTS[name]
+    environment = (ENVIRONMENTS | SERVERS)[name]
     key = _key(environment)
     if _record(name).is_file() and (found := installed(name)).key == key and not found.error:
         return found
@@ -147,7 +153,10 @@ def _run(command: list[str]) -> str:
 
 
 def main() -> None:
-    failed = {name: made.error for name in ENVIRONMENTS if (made := make(name)).error}
+    names = sys.argv[1:] or list(ENVIRONMENTS)
+    if unknown := set(names) - set(ENVIRONMENTS | SERVERS):
+        sys.exit(f"unknown environments: {', '.join(sorted(unknown))}. There are {', '.join(ENVIRONMENTS | SERVERS)}.")
+    failed = {name: made.error for name in names if (made := make(name)).error}
     for name, error in failed.items():
         print(f"{name}: {error}", file=sys.stderr)
     # The one that everything else is built in; without another, its systems are missing from the report.

@@ -13,18 +13,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import resource
 import statistics
 import sys
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 import stonnx
-from benchmarks.peers.environments import CACHE
+from benchmarks.peers.environments import CACHE, python
 from benchmarks.serving import report, servers
 from benchmarks.serving.client import Client
 from benchmarks.serving.load import Load
@@ -45,7 +45,10 @@ def main() -> int:
     parser.add_argument(
         "--no-peers", action="store_true", help="leave out FastAPI + sentence-transformers and infinity"
     )
-    parser.add_argument("--infinity", type=Path, help="the Python of an environment that has infinity-emb")
+    infinity = python("infinity")
+    parser.add_argument(
+        "--infinity", type=Path, default=infinity, help=f"Python with infinity-emb (default: {infinity})"
+    )
     parser.add_argument("--bundles", type=Path, default=Path("bundles"), help="made there if missing")
     parser.add_argument("-o", "--output", type=Path, default=CACHE / "serving", help="directory of the report")
     arguments = parser.parse_args()
@@ -57,10 +60,10 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     bundles = {dtype: _bundle(arguments.bundles, dtype) for dtype in ("int8", "fp32")}
     results: dict[str, Any] = {"machine": _machine(), "seconds": arguments.seconds}
-    known = {dtype: known_texts(bundle) for dtype, bundle in bundles.items()}
     if arguments.shapes:
-        results["shapes"] = _run_shapes(arguments, bundles["int8"], known["int8"])
+        results["shapes"] = _run_shapes(arguments, bundles["int8"], known_texts(bundles["int8"]))
     if not arguments.no_peers:
+        known = {dtype: known_texts(bundle, bulk=1) for dtype, bundle in bundles.items()}
         results["peers"] = _compare(arguments, bundles, known)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "serving-load.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -84,21 +87,15 @@ def _machine() -> dict[str, Any]:
     )
     versions = {
         "stonnx": stonnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": metadata.version("onnxruntime"),
         "Python": platform.python_version(),
     }
-    return {"cpu": cpu, "cpus": len(_affinity()), "versions": versions}
+    return {"cpu": cpu, "cpus": len(os.sched_getaffinity(0)), "versions": versions}
 
 
 def _cpu_lines() -> list[str]:
     file = Path("/proc/cpuinfo")
     return file.read_text().splitlines() if file.is_file() else []
-
-
-def _affinity() -> set[int]:
-    import os
-
-    return os.sched_getaffinity(0)
 
 
 def _run_shapes(arguments: argparse.Namespace, bundle: Path, texts: Texts) -> dict[str, Any]:
@@ -126,7 +123,7 @@ def _compare(arguments: argparse.Namespace, bundles: dict[str, Path], known: dic
     """Requests a second of each server, all in turns. The vectors of peers are compared with those of fp32."""
     checkpoint = embedded_checkpoint()
     specs = [servers.stonnx(bundles["int8"]), servers.stonnx(bundles["fp32"]), servers.fastapi(checkpoint)]
-    if arguments.infinity:
+    if arguments.infinity.is_file():
         specs.append(servers.infinity(arguments.infinity, checkpoint))
     rounds: dict[str, list[dict[str, Any]]] = {}
     failed: dict[str, str] = {}

@@ -15,7 +15,7 @@ from benchmarks.serving.client import Reply, embedding_body
 from benchmarks.texts import mixed_texts, texts
 
 # Texts of each kind. A server that keeps answers of earlier requests would gain from it; none of these does.
-_COUNT = 400
+_COUNT = 200
 BULK = 2048
 _LONG_CHARACTERS = 8_000
 
@@ -68,8 +68,14 @@ def rows_of(reply: Reply) -> list[np.ndarray]:
     ]
 
 
-def known_texts(bundle: Path, model: str = "model") -> Texts:
-    """The texts, with vectors that a model of its own computes one by one."""
+def known_texts(bundle: Path, *, bulk: int = BULK, model: str = "model") -> Texts:
+    """The texts, with vectors that a model of its own computes one by one.
+
+    Args:
+        bundle: Of the model.
+        bulk: How many texts the large request has.
+        model: Its name in requests.
+    """
     encoder = stonnx.SentenceTransformer(bundle)
     words = texts(1, _LONG_CHARACTERS // 3, seed=9)[0]
 
@@ -79,11 +85,11 @@ def known_texts(bundle: Path, model: str = "model") -> Texts:
     def known(some: Sequence[str]) -> Known:
         return Known(some, alone(some), [embedding_body(text, model) for text in some])
 
-    # Twelve words and two special tokens are 14 tokens.
-    bulk = mixed_texts(BULK, seed=3)
+    many = mixed_texts(bulk, seed=3)
     return Texts(
+        # Twelve words and two special tokens are 14 tokens.
         short=known(texts(_COUNT, 12, seed=1)),
         mix=known(mixed_texts(_COUNT, seed=2)),
         long=known([words[:_LONG_CHARACTERS]]),
-        bulk=Bulk(embedding_body(bulk, model), alone(bulk), bulk),
+        bulk=Bulk(embedding_body(many, model), alone(many), many),
     )

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+CUT, REFUSED = 0, -1
+
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. A status of 0 means that the connection ended without one."""
+    """An answer. Status ``CUT`` means that the connection ended without one, ``REFUSED`` that there was none to be had."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -33,7 +35,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False
-        self._finish(Reply(0))
+        self._finish(Reply(CUT))
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -86,14 +88,14 @@ class Client:
     async def _send(self, request: bytes, patience: float) -> Reply:
         connection = await self._connection()
         if connection is None:
-            return Reply(0)
+            return Reply(REFUSED)
         try:
             reply = await asyncio.wait_for(connection.ask(request), patience)
         except BaseException as error:
             assert connection.transport is not None
             connection.transport.abort()
             if isinstance(error, TimeoutError):
-                return Reply(0)
+                return Reply(CUT)
             raise
         if connection.is_open:
             self._idle.append(connection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 import random
 import statistics
 import time
@@ -213,6 +213,8 @@ async def stop(trial: Trial) -> Figures:
     await asyncio.sleep(0.2)
     begin = clock()
     trial.server.terminate()
+    # Within drain_delay: the server still answers, and says that no more requests should come.
+    await asyncio.sleep(0.3)
     ready = await trial.client.get("/health/ready")
     code = await asyncio.to_thread(trial.server.process.wait, 60)
     seconds = clock() - begin
@@ -246,15 +248,16 @@ def _gain(before: str, after: str, name: str) -> float:
 
 
 def _quantile(before: str, after: str, name: str, share: float) -> float:
-    """The upper edge of the bucket that holds this share of what was observed between two looks."""
+    """A quantile of what was observed between two looks, within its bucket as Prometheus does it."""
     edges = {line.split('le="')[1].split('"')[0] for line in after.splitlines() if line.startswith(f"{name}_bucket")}
     counts = {
         float(edge): metric(after, f"{name}_bucket", le=edge) - metric(before, f"{name}_bucket", le=edge)
         for edge in edges
     }
-    total = counts.get(float("inf"), 0.0)
-    return min((edge for edge, count in counts.items() if total and count >= share * total), default=float("nan"))
-
-
-def to_json(figures: Figures) -> str:
-    return json.dumps(figures, indent=2)
+    wanted = share * counts.get(float("inf"), 0.0)
+    lower, below = 0.0, 0.0
+    for edge in sorted(counts):
+        if wanted and counts[edge] >= wanted:
+            return lower if math.isinf(edge) else lower + (edge - lower) * (wanted - below) / (counts[edge] - below)
+        lower, below = edge, counts[edge]
+    return math.nan

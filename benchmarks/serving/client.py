@@ -13,7 +13,7 @@ CUT, REFUSED = 0, -1
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. Status ``CUT`` means that the connection ended without one, ``REFUSED`` that there was none to be had."""
+    """An answer. The status is ``CUT`` if the connection ended without one, ``REFUSED`` if there was no connection."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -33,7 +33,7 @@ from stonnx._errors import (
     TooManyTokensError,
     UnsupportedError,
 )
-from stonnx._model.model import ModelInfo
+from stonnx._model.info import ModelInfo
 from stonnx._version import __version__
 from stonnx.cross_encoder import CrossEncoder
 from stonnx.sentence_transformer import SentenceTransformer

@@ -28,7 +28,8 @@ from stonnx._cache import cache_directory
 from stonnx._device import nvidia
 from stonnx._device import session as session_module
 from stonnx._device.options import DeviceOptions
-from stonnx._device.providers import CPU, devices_for
+from stonnx._device.provider import CPU
+from stonnx._device.providers import devices_for
 from stonnx._device.wheels import import_onnxruntime
 
 # The lowest cosine to the reference on the CPU, by the precision of the bundle.
@@ -78,7 +79,7 @@ def strictness(report: Report, arguments: argparse.Namespace) -> stonnx.Sentence
     report.check("provider", running[0] == device.provider.name, f"{running}, loaded in {seconds:.1f} s")
     on_cpu = {kind: count for (name, kind), count in session.operators.items() if name == CPU}
     report.check(
-        "operators left to the CPU", not set(on_cpu) & session_module._HEAVY, str(dict(on_cpu)) if on_cpu else "none"
+        "operators left to the CPU", not set(on_cpu) & session_module.HEAVY, str(dict(on_cpu)) if on_cpu else "none"
     )
     kind = device.provider.device
     if device.provider.indexed:

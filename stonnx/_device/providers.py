@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
+from stonnx._device import nvidia, tensorrt
+from stonnx._device.provider import CPU, CUDA, Configured, Device, Provider, Setup
 from stonnx._errors import DeviceError, InvalidArgumentError, UnsupportedError
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
+
+def _configure_cuda(setup: Setup) -> Configured:
+    options: dict[str, int] = {}
+    if setup.options.memory_limit is not None:
+        options["gpu_mem_limit"] = setup.options.memory_limit
+    if setup.options.cuda_graphs and setup.is_first:
+        options["enable_cuda_graph"] = 1
+    return Configured(options)
 
 
-@dataclass(frozen=True)
-class Provider:
-    """A device name and the execution provider behind it: one row of the table."""
+def _configure_tensorrt(setup: Setup) -> Configured:
+    limit = setup.options.memory_limit
+    built_with = tensorrt.settings(setup.inputs, setup.max_seq_length, setup.precision, limit)
+    engine = tensorrt.Engine.of(setup.sha256, setup.device, setup.onnxruntime, built_with)
+    engine.require(allowed=setup.options.build)
+    graphs = {"trt_cuda_graph_enable": 1} if setup.options.cuda_graphs else {}
+    return Configured(engine.options() | graphs, engine)
 
-    device: str
-    name: str
-    # The command that installs an onnxruntime wheel with it.
-    install: str
-    # That wheel.
-    wheel: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    # Providers for the operators that it does not have. The CPU is always the last.
-    then: tuple[str, ...] = ()
-    # Whether `device:1` may name one of several devices.
-    indexed: bool = False
-    # Whether device=None tries it, wherever the installed onnxruntime has it.
-    automatic: bool = False
-    # Whether onnxruntime's own fused kernels are faster on it. On the CPU they are slower.
-    fused: bool = False
-    # Whether it needs NVIDIA's driver and libraries.
-    nvidia: bool = False
-    # The oldest onnxruntime whose kernels are right. Before it, attention with lengths was not.
-    oldest: tuple[int, int] = (1, 26)
-    # Precisions of bundles that it has no kernels for, and the recipe to export instead.
-    instead: Mapping[str, str] = field(default_factory=dict)
+
+def _configure_openvino(setup: Setup) -> Configured:
+    # bf16, its default if the CPU has it, would be another precision than the bundle's.
+    config = json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32"}})
+    return Configured({"load_config": config, "num_of_threads": setup.threads})
 
 
 PROVIDERS = (
@@ -55,6 +50,8 @@ PROVIDERS = (
         fused=True,
         nvidia=True,
         instead={"int8": "fp16"},
+        load_libraries=lambda onnxruntime: nvidia.load_libraries(onnxruntime),
+        configure=_configure_cuda,
     ),
     Provider(
         "tensorrt",
@@ -65,6 +62,8 @@ PROVIDERS = (
         indexed=True,
         nvidia=True,
         instead={"int8": "fp16"},
+        load_libraries=lambda onnxruntime: nvidia.load_libraries(onnxruntime) or nvidia.load_tensorrt(onnxruntime),
+        configure=_configure_tensorrt,
     ),
     Provider(
         "openvino",
@@ -75,24 +74,9 @@ PROVIDERS = (
         # Its kernels are its own. The wheels before this one do not say which operators they take.
         oldest=(1, 24),
         instead={"int8": "fp16"},
+        configure=_configure_openvino,
     ),
 )
-
-
-@dataclass(frozen=True)
-class Device:
-    """A row of the table and, where there are several devices, which of them."""
-
-    provider: Provider
-    index: int | None = None
-
-    def __str__(self) -> str:
-        return self.provider.device if self.index is None else f"{self.provider.device}:{self.index}"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The provider's options for this device, the caller's to change."""
-        return dict(self.provider.options) | ({} if self.index is None else {"device_id": self.index})
 
 
 def devices_for(device: str | None, available: Sequence[str]) -> list[Device]:
@@ -120,6 +104,11 @@ def devices_for(device: str | None, available: Sequence[str]) -> list[Device]:
             f"(it has {', '.join(available)}). Install it with: {provider.install}"
         )
     return [Device(provider, int(index) if index else None)]
+
+
+def providers_of(device: Device) -> list[Provider]:
+    """The device's provider, and those for the operators that it does not have. onnxruntime adds the CPU itself."""
+    return [device.provider, *(row for name in device.provider.then for row in PROVIDERS if row.name == name)]
 
 
 def check_version(device: Device, onnxruntime: str, wheels: Sequence[str]) -> None:

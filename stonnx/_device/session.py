@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,8 @@ from stonnx._device import nvidia, saturation, tensorrt
 from stonnx._device.cpus import available_cpus
 from stonnx._device.gpu_run import DeviceRun
 from stonnx._device.options import DeviceOptions
-from stonnx._device.providers import CPU, PROVIDERS, Device, check_precision, check_version, devices_for
+from stonnx._device.provider import CPU, BuiltEngine, Device, Setup
+from stonnx._device.providers import check_precision, check_version, devices_for, providers_of
 from stonnx._device.wheels import import_onnxruntime, installed_wheels
 from stonnx._errors import BundleFormatError, DeviceError, InvalidArgumentError, RunError, StonnxError, UnsupportedError
 from stonnx._limits import Limits
@@ -30,7 +30,7 @@ from stonnx._limits import Limits
 logger = logging.getLogger("stonnx")
 
 # Operators that are nearly all of the work. One of them on the CPU, between others on a GPU, costs more than it all.
-_HEAVY = frozenset(
+HEAVY = frozenset(
     (
         *(
             "MatMul",
@@ -143,14 +143,11 @@ class Session:
         provider = device.provider
         check_version(device, self.version, installed_wheels())
         check_precision(device, self._facts.precision)
-        if provider.nvidia:
-            missing = nvidia.load_libraries(self._ort)
-            if missing is None and provider.device == "tensorrt":
-                missing = nvidia.load_tensorrt(self._ort)
-            if missing is not None:
-                raise DeviceError(f"device {str(device)!r} needs {provider.name}, and {missing}")
+        missing = provider.load_libraries(self._ort)
+        if missing is not None:
+            raise DeviceError(f"device {str(device)!r} needs {provider.name}, and {missing}")
         self.device, self.form = str(device), ""
-        self._engine: tensorrt.Engine | None = None
+        self._engine: BuiltEngine | None = None
         if self._saturation_safe:
             self.form = self._form or ("saturation-safe" if products_saturate() else "full-range")
         providers = self._providers(device)
@@ -234,29 +231,24 @@ class Session:
 
     def _providers(self, device: Device) -> list[tuple[str, dict[str, Any]]]:
         """The device's provider and those for what it lacks, with their options. onnxruntime adds the CPU itself."""
-        rows = [row for name in (device.provider.name, *device.provider.then) for row in PROVIDERS if row.name == name]
-        chosen = [Device(row, device.index) for row in rows]
-        options = [one.options for one in chosen]
-        for one, entries in zip(chosen, options, strict=True):
-            limit, graphs = self._options.memory_limit, self._options.cuda_graphs
-            if one.provider.device == "cuda":
-                if limit is not None:
-                    entries["gpu_mem_limit"] = limit
-                if graphs and one is chosen[0]:
-                    entries["enable_cuda_graph"] = 1
-            elif one.provider.device == "tensorrt":
-                facts = self._facts
-                built_with = tensorrt.settings(facts.inputs, facts.max_seq_length, facts.precision, limit)
-                self._engine = tensorrt.Engine.of(facts.sha256, device, self.version, built_with)
-                self._engine.require(allowed=self._options.build)
-                entries |= self._engine.options()
-                if graphs:
-                    entries["trt_cuda_graph_enable"] = 1
-            elif one.provider.device == "openvino":
-                # bf16, its default where the CPU has it, would be another precision than the bundle's.
-                entries["load_config"] = json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32"}})
-                entries["num_of_threads"] = self.threads
-        return [(one.provider.name, entries) for one, entries in zip(chosen, options, strict=True)]
+        providers = []
+        for row in providers_of(device):
+            one, facts = Device(row, device.index), self._facts
+            setup = Setup(
+                one,
+                row is device.provider,
+                self._options,
+                self.threads,
+                self.version,
+                facts.sha256,
+                facts.precision,
+                facts.inputs,
+                facts.max_seq_length,
+            )
+            configured = row.configure(setup)
+            self._engine = configured.engine or self._engine
+            providers.append((row.name, {**one.options, **configured.options}))
+        return providers
 
     def _check_device(self, device: Device) -> None:
         """See that the device does the work, by what onnxruntime says and by a run. Raise DeviceError otherwise."""
@@ -273,7 +265,7 @@ class Session:
             for node in part.get_nodes()
         ]
         self.operators = dict(Counter((provider, node.op_type) for provider, node in assigned))
-        astray = sorted({kind for provider, kind in self.operators if provider == CPU and kind in _HEAVY})
+        astray = sorted({kind for provider, kind in self.operators if provider == CPU and kind in HEAVY})
         if astray:
             raise DeviceError(
                 f"device {self.device!r} would leave {', '.join(astray)} of this graph to the CPU, with copies to and "

@@ -18,7 +18,7 @@ from stonnx._bundle.manifest import TensorSpec
 from stonnx._cache import cache_directory
 from stonnx._device import nvidia
 from stonnx._device.gpu_run import Shapes
-from stonnx._device.providers import Device
+from stonnx._device.provider import Device
 from stonnx._errors import DeviceError
 
 # An engine is built for shapes up to these, and tuned for the middle ones. The batches of a run are up to 1,024 tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stonnx._tasks import TASKS, Task
 
 # Models from before the Hub had organizations, which are called by these names alone: sentence-transformers' own list.
-_WITHOUT_ORGANIZATION = frozenset(
+WITHOUT_ORGANIZATION = frozenset(
     {
         "albert-base-v1",
         "albert-base-v2",
@@ -86,6 +86,6 @@ def full_name(name: str, task: Task) -> str:
         >>> full_name("all-MiniLM-L6-v2", "embedding"), full_name("bert-base-uncased", "embedding")
         ('sentence-transformers/all-MiniLM-L6-v2', 'bert-base-uncased')
     """
-    if "/" in name or name.lower() in _WITHOUT_ORGANIZATION:
+    if "/" in name or name.lower() in WITHOUT_ORGANIZATION:
         return name
     return f"{TASKS[task].organization}/{name}"

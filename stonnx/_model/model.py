@@ -6,16 +6,14 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
-import tokenizers
 
 from stonnx._bundle.bundle import open_bundle
-from stonnx._bundle.manifest import MANIFEST_NAME, Manifest
+from stonnx._bundle.manifest import MANIFEST_NAME
 from stonnx._device.options import DeviceOptions
-from stonnx._engine import probe as bundle_probe
 from stonnx._engine.call import TooLong
 from stonnx._engine.engine import Engine
 from stonnx._engine.request import Request, run_request
@@ -26,40 +24,21 @@ from stonnx._hub.find import find_bundle
 from stonnx._limits import Limits
 from stonnx._model.call import PoolCall, check_positive, check_too_long, is_same_device, warn_of_truncation
 from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
+from stonnx._model.info import ModelInfo
 from stonnx._model.pool import Pool, borrowed, check_chunk_size, plan_workers, run_in_pool, start_pool, stop_pool
-from stonnx._model.work import Work
+from stonnx._model.serving import Servable
 from stonnx._progress import progress_bar
 from stonnx._tasks import TASKS, Task, TaskRow
 from stonnx._text.inputs import parse_inputs
-from stonnx._text.tokenizer import Text, Token
+from stonnx._text.tokenizer import Text
+
+if TYPE_CHECKING:
+    import tokenizers
 
 logger = logging.getLogger("stonnx")
 
 _Result = TypeVar("_Result")
 _Kind = TypeVar("_Kind", bound="Model")
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is running: for logs and bug reports."""
-
-    directory: str
-    source: str
-    task: str
-    architecture: str
-    precision: str
-    device: str
-    threads: int
-    onnxruntime: str
-    # Which of two forms of an int8 graph runs, "full-range" or "saturation-safe"; empty where there is one.
-    form: str
-    # The instructions that native kernels use, as "avx512_vnni"; empty if stock operators run everything.
-    kernels: str
-    # What does not work here and why: with device=None the devices that were tried first, and native kernels.
-    fallbacks: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in asdict(self).items())
 
 
 def with_limits(kind: type[_Kind], **limits: Any) -> type[_Kind]:
@@ -72,7 +51,7 @@ def with_limits(kind: type[_Kind], **limits: Any) -> type[_Kind]:
     return type(kind.__name__, (kind,), {"_limits": replace(kind._limits, **limits)})
 
 
-class Model(Compatibility):
+class Model(Servable, Compatibility):
     """A loaded bundle with the properties that sentence-transformers' models have. Use one of its subclasses."""
 
     default_huggingface_organization: ClassVar[str]
@@ -260,71 +239,6 @@ class Model(Compatibility):
             )
         self._engine.max_seq_lengths = call.max_seq_lengths
         return run_request(self._engine, replace(call.request, texts=texts))
-
-    def work(
-        self,
-        output: str | None = None,
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        task: str | None = None,
-    ) -> Work:
-        """One thing that this model computes, for programs that plan runs themselves, as :class:`stonnx.Batcher`.
-
-        Args:
-            output: An output of the graph, as ``"token_embeddings"`` or ``"logits"``. None: the model's result.
-            prompt_name: Name of the prompt to put in front of each text.
-            prompt: The prompt itself; wins over ``prompt_name``.
-            task: ``"query"`` or ``"document"``, with the prompts of ``encode_query`` and ``encode_document``.
-        """
-        if output is None:
-            output = self._row.result
-        if task not in (None, "query", "document"):
-            raise InvalidArgumentError(f"task must be 'query', 'document' or None, got {task!r}.")
-        route = self._engine.route_of_call(task)
-        if output not in route.session.outputs:
-            raise InvalidArgumentError(
-                f"This model's graph has no output {output!r}. It has: {', '.join(sorted(route.session.outputs))}."
-            )
-        resolved = self._resolve_prompt(prompt, self._prompt_name(task, prompt_name, prompt)) or ""
-        length = route.excluded_tokens(resolved)
-        active = self._kept_dims()
-        return Work(route, output, resolved, length, active, (route, output, length, active))
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
-        return self._engine.manifest
-
-    def tokens(self, texts: Sequence[Text], add_special_tokens: bool = True) -> list[list[Token]]:
-        """The tokens of texts as a whole, whatever the model reads of them."""
-        return self._route.tokenizer.whole(texts, add_special_tokens)
-
-    def run_probe(self) -> float | None:
-        """Run the texts that came with the bundle, and compare the vectors with those of the exporter.
-
-        Returns:
-            The lowest cosine between them; None for a bundle without a probe.
-
-        Raises:
-            ProbeError: They are further away than the bundle allows, or the model does not run.
-        """
-        if self._engine.manifest.probe is None:
-            return None
-        return bundle_probe.compare(self._engine.bundle, self._engine.named_routes)
-
-    @property
-    def work_slots(self) -> int:
-        """How many runs of this model go on side by side: on the CPU one for each thread, on a GPU one."""
-        return max(route.parallel_runs for route in self._engine.routes)
-
-    def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
-        """The name of the prompt of a call."""
-        return prompt_name
-
-    def _kept_dims(self) -> int | None:
-        """How many values of a sparse vector are kept; None: all."""
-        return None
 
     @property
     def info(self) -> ModelInfo:

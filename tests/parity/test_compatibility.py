@@ -135,7 +135,7 @@ def test_bare_names_belong_to_the_same_organization(name: str) -> None:
 
 def test_the_same_bare_names_belong_to_no_organization() -> None:
     names = sentence_transformers.util.ORIGINAL_TRANSFORMER_MODELS
-    assert set(names) == names_module._WITHOUT_ORGANIZATION
+    assert set(names) == names_module.WITHOUT_ORGANIZATION
     for name in (*names, names[0].upper()):
         assert names_module.full_name(name, "sparse") == name
 

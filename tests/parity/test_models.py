@@ -240,9 +240,10 @@ def test_a_wrong_graph_is_refused(
     if wrong == "pooling":
         if case.row.task == "rerank":
             pytest.skip("the pooling of a reranker is in its network")
+        first, last = pooling.POOLINGS["cls"], pooling.POOLINGS["lasttoken"]
         for mode in ("mean", "lasttoken", "weightedmean", "mean_sqrt_len_tokens", "max"):
-            monkeypatch.setitem(pooling._POOLINGS, mode, pooling._first)
-        monkeypatch.setitem(pooling._POOLINGS, "cls", pooling._last)
+            monkeypatch.setitem(pooling.POOLINGS, mode, first)
+        monkeypatch.setitem(pooling.POOLINGS, "cls", last)
         monkeypatch.setattr(sparse, "maximum", pooling.mean)  # SPLADE
     else:
         original.change = {"mask": ignore_mask, "positions": move_positions}[wrong]

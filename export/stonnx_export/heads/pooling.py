@@ -31,7 +31,7 @@ def pool(op: GraphBuilder, module: modules.Pooling, tokens: ir.Value, mask: ir.V
         positions = op.Range(op.scalar(0), op.Squeeze(width), op.scalar(1))
         kept = op.Cast(op.GreaterOrEqual(positions, prompt_length), to=ir.DataType.INT64)
         used = op.Mul(mask, kept)
-    poolings = _POOLINGS if used is mask else _POOLINGS | {"cls": _first_used}
+    poolings = POOLINGS if used is mask else POOLINGS | {"cls": _first_used}
     vectors = [poolings[mode](op, tokens, used) for mode in module.modes]
     return vectors[0] if len(vectors) == 1 else op.Concat(*vectors, axis=-1)
 
@@ -87,7 +87,7 @@ def _last(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
     return op.Mul(picked, any_token)
 
 
-_POOLINGS: dict[str, Callable[[GraphBuilder, ir.Value, ir.Value], ir.Value]] = {
+POOLINGS: dict[str, Callable[[GraphBuilder, ir.Value, ir.Value], ir.Value]] = {
     "cls": _first,
     "max": maximum,
     "mean": mean,

@@ -19,7 +19,7 @@ class _Usage:
     code: str
 
 
-_USAGES: dict[Task, _Usage] = {
+USAGES: dict[Task, _Usage] = {
     "embedding": _Usage(
         "sentence-similarity",
         "Text embeddings",
@@ -65,7 +65,7 @@ _FIGURES = {
 
 def render(manifest: Manifest) -> str:
     """The text of the card."""
-    usage = _USAGES[manifest.task]
+    usage = USAGES[manifest.task]
     fidelity = manifest.fidelity
     assert fidelity is not None
     chain = " → ".join(module.type for module in manifest.modules)

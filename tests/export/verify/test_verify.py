@@ -484,7 +484,7 @@ class TestExportRefusesWrongGraphs:
     def test_another_pooling(
         self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
     ) -> None:
-        monkeypatch.setitem(pooling._POOLINGS, "mean", pooling._POOLINGS[mode])
+        monkeypatch.setitem(pooling.POOLINGS, "mean", pooling.POOLINGS[mode])
         with pytest.raises(FidelityError, match="lowest cosine"):
             export(tiny_checkpoint, tmp_path / "bundle")
         assert not list(tmp_path.iterdir())

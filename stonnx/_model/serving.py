@@ -1,0 +1,97 @@
+"""What programs need of a model that plan the runs of many calls themselves, as a server does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from stonnx._bundle.manifest import Manifest
+from stonnx._engine import probe as bundle_probe
+from stonnx._errors import InvalidArgumentError
+from stonnx._model.work import Work
+from stonnx._text.tokenizer import Text, Token
+
+if TYPE_CHECKING:
+    from stonnx._engine.engine import Engine
+    from stonnx._engine.route import LoadedRoute
+    from stonnx._tasks import TaskRow
+
+
+class Servable:
+    """Members for :class:`stonnx.Batcher` and ``stonnx serve``."""
+
+    if TYPE_CHECKING:  # of the class that this is mixed into
+        _engine: Engine
+
+        @property
+        def _row(self) -> TaskRow: ...
+
+        @property
+        def _route(self) -> LoadedRoute: ...
+
+        def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None: ...
+
+    def work(
+        self,
+        output: str | None = None,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        task: str | None = None,
+    ) -> Work:
+        """One thing that this model computes, for programs that plan runs themselves, as :class:`stonnx.Batcher`.
+
+        Args:
+            output: An output of the graph, as ``"token_embeddings"`` or ``"logits"``. None: the model's result.
+            prompt_name: Name of the prompt to put in front of each text.
+            prompt: The prompt itself; wins over ``prompt_name``.
+            task: ``"query"`` or ``"document"``, with the prompts of ``encode_query`` and ``encode_document``.
+        """
+        if output is None:
+            output = self._row.result
+        if task not in (None, "query", "document"):
+            raise InvalidArgumentError(f"task must be 'query', 'document' or None, got {task!r}.")
+        route = self._engine.route_of_call(task)
+        if output not in route.session.outputs:
+            raise InvalidArgumentError(
+                f"This model's graph has no output {output!r}. It has: {', '.join(sorted(route.session.outputs))}."
+            )
+        resolved = self._resolve_prompt(prompt, self._prompt_name(task, prompt_name, prompt)) or ""
+        length = route.excluded_tokens(resolved)
+        active = self._kept_dims()
+        return Work(route, output, resolved, length, active, (route, output, length, active))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._engine.manifest
+
+    def tokens(self, texts: Sequence[Text], add_special_tokens: bool = True) -> list[list[Token]]:
+        """The tokens of texts as a whole, whatever the model reads of them."""
+        return self._route.tokenizer.whole(texts, add_special_tokens)
+
+    def run_probe(self) -> float | None:
+        """Run the texts that came with the bundle, and compare the vectors with those of the exporter.
+
+        Returns:
+            The lowest cosine between them; None for a bundle without a probe.
+
+        Raises:
+            ProbeError: They are further away than the bundle allows, or the model does not run.
+        """
+        if self._engine.manifest.probe is None:
+            return None
+        return bundle_probe.compare(self._engine.bundle, self._engine.named_routes)
+
+    @property
+    def work_slots(self) -> int:
+        """How many runs of this model go on side by side: on the CPU one for each thread, on a GPU one."""
+        return max(route.parallel_runs for route in self._engine.routes)
+
+    def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
+        """The name of the prompt of a call."""
+        return prompt_name
+
+    def _kept_dims(self) -> int | None:
+        """How many values of a sparse vector are kept; None: all."""
+        return None

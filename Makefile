@@ -89,12 +89,14 @@ test-sanitize: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.kernels.sanitized
 
 $(VENV)/.installed-dev: $(VENV)/.installed-demo
-	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(BIN)/python -m pip install -q -U "pip>=25.1"
+	$(BIN)/python -m pip install -q --group dev
 	touch $@
 
 .PRECIOUS: .venv-%/.installed
 .venv-%/.installed: tests/environments/%.txt pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q "$(TORCH)"
-	$(@D)/bin/python -m pip install -q -e ".[cpu,export,demo,dev]" -r $<
+	$(@D)/bin/python -m pip install -q -U "pip>=25.1"
+	$(@D)/bin/python -m pip install -q -e ".[cpu,export,demo]" --group dev -r $<
 	touch $@

@@ -16,6 +16,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, text: str) -> Iterator[Advance]:
+        """One stage. Yields what is told how far it is."""
         start = time.perf_counter()
         again = ""
 
@@ -45,4 +46,4 @@ Advance = Callable[[int, int], None]
 
 
 def untold(done: int, total: int) -> None:
-    pass
+    """Progress that nobody is told of."""

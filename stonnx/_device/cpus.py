@@ -136,7 +136,7 @@ def _cgroup_mount(line: str) -> tuple[set[str], str, str] | None:
 
 
 def _unescaped(field: str) -> str:
-    """A path of mountinfo, where blanks are written as ``\\040``."""
+    r"""A path of mountinfo, where blanks are written as ``\040``."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)
 
 

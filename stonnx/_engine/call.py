@@ -150,8 +150,10 @@ class Call:
         return self._budget.thread_tokens if self._runner.is_on_one_thread(workers) else self._budget.tokens
 
     def _planned_ahead(self, texts: Sequence[Text], efforts: Sequence[int], tokens: int) -> Generator[_Batch]:
-        """The batches of many texts. While those of one window run, the next is tokenized: both release the lock of
-        the interpreter."""
+        """The batches of many texts. While those of one window run, the next is tokenized.
+
+        Both release the lock of the interpreter.
+        """
         stopped, limits = threading.Event(), self._limits
 
         def tokenize(numbers: npt.NDArray[np.intp]) -> Future[_Batch]:

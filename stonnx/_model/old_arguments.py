@@ -25,7 +25,6 @@ def accept_old_arguments(
         ignored: Keywords that have no effect any more.
         positional: Names of arguments that could once follow the first one by position.
     """
-
     new_names = renamed or {}
 
     def decorate(method: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -51,8 +51,9 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TokenIds:
-    """The token ids of one text or pair, small enough to keep many of them: they can take an encoding's place in
-    :meth:`Tokenizer.pad`.
+    """The token ids of one text or pair, small enough to keep many of them.
+
+    They can take an encoding's place in :meth:`Tokenizer.pad`.
 
     Attributes:
         ids: int32 [tokens].

@@ -74,6 +74,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Build the engines, and say for each where it is."""
+
     def begin(route: str) -> None:
         print(
             f"Building the engine of the graph {route!r} of {arguments.bundle} for {arguments.device}. This can take "

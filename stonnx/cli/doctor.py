@@ -339,6 +339,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print the report. The status is 1 if something does not work."""
     findings = diagnose(arguments.bundle)
     print(json.dumps(as_data(findings), indent=2) if arguments.json else as_text(findings))
     return int(any(finding.problem for finding in findings))

@@ -56,6 +56,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Encode the file."""
     from stonnx._files.encode_file import encode_file
     from stonnx._progress import progress_bar
 

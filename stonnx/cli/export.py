@@ -51,6 +51,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Export the model, and print how close it is."""
     with _exporter_needed():
         from stonnx_export import export
     path = export(
@@ -99,6 +100,7 @@ def add_verify_parser(commands: Commands) -> None:
 
 
 def run_verify(arguments: argparse.Namespace) -> None:
+    """Measure the bundle again, and print the report."""
     with _exporter_needed():
         from stonnx_export.recheck import verify_bundle
         from stonnx_export.verify.figures import ToleranceError

@@ -22,6 +22,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Print the manifest, for a person or as it is."""
     directory: Path = arguments.bundle
     if not (directory / MANIFEST_NAME).is_file():
         raise ModelNotFoundError(f"{directory} is no bundle: it has no {MANIFEST_NAME}.")

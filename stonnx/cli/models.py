@@ -28,6 +28,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Print the table of models, or a recommendation."""
     from stonnx._guide.guide import Query, read_guide, recommend
     from stonnx._guide.table import as_json, table
 

@@ -39,4 +39,5 @@ class Endpoint:
     is_json: bool = True
 
     async def __call__(self, call: Call, body: Any) -> Reply:
+        """Answer a call."""
         return await (self.call(call) if self.body is None else self.call(call, body))

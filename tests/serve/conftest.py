@@ -22,7 +22,7 @@ from toy_bundles import dense_bundle, pair_graph, sparse_graph, toy_table, write
 if TYPE_CHECKING:
     import httpx
 
-# An environment that was made before the extra `serve` does not have them: pip install -e ".[dev]"
+# An environment that was made before the extra `serve` does not have them: pip install --group dev
 _NEEDED = ("starlette", "uvicorn", "msgspec", "orjson", "prometheus_client", "httpx")
 if any(importlib.util.find_spec(package) is None for package in _NEEDED):
     collect_ignore_glob = ["test_*.py"]

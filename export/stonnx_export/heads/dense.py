@@ -24,6 +24,7 @@ def dense(op: GraphBuilder, module: modules.Dense, vector: ir.Value) -> ir.Value
 def linear(
     op: GraphBuilder, vector: ir.Value, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None
 ) -> ir.Value:
+    """A linear layer: [B, in] to [B, out], with a weight [out, in]."""
     product = op.MatMul(vector, op.constant(np.ascontiguousarray(weight.T)))
     return product if bias is None else op.Add(product, op.constant(bias))
 

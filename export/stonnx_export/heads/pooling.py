@@ -37,7 +37,8 @@ def pool(op: GraphBuilder, module: modules.Pooling, tokens: ir.Value, mask: ir.V
 
 
 def weighted_sum(op: GraphBuilder, tokens: ir.Value, weights: ir.Value) -> ir.Value:
-    # [B, S, H], [B, S] -> [B, H]: a product with the weights as a row reads the tokens once.
+    """The sum of tokens with a weight each: [B, S, H] and [B, S] to [B, H]."""
+    # A product with the weights as a row reads the tokens once.
     return op.Squeeze(op.MatMul(op.Unsqueeze(weights, op.vector([1])), tokens), op.vector([1]))
 
 
@@ -48,6 +49,7 @@ def _weighted_mean(op: GraphBuilder, tokens: ir.Value, weights: ir.Value, square
 
 
 def mean(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
+    """The mean of the tokens that the mask has."""
     return _weighted_mean(op, tokens, op.Cast(mask, to=ir.DataType.FLOAT))
 
 
@@ -62,6 +64,7 @@ def _position_weighted_mean(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) 
 
 
 def maximum(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
+    """The largest value in each dimension, of the tokens that the mask has."""
     kept = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), op.vector([2]))
     lowest = op.constant(np.array(-np.inf, dtype=np.float32))
     return op.ReduceMax(op.Where(kept, tokens, lowest), op.vector([1]), keepdims=0)

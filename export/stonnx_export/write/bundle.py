@@ -32,6 +32,7 @@ from stonnx_export.recipes import Recipe
 
 
 def clear(directory: Path) -> None:
+    """Delete the files of a directory, before they are written again."""
     for file in directory.iterdir():
         file.unlink()
 
@@ -44,6 +45,7 @@ def write_routes(
     original: Original,
     directory: Path,
 ) -> dict[str, Route]:
+    """Write the graphs and tokenizers of all routes. Returns what the manifest says about them."""
     routes = {}
     for route, graph in graphs.items():
         prefix = "" if route == DEFAULT_ROUTE else f"{route}-"

@@ -34,6 +34,7 @@ from stonnx.serve.warmup import warm_routes
 
 logger = logging.getLogger("stonnx.serve")
 
+_ROOT_MEDIA = ("text/html", "application/json")
 # Response headers that pages of other origins may read.
 _EXPOSED = ("x-request-id", "x-truncated", "retry-after", "retry-after-ms", "server-timing", "x-compute-tokens")
 
@@ -65,16 +66,15 @@ class Server:
         dialect = health_module.DIALECT
         is_open = not self.settings.protect_metrics
 
-        def get(path: str, call: Any, summary: str, *, is_json: bool = True, is_public: bool = True) -> Endpoint:
-            return Endpoint(
-                "GET", path, call, dialect, summary, None, Any, is_public, needs_models=False, is_json=is_json
-            )
+        def get(path: str, call: Any, summary: str, *media: str, is_public: bool = True) -> Endpoint:
+            kinds = media or ("application/json",)
+            return Endpoint("GET", path, call, dialect, summary, None, Any, is_public, needs_models=False, media=kinds)
 
         return [
             *health_module.endpoints(self.health),
-            get("/metrics", self._metrics, "Metrics for Prometheus", is_json=False, is_public=is_open),
+            get("/metrics", self._metrics, "Metrics for Prometheus", "text/plain", is_public=is_open),
             get("/openapi.json", self._openapi, "This interface, for tools"),
-            get("/", self._root, "The page for browsers; for others whether requests should come", is_json=False),
+            get("/", self._root, "The page for browsers; for others whether requests should come", *_ROOT_MEDIA),
         ]
 
     async def _metrics(self, call: Call) -> Reply:

@@ -27,7 +27,7 @@ _BITS: dict[str, Precision] = {"binary": "binary", "ubinary": "ubinary"}
 class RerankRequest(msgspec.Struct):
     """A query and documents to scores."""
 
-    query: str
+    query: Annotated[str, msgspec.Meta(description="what the documents are ranked for")]
     documents: Annotated[
         list[str | dict[str, Any]], msgspec.Meta(description="texts, or objects with the text in `rank_fields`")
     ]

@@ -24,7 +24,7 @@ class Endpoint:
         reply: What the response is made of, for the documentation.
         is_public: Never needs a key.
         needs_models: Is refused until the models are loaded.
-        is_json: Whether the response is JSON.
+        media: The types of its response.
     """
 
     method: str
@@ -36,7 +36,7 @@ class Endpoint:
     reply: Any = None
     is_public: bool = False
     needs_models: bool = True
-    is_json: bool = True
+    media: tuple[str, ...] = ("application/json",)
 
     async def __call__(self, call: Call, body: Any) -> Reply:
         """Answer a call."""

@@ -48,11 +48,19 @@ class InferOutput(msgspec.Struct):
 class InferRequest(msgspec.Struct):
     """Tensors in."""
 
-    inputs: list[InferInput]
-    id: str | None = None
-    outputs: list[InferOutput] | None = None
+    inputs: Annotated[
+        list[InferInput],
+        msgspec.Meta(description="tensors of texts: `name`, `shape`, `datatype`, `data`, `parameters`"),
+    ]
+    id: Annotated[str | None, msgspec.Meta(description="comes back in the reply")] = None
+    outputs: Annotated[
+        list[InferOutput] | None, msgspec.Meta(description="only these, each with `name` and `parameters.binary_data`")
+    ] = None
     parameters: Annotated[
-        dict[str, Any] | None, msgspec.Meta(description="prompt_name, input_type, normalize, dimensions, truncate")
+        dict[str, Any] | None,
+        msgspec.Meta(
+            description="prompt_name, input_type, normalize, dimensions, truncate, raw_scores, binary_data_output"
+        ),
     ] = None
 
 

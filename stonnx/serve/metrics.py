@@ -76,6 +76,8 @@ class Metrics:
         self.in_progress = Gauge("stonnx_requests_in_progress", "Requests in progress.", registry=registry)
         self.reloads = Counter("stonnx_reloads", "Models that were replaced.", registry=registry)
         self.probes = Counter("stonnx_probes", "Probes of bundles.", ("result",), registry=registry)
+        for result in ("passed", "failed"):
+            self.probes.labels(result)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)

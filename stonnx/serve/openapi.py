@@ -55,8 +55,10 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 
 def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict[str, Any]:
-    media = "application/json" if endpoint.is_json else "text/plain"
-    content = {media: {"schema": schema_of.get(endpoint.reply, {})}}
+    content = {
+        media: {"schema": schema_of.get(endpoint.reply, {})} if media == "application/json" else {}
+        for media in endpoint.media
+    }
     responses: dict[str, Any] = {"200": {"description": "The result", "content": content}}
     for kind, text in _ERRORS.items():
         if endpoint.body is None and kind in (Kind.MALFORMED, Kind.SLOW, Kind.TOO_LARGE, Kind.OVERLOADED):

@@ -13,7 +13,7 @@ _Model = Annotated[
 _Truncate = Annotated[bool | None, msgspec.Meta(description="false refuses texts that are too long")]
 _Direction = Annotated[
     Literal["right", "left", "Right", "Left"] | None,
-    msgspec.Meta(description="the side that the model's tokenizer cuts; the other one is refused"),
+    msgspec.Meta(description="the side that the model cuts; the other is refused"),
 ]
 _PromptName = Annotated[str | None, msgspec.Meta(description="a prompt of the model, by name")]
 _RawScores = Annotated[bool, msgspec.Meta(description="logits, instead of what the model's activation makes of them")]
@@ -61,7 +61,7 @@ class SparseValue(msgspec.Struct):
 class RerankRequest(msgspec.Struct):
     """A query and texts to scores. With ``documents`` instead of ``texts`` it is Cohere's and Jina's request."""
 
-    query: str
+    query: Annotated[str, msgspec.Meta(description="what the texts are ranked for")]
     texts: Annotated[list[str] | None, msgspec.Meta(description="the texts; the reply is TEI's list")] = None
     documents: Annotated[
         list[str | dict[str, Any]] | None, msgspec.Meta(description="the texts; the reply is Cohere's object")
@@ -118,8 +118,10 @@ class SimilarityParameters(msgspec.Struct):
 class SimilarityRequest(msgspec.Struct):
     """How similar texts are to one."""
 
-    inputs: SimilarityInputs
-    parameters: SimilarityParameters | None = None
+    inputs: Annotated[SimilarityInputs, msgspec.Meta(description="`source_sentence`, a text, and `sentences`, a list")]
+    parameters: Annotated[
+        SimilarityParameters | None, msgspec.Meta(description="`truncate`, `truncation_direction`, `prompt_name`")
+    ] = None
     model: _Model = None
 
 

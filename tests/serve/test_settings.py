@@ -1,0 +1,152 @@
+"""Settings from options, variables and a file; and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.conftest import Process
+from stonnx import InvalidArgumentError
+from stonnx.cli import main
+from stonnx.serve.models import Models
+from stonnx.serve.settings import ModelSettings, Settings, option_fields, read_settings, variable_of
+
+
+def test_options_win_over_variables_and_these_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        'port = 1\nmax_texts = 1\nhost = "file"\napi_key = ["a", "b"]\nrequest_timeout = 3\n'
+        '[[model]]\nbundle = "one"\nname = "first"\naliases = ["x"]\n[model.prompts]\nquery = "q: "\n'
+        '[[model]]\nbundle = "two"\nmax_seq_length = 128\n',
+        encoding="utf-8",
+    )
+    environment = {"STONNX_PORT": "2", "STONNX_MAX_TEXTS": "2", "STONNX_WATCH": "true", "STONNX_ACCESS_LOG": "0"}
+    settings = read_settings({"port": 3}, [], file, environment)
+    assert (settings.port, settings.max_texts, settings.host, settings.request_timeout) == (3, 2, "file", 3)
+    assert (settings.api_key, settings.watch, settings.access_log) == (("a", "b"), True, False)
+    assert settings.models == (
+        ModelSettings("one", "first", ("x",), prompts={"query": "q: "}),
+        ModelSettings("two", max_seq_length=128),
+    )
+    # Bundles of the command line replace those of the file.
+    assert read_settings({}, ["a=b/c", "d/e=f"], file, {}).models == (ModelSettings("b/c", "a"), ModelSettings("d/e=f"))
+    assert read_settings({}, [], None, {"STONNX_MODELS": "a=b,c"}).models == (
+        ModelSettings("b", "a"),
+        ModelSettings("c"),
+    )
+    assert read_settings({}, [], None, {"STONNX_CONFIG": str(file)}).host == "file"
+    assert read_settings({}, ["a"], None, {"STONNX_API_KEYS": "k1, k2,"}).api_key == ("k1", "k2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("port = ", "not valid TOML"),
+        ("prot = 1", "prot is not known. Allowed: host, port"),
+        ('port = "1"', "port must be of the type int"),
+        ("port = true", "port must be of the type int"),
+        ('api_key = "a"', "must be a list of strings"),
+        ("[[model]]\nname = 'a'", "needs a bundle"),
+        ("[[model]]\nbundle = 'a'\nbndle = 'b'", "model.bndle is not known"),
+        ("[model]\nbundle = 'a'", "[[model]]"),
+        ("max_texts = 0\n[[model]]\nbundle = 'a'", "max_texts must be positive"),
+        ("log_format = 'xml'\n[[model]]\nbundle = 'a'", "text, json"),
+        ("", "no model to serve"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidArgumentError) as caught:
+        read_settings({}, [], file, {})
+    assert message in str(caught.value)
+    with pytest.raises(InvalidArgumentError, match="cannot be read"):
+        read_settings({}, [], tmp_path / "nope.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("STONNX_PORT", "x", "STONNX_PORT must be a number"),
+        ("STONNX_WATCH", "maybe", "STONNX_WATCH must be true or false"),
+        ("STONNX_MAX_BODY_MB", "-1", "max_body_mb must be positive"),
+        ("STONNX_MAX_QUEUED_TOKENS", "0", "max_queued_tokens must be positive"),
+        ("STONNX_DRAIN_DELAY", "-1", "drain_delay must not be negative"),
+        ("STONNX_TOKEN_IDS", "all", "refuse, model"),
+    ],
+)
+def test_a_wrong_variable_is_named(variable: str, value: str, message: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        read_settings({}, ["a"], None, {variable: value})
+    assert message in str(caught.value)
+
+
+def test_models_have_names_of_their_own(tmp_path: Path) -> None:
+    def names(*bundles: ModelSettings, **more: Any) -> list[str]:
+        return list(Models(Settings(models=bundles, **more), lambda _: None).names)
+
+    (tmp_path / "bundle").mkdir()
+    assert names(ModelSettings(str(tmp_path / "bundle")), ModelSettings("org/name"), ModelSettings("x", "y")) == [
+        "bundle",
+        "name",
+        "y",
+    ]
+    with pytest.raises(InvalidArgumentError, match="Two models are called 'name'"):
+        names(ModelSettings("a/name"), ModelSettings("b/name"))
+
+
+@pytest.mark.parametrize("alias", ["x", "toy=toy-dense", "toy-dense=toy-dense", "x=nope"])
+def test_a_wrong_alias_is_refused(dense_path: Path, alias: str) -> None:
+    settings = Settings(models=(ModelSettings(str(dense_path)),), alias=(alias,))
+    if alias == "toy=toy-dense":
+        models = Models(settings, lambda _: None)
+        models.load()
+        assert models.aliases == {"toy": "toy-dense"}
+        models.close()
+        return
+    with pytest.raises(InvalidArgumentError, match="alias"):
+        Models(settings, lambda _: None).load()
+
+
+def test_a_default_prompt_that_no_model_has_is_refused(dense_path: Path) -> None:
+    settings = Settings(models=(ModelSettings(str(dense_path), default_prompt="nope"),))
+    with pytest.raises(InvalidArgumentError, match="nope"):
+        Models(settings, lambda _: None).load()
+
+
+def test_help_names_every_setting_and_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for entry in option_fields():
+        # argparse breaks lines at hyphens.
+        assert variable_of(entry) in text.replace("- ", "-")
+    assert "curl localhost:8080/v1/embeddings" in text
+
+
+def test_without_a_model_the_command_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve"]) == 1
+    assert "stonnx serve BUNDLE" in capsys.readouterr().err
+
+
+def test_a_file_with_prompts_aliases_and_limits_is_served(start: Any, dense_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        f'default_prompt = "query"\nmax_texts = 2\n[[model]]\nname = "toy"\nbundle = "{dense_path}"\n'
+        'aliases = ["a", "b"]\nmax_seq_length = 8\nthreads = 1\n[model.prompts]\nquery = "question: "\n',
+        encoding="utf-8",
+    )
+    process: Process = start("--config", file)
+    client = process.client
+    reply = client.post("/v1/embeddings", json={"input": "the river", "model": "b"}).json()
+    by_name = client.post("/v1/embeddings", json={"input": "the river", "prompt_name": "query"}).json()
+    assert reply["data"] == by_name["data"]
+    assert (
+        reply["data"]
+        != client.post("/v1/embeddings", json={"input": "the river", "model": "a:document"}).json()["data"]
+    )
+    assert client.post("/v1/embeddings", json={"input": ["a", "b", "c"]}).status_code == 413
+    assert client.get("/info").json()["max_input_length"] == 8

@@ -169,9 +169,9 @@ class Server:
             if self.health.loaded:
                 await self.reload()
 
-    async def reload(self, *, force: bool = False) -> None:
-        """Load bundles again that were replaced; with ``force`` all of them."""
-        replaced = await asyncio.to_thread(self.models.reload, force=force)
+    async def reload(self) -> None:
+        """Load bundles again that were replaced."""
+        replaced = await asyncio.to_thread(self.models.reload)
         self.metrics.reloads.inc(len(replaced))
 
     def close(self) -> None:

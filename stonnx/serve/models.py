@@ -13,6 +13,7 @@ from stonnx import CrossEncoder, SentenceTransformer, SparseEncoder
 from stonnx._batcher.scheduler import Scheduler
 from stonnx._batcher.waiting import Lane
 from stonnx._batcher.workers import RunReport
+from stonnx._bundle.manifest import MANIFEST_NAME
 from stonnx._errors import InvalidArgumentError
 from stonnx._load import load_model
 from stonnx._model.model import Model
@@ -126,6 +127,8 @@ class Models:
         self._settings, self._report = settings, report
         self._served: dict[str, Served] = {}
         self._aliases: dict[str, str] = {}
+        # Files that could not be loaded in the place of a model's: they are not tried again.
+        self._refused: dict[str, str] = {}
         # One for the CPU, and one for each GPU.
         self._schedulers: dict[str, Scheduler] = {}
         self.names = _names(settings)
@@ -145,7 +148,7 @@ class Models:
         self._served = {entry.name: entry for entry in served}
         self._aliases = aliases
 
-    def reload(self, *, force: bool = False) -> list[str]:
+    def reload(self) -> list[str]:
         """Load bundles again whose files were replaced. The others, and requests in progress, go on undisturbed.
 
         Returns:
@@ -153,7 +156,9 @@ class Models:
         """
         replaced = []
         for name, old in list(self._served.items()):
-            if not force and _identity(old.directory) == old.identity:
+            now = _identity(old.directory)
+            # Nothing, while a directory is being moved; or what could not be loaded before.
+            if now in ("", old.identity) or self._refused.get(name) == now:
                 continue
             try:
                 model, identity = self._open(old.settings)
@@ -162,9 +167,11 @@ class Models:
                 fresh = self._serve(name, old.settings, model, identity)
             except Exception as error:  # whatever is wrong with the new files, the old model works
                 logger.error("The model %s was not replaced: %s", name, error)
+                self._refused[name] = now
                 continue
             if fresh.task != old.task:
                 logger.error("The model %s was not replaced: the new bundle is for the task %s", name, fresh.task)
+                self._refused[name] = now
                 continue
             self._served[name] = fresh
             replaced.append(name)
@@ -324,12 +331,14 @@ def _aliases(settings: Settings, names: Mapping[str, ModelSettings]) -> dict[str
 
 
 def _identity(directory: Path) -> str:
-    """Changes when the manifest of a bundle is replaced; it has the hashes of all other files."""
+    """Changes when a file of a bundle does; empty while there is no whole bundle."""
     try:
-        stat = (directory / "stonnx.json").stat()
+        files = [(file.name, file.stat()) for file in sorted(directory.iterdir())]
     except OSError:
         return ""
-    return f"{stat.st_mtime_ns}:{stat.st_size}:{stat.st_ino}"
+    if MANIFEST_NAME not in (name for name, _ in files):
+        return ""
+    return " ".join(f"{name}:{stat.st_mtime_ns}:{stat.st_size}:{stat.st_ino}" for name, stat in files)
 
 
 def _measured_speed(served: Served) -> float:

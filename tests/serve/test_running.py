@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
 import re
 import shutil
 import signal
@@ -191,11 +190,19 @@ def test_a_bundle_that_cannot_be_loaded_replaces_nothing(start: Callable[..., Pr
     bundle = dense_bundle(tmp_path / "bundle")
     process = start(f"toy={bundle}")
     wanted = process.client.post("/embed", json={"inputs": "the river"}).json()
-    (bundle / "default.onnx").write_bytes(b"damaged")
-    os.utime(bundle / "stonnx.json")
-    process.process.send_signal(signal.SIGHUP)
-    process.wait_for("toy was not replaced")
+    intact = (bundle / "default.onnx").read_bytes()
+    fresh = tmp_path / "fresh"
+    fresh.write_bytes(b"damaged")
+    fresh.replace(bundle / "default.onnx")
+    for _ in range(2):
+        process.process.send_signal(signal.SIGHUP)
+        process.wait_for("toy was not replaced")
+    assert process.log.count("was not replaced") == 1
     assert process.client.post("/embed", json={"inputs": "the river"}).json() == wanted
+    fresh.write_bytes(intact)
+    fresh.replace(bundle / "default.onnx")
+    process.process.send_signal(signal.SIGHUP)
+    process.wait_for("toy was replaced")
 
 
 def test_the_log_has_requests_and_no_texts(start: Callable[..., Process], dense_path: Path) -> None:

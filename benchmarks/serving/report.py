@@ -1,8 +1,8 @@
 """Figures of load to a page: the lines that were asked for, tables, and a plot.
 
-    python -m benchmarks.serving.report serving-load.json
+    python -m benchmarks.serving.report serving-load.json [OTHER.json ...]
 
-writes the page and its plot beside the figures again.
+writes the page and its plot beside the first file again, with what further runs have measured.
 """
 
 from __future__ import annotations
@@ -243,7 +243,15 @@ def _plot(results: Results, file: Path) -> None:
     pyplot.close(figure)
 
 
+def merged(parts: Sequence[Results]) -> Results:
+    """One report of several runs on the same machine; what the first ones have is kept."""
+    results: Results = {"shapes": {}}
+    for part in parts:
+        results = {**part, **results, "shapes": {**part.get("shapes", {}), **results["shapes"]}}
+    return results
+
+
 if __name__ == "__main__":
-    source = Path(sys.argv[1])
-    missed = write(source.parent, json.loads(source.read_text(encoding="utf-8")))
+    files = [Path(name) for name in sys.argv[1:]]
+    missed = write(files[0].parent, merged([json.loads(file.read_text(encoding="utf-8")) for file in files]))
     sys.exit(bool(missed))

@@ -12,10 +12,17 @@ JOBS ?= 2
 # Versions that the exporter has to work with: a file of requirements each.
 ENVIRONMENTS := $(basename $(notdir $(wildcard tests/environments/transformers*.txt)))
 
-.PHONY: demo test test-all test-environments test-integrations test-clients test-sanitize kernels lint format bench bench-serve clean
+.PHONY: demo serve-demo test test-all test-environments test-integrations test-clients test-sanitize kernels lint format bench bench-serve clean
 
 demo: $(VENV)/.installed-demo $(VENV)/.installed-kernels
 	$(BIN)/python -m examples.semantic_search
+
+# A server with the embedded model in int8 and in fp32, and its page at http://127.0.0.1:8080
+serve-demo: $(VENV)/.installed-demo
+	$(BIN)/python -m pip install -q -e ".[serve]"
+	$(BIN)/python -m examples.semantic_search --export-only
+	$(BIN)/python -m examples.semantic_search --export-only --dtype fp32
+	$(BIN)/stonnx serve bundles/all-MiniLM-L6-v2-fp32 bundles/all-MiniLM-L6-v2-int8
 
 test: $(VENV)/.installed-dev $(VENV)/.installed-kernels
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"

@@ -141,7 +141,7 @@ def _compare(arguments: argparse.Namespace, bundles: dict[str, Path], known: dic
                 found = asyncio.run(_requests_a_second(server, texts, arguments.seconds))
                 rounds.setdefault(server.spec.name, []).append(found)
                 print(f"{server.spec.name}: {found}", file=sys.stderr, flush=True)
-    names = {"short", "mix"}
+    names = ("short", "mix", "short_cpu_ms", "mix_cpu_ms")
     return {
         "failed": failed,
         "rows": {
@@ -160,8 +160,11 @@ async def _requests_a_second(server: servers.Server, texts: Texts, seconds: floa
     load = Load(client, server.spec.path)
     # What is loaded or compiled on the first requests is not measured.
     await load.closed(texts.short, 4, min(1.0, seconds))
+    before = server.cpu_seconds()
     short = await load.closed(texts.short, _CLIENTS, seconds / 2)
+    between = server.cpu_seconds()
     mixed = await load.closed(texts.mix, _CLIENTS, seconds / 2)
+    after = server.cpu_seconds()
     client.close()
     difference = max(short.largest_difference, mixed.largest_difference)
     failures = sum(count for tally in (short, mixed) for status, count in tally.statuses.items() if status != 200)
@@ -170,6 +173,8 @@ async def _requests_a_second(server: servers.Server, texts: Texts, seconds: floa
         "mix": mixed.figures()["per_second"],
         "short_p99": short.figures()["p99"],
         "mix_p99": mixed.figures()["p99"],
+        "short_cpu_ms": 1000 * (between - before) / max(1, short.statuses[200]),
+        "mix_cpu_ms": 1000 * (after - between) / max(1, mixed.statuses[200]),
         "largest_difference": difference,
         "failures": failures,
         "resident_mb": server.resident_mb(),

@@ -170,9 +170,10 @@ def test_lines_that_are_not_met_are_returned_and_stand_in_the_page(tmp_path: Pat
     results["peers"] = {
         "failed": {"a peer": "no such program"},
         "rows": {
-            name: {"short": speed, "mix": speed, "largest_difference": 0.0, "rounds": [
-                {"short": speed, "mix": speed, "mix_p99": 1.0, "resident_mb": 1.0}
-            ]}
+            name: {
+                "short": speed, "mix": speed, "short_cpu_ms": 1.0, "mix_cpu_ms": 1.0, "largest_difference": 0.0,
+                "rounds": [{"short": speed, "mix": speed, "resident_mb": 1.0}],
+            }
             for name, speed in (("stonnx int8", 15.0), ("other", 10.0))
         },
     }  # fmt: skip

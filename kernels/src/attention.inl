@@ -165,8 +165,8 @@ static void attend(const AttentionBlock& block, const AttentionCall& call, const
 #endif
     for (int d = 0; d < dims; d += 32) {
       mix_up_to(count, m.weights + begin / kPair, keys_pad / kPair,
-                m.values + (static_cast<size_t>(d) * keys_pad + static_cast<size_t>(begin) * 32) / kPair, used / kPair,
-                least(32, block.head_size - d), m.mixed, 32);
+                m.values + (static_cast<size_t>(d) * keys_pad + static_cast<size_t>(begin) * 32) / kPair, used / kPair, 32,
+                m.mixed, 32);
       for (int r = 0; r < count; r++) {
         float* o = to + (first + r) * to_pitch + static_cast<size_t>(head) * dims + d;
         const vf by = set1(reciprocal[r]);

@@ -6,6 +6,8 @@ import logging
 import os
 from pathlib import Path
 
+from stonnx._disk import create, is_own
+
 
 def cache_directory() -> Path:
     """``STONNX_HOME``, or ``stonnx`` in the user's cache directory."""
@@ -19,9 +21,13 @@ logger = logging.getLogger("stonnx")
 
 
 def is_remembered(kind: str, identity: str) -> bool:
-    """Whether it was remembered before. ``identity`` is a hash of everything that it depends on."""
+    """Whether this user remembered it before. ``identity`` is a hash of everything that it depends on."""
     place = _place(kind, identity)
-    return place is not None and os.path.exists(place)  # unlike Path's, False where it may not be looked up
+    try:
+        # In a cache that several users share, anybody can claim anything.
+        return place is not None and is_own(os.lstat(place))
+    except OSError:
+        return False
 
 
 def remember(kind: str, identity: str) -> None:
@@ -31,7 +37,9 @@ def remember(kind: str, identity: str) -> None:
         return
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
+        os.close(create(place))
+    except FileExistsError:  # remembered meanwhile, or somebody else's
+        return
     except OSError as error:
         logger.debug("Nothing can be remembered in %s: %s", place.parent, error)
 

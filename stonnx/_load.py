@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stonnx._bundle.bundle import open_bundle
-from stonnx._bundle.manifest import MANIFEST_NAME
+from stonnx._bundle.replaced import is_bundle
 from stonnx._hub.find import find_bundle
 from stonnx._model.model import Model
 from stonnx._tasks import Task
@@ -33,7 +33,7 @@ def load_model(
         revision: Branch, tag or commit on the Hub.
         **options: Further arguments of all three classes.
     """
-    if task is None and (Path(name_or_path) / MANIFEST_NAME).is_file():
+    if task is None and is_bundle(Path(name_or_path)):
         bundle = open_bundle(Path(name_or_path))
     else:
         bundle = find_bundle(name_or_path, task=task or "embedding", dtype=options.get("dtype"), revision=revision)

@@ -13,6 +13,7 @@ from typing import TypeVar
 from stonnx._bundle.held_file import CAN_HOLD, HeldFile
 from stonnx._bundle.integrity import verify
 from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from stonnx._bundle.replaced import existing, is_bundle
 from stonnx._errors import BundleError, ModelNotFoundError
 
 # Each further attempt means that yet another export took the place of the one before.
@@ -85,17 +86,22 @@ def open_bundle(directory: Path) -> Bundle:
         BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.
     """
     for attempt in range(_ATTEMPTS):
-        with _opened(directory) as place:
-            try:
-                return _open(directory, place)
-            # A file is missing, or the manifest is: the old bundle is being removed.
-            except (BundleError, FileNotFoundError) as error:
-                if attempt + 1 < _ATTEMPTS and _is_replaced(directory, place):
-                    continue
-                if isinstance(error, BundleError):
+        try:
+            found = existing(directory) or directory
+            with _opened(found) as place:
+                try:
+                    return _open(found, place)
+                # A file is missing, or the manifest is: the old bundle is being removed.
+                except (BundleError, FileNotFoundError):
+                    if attempt + 1 < _ATTEMPTS and _is_replaced(directory, place):
+                        continue
                     raise
-                raise ModelNotFoundError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}.") from None
-    raise AssertionError("unreachable")
+        except NotADirectoryError:
+            break
+        except FileNotFoundError:
+            if not is_bundle(directory):
+                break
+    raise ModelNotFoundError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}.")
 
 
 def _open(directory: Path, place: int | None) -> Bundle:
@@ -118,10 +124,7 @@ def _opened(directory: Path) -> Iterator[int | None]:
     if not CAN_HOLD:
         yield None
         return
-    try:
-        place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ModelNotFoundError(f"{directory} is not a bundle: there is no such directory.") from None
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield place
     finally:

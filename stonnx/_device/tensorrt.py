@@ -19,6 +19,7 @@ from stonnx._cache import cache_directory
 from stonnx._device import nvidia
 from stonnx._device.gpu_run import Shapes
 from stonnx._device.provider import Device
+from stonnx._disk import create
 from stonnx._errors import DeviceError
 
 # An engine is built for shapes up to these, and tuned for the middle ones. The batches of a run are up to 1,024 tokens,
@@ -90,7 +91,9 @@ class Engine:
             return
         part = mark.with_name(f"{_MARK}.part")
         try:
-            part.write_text(json.dumps(self.made_of, indent=2) + "\n", encoding="utf-8")
+            part.unlink(missing_ok=True)
+            with open(create(part), "w", encoding="utf-8") as file:
+                file.write(json.dumps(self.made_of, indent=2) + "\n")
             part.replace(mark)
         except OSError as error:
             raise self._unwritable(error) from error

@@ -11,6 +11,8 @@ import errno
 import io
 import json
 import os
+import secrets
+import stat
 import sys
 import warnings
 import zlib
@@ -19,6 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from stonnx._disk import create, is_mount_point, try_lock
 
 # Raised by one whenever a part file or journal of an older version could not be continued by this one.
 _VERSION = 1
@@ -37,6 +41,12 @@ _REMEDIES: Mapping[int | None, str] = {
     errno.EPERM: _OTHER_DIRECTORY,
     errno.EROFS: _OTHER_DIRECTORY,
 }
+
+
+# Flags for opening what may be anything: a link is refused, and a pipe does not wait for its other end.
+_NO_LINKS = 0
+for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # no system has all of them
+    _NO_LINKS |= getattr(os, _name, 0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,11 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
     """Raise FileExistsError if the output is there and must not be replaced. Only regular files are ever replaced."""
     with _explained(f"Cannot write {output}"):
         exists, regular = output.exists(), output.is_file()
+    if exists and is_mount_point(output):
+        raise FileExistsError(
+            f"{output} is a mount point, as `docker run -v FILE:FILE` makes one: a complete file cannot take its "
+            "place. Mount the directory instead, and name an output in it."
+        )
     if exists and not regular:
         raise FileExistsError(f"{output} exists and is no regular file. Name another output.")
     if exists and not overwrite:
@@ -105,7 +120,7 @@ def resume(to: PartFile, settings: Mapping[str, Any] | None, header_size: int) -
     with _explained(f"Cannot write {to.part}"):
         found, problem = _read_journal(to, settings)
         if found is None:
-            if to.journal.exists():
+            if os.path.lexists(to.journal):
                 # It goes first, and for good: it must never vouch for the rows that this run is about to write.
                 to.journal.unlink()
                 _sync_directory(to.journal.parent)
@@ -132,8 +147,9 @@ def save(to: PartFile, settings: Mapping[str, Any], done: Checkpoint) -> None:
         temporary = _temporary(to.journal)
         data = {"version": _VERSION, "settings": settings, "done": dataclasses.asdict(done)}
         try:
+            temporary.unlink(missing_ok=True)  # of a run that was killed, or whatever it is
             # Not synced: if a power cut loses it, the older journal or a clean start is still right, only slower.
-            temporary.write_text(_canonical({**data, "crc32": _crc(data)}), encoding="utf-8")
+            _write_new(temporary, _canonical({**data, "crc32": _crc(data)}))
             os.replace(temporary, to.journal)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -161,17 +177,17 @@ def _temporary(journal: Path) -> Path:
 
 
 def _read_journal(to: PartFile, settings: Mapping[str, Any] | None) -> tuple[Checkpoint | None, str | None]:
-    if not to.journal.exists():
+    if not os.path.lexists(to.journal):
         return None, None
     if settings is None:
         return None, "its input is a stream now, which cannot be read from the middle"
     try:
-        data = json.loads(to.journal.read_bytes())
+        data = json.loads(_read_own(to.journal))
         crc = data.pop("crc32")
         if crc != _crc(data) or data["version"] != _VERSION:
             raise ValueError("damaged, or of another version")
         then, done = data["settings"], Checkpoint(**data["done"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None, "its journal is unreadable, or of another version"
     changed = [
         f"{group}.{key}"
@@ -197,43 +213,96 @@ def _crc(journal: Mapping[str, Any]) -> int:
 
 def _open_locked(part: Path) -> io.FileIO:
     while True:
-        with _explained(f"Cannot write {part}"):
-            file = io.FileIO(part, "r+", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666))
+        file = _open(part)
         try:
             if not _lock(file):
                 raise BlockingIOError(f"Another run is writing {part}. Wait until it ends, or name another output.")
             # Another run may have renamed this very file between open and lock: then it is no longer ours to write.
             if _is_at(file, part):
-                return file
+                if os.fstat(file.fileno()).st_nlink == 1:
+                    return file
+                # It has another name, for example in a backup, and is not written to: a new one takes its name.
+                part.unlink()
         except BaseException:
             file.close()
             raise
         file.close()
 
 
+def _open(part: Path) -> io.FileIO:
+    """Make the part file, or open the one of an earlier run of this user. No link is followed."""
+    irregular = FileExistsError(f"{part} is not a regular file. Remove it, or name another output.")
+    try:
+        with _explained(f"Cannot write {part}"):
+            try:
+                return _file(create(part), part)
+            except FileExistsError:
+                file = _file(os.open(part, os.O_RDWR | _NO_LINKS), part)
+    except FileNotFoundError:
+        if part.parent.is_dir():  # it was renamed or removed meanwhile
+            return _open(part)
+        raise
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise irregular from None
+        raise
+    found = os.fstat(file.fileno())
+    if stat.S_ISREG(found.st_mode) and _is_ours(found, part.parent):
+        return file
+    file.close()
+    if not stat.S_ISREG(found.st_mode):
+        raise irregular
+    raise FileExistsError(f"{part} belongs to another user. Remove it, or name another output.")
+
+
+def _file(descriptor: int, path: Path) -> io.FileIO:
+    return io.FileIO(path, "r+", opener=lambda *_: descriptor)
+
+
+def _is_ours(found: os.stat_result, directory: Path) -> bool:
+    """Whether a file is of this user, as far as its file system tells users apart."""
+    if sys.platform == "win32" or found.st_uid == os.geteuid():
+        return True
+    # Some file systems show another owner for all files, as for those of root on a network mount.
+    probe = directory / f".stonnx-{secrets.token_hex(8)}"
+    descriptor = create(probe)
+    try:
+        return os.fstat(descriptor).st_uid == found.st_uid
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
 def _is_at(file: io.FileIO, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except FileNotFoundError:
         return False
 
 
 def _lock(file: io.FileIO) -> bool:
     """Lock a file until it is closed or the process dies. False: someone else holds the lock."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
+    locked = try_lock(file.fileno())
+    if locked is None:
+        warnings.warn(
+            f"{file.name} cannot be locked (its file system has no locks): do not start a second run on it.",
+            stacklevel=2,
+        )
+    return locked is not False
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:  # a file system without locks, as some network mounts are
-        warnings.warn(f"{file.name} cannot be locked ({error}): do not start a second run on it.", stacklevel=2)
-    return True
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet: a link that somebody has put there is not followed."""
+    with open(create(path), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _read_own(path: Path) -> bytes:
+    """The contents of a file that this user has written, or an error."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_LINKS)) as file:
+        if not _is_ours(os.fstat(file.fileno()), path.parent):
+            raise ValueError("the file belongs to another user")
+        return file.read()
 
 
 def _write_all(file: io.FileIO, block: bytes) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stonnx._bundle.bundle import Bundle, open_bundle
 from stonnx._bundle.manifest import MANIFEST_NAME
+from stonnx._bundle.replaced import is_bundle
 from stonnx._errors import (
     ModelNotFoundError,
     UnsupportedError,
@@ -59,9 +60,9 @@ def find_bundle(
     path = Path(name)
     if path.is_file():
         raise ModelNotFoundError(f"{name} is a file. Pass the directory of the bundle instead: {path.parent}")
-    if name and path.is_dir():  # an empty name would be the working directory
-        if (path / MANIFEST_NAME).is_file():
-            return _with_dtype(open_bundle(path), dtype)
+    if name and is_bundle(path):  # an empty name would be the working directory
+        return _with_dtype(open_bundle(path), dtype)
+    if name and path.is_dir():
         if any((path / file).is_file() for file in CHECKPOINT_FILES):
             return exported(name, local_identity(path), task, dtype)
         raise ModelNotFoundError(

@@ -11,6 +11,7 @@ from stonnx._bundle.bundle import Bundle, open_bundle
 from stonnx._bundle.held_file import REPAIR
 from stonnx._bundle.integrity import is_intact
 from stonnx._bundle.manifest import MANIFEST_NAME, NewerSchemaError, read_manifest
+from stonnx._bundle.replaced import is_bundle
 from stonnx._errors import (
     BundleError,
     BundleIntegrityError,
@@ -54,7 +55,7 @@ def open_download(directory: Path, place: Mapping[str, Any], local_files_only: b
 
 def open_cached(directory: Path) -> Bundle | BundleError | None:
     """The bundle in a directory of a cache, or what is wrong with it; None if there is none."""
-    if not (directory / MANIFEST_NAME).is_file():
+    if not is_bundle(directory):
         return None
     try:
         return open_bundle(directory)

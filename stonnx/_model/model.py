@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from stonnx._bundle.bundle import open_bundle
-from stonnx._bundle.manifest import MANIFEST_NAME
+from stonnx._bundle.replaced import is_bundle
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.engine import Engine
@@ -147,7 +147,7 @@ class Model(Servable, Compatibility):
         own = dict(state)
         identity, lengths = own.pop("_bundle"), own.pop("_max_seq_lengths")
         self.__dict__.update(own)
-        if not (self._directory / MANIFEST_NAME).is_file():
+        if not is_bundle(self._directory):
             raise ModelNotFoundError(
                 f"{self._directory} is no bundle here. A pickled model is the path of its bundle and its options: copy "
                 "the bundle there, or load the model by the path that it has here."

@@ -666,13 +666,16 @@ def test_serving_writes_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatc
     build(machine)
     for name in ("mkdir", "touch", "write_text", "replace"):
         monkeypatch.setattr(Path, name, refuse)
+    monkeypatch.setattr(tensorrt_module, "create", refuse)
     machine.runtime()
     assert open_session("tensorrt").device == "tensorrt"
 
 
-@pytest.mark.parametrize("step", ["mkdir", "write_text"])
-def test_building_where_nothing_can_be_written(step: str, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, step, refuse)
+@pytest.mark.parametrize(("owner", "step"), [(Path, "mkdir"), (tensorrt_module, "create")])
+def test_building_where_nothing_can_be_written(
+    owner: object, step: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, step, refuse)
     machine.runtime()
     with pytest.raises(DeviceError, match=r"cannot be kept in .*: Read-only file system\. .* STONNX_HOME"):
         open_session("tensorrt", options=DeviceOptions(build=True))

@@ -24,13 +24,14 @@ from sentence_transformers import SentenceTransformer
 import stonnx
 from stonnx._bundle.integrity import verify_files
 from stonnx._bundle.manifest import SCHEMA_VERSION, Fidelity, Manifest, Module, read_manifest
+from stonnx._disk import create, try_lock
 from stonnx._errors import ExportError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx_export import RECIPES, export, pipeline
 from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.graph.builder import OPSET
 from stonnx_export.originals import load
 from stonnx_export.write import bundle as bundle_writer
-from stonnx_export.write import model_card
+from stonnx_export.write import model_card, staging
 
 Run = Callable[..., list[np.ndarray]]
 Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]
@@ -331,6 +332,7 @@ def stopping_at(stage: str, error: BaseException, target: Path, monkeypatch: pyt
             monkeypatch.setattr(pipeline.os, "fsync", fail)
         case "rename":
             monkeypatch.setattr(Path, "rename", fail_for_target)
+            monkeypatch.setattr(staging, "exchange", fail)
         case "read_checkpoint" | "_load_original":
             monkeypatch.setattr(load, stage, fail)
         case "_write_graph" | "_write_tokenizer":
@@ -415,7 +417,8 @@ class TestAllOrNothing:
         monkeypatch.setattr(pipeline, "verify", lambda *_, **__: seen.append(target.exists()) or FIDELITY)
         monkeypatch.setattr(pipeline.os, "fsync", lambda _: seen.append(target.exists()))
         export(tiny_checkpoint, target)
-        assert seen == [False] * (1 + len(FILES))
+        # After the files, their directory, and then the one that the bundle has been renamed in.
+        assert seen == [False] * (1 + len(FILES) + 1) + [True]
 
     def test_a_failure_leaves_no_parent_directories(self, tmp_path: Path) -> None:
         with pytest.raises(ModelNotFoundError):
@@ -522,21 +525,21 @@ class TestTarget:
     def test_a_second_export_in_the_same_process(
         self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One starts while the other verifies: the later one fails at once, and harms nothing."""
+        """One starts and ends while the other verifies: the later one fails, and harms nothing."""
         target = tmp_path / "bundle"
-        errors = []
+        started = []
 
         def verify(*_: Any, **__: Any) -> Fidelity:
-            with pytest.raises(ExportError) as raised:
+            started.append(True)
+            if len(started) == 1:
                 export(tiny_checkpoint, target, name="second")
-            errors.append(raised.value)
             return FIDELITY
 
         monkeypatch.setattr(pipeline, "verify", verify)
-        export(tiny_checkpoint, target, name="first")
-        assert len(errors) == 1
+        with pytest.raises(ExportError, match="exists already"):
+            export(tiny_checkpoint, target, name="first")
         assert sorted(contents(tmp_path)) == [f"bundle/{name}" for name in FILES]
-        assert read_manifest(target).source.name == "first"
+        assert read_manifest(target).source.name == "second"
 
     def test_another_export_was_faster(
         self, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -557,11 +560,14 @@ class TestTarget:
     )
     def test_leftovers(self, tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
         """Only directories of dead processes go, and only those of this target."""
-        others = [tmp_path / f".{name}.partial-{os.getppid()}", tmp_path / ".other.partial-999999999"]
+        others = [tmp_path / f".{name}.partial-1a2b3c4d", tmp_path / ".other.partial-999999999"]
         dead = tmp_path / f".{name}.partial-999999999"
         for directory in (*others, dead):
             directory.mkdir()
+        lock = create(tmp_path / f".{name}.partial-1a2b3c4d.lock")
+        assert try_lock(lock)
         export(tiny_checkpoint, tmp_path / name)
+        os.close(lock)
         assert all(directory.is_dir() for directory in others)
         assert not dead.exists()
 
@@ -639,7 +645,7 @@ class TestOtherProcesses:
     def test_one_of_two_wins(self, tiny_checkpoint: Path, tmp_path: Path, verifying: Any) -> None:
         target = tmp_path / "bundle"
         with verifying(target, "--name", "slow") as slow:
-            partial = tmp_path / f".bundle.partial-{slow.pid}"
+            (partial,) = (path for path in tmp_path.glob(".bundle.partial-*") if path.is_dir())
             before = contents(partial)
             assert before
             export(tiny_checkpoint, target, name="fast")
@@ -659,7 +665,9 @@ class TestOtherProcesses:
         with verifying(target) as process:
             process.send_signal(signal.SIGKILL)
             process.wait(60)
-        assert [path.name for path in tmp_path.iterdir()] == [f".bundle.partial-{process.pid}"]
+        (partial,) = (path.name for path in tmp_path.iterdir() if path.is_dir())
+        assert sorted(path.name for path in tmp_path.iterdir()) == [partial, f"{partial}.lock"]
+        assert partial.startswith(".bundle.partial-")
         export(tiny_checkpoint, target)
         assert sorted(contents(tmp_path)) == [f"bundle/{name}" for name in FILES]
         verify_files(target, read_manifest(target))

@@ -808,7 +808,7 @@ def test_a_disk_that_is_full_at_any_call(tmp_path: Path, monkeypatch: pytest.Mon
         "write": (part_file, "_write_all"),
         "fsync": (os, "fsync"),
         "replace": (os, "replace"),
-        "journal": (Path, "write_text"),
+        "journal": (part_file, "_write_new"),
     }[call]
     original = getattr(holder, name)
     calls = 0
@@ -879,6 +879,81 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         pytest.skip(f"this system allows no mount: {found.stderr.strip()}")
     assert found.returncode == 0, found.stderr
     assert 5000 < int(found.stdout) < 8192
+
+
+@posix
+@pytest.mark.parametrize("end", [".part", ".part.json", ".part.json.tmp"])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe", "directory"])
+def test_what_somebody_has_planted_is_not_written_to(tmp_path: Path, end: str, kind: str) -> None:
+    """A shared directory: whoever guesses the name of an output can put something there."""
+    texts = write_lines(tmp_path / "in.txt", 5)
+    precious, planted = tmp_path / "precious", tmp_path / f"out.npy{end}"
+    if kind != "dangling link":
+        precious.write_text("data")
+    if kind == "second name":
+        os.link(precious, planted)
+    elif kind == "pipe":
+        os.mkfifo(planted)
+    elif kind == "directory":
+        planted.mkdir()
+    else:
+        planted.symlink_to(precious)
+    if end == ".part" and kind != "second name":
+        with pytest.raises(FileExistsError, match=r"out\.npy\.part is not a regular file\. Remove it"):
+            run(tmp_path / "in.txt", tmp_path / "out.npy")
+    elif kind == "directory":
+        with pytest.raises(OSError, match=r"out\.npy\.part"):
+            run(tmp_path / "in.txt", tmp_path / "out.npy")
+    else:
+        run(tmp_path / "in.txt", tmp_path / "out.npy")
+        np.testing.assert_array_equal(load(tmp_path / "out.npy"), fake_encode(texts))
+    assert precious.exists() == (kind != "dangling link")
+    assert not precious.exists() or precious.read_text() == "data"
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("end", [".part", ".part.json"])
+def test_what_another_user_has_planted(tmp_path: Path, end: str) -> None:
+    write_lines(tmp_path / "in.txt", 20)
+    with pytest.raises(StopError):
+        run(tmp_path / "in.txt", tmp_path / "out.npy", encode=stop_after(8), window=4)
+    os.chown(tmp_path / f"out.npy{end}", 65534, 65534)
+    if end == ".part":
+        with pytest.raises(FileExistsError, match=r"out\.npy\.part belongs to another user\. Remove it"):
+            run(tmp_path / "in.txt", tmp_path / "out.npy")
+    else:
+        report = run(tmp_path / "in.txt", tmp_path / "out.npy")
+        assert (report.resumed_rows, report.restarted) == (0, "its journal is unreadable, or of another version")
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare, to mount a file of its own")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_output_that_is_mounted(tmp_path: Path, overwrite: bool) -> None:
+    """It cannot be replaced by a rename, which is said before any text is encoded."""
+    write_lines(tmp_path / "in.txt", 5)
+    for name in ("volume", "out put.npy"):
+        (tmp_path / name).touch()
+    script = """
+        source, volume, output = map(Path, sys.argv[1:4])
+        if subprocess.run(["mount", "--bind", str(volume), str(output)]).returncode:
+            sys.exit("cannot mount")
+        def encode(texts):
+            raise AssertionError("too late")
+        try:
+            encode_file(encode, source, output, identity=IDENTITY, overwrite=len(sys.argv) > 4)
+        except FileExistsError as error:
+            print(error)
+    """
+    arguments = [str(tmp_path / name) for name in ("in.txt", "volume", "out put.npy")] + ["x"] * overwrite
+    command = ["unshare", "--map-root-user", "--mount", *child(script), *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode and ("unshare" in found.stderr or "cannot mount" in found.stderr):
+        pytest.skip(f"this system allows no mount: {found.stderr.strip()}")
+    assert found.returncode == 0, found.stderr
+    assert "out put.npy is a mount point, as `docker run -v FILE:FILE` makes one" in found.stdout
+    assert "Mount the directory instead" in found.stdout
+    assert names(tmp_path) == ["in.txt", "out put.npy", "volume"]
 
 
 @contextmanager

@@ -771,3 +771,33 @@ def _onnx_network(folder: Path) -> None:
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / "model.onnx"
     )
+
+
+# --- what is remembered ---
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "directory", "of another user"])
+def test_only_own_markers_are_believed(
+    bundle: Path, home: Path, tmp_path: Path, hashed: list[str], fine_clock: None, kind: str
+) -> None:
+    """Several users share a cache: one of them must not be able to say that another's files were checked."""
+    SentenceTransformer(bundle)
+    (marker,) = (home / "verified").iterdir()
+    assert marker.stat().st_size == 0
+    marker.unlink()
+    (tmp_path / "precious").write_text("data")
+    if kind == "link":
+        marker.symlink_to(tmp_path / "precious")
+    elif kind == "second name":
+        os.link(tmp_path / "precious", marker)
+    elif kind == "directory":
+        marker.mkdir()
+    elif os.geteuid() == 0:
+        marker.touch()
+        os.chown(marker, 65534, 65534)
+    else:
+        pytest.skip("only root can give files away")
+    hashed.clear()
+    SentenceTransformer(bundle)
+    assert sorted(hashed) == FILES
+    assert (tmp_path / "precious").read_text() == "data"

@@ -1,0 +1,37 @@
+"""Names of what exports leave beside a bundle, and the bundle that one was replacing when it was killed.
+
+If a system cannot exchange two directories in one step, an export that overwrites a bundle renames the old one and then
+the new one. Between the two, nothing has the name of the bundle: readers find the old one here.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from stonnx._bundle.manifest import MANIFEST_NAME
+
+# Of the name of a bundle: whatever belongs to its exports.
+LEFTOVERS = ".{}.partial-*"
+
+# The end of the name of the old bundle.
+REPLACED = "-old"
+
+
+def existing(directory: Path) -> Path | None:
+    """The directory itself, or the old bundle while a new one takes its place; None if there is neither."""
+    if directory.is_dir():
+        return directory
+    pattern = LEFTOVERS.format(glob.escape(directory.name)) + REPLACED
+    try:
+        old = [path for path in directory.parent.glob(pattern) if (path / MANIFEST_NAME).is_file()]
+    except OSError:
+        old = []
+    # The new one may have come since.
+    return directory if directory.is_dir() else old[-1] if old else None
+
+
+def is_bundle(directory: Path) -> bool:
+    """Whether there is a bundle, or an old one while a new one takes its place."""
+    # Asked again, because the one may have taken the place of the other between the two questions.
+    return any(((existing(directory) or directory) / MANIFEST_NAME).is_file() for _ in range(3))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import json
 import os
 import platform
@@ -59,7 +60,7 @@ def main() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     bundles = {dtype: _bundle(arguments.bundles, dtype) for dtype in ("int8", "fp32")}
-    results: dict[str, Any] = {"machine": _machine(), "seconds": arguments.seconds}
+    results: dict[str, Any] = {"date": str(datetime.date.today()), "machine": _machine(), "seconds": arguments.seconds}
     if arguments.shapes:
         results["shapes"] = _run_shapes(arguments, bundles["int8"], known_texts(bundles["int8"]))
     if not arguments.no_peers:
@@ -90,7 +91,7 @@ def _machine() -> dict[str, Any]:
         "onnxruntime": metadata.version("onnxruntime"),
         "Python": platform.python_version(),
     }
-    return {"cpu": cpu, "cpus": len(os.sched_getaffinity(0)), "versions": versions}
+    return {"cpu": cpu, "cpus": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], "versions": versions}
 
 
 def _cpu_lines() -> list[str]:

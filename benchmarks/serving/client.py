@@ -71,7 +71,7 @@ class Client:
         self._host, self._port = host, port
         self._idle: list[_Connection] = []
 
-    async def post(self, path: str, body: bytes, *, patience: float = 120.0) -> Reply:
+    async def post(self, path: str, body: bytes, *, patience: float = 600.0) -> Reply:
         """Send a body. A task that is cancelled meanwhile cuts its connection, as a client that gives up does."""
         head = f"POST {path} HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\ncontent-length: "
         return await self._send(f"{head}{len(body)}\r\n\r\n".encode() + body, patience)

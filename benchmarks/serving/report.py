@@ -35,7 +35,7 @@ def write(directory: Path, results: Results) -> list[Line]:
     """Write ``serving-load.md`` and ``serving-load.png``; return the lines that are not met."""
     lines = list(_lines(results))
     (directory / "serving-load.md").write_text(page(results, lines), encoding="utf-8")
-    if {"rates", "clients"} <= results.get("shapes", {}).keys():
+    if _is_drawn(results):
         _plot(results, directory / "serving-load.png")
     return [line for line in lines if not line.met]
 
@@ -45,14 +45,24 @@ def page(results: Results, lines: Sequence[Line]) -> str:
     machine, shapes, peers = results["machine"], results.get("shapes", {}), results.get("peers")
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = [
-        f"On {machine['cpus']} CPUs of {machine['cpu']}, with {versions}. Client and servers share these CPUs. Each "
-        f"measurement takes {results['seconds']:g} s.",
+        "# `stonnx serve` under load",
+        f"Made by `make bench-serve` on {results['date']}, on {machine['cpus']} CPUs of {machine['cpu']}, "
+        f"with {versions}. Client and servers share these CPUs, and other work did too: {machine['load']:.0f} "
+        "processes wanted them when the run began. Compare figures of this page with each other only. Requests at random times "
+        "are timed from the moment when they were due, so that a late client does not flatter the server. Every answer "
+        "is compared with the vector of its text alone.",
         _table(("asked", "found", ""), [(line.asked, line.found, "yes" if line.met else "**no**") for line in lines]),
     ]
+    if _is_drawn(results):
+        parts.append("![Latency by load, throughput by clients, and peers](serving-load.png)")
     parts += [_SECTIONS[name](figures) for name, figures in shapes.items() if name in _SECTIONS]
     if peers:
         parts.append(_peers(peers))
     return "\n\n".join(parts) + "\n"
+
+
+def _is_drawn(results: Results) -> bool:
+    return {"rates", "clients"} <= results.get("shapes", {}).keys()
 
 
 def _lines(results: Results) -> Iterator[Line]:

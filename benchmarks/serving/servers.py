@@ -57,18 +57,10 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
 
 
-def stonnx(bundle: Path, *options: str) -> Spec:
-    command = [
-        sys.executable,
-        "-c",
-        _STONNX,
-        "serve",
-        f"model={bundle}",
-        "--port",
-        "{port}",
-        "--no-access-log",
-        *options,
-    ]
+def stonnx(bundle: Path) -> Spec:
+    """``stonnx serve``, whose requests of 2,048 texts may take more than a minute on a busy machine."""
+    options = ["--port", "{port}", "--no-access-log", "--request-timeout", "600"]
+    command = [sys.executable, "-c", _STONNX, "serve", f"model={bundle}", *options]
     return Spec(f"stonnx {bundle.name.rsplit('-', 1)[-1]}", command, "/v1/embeddings", "/health/ready", "model")
 
 

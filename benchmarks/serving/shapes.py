@@ -97,7 +97,7 @@ async def against_encode(trial: Trial) -> Figures:
     """A request of 2,048 texts beside ``encode`` on the same texts in a process of its own, in turns."""
     texts = list(trial.texts.bulk.texts)
     served, encoded, tally = [], [], Tally()
-    for _ in range(5):
+    for _ in range(3):
         begin = time.perf_counter()
         await trial.load.bulk(trial.texts.bulk, tally)
         served.append(tally.latencies[-1] if tally.latencies else time.perf_counter() - begin)

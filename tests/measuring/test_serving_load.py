@@ -160,7 +160,8 @@ def tally_figures(**changes: object) -> dict[str, object]:
 def test_lines_that_are_not_met_are_returned_and_stand_in_the_page(tmp_path: Path) -> None:
     stop = {"jobs": tally_figures(), "ready_after_signal": 503, "exit_code": 0, "stop_seconds": 1.0}
     results = {
-        "machine": {"cpu": "a CPU", "cpus": 2, "versions": {"Python": "3"}},
+        "date": "2026-01-01",
+        "machine": {"cpu": "a CPU", "cpus": 2, "load": 1.0, "versions": {"Python": "3"}},
         "seconds": 1.0,
         "shapes": {"mix": {**tally_figures(), "padding": 1.1}, "stop": {**tally_figures(), **stop}},
     }

@@ -48,9 +48,9 @@ def page(results: Results, lines: Sequence[Line]) -> str:
         "# `stonnx serve` under load",
         f"Made by `make bench-serve` on {results['date']}, on {machine['cpus']} CPUs of {machine['cpu']}, "
         f"with {versions}. Client and servers share these CPUs, and other work did too: {machine['load']:.0f} "
-        "processes wanted them when the run began. Compare figures of this page with each other only. Requests at random times "
-        "are timed from the moment when they were due, so that a late client does not flatter the server. Every answer "
-        "is compared with the vector of its text alone.",
+        "processes wanted them when the run began. Compare figures of this page with each other only. Requests at "
+        "random times are timed from the moment when they were due, so that a late client does not flatter the server. "
+        "Every answer is compared with the vector of its text alone.",
         _table(("asked", "found", ""), [(line.asked, line.found, "yes" if line.met else "**no**") for line in lines]),
     ]
     if _is_drawn(results):

@@ -171,6 +171,26 @@ def test_search_finds_the_passage_and_reranks(browser: Browser, address: str) ->
     assert not browser.complaints
 
 
+DROP = """(async () => {
+    const files = [new File([%s], %s)], event = new Event('drop', {cancelable: true});
+    event.dataTransfer = {files};
+    document.querySelector('#search form').dispatchEvent(event);
+})()"""
+
+
+def test_a_file_that_is_dropped_is_embedded(browser: Browser, address: str) -> None:
+    browser.open(f"{address}/#search")
+    browser.wait("document.querySelectorAll('.hits li').length > 10")
+    rows = '{"text": "the river\\nflows"}\n{"id": 1, "title": "bread rises"}\n"the sun shines"\n'
+    browser.evaluate(DROP % (json.dumps(rows), json.dumps("rows.jsonl")))
+    browser.wait("document.querySelector('#search form .say').innerText.startsWith('3 passages in')")
+    texts = browser.evaluate("document.querySelector('#search [name=texts]').value.split('\\n')")
+    assert texts == ["the river flows", "bread rises", "the sun shines"]
+    browser.evaluate(DROP % (json.dumps('{"text": '), json.dumps("torn.jsonl")))
+    browser.wait("document.querySelector('#search form .say').innerText.startsWith('torn.jsonl cannot be read')")
+    assert not browser.complaints
+
+
 def test_sparse_joins_shared_words_and_their_products_add_up(browser: Browser, address: str) -> None:
     browser.open(f"{address}/#sparse")
     browser.wait("document.querySelectorAll('#sparse mark').length > 1")

@@ -12,7 +12,7 @@ JOBS ?= 2
 # Versions that the exporter has to work with: a file of requirements each.
 ENVIRONMENTS := $(basename $(notdir $(wildcard tests/environments/transformers*.txt)))
 
-.PHONY: demo serve-demo test test-all test-environments test-integrations test-clients test-sanitize kernels lint format bench bench-serve clean
+.PHONY: demo serve-demo test test-all test-runtime test-environments test-integrations test-clients test-sanitize kernels lint format bench bench-serve clean
 
 demo: $(VENV)/.installed-demo $(VENV)/.installed-kernels
 	$(BIN)/python -m examples.semantic_search
@@ -35,6 +35,10 @@ test-environments: $(ENVIRONMENTS:%=test-%)
 
 test-transformers%: .venv-transformers%/.installed
 	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/zoo tests/export tests/parity/test_models.py tests/hub/test_hub.py
+
+# The runtime's tests, where there is no PyTorch.
+test-runtime: .venv-runtime/.installed
+	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 # The adapters with the libraries that they are for, about 1 GB of them.
 test-integrations: .venv-integrations/.installed
@@ -98,6 +102,12 @@ test-sanitize: $(VENV)/.installed-dev
 $(VENV)/.installed-dev: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install -q -U "pip>=25.1"
 	$(BIN)/python -m pip install -q --group dev
+	touch $@
+
+.venv-runtime/.installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q -U "pip>=25.1"
+	$(@D)/bin/python -m pip install -q -e ".[cpu,sparse]" --group test-runtime
 	touch $@
 
 .PRECIOUS: .venv-%/.installed

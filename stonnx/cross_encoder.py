@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -162,7 +162,26 @@ class CrossEncoder(Model):
             self.max_seq_length = max_length
         self.activation_fn = activation_fn
 
-    @accept_old_arguments(renamed={"sentences": "inputs", "activation_fct": "activation_fn"}, ignored=("num_workers",))
+    @overload
+    def predict(
+        self,
+        inputs: list[tuple[str, str]] | list[list[str]],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Activation | str | None = None,
+        apply_softmax: bool | None = False,
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        **options: Any,
+    ) -> npt.NDArray[np.float32]: ...
+
+    @overload
+    def predict(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
+
+    # The last overload stands for all other calls, whose arguments the implementation checks.
+    @accept_old_arguments(renamed={"sentences": "inputs", "activation_fct": "activation_fn"}, ignored=("num_workers",))  # type: ignore[misc]
     def predict(
         self,
         inputs: Any,

@@ -1,4 +1,7 @@
-"""Dense embeddings: ``SentenceTransformer``, with the API of sentence-transformers 6."""
+"""Dense embeddings: ``SentenceTransformer``, with the API of sentence-transformers 6.
+
+It has over 400 lines because each method repeats the arguments of the original.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +22,7 @@ from stonnx._errors import InvalidArgumentError
 from stonnx._model.embedding_model import EmbeddingModel
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
-from stonnx._results.dense import PRECISIONS, Rows, finish_embeddings, finish_token_embeddings, to_torch
+from stonnx._results.dense import PRECISIONS, Precision, Rows, finish_embeddings, finish_token_embeddings, to_torch
 from stonnx._results.features import TokenFeatures
 from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_inputs
@@ -129,7 +132,26 @@ class SentenceTransformer(EmbeddingModel):
         self.truncate_dim = manifest.truncate_dim if truncate_dim is None else truncate_dim
         self.similarity_fn_name = manifest.similarity_fn_name if similarity_fn_name is None else similarity_fn_name
 
-    @accept_old_arguments(renamed={"sentences": "inputs"})
+    @overload
+    def encode(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        precision: Precision = "float32",
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        **options: Any,
+    ) -> npt.NDArray[Any]: ...
+
+    @overload
+    def encode(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
+
+    # The last overload stands for all other calls, whose arguments the implementation checks.
+    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
     def encode(
         self,
         inputs: Any,
@@ -138,7 +160,7 @@ class SentenceTransformer(EmbeddingModel):
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
-        precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
+        precision: Precision = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: str | list[str] | None = None,
@@ -223,7 +245,26 @@ class SentenceTransformer(EmbeddingModel):
                 item["sentence_embedding"] = item["sentence_embedding"][:width]
         return items[0] if single else items
 
-    @accept_old_arguments(renamed={"sentences": "inputs"})
+    @overload
+    def encode_query(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        precision: Precision = "float32",
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        **options: Any,
+    ) -> npt.NDArray[Any]: ...
+
+    @overload
+    def encode_query(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
+
+    # The last overload stands for all other calls, whose arguments the implementation checks.
+    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
     def encode_query(
         self,
         inputs: Any,
@@ -232,7 +273,7 @@ class SentenceTransformer(EmbeddingModel):
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
-        precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
+        precision: Precision = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: str | list[str] | None = None,
@@ -262,7 +303,26 @@ class SentenceTransformer(EmbeddingModel):
             **kwargs,
         )
 
-    @accept_old_arguments(renamed={"sentences": "inputs"})
+    @overload
+    def encode_document(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        precision: Precision = "float32",
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        **options: Any,
+    ) -> npt.NDArray[Any]: ...
+
+    @overload
+    def encode_document(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
+
+    # The last overload stands for all other calls, whose arguments the implementation checks.
+    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
     def encode_document(
         self,
         inputs: Any,
@@ -271,7 +331,7 @@ class SentenceTransformer(EmbeddingModel):
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
-        precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
+        precision: Precision = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: str | list[str] | None = None,
@@ -310,7 +370,7 @@ class SentenceTransformer(EmbeddingModel):
         batch_size: int = 32,
         chunk_size: int | None = None,
         show_progress_bar: bool | None = None,
-        precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
+        precision: Precision = "float32",
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
     ) -> npt.NDArray[Any]:

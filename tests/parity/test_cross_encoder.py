@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import sentence_transformers
 import torch
-from toy_bundles import pair_graph, pair_network, toy_table, write_bundle
+from toy_bundles import pair_graph, toy_table, write_bundle
+from toy_networks import pair_network
 
 import stonnx
 from stonnx._results.activations import ACTIVATIONS, resolve_activation

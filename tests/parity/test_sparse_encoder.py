@@ -16,7 +16,8 @@ import scipy.sparse
 import sentence_transformers
 import torch
 from sentence_transformers.sentence_transformer.modules import Router
-from toy_bundles import VOCABULARY, sparse_graph, sparse_network, toy_table, wide_sparse_graph, write_bundle
+from toy_bundles import VOCABULARY, sparse_graph, toy_table, wide_sparse_graph, write_bundle
+from toy_networks import sparse_network
 
 import stonnx
 from stonnx._bundle.manifest import Module

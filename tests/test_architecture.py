@@ -16,7 +16,7 @@ PLACES = {"stonnx": ROOT / "stonnx", "stonnx_export": ROOT / "export" / "stonnx_
 
 # The rooms of the runtime, the lowest first. A room imports rooms of lower levels only.
 RUNTIME = (
-    ("_background", "_errors", "_limits", "_progress", "_tasks", "_version"),
+    ("_background", "_disk", "_errors", "_limits", "_progress", "_tasks", "_version"),
     ("_cache", "_arrays", "_files", "_guide"),
     ("_bundle", "util"),
     ("_device", "_text"),
@@ -87,6 +87,7 @@ DOORS = {
     "stonnx._device.wheels",
     "stonnx._engine.engine",
     "stonnx._engine.probe",
+    "stonnx._disk",
     "stonnx._errors",
     "stonnx._hub.download",
     "stonnx._hub.find",

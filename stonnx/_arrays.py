@@ -59,7 +59,7 @@ def to_float(array: Any) -> Any:
     """An array or CSR matrix in float32, or in float64 if it is a dense float64 array.
 
     Raises:
-        InvalidArgumentError: The values are no real numbers.
+        InvalidArgumentError: The values are not real numbers.
     """
     if array.dtype.kind not in "biuf":
         raise InvalidArgumentError(

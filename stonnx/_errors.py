@@ -5,9 +5,9 @@ Each one says what was wrong, what is allowed, and what to do; each is also the 
     StonnxError
     ├── ModelNotFoundError        (FileNotFoundError)   no bundle or checkpoint behind a name or path
     ├── BundleError               (ValueError)          a bundle that cannot be used
-    │   ├── BundleFormatError                           its manifest is no manifest, or of a newer schema
+    │   ├── BundleFormatError                           its manifest is not a manifest, or of a newer schema
     │   └── BundleIntegrityError  (OSError)             a file is missing, truncated or changed
-    ├── InvalidInputError         (TypeError, ValueError)   an input that is no text; carries its index
+    ├── InvalidInputError         (TypeError, ValueError)   an input that is not a text; carries its index
     │   └── TokenIdError          (IndexError)          a text with a token that the network has no row for
     ├── TextTooLongError          (ValueError)          a text over the model's limit, where that was to be an error
     ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
@@ -48,7 +48,7 @@ class BundleIntegrityError(BundleError, OSError):
 
 
 class InvalidInputError(StonnxError, TypeError, ValueError):
-    """An input is no text. ``index`` is its position in the list, or None for a single input."""
+    """An input is not a text. ``index`` is its position in the list, or None for a single input."""
 
     def __init__(self, message: str, index: int | None = None) -> None:
         super().__init__(message)

@@ -225,7 +225,7 @@ class CrossEncoder(Model):
             ``np.float32`` or an array [labels], for a single pair. No pairs: ``np.array([])``, as the original does.
 
         Raises:
-            InvalidInputError: An input is no pair of texts; ``.index`` says which.
+            InvalidInputError: An input is not a pair of texts; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
             TextTooLongError: A pair is too long, and ``too_long`` is ``"error"``.
             UnsupportedError: The activation is not known.
@@ -289,7 +289,7 @@ class CrossEncoder(Model):
 
         Raises:
             InvalidArgumentError: The model has several labels, which give no order.
-            InvalidInputError: A document is no text; ``.index`` says which.
+            InvalidInputError: A document is not a text; ``.index`` says which.
 
         Example:
             >>> model.rank("Who wrote Emma?", ["A novel.", "Jane Austen did."], top_k=1)  # doctest: +SKIP

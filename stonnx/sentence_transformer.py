@@ -198,7 +198,7 @@ class SentenceTransformer(EmbeddingModel):
             float32 array [texts, dim], or [dim] for a single text. No texts: ``np.array([])``, as the original does.
 
         Raises:
-            InvalidInputError: An input is no text; ``.index`` says which.
+            InvalidInputError: An input is not a text; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
             TextTooLongError: A text is too long, and ``too_long`` is ``"error"``.
             RunError: A run failed, as without memory.

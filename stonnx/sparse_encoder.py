@@ -195,7 +195,7 @@ class SparseEncoder(EmbeddingModel):
             array of shape (0,), or an empty list.
 
         Raises:
-            InvalidInputError: An input is no text; ``.index`` says which.
+            InvalidInputError: An input is not a text; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
             TextTooLongError: A text is too long, and ``too_long`` is ``"error"``.
             UnsupportedError: ``max_active_dims`` is more than the model's graph gives.
@@ -369,7 +369,7 @@ class SparseEncoder(EmbeddingModel):
 
         Raises:
             InvalidInputError: An argument is none of these.
-            InvalidArgumentError: ``embeddings_1`` is no single vector, or the dimensions differ.
+            InvalidArgumentError: ``embeddings_1`` is not a single vector, or the dimensions differ.
 
         Example:
             >>> SparseEncoder.intersection(np.array([0.0, 2.0, 3.0]), np.array([1.0, 2.0, 0.0])).toarray()

@@ -19,7 +19,7 @@ from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import (
     SCHEMA_VERSION,
     Manifest,
-    Module,
+    ModuleSpec,
     Route,
     Source,
     TensorSpec,
@@ -169,7 +169,7 @@ def write_bundle(
         "schema_version": SCHEMA_VERSION,
         "source": Source("toy", None, None),
         "architecture": "toy",
-        "modules": (Module("Toy"),),
+        "modules": (ModuleSpec("Toy"),),
         "routes": routes,
         "precision": "fp32",
         "recipe": "fp32",

@@ -90,7 +90,7 @@ def variables() -> dict[str, str]:
     """The environment variables of a system's processes.
 
     Compiled modules are kept, as in every installation, but not in the environments, whose sizes are measured: a start
-    is no compilation, whatever the caller's variables say. No peer's onnxruntime sends usage data while it is timed.
+    is not a compilation, whatever the caller's variables say. No peer's onnxruntime sends usage data while it is timed.
     """
     ours = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {"ORT_DISABLE_TELEMETRY": "1"} | ours | {"PYTHONPYCACHEPREFIX": str(CACHE / "compiled")}

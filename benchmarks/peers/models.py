@@ -25,7 +25,7 @@ from benchmarks.texts import calibration_texts, texts
 
 
 @dataclass(frozen=True)
-class Model:
+class PeerModel:
     """How a model is made: ``build(source, directory, task)``, where source is the directory of another model."""
 
     environment: str
@@ -244,23 +244,23 @@ def _copy_tokenizer(source: Path, directory: Path) -> None:
             shutil.copy(source / name, directory)
 
 
-def _rows() -> dict[str, Model]:
-    rows: dict[str, Model] = {}
+def _rows() -> dict[str, PeerModel]:
+    rows: dict[str, PeerModel] = {}
     for task in TASKS:
         source = f"checkpoint-{task}"
         exporter, exporter_5 = "sentence-transformers-6", "sentence-transformers-5"
         rows |= {
-            source: Model(exporter, checkpoint, "", task),
-            f"stonnx-fp32-{task}": Model(exporter, stonnx_bundle("fp32"), source, task),
-            f"stonnx-int8-{task}": Model(exporter, stonnx_bundle("int8"), source, task),
-            f"onnx-fp32-{task}": Model(exporter, plain_onnx, source, task),
-            f"onnx-int8-{task}": Model(exporter, quantized_onnx, f"onnx-fp32-{task}", task),
-            f"optimum-fp32-{task}": Model(exporter_5, optimum, source, task),
-            f"optimum-int8-{task}": Model(exporter_5, quantized_optimum, f"optimum-fp32-{task}", task),
-            f"openvino-fp32-{task}": Model("openvino", openvino_fp32, f"onnx-fp32-{task}", task),
-            f"openvino-int8-{task}": Model("openvino", openvino_int8, f"openvino-fp32-{task}", task),
-            f"ctranslate2-fp32-{task}": Model(exporter, ctranslate2("float32"), source, task),
-            f"ctranslate2-int8-{task}": Model(exporter, ctranslate2("int8"), source, task),
+            source: PeerModel(exporter, checkpoint, "", task),
+            f"stonnx-fp32-{task}": PeerModel(exporter, stonnx_bundle("fp32"), source, task),
+            f"stonnx-int8-{task}": PeerModel(exporter, stonnx_bundle("int8"), source, task),
+            f"onnx-fp32-{task}": PeerModel(exporter, plain_onnx, source, task),
+            f"onnx-int8-{task}": PeerModel(exporter, quantized_onnx, f"onnx-fp32-{task}", task),
+            f"optimum-fp32-{task}": PeerModel(exporter_5, optimum, source, task),
+            f"optimum-int8-{task}": PeerModel(exporter_5, quantized_optimum, f"optimum-fp32-{task}", task),
+            f"openvino-fp32-{task}": PeerModel("openvino", openvino_fp32, f"onnx-fp32-{task}", task),
+            f"openvino-int8-{task}": PeerModel("openvino", openvino_int8, f"openvino-fp32-{task}", task),
+            f"ctranslate2-fp32-{task}": PeerModel(exporter, ctranslate2("float32"), source, task),
+            f"ctranslate2-int8-{task}": PeerModel(exporter, ctranslate2("int8"), source, task),
         }
     return rows
 

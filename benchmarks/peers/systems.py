@@ -56,7 +56,7 @@ class System:
         environment: Row of environments.py that it runs in.
         models: Its model for each task that it can do: rows of models.py.
         cannot: Why it is missing from the other tasks.
-        batching: What calibration chooses from. One entry is no choice.
+        batching: What calibration chooses from. One entry is not a choice.
     """
 
     name: str

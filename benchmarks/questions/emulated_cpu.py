@@ -9,8 +9,8 @@ The exit status is 0 where the CPU saturates, the safe form is chosen by itself,
 AArch64 was checked by hand (2026-11, qemu-user 7.2, onnxruntime 1.26.0, all-MiniLM-L6-v2), with Debian's arm64 Python
 unpacked into a directory, `qemu-aarch64 -L` that directory, and wheels from `pip download --platform
 manylinux_2_28_aarch64`: cortex-a53, neoverse-n1 (which has UDOT) and max,sve=off (which has UMMLA too) do not saturate,
-run the full range, and have a cosine of 0.9999 to x86 with VNNI, lowest 0.9997. It is no test: onnxruntime 1.32 crashes
-there while it is imported, since it reads the topology of the CPU from the x86 machine's /sys.
+run the full range, and have a cosine of 0.9999 to x86 with VNNI, lowest 0.9997. It is not a test: onnxruntime 1.32
+crashes there while it is imported, since it reads the topology of the CPU from the x86 machine's /sys.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def vectors(bundle: Path, *, saturates: bool | None = None) -> dict[str, Any]:
     from stonnx._engine import probe
 
     # The probe would refuse the very thing that is to be seen here.
-    probe.check = lambda *arguments: None
+    probe.run_probe = lambda *arguments: None
     found = session.products_saturate()
     if saturates is not None:
         session.products_saturate = lambda: saturates  # type: ignore[assignment]

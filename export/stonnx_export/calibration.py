@@ -67,18 +67,18 @@ def read_texts(file: str | os.PathLike[str]) -> list[str]:
     """The lines of a text file to calibrate with, at most the first 1,000 that are not empty.
 
     Raises:
-        InvalidArgumentError: It is no text in UTF-8, or has fewer than 16 lines: the ranges of a layer cannot be told
-            from a few sentences.
+        InvalidArgumentError: It is not a text in UTF-8, or has fewer than 16 lines: the ranges of a layer cannot be
+            told from a few sentences.
     """
     try:
         with open(file, encoding="utf-8") as lines:
             texts = [text for line in itertools.islice(lines, 10 * _MOST_TEXTS) if (text := line.strip())][:_MOST_TEXTS]
     except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"{file} is no text in UTF-8 ({error}). {_CALIBRATION}") from error
+        raise InvalidArgumentError(f"{file} is not a text in UTF-8 ({error}). {_CALIBRATION}") from error
     except OSError as error:
         raise InvalidArgumentError(f"{file} cannot be read: {error.strerror}. {_CALIBRATION}") from error
     if any("\0" in text for text in texts):
-        raise InvalidArgumentError(f"{file} has NUL characters, so it is no text. {_CALIBRATION}")
+        raise InvalidArgumentError(f"{file} has NUL characters, so it is not a text. {_CALIBRATION}")
     if len(texts) < _FEWEST_TEXTS:
         raise InvalidArgumentError(f"{file} has {len(texts)} lines that are not empty. {_CALIBRATION}")
     return texts

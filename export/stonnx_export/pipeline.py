@@ -45,7 +45,7 @@ from stonnx_export.passes import PassResult
 from stonnx_export.recipes import RECIPES, Recipe
 from stonnx_export.stages import Advance, Stages
 from stonnx_export.verify.artefact import try_bundle
-from stonnx_export.verify.compare import verify
+from stonnx_export.verify.compare import verify_fidelity
 from stonnx_export.verify.figures import ToleranceError, check
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.write import model_card
@@ -165,7 +165,7 @@ def export(
                 with stage("verifying against the original"):
                     # The file itself, whether this machine has kernels or not.
                     engine = Engine(open_bundle(staging), device="cpu", kernels=False)
-                    fidelity = verify(engine, original, recipe.tolerance[checkpoint.task], known=known)
+                    fidelity = verify_fidelity(engine, original, recipe.tolerance[checkpoint.task], known=known)
                     if scored is not None:
                         drop = spearman_drop(engine, original, scored, known)
                         fidelity = dataclasses.replace(fidelity, spearman_drop=drop)

@@ -48,7 +48,7 @@ def verify_bundle(
     scored = read_pairs(pairs) if pairs is not None else None
     directory = Path(bundle)
     if not (directory / MANIFEST_NAME).is_file():
-        raise ModelNotFoundError(f"{directory} is no bundle: it has no {MANIFEST_NAME}.")
+        raise ModelNotFoundError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}.")
     engine = Engine(open_bundle(directory))
     trust = Trust() if trust_remote_code else None
     original = load_original(os.fspath(against), engine.manifest.task, source, trust)

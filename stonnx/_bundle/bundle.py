@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stonnx._bundle.held_file import CAN_HOLD, HeldFile
-from stonnx._bundle.integrity import verify
+from stonnx._bundle.integrity import check_integrity
 from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from stonnx._bundle.replaced import existing, is_bundle
 from stonnx._errors import BundleError, ModelNotFoundError
@@ -110,7 +110,7 @@ def _open(directory: Path, place: int | None) -> Bundle:
         text = file.read()
     manifest = parse_manifest(text, path)
     files = {name: HeldFile(directory / name, entry, place) for name, entry in manifest.files.items()}
-    verify(files, manifest)
+    check_integrity(files, manifest)
     return Bundle(directory, manifest, hashlib.sha256(text).hexdigest(), files)
 
 

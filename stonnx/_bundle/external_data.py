@@ -32,7 +32,7 @@ def external_files(path: Path) -> set[str]:
     """What a graph gives as the places of its weights outside the file.
 
     Raises:
-        ValueError: It is no ONNX file.
+        ValueError: It is not an ONNX file.
     """
     if not path.stat().st_size:  # which cannot be mapped
         raise ValueError("it is empty")

@@ -84,7 +84,7 @@ class HeldFile:
         # Whether a change after `identity` was taken is certain to show in it.
         self._certain = self.identity.newest < time.time_ns()
 
-    def verify(self) -> None:
+    def check(self) -> None:
         """Hash the file.
 
         Raises:
@@ -121,7 +121,7 @@ class HeldFile:
         if now[:2] != self.identity[:2]:
             raise self._replaced()
         if now != self.identity:
-            self.verify()
+            self.check()
         return self.identity
 
     def check_after(self, before: Identity, *, by_name: bool = False) -> None:
@@ -139,7 +139,7 @@ class HeldFile:
                 "Load the model again."
             )
         if now != before or not self._certain:
-            self.verify()
+            self.check()
 
     def use(self, load: Callable[[str], _T]) -> _T:
         """What ``load`` makes of the file, given a name to open it by.

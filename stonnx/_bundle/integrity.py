@@ -21,7 +21,7 @@ _KIND = "verified"
 _CHECKS = 2
 
 
-def verify(files: Mapping[str, HeldFile], manifest: Manifest) -> None:
+def check_integrity(files: Mapping[str, HeldFile], manifest: Manifest) -> None:
     """Check the files of a bundle, unless this machine has checked them before and they are the same since.
 
     The first load hashes every file, and sees that the graphs name no other files. Later ones compare size, inode and
@@ -37,7 +37,7 @@ def verify(files: Mapping[str, HeldFile], manifest: Manifest) -> None:
     if is_remembered(_KIND, before):
         return
     for file in files.values():
-        file.verify()
+        file.check()
     for name in {route.graph for route in manifest.routes.values()}:
         _check_graph(files[name], manifest)
     # Not while somebody writes: neither during the check nor so shortly before that the times could not tell.
@@ -74,20 +74,20 @@ def hash_files(directory: Path, names: typing.Iterable[str]) -> dict[str, FileEn
     return {name: FileEntry((directory / name).stat().st_size, sha256(directory / name)) for name in names}
 
 
-def verify_files(directory: Path, manifest: Manifest) -> None:
+def check_files(directory: Path, manifest: Manifest) -> None:
     """Hash every file of a bundle: it has to be there with the size and hash that the manifest has.
 
     Raises:
         BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.
     """
     for name, entry in manifest.files.items():
-        HeldFile(directory / name, entry, None).verify()
+        HeldFile(directory / name, entry, None).check()
 
 
 def is_intact(path: Path, entry: FileEntry) -> bool:
     """Whether a file has its size and hash."""
     try:
-        HeldFile(path, entry, None).verify()
+        HeldFile(path, entry, None).check()
     except BundleIntegrityError:
         return False
     return True

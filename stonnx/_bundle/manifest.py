@@ -87,7 +87,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Module:
+class ModuleSpec:
     """A module of the original chain that is now part of the graph, with its settings."""
 
     type: str
@@ -159,7 +159,7 @@ class Manifest:
     task: Task
     source: Source
     architecture: str
-    modules: tuple[Module, ...]
+    modules: tuple[ModuleSpec, ...]
     routes: Mapping[str, Route]
     precision: str
     recipe: str
@@ -212,7 +212,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and validate ``stonnx.json``.
 
     Raises:
-        BundleFormatError: It is no JSON, lacks a field, has a field of another type, names a file outside the bundle,
+        BundleFormatError: It is not JSON, lacks a field, has a field of another type, names a file outside the bundle,
             or was written with a newer schema.
     """
     path = directory / MANIFEST_NAME
@@ -231,7 +231,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
         raise BundleFormatError(f"{path} is not readable JSON ({error}). {EXPORT_AGAIN}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(version, int) or version < 1:
-        raise BundleFormatError(f"{path} is no stonnx manifest: it has no schema_version. {EXPORT_AGAIN}")
+        raise BundleFormatError(f"{path} is not a stonnx manifest: it has no schema_version. {EXPORT_AGAIN}")
     if version > SCHEMA_VERSION:
         raise NewerSchemaError(
             f"{path} has schema_version {version}; this stonnx knows versions up to {SCHEMA_VERSION}. "
@@ -244,7 +244,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     for name in (*manifest.files, *_referenced_files(manifest)):
         # A manifest comes from outside: it may only ever name plain files beside itself.
         if Path(name).name != name or name in ("", ".", "..") or set(name) & {"\\", ":"} or not name.isprintable():
-            raise BundleFormatError(f"{path} names {name!r}, which is no file directly inside the bundle.")
+            raise BundleFormatError(f"{path} names {name!r}, which is not a file directly inside the bundle.")
     for name in _referenced_files(manifest):
         if name not in manifest.files:
             raise BundleFormatError(f"{path} uses {name!r} without listing its hash under 'files'. {EXPORT_AGAIN}")

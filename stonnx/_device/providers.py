@@ -23,7 +23,7 @@ def _configure_cuda(setup: Setup) -> Configured:
 def _configure_tensorrt(setup: Setup) -> Configured:
     limit = setup.options.memory_limit
     built_with = tensorrt.settings(setup.inputs, setup.max_seq_length, setup.precision, limit)
-    engine = tensorrt.Engine.of(setup.sha256, setup.device, setup.onnxruntime, built_with)
+    engine = tensorrt.TensorrtEngine.of(setup.sha256, setup.device, setup.onnxruntime, built_with)
     engine.require(allowed=setup.options.build)
     graphs = {"trt_cuda_graph_enable": 1} if setup.options.cuda_graphs else {}
     return Configured(engine.options() | graphs, engine)

@@ -36,7 +36,7 @@ _WORKSPACE = "trt_max_workspace_size"
 
 
 @dataclass(frozen=True)
-class Engine:
+class TensorrtEngine:
     """Where the engine of a graph is kept, and what it is built with."""
 
     directory: Path
@@ -47,7 +47,7 @@ class Engine:
     command: str
 
     @classmethod
-    def of(cls, sha256: str, device: Device, onnxruntime: str, settings: Mapping[str, Any]) -> Engine:
+    def of(cls, sha256: str, device: Device, onnxruntime: str, settings: Mapping[str, Any]) -> TensorrtEngine:
         """The engine of a graph, given by its hash, with some :func:`settings` on one of the GPUs."""
         made_of = {
             "graph": sha256,

@@ -90,7 +90,7 @@ class Engine:
             name: LoadedRoute(bundle, route, load(route), max_batch_tokens, limits)
             for name, route in self.manifest.routes.items()
         }
-        probe.check(bundle, self._routes)
+        probe.run_probe(bundle, self._routes)
 
     def route(self, task: str | None = None) -> LoadedRoute:
         """The route for a task (``query``, ``document``), or the default one. Without routes, tasks mean nothing.

@@ -69,7 +69,7 @@ def texts_of(task: str) -> list[Text]:
     return [*zip(_TEXTS, _ANSWERS, strict=True), *zip(_TEXTS, _TEXTS[1:] + _TEXTS[:1], strict=True)]
 
 
-def run(route: LoadedRoute, task: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+def outputs_of(route: LoadedRoute, task: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
     """What a route gives for the texts: vectors or logits [texts, features], computed in one batch."""
     rows: dict[int, npt.NDArray[np.float32]] = {}
     for batch in route.stream(list(texts), [TASKS[task].output], batch_size=1024):
@@ -92,14 +92,14 @@ def write(
     # numpy has no arrays of differently long texts without pickle; JSON in bytes needs none.
     encoded = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
     vectors = {
-        f"{_KEYS.get(route.session.form, 'route')}.{name}": run(route, manifest.task, texts)
+        f"{_KEYS.get(route.session.form, 'route')}.{name}": outputs_of(route, manifest.task, texts)
         for some in (routes, safe_routes or {})
         for name, route in some.items()
     }
     np.savez_compressed(directory / FILE, texts=encoded, **vectors)  # type: ignore[arg-type]
 
 
-def check(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> None:
+def run_probe(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> None:
     """Run the probe of a bundle, unless this machine has passed it before.
 
     Raises:
@@ -129,7 +129,7 @@ def compare(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> float:
     lowest = 1.0
     for name, route in routes.items():
         try:
-            actual = run(route, manifest.task, texts)
+            actual = outputs_of(route, manifest.task, texts)
         except Exception as error:  # onnxruntime's errors share no public base class
             raise ProbeError(
                 f"{directory} is loaded but does not run, with onnxruntime {route.session.version} on "

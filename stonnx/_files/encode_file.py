@@ -28,7 +28,7 @@ from stonnx._files.formats import (
     OutputFormat,
     read_windows,
 )
-from stonnx._files.part_file import Checkpoint, append, open_part, part_paths, publish, refuse_existing, resume, save
+from stonnx._files.part_file import SavePoint, append, open_part, part_paths, publish, refuse_existing, resume, save
 
 # Enough to tell apart inputs that have the same size and modification time; hashing all of it could take minutes.
 _FINGERPRINT_BYTES = 1 << 20
@@ -92,7 +92,7 @@ def encode_file(
 
     Raises:
         InvalidArgumentError: An argument is outside what is allowed.
-        InvalidInputError: A line is no UTF-8 or no allowed JSON; ``index`` is its row.
+        InvalidInputError: A line is not UTF-8 or no allowed JSON; ``index`` is its row.
         UnsupportedError: An embedding for JSONL output is not finite.
         FileExistsError: ``output`` exists, and ``overwrite`` is False.
         BlockingIOError: Another run is writing the same output.
@@ -130,7 +130,7 @@ def encode_file(
         settings = _settings(identity, fingerprint, input=read_as, output=write_as, text_field=text_field)
         with open_part(target) as to:
             resumed, restarted = resume(to, settings, writer.header_size)
-            done = resumed or Checkpoint(0, 0, writer.header_size, dimension or 0, dtype)
+            done = resumed or SavePoint(0, 0, writer.header_size, dimension or 0, dtype)
             if resumed is not None:
                 stream.seek(done.input_bytes)
             for rows, end in read_windows(
@@ -144,7 +144,7 @@ def encode_file(
             ):
                 vectors = _checked(encode([row.text for row in rows]), len(rows), done)
                 length = append(to, writer.body(vectors, rows, text_field))
-                done = Checkpoint(done.rows + len(rows), end, length, vectors.shape[1], vectors.dtype.name)
+                done = SavePoint(done.rows + len(rows), end, length, vectors.shape[1], vectors.dtype.name)
                 if settings is not None:
                     save(to, settings, done)
                 if progress is not None:
@@ -210,7 +210,7 @@ def _settings(
     return None if fingerprint is None else {"identity": known, "format": formats, "input": fingerprint}
 
 
-def _checked(vectors: npt.NDArray[Any], rows: int, done: Checkpoint) -> npt.NDArray[Any]:
+def _checked(vectors: npt.NDArray[Any], rows: int, done: SavePoint) -> npt.NDArray[Any]:
     """Hold what ``encode`` returned to its contract: one row too few would shift every embedding after it."""
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or len(vectors) != rows:
         found = f"shape {list(vectors.shape)}" if isinstance(vectors, np.ndarray) else type(vectors).__name__

@@ -69,7 +69,7 @@ def read_windows(
     byte order mark at the very start is dropped. In JSONL, one blank line at the end is allowed.
 
     Raises:
-        InvalidInputError: A line is no UTF-8, or in JSONL not what the format allows; ``index`` is its row.
+        InvalidInputError: A line is not UTF-8, or in JSONL not what the format allows; ``index`` is its row.
 
     Example:
         >>> import io
@@ -102,7 +102,7 @@ def read_windows(
                 rows.append(Row(text))
         except UnicodeDecodeError as error:
             raise InvalidInputError(
-                f"{where}: byte 0x{line[error.start]:02x} at byte offset {line_start + error.start} is no valid UTF-8 "
+                f"{where}: byte 0x{line[error.start]:02x} at byte offset {line_start + error.start} is not valid UTF-8 "
                 f"({error.reason}). The input must be UTF-8; convert it, for example with: "
                 "iconv -f LATIN1 -t UTF-8 OLD > NEW",
                 index,
@@ -196,7 +196,7 @@ def _parse_json(line: str, text_field: str) -> Row:
     except (ValueError, RecursionError) as error:
         # Its own message counts lines from here, beside ours that count from the start of the file.
         problem = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise ValueError(f"this is no valid JSON ({problem}). {_allowed(text_field)}") from error
+        raise ValueError(f"this is not valid JSON ({problem}). {_allowed(text_field)}") from error
     if isinstance(value, str):
         row = Row(value)
     elif not isinstance(value, dict):
@@ -215,7 +215,8 @@ def _parse_json(line: str, text_field: str) -> Row:
         row.text.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(
-            r"the text has half of a surrogate pair (such as \ud83d alone), which is no character. Write both halves."
+            r"the text has half of a surrogate pair (such as \ud83d alone), which is not a character. Write both "
+            "halves."
         ) from None
     return row
 

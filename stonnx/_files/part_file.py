@@ -50,7 +50,7 @@ for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # no system
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SavePoint:
     """How far a run is: this many rows, from so many bytes of input, in so many bytes of the part file."""
 
     rows: int
@@ -85,7 +85,7 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
             "place. Mount the directory instead, and name an output in it."
         )
     if exists and not regular:
-        raise FileExistsError(f"{output} exists and is no regular file. Name another output.")
+        raise FileExistsError(f"{output} exists and is not a regular file. Name another output.")
     if exists and not overwrite:
         raise FileExistsError(f"{output} exists. Name another output, or pass --overwrite to replace it.")
 
@@ -111,7 +111,7 @@ def open_part(output: Path) -> Iterator[PartFile]:
         file.close()
 
 
-def resume(to: PartFile, settings: Mapping[str, Any] | None, header_size: int) -> tuple[Checkpoint | None, str | None]:
+def resume(to: PartFile, settings: Mapping[str, Any] | None, header_size: int) -> tuple[SavePoint | None, str | None]:
     """Cut the part file down to what its journal vouches for, or to an empty header, and stand at its end.
 
     Returns:
@@ -140,7 +140,7 @@ def append(to: PartFile, blocks: Iterable[bytes]) -> int:
         return to.file.tell()
 
 
-def save(to: PartFile, settings: Mapping[str, Any], done: Checkpoint) -> None:
+def save(to: PartFile, settings: Mapping[str, Any], done: SavePoint) -> None:
     """Make all that was appended durable, then let the journal vouch for it."""
     with _explained(f"Cannot write {to.part}"):
         os.fsync(to.file.fileno())
@@ -176,7 +176,7 @@ def _temporary(journal: Path) -> Path:
     return journal.with_name(journal.name + ".tmp")
 
 
-def _read_journal(to: PartFile, settings: Mapping[str, Any] | None) -> tuple[Checkpoint | None, str | None]:
+def _read_journal(to: PartFile, settings: Mapping[str, Any] | None) -> tuple[SavePoint | None, str | None]:
     if not os.path.lexists(to.journal):
         return None, None
     if settings is None:
@@ -186,7 +186,7 @@ def _read_journal(to: PartFile, settings: Mapping[str, Any] | None) -> tuple[Che
         crc = data.pop("crc32")
         if crc != _crc(data) or data["version"] != _VERSION:
             raise ValueError("damaged, or of another version")
-        then, done = data["settings"], Checkpoint(**data["done"])
+        then, done = data["settings"], SavePoint(**data["done"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None, "its journal is unreadable, or of another version"
     changed = [

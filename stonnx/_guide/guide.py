@@ -26,7 +26,7 @@ class GuideError(StonnxError, ValueError):
 
 
 @dataclass(frozen=True)
-class Source:
+class Citation:
     """Where something was published."""
 
     title: str
@@ -78,7 +78,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Model:
+class GuideModel:
     """A published model. ``dimension``, ``similarity`` and ``normalized`` are None where there are no vectors."""
 
     name: str
@@ -98,13 +98,13 @@ class Model:
 class Guide:
     """The contents of ``guide.json``."""
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, Citation]
     measures: Mapping[str, Measure]
     languages: Mapping[str, Languages]
     uses: tuple[Use, ...]
-    models: tuple[Model, ...]
+    models: tuple[GuideModel, ...]
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str) -> GuideModel:
         """The model of a name."""
         return next(model for model in self.models if model.name == name)
 
@@ -112,7 +112,7 @@ class Guide:
         """The use of a name."""
         return next(use for use in self.uses if use.name == name)
 
-    def uses_of(self, model: Model) -> list[Use]:
+    def uses_of(self, model: GuideModel) -> list[Use]:
         """The uses that a model is for, the one where it stands highest first."""
         uses = [use for use in self.uses if model.name in use.models]
         return sorted(uses, key=lambda use: use.models.index(model.name))
@@ -140,9 +140,9 @@ class Answer:
     """
 
     use: Use
-    models: tuple[Model, ...]
+    models: tuple[GuideModel, ...]
     why: str
-    others: tuple[Model, ...]
+    others: tuple[GuideModel, ...]
     note: str = ""
 
 
@@ -153,7 +153,7 @@ def read_guide(text: str | None = None) -> Guide:
         text: JSON. None: ``guide.json`` of this package.
 
     Raises:
-        GuideError: It is no JSON, a field is missing, unknown or of another type, or a name refers to nothing.
+        GuideError: It is not JSON, a field is missing, unknown or of another type, or a name refers to nothing.
 
     Example:
         >>> read_guide().model("all-MiniLM-L6-v2").dimension
@@ -164,7 +164,7 @@ def read_guide(text: str | None = None) -> Guide:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise GuideError(f"guide.json is no JSON: {error}") from error
+        raise GuideError(f"guide.json is not JSON: {error}") from error
     guide: Guide = _decode(Guide, data, "guide")
     _check_references(guide)
     return guide
@@ -218,7 +218,7 @@ def _check_query(guide: Guide, query: Query) -> None:
         raise InvalidArgumentError(f"--max-dim must be a positive number of dimensions, got {query.max_dim}.")
 
 
-def _fits(guide: Guide, model: Model, query: Query) -> bool:
+def _fits(guide: Guide, model: GuideModel, query: Query) -> bool:
     return (
         (query.task is None or model.task == query.task)
         and (query.use is None or model.name in guide.use(query.use).models)
@@ -227,7 +227,7 @@ def _fits(guide: Guide, model: Model, query: Query) -> bool:
     )
 
 
-def _fitting(guide: Guide, query: Query) -> list[Model]:
+def _fitting(guide: Guide, query: Query) -> list[GuideModel]:
     return [model for model in guide.models if _fits(guide, model, query)]
 
 
@@ -263,15 +263,15 @@ def _measure(use: Use, prefer: Literal["fast", "best"]) -> str:
     return use.quality if prefer == "best" else use.speed
 
 
-def _ranking(use: Use, prefer: Literal["fast", "best"] | None) -> Callable[[Model], tuple[float, int]]:
-    def key(model: Model) -> tuple[float, int]:
+def _ranking(use: Use, prefer: Literal["fast", "best"] | None) -> Callable[[GuideModel], tuple[float, int]]:
+    def key(model: GuideModel) -> tuple[float, int]:
         figure = model.figures[_measure(use, prefer)] if prefer else None
         return -figure.value if figure else 0.0, use.models.index(model.name)
 
     return key
 
 
-def _why(guide: Guide, use: Use, models: Sequence[Model], query: Query) -> str:
+def _why(guide: Guide, use: Use, models: Sequence[GuideModel], query: Query) -> str:
     first = models[0]
     if len(models) == 1:
         narrowed = len(use.models) > 1

@@ -7,7 +7,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 
-from stonnx._guide.guide import Answer, Guide, Model, Use, number
+from stonnx._guide.guide import Answer, Guide, GuideModel, Use, number
 
 WIDTH = 120
 
@@ -82,7 +82,7 @@ class _Notes:
         self._sources: list[str] = []
         self._measures: list[str] = []
 
-    def cell(self, model: Model, measure: str) -> str:
+    def cell(self, model: GuideModel, measure: str) -> str:
         """The figure of a model with its marks; where there is none, one of the same kind by another measure."""
         kind = self._guide.measures[measure].kind
         others = (key for key in model.figures if self._guide.measures[key].kind == kind)
@@ -108,7 +108,7 @@ def _position(key: str, keys: list[str]) -> int:
     return keys.index(key)
 
 
-def _cells(guide: Guide, model: Model, use: Use, notes: _Notes) -> list[str]:
+def _cells(guide: Guide, model: GuideModel, use: Use, notes: _Notes) -> list[str]:
     return [
         model.task,
         "-" if model.dimension is None else str(model.dimension),

@@ -103,7 +103,7 @@ def download(
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = "in the local cache" if local_files_only else "on the Hub or in the local cache"
         raise ModelNotFoundError(
-            f"{name} is no directory here, and was not found {where}: {str(error).splitlines()[0]}\n"
+            f"{name} is not a directory here, and was not found {where}: {str(error).splitlines()[0]}\n"
             "Check the name, or pass the directory of a bundle made with: stonnx export MODEL -o DIRECTORY"
         ) from error
 

@@ -66,11 +66,11 @@ def find_bundle(
         if any((path / file).is_file() for file in CHECKPOINT_FILES):
             return exported(name, local_identity(path), task, dtype)
         raise ModelNotFoundError(
-            f"{name} is no model: it has neither {MANIFEST_NAME} (a bundle) nor {' or '.join(CHECKPOINT_FILES)} "
+            f"{name} is not a model: it has neither {MANIFEST_NAME} (a bundle) nor {' or '.join(CHECKPOINT_FILES)} "
             "(a checkpoint that `stonnx export` turns into a bundle)."
         )
     if not name or name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")):
-        raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
+        raise ModelNotFoundError(f"{name!r} is not a directory here, and not a Hub id of the form organization/name.")
     name = full_name(name, task)
     directory = download(name, revision, token, cache_folder, local_files_only)
     if (directory / MANIFEST_NAME).is_file():

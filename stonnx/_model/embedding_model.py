@@ -121,7 +121,7 @@ def _windows(inputs: Iterable[Any], limits: Limits) -> Iterator[list[Any]]:
     characters = 0
     for item in inputs:
         window.append(item)
-        # What is no text is found when it is encoded.
+        # What is not a text is found when it is encoded.
         parts = item if isinstance(item, tuple | list) else (item,)
         characters += sum(len(part) for part in parts if isinstance(part, str))
         if len(window) >= limits.stream_texts or characters >= limits.stream_characters:

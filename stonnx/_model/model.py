@@ -149,8 +149,8 @@ class Model(Servable, Compatibility):
         self.__dict__.update(own)
         if not is_bundle(self._directory):
             raise ModelNotFoundError(
-                f"{self._directory} is no bundle here. A pickled model is the path of its bundle and its options: copy "
-                "the bundle there, or load the model by the path that it has here."
+                f"{self._directory} is not a bundle here. A pickled model is the path of its bundle and its options: "
+                "copy the bundle there, or load the model by the path that it has here."
             )
         bundle = open_bundle(self._directory)
         if bundle.identity != identity:
@@ -176,7 +176,7 @@ class Model(Servable, Compatibility):
             What the ``pool`` of the other methods takes. Its ``"processes"`` are the processes.
 
         Raises:
-            InvalidArgumentError: ``target_devices`` is no list of devices.
+            InvalidArgumentError: ``target_devices`` is not a list of devices.
             PoolError: A process ended before it was ready.
 
         Example:

@@ -90,7 +90,7 @@ def stop_pool(pool: Mapping[Any, Any]) -> None:
     """Stop the workers of a pool. A pool that is stopped already stays stopped.
 
     Raises:
-        InvalidArgumentError: It is no pool.
+        InvalidArgumentError: It is not a pool.
     """
     _workers_of(pool).stop()
 

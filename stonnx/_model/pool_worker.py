@@ -65,7 +65,7 @@ def _failure(error: BaseException) -> bytes:
     error.add_note(note)
     try:
         message = pickle.dumps((None, error))
-        # What is no Exception, as SystemExit, is meant for the process that it was raised in.
+        # What is not an Exception, as SystemExit, is meant for the process that it was raised in.
         if isinstance(error, Exception) and type(pickle.loads(message)[1]) is type(error):
             return message
     except Exception:  # whatever the exception class does when it is copied

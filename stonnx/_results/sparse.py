@@ -176,7 +176,7 @@ def read_sparse(embeddings: Any) -> tuple[CsrArray, bool]:
     """Embeddings as a canonical csr_array [rows, width], and whether they were a single vector [width].
 
     Raises:
-        InvalidInputError: They are no numpy array, scipy sparse array or torch tensor.
+        InvalidInputError: They are not a numpy array, scipy sparse array or torch tensor.
         InvalidArgumentError: They have neither one nor two dimensions.
     """
     from stonnx._arrays import as_csr, is_sparse, is_tensor, to_array, to_float

@@ -22,7 +22,7 @@ def parse_inputs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bo
     is one text pair, whose first text takes the prompt.
 
     Raises:
-        InvalidInputError: An input or the prompt is no text, or not valid Unicode; the error has the input's index.
+        InvalidInputError: An input or the prompt is not a text, or not valid Unicode; the error has the input's index.
 
     Example:
         >>> parse_inputs(["a", ("b", "c")], prompt="query: ")
@@ -33,7 +33,7 @@ def parse_inputs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bo
     if prompt is None:
         prompt = ""
     elif not isinstance(prompt, str):
-        raise InvalidInputError(f"The prompt is no text but {_describe(prompt)}. Allowed are str and None.")
+        raise InvalidInputError(f"The prompt is not a text but {_describe(prompt)}. Allowed are str and None.")
     _check_unicode(prompt, "The prompt")
     texts: list[Text] = []
     for index, item in enumerate(items):
@@ -70,7 +70,7 @@ def _not_text(item: Any, index: int | None) -> InvalidInputError:
         remedy = "To encode its parts each by itself, put them into the list directly."
     else:
         remedy = "Convert it first: str(value)."
-    return InvalidInputError(f"{_name(index)} is no text but {_describe(item)}. {_ALLOWED}. {remedy}", index)
+    return InvalidInputError(f"{_name(index)} is not a text but {_describe(item)}. {_ALLOWED}. {remedy}", index)
 
 
 def _check_unicode(text: str, where: int | str | None) -> str:
@@ -80,7 +80,7 @@ def _check_unicode(text: str, where: int | str | None) -> str:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidInputError(
-                f"{_name(where)} is no valid Unicode: {text[error.start]!r} at character {error.start} is half of a "
+                f"{_name(where)} is not valid Unicode: {text[error.start]!r} at character {error.start} is half of a "
                 "surrogate pair. Replace such characters first: text.encode('utf-8', 'replace').decode()",
                 where if isinstance(where, int) else None,
             ) from None
@@ -102,7 +102,7 @@ def parse_pairs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], boo
     if it has two dimensions. Everything else is one pair.
 
     Raises:
-        InvalidInputError: An input is no pair of texts, or not valid Unicode; the error has its index.
+        InvalidInputError: An input is not a pair of texts, or not valid Unicode; the error has its index.
 
     Example:
         >>> parse_pairs([("a", "b"), ["c", "d"]])
@@ -142,4 +142,4 @@ def _no_pair(item: Any, index: int | None) -> InvalidInputError:
         found = f"has {type(item[part]).__name__} ({item[part]!r:.60}) as its {('first', 'second')[part]} text"
         found = f"a {type(item).__name__} that {found}"
     remedy = "Pass (query, document), or for many pairs a list of them: list(zip(queries, documents))."
-    return InvalidInputError(f"{where} is no pair of texts but {found}. Allowed is a pair of str. {remedy}", index)
+    return InvalidInputError(f"{where} is not a pair of texts but {found}. Allowed is a pair of str. {remedy}", index)

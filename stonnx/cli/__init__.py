@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int | None] = arguments.command
     try:
         status = command(arguments) or 0
-        print(end="", flush=True)  # here, where a broken pipe is no traceback
+        print(end="", flush=True)  # here, where a broken pipe is not a traceback
         return status
     except BrokenPipeError:
         # Python flushes once more at its end: https://docs.python.org/3/library/signal.html#note-on-sigpipe

@@ -250,14 +250,14 @@ def _bundle(section: str, name: str, directory: Path) -> Finding:
     """Load a bundle, which checks its files, and run its probe."""
     from stonnx._bundle.bundle import open_bundle
     from stonnx._engine.engine import Engine
-    from stonnx._engine.probe import compare, run, texts_of
+    from stonnx._engine.probe import compare, outputs_of, texts_of
 
     try:
         start = time.perf_counter()
         engine = Engine(open_bundle(directory))
         loaded = time.perf_counter()
         if engine.manifest.probe is None:
-            run(engine.route(), engine.manifest.task, texts_of(engine.manifest.task))
+            outputs_of(engine.route(), engine.manifest.task, texts_of(engine.manifest.task))
             vectors = "it has no vectors to compare with"
         else:
             vectors = f"cosine to the exporter's vectors {compare(engine.bundle, engine.named_routes):.6f}"

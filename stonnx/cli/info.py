@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from stonnx._bundle.integrity import verify_files
+from stonnx._bundle.integrity import check_files
 from stonnx._bundle.manifest import MANIFEST_NAME, Kernels, Manifest, read_manifest
 from stonnx._errors import ModelNotFoundError
 from stonnx._tasks import TASKS
@@ -25,9 +25,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the manifest, for a person or as it is."""
     directory: Path = arguments.bundle
     if not (directory / MANIFEST_NAME).is_file():
-        raise ModelNotFoundError(f"{directory} is no bundle: it has no {MANIFEST_NAME}.")
+        raise ModelNotFoundError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}.")
     manifest = read_manifest(directory)
-    verify_files(directory, manifest)
+    check_files(directory, manifest)
     if arguments.json:
         print((directory / MANIFEST_NAME).read_text(encoding="utf-8"), end="")
         return

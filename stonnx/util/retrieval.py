@@ -51,7 +51,7 @@ def semantic_search(
         For each query its hits, best first, equal scores in the order of the corpus.
 
     Raises:
-        InvalidArgumentError: A size below 1, different dimensions, a score that is no number (NaN), or a
+        InvalidArgumentError: A size below 1, different dimensions, a score that is not a number (NaN), or a
             ``score_function`` that returns another shape.
 
     Example:
@@ -154,7 +154,7 @@ def paraphrase_mining_embeddings(
         ``[score, i, j]`` for each pair of rows ``i < j``, highest score first, equal scores in the order of the rows.
 
     Raises:
-        InvalidArgumentError: A size below 1, or a score that is no number (NaN).
+        InvalidArgumentError: A size below 1, or a score that is not a number (NaN).
 
     Example:
         >>> paraphrase_mining_embeddings([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], max_pairs=1)

@@ -35,7 +35,7 @@ class SimilarityFunction(Enum):
     @classmethod
     def _missing_(cls, value: object) -> SimilarityFunction:
         raise InvalidArgumentError(
-            f"{value!r} is no similarity function of stonnx. Use one of: {', '.join(cls.possible_values())}."
+            f"{value!r} is not a similarity function of stonnx. Use one of: {', '.join(cls.possible_values())}."
         )
 
     @staticmethod

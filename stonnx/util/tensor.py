@@ -27,7 +27,7 @@ def normalize_embeddings(embeddings: Embeddings) -> Any:
         sparse input gives a ``csr_array``, a tensor a tensor of the same layout.
 
     Raises:
-        InvalidArgumentError: The values are no real numbers.
+        InvalidArgumentError: The values are not real numbers.
 
     Example:
         >>> import numpy as np
@@ -94,7 +94,7 @@ def select_max_active_dims(embeddings: Embeddings, max_active_dims: int | None) 
         A scipy sparse input gives a ``csr_array``, a tensor a tensor of the same layout.
 
     Raises:
-        InvalidArgumentError: ``max_active_dims`` is below 1, or the values are no real numbers.
+        InvalidArgumentError: ``max_active_dims`` is below 1, or the values are not real numbers.
 
     Example:
         >>> import numpy as np

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stonnx import BundleError, BundleFormatError, BundleIntegrityError, InvalidArgumentError, SentenceTransformer
-from stonnx._bundle.integrity import hash_files, verify_files
+from stonnx._bundle.integrity import check_files, hash_files
 from stonnx._bundle.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Fidelity,
     Manifest,
-    Module,
+    ModuleSpec,
     Route,
     Source,
     TensorSpec,
@@ -65,7 +65,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         task="embedding",
         source=Source("模型/model", None, "ab" * 32),
         architecture="bert",
-        modules=(Module("Transformer", {"max_seq_length": 256}), Module("Normalize")),
+        modules=(ModuleSpec("Transformer", {"max_seq_length": 256}), ModuleSpec("Normalize")),
         routes={"default": route},
         precision="float32",
         recipe="fp32",
@@ -113,7 +113,7 @@ def change(directory: Path, path: str, value: Any) -> None:
 
 def test_round_trip(bundle: Path, tmp_path: Path) -> None:
     manifest = read_manifest(bundle)
-    verify_files(bundle, manifest)
+    check_files(bundle, manifest)
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
     assert (tmp_path / MANIFEST_NAME).read_bytes() == (bundle / MANIFEST_NAME).read_bytes()
@@ -169,7 +169,7 @@ def test_not_json(own: Path, content: bytes) -> None:
 )
 def test_json_that_is_no_manifest(own: Path, content: str) -> None:
     (own / MANIFEST_NAME).write_text(content, encoding="utf-8")
-    with pytest.raises(BundleFormatError, match="is no stonnx manifest: it has no schema_version"):
+    with pytest.raises(BundleFormatError, match="is not a stonnx manifest: it has no schema_version"):
         read_manifest(own)
 
 
@@ -199,7 +199,7 @@ def field_names(kind: Any, prefix: str = "") -> list[str]:
         *field_names(Route, "routes.default."),
         *field_names(TokenizerSpec, "routes.default.tokenizer."),
         *field_names(TensorSpec, "routes.default.outputs.0."),
-        *field_names(Module, "modules.0."),
+        *field_names(ModuleSpec, "modules.0."),
         *field_names(Fidelity, "fidelity."),
     ],
 )
@@ -305,7 +305,7 @@ def test_names_outside_the_bundle(own: Path, place: str, name: str) -> None:
         change(own, "files", data["files"] | {name: data["files"]["model.onnx"]})
     else:
         change(own, place, name)
-    with pytest.raises(BundleFormatError, match="which is no file directly inside the bundle") as error:
+    with pytest.raises(BundleFormatError, match="which is not a file directly inside the bundle") as error:
         read_manifest(own)
     assert repr(name) in str(error.value)
 
@@ -316,7 +316,7 @@ def test_unusual_names_are_allowed(own: Path) -> None:
         data = json.loads((own / MANIFEST_NAME).read_text(encoding="utf-8"))
         (own / name).write_bytes(FILES["model.onnx"])
         change(own, "files", data["files"] | {name: data["files"]["model.onnx"]})
-        verify_files(own, read_manifest(own))
+        check_files(own, read_manifest(own))
 
 
 def test_a_graph_without_a_hash(own: Path) -> None:
@@ -372,7 +372,7 @@ def test_damaged_files(own: Path, damage: Callable[[Path], None], message: str, 
     manifest = read_manifest(own)
     damage(own / name)
     with pytest.raises(BundleIntegrityError) as error:
-        verify_files(own, manifest)
+        check_files(own, manifest)
     assert str(error.value).startswith(str(own / name))
     assert message in str(error.value)
     assert "Copy the bundle again" in str(error.value)
@@ -386,12 +386,12 @@ def test_a_directory_in_place_of_a_file(own: Path) -> None:
     data["files"]["model.onnx"]["size"] = (own / "model.onnx").stat().st_size
     change(own, "files", data["files"])
     with pytest.raises(BundleIntegrityError, match="cannot be read: "):
-        verify_files(own, read_manifest(own))
+        check_files(own, read_manifest(own))
 
 
 def test_links_as_in_the_hub_cache_are_fine(bundle: Path, tmp_path: Path) -> None:
     linked = shutil.copytree(bundle, tmp_path / "linked", copy_function=os.symlink)
-    verify_files(linked, read_manifest(linked))
+    check_files(linked, read_manifest(linked))
 
 
 def test_loading_checks_the_files(own: Path) -> None:
@@ -487,5 +487,5 @@ def test_mutations_load_or_raise_a_bundle_error(
     (directory / MANIFEST_NAME).write_bytes(text)
     with contextlib.suppress(BundleError):
         manifest = read_manifest(directory)
-        verify_files(directory, manifest)
+        check_files(directory, manifest)
         assert set(manifest.files) <= set(FILES)

@@ -205,16 +205,16 @@ def test_a_replacement_between_hashing_and_loading(
     directory: Path, replace: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = SentenceTransformer(directory).encode(TEXTS)
-    verify = HeldFile.verify
+    check = HeldFile.check
     left = ["tokenizer.json"]
 
-    def verify_and_replace(file: HeldFile) -> None:
-        verify(file)
+    def check_and_replace(file: HeldFile) -> None:
+        check(file)
         if file.path.name in left:  # the last one
             left.clear()
             replace(directory)
 
-    monkeypatch.setattr(HeldFile, "verify", verify_and_replace)
+    monkeypatch.setattr(HeldFile, "check", check_and_replace)
     try:
         found = SentenceTransformer(directory).encode(TEXTS)
     except BundleIntegrityError:

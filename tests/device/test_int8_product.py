@@ -162,7 +162,7 @@ class TestOnAnEmulatedCpu:
             pytest.skip("this machine's own CPU saturates, so it has no right vectors to compare with")
         monkeypatch.setenv("STONNX_HOME", str(tmp_path))
         # It replaces what would refuse the saturated vectors; that must be back for other tests.
-        monkeypatch.setattr(probe, "check", probe.check)
+        monkeypatch.setattr(probe, "run_probe", probe.run_probe)
         monkeypatch.setattr(session_module, "products_saturate", session_module.products_saturate)
         found = emulated_cpu.compare("Haswell", minilm_int8_bundle)
         chosen, forced = found["chosen"], found["full-range"]

@@ -642,7 +642,7 @@ def test_errors_of_a_stream(bundle: Path) -> None:
     model = with_limits(SideBySide, stream_texts=10)(bundle, threads=2)
     texts: list[Any] = [f"bread {index}" for index in range(30)]
     texts[23] = None
-    with pytest.raises(TypeError, match="Input 3 is no text but None") as error:
+    with pytest.raises(TypeError, match="Input 3 is not a text but None") as error:
         list(model.encode_stream(texts))
     assert error.value.index == 23  # type: ignore[attr-defined]
     assert error.value.__notes__ == ["Its index is counted from input 20 of the stream."]

@@ -40,13 +40,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The task of every probe that is run from now on, once for each route."""
     tasks: list[str] = []
-    original = probe_module.run
+    original = probe_module.outputs_of
 
     def run(route: Any, task: str, texts: Any) -> np.ndarray:
         tasks.append(task)
         return original(route, task, texts)
 
-    monkeypatch.setattr(probe_module, "run", run)
+    monkeypatch.setattr(probe_module, "outputs_of", run)
     return tasks
 
 
@@ -327,7 +327,7 @@ class TestOtherVectors:
         error = np.array([[1], [-1], [-1], [1]], dtype=np.float32)
         assert probe_module._closeness("rerank", varying, varying + error) > 0.99
         assert probe_module._closeness("rerank", near, near + error) < 0.9
-        # A shift of all is no change of their order, but their activation shows it.
+        # A shift of all is not a change of their order, but their activation shows it.
         assert probe_module._closeness("rerank", varying, varying + 6) < 0.9
 
     def test_logits_that_are_all_the_same(self) -> None:
@@ -341,14 +341,14 @@ class TestOtherVectors:
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_numbers_that_are_none(self, bundle: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
         """A broken provider gives these."""
-        original = probe_module.run
+        original = probe_module.outputs_of
 
         def broken(*arguments: Any) -> np.ndarray:
             result = original(*arguments)
             result[1, 2] = value
             return result
 
-        monkeypatch.setattr(probe_module, "run", broken)
+        monkeypatch.setattr(probe_module, "outputs_of", broken)
         with pytest.raises(ProbeError, match="cosine nan"):
             load(bundle)
 
@@ -525,14 +525,14 @@ class TestDamage:
                     damaged[place:place] = rng.randbytes(rng.randrange(1, 9))
             monkeypatch.setattr(Bundle, "read", lambda *_, damaged=bytes(damaged): damaged)
             try:
-                probe_module.check(engine.bundle, engine.named_routes)
+                probe_module.run_probe(engine.bundle, engine.named_routes)
                 outcomes.append("passed")
             except (BundleFormatError, ProbeError) as error:
                 outcomes.append(type(error).__name__)
         assert outcomes.count("BundleFormatError") > 150
 
     def test_damage_inside_of_a_compressed_array(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """zlib has an error of its own, which is no ValueError."""
+        """zlib has an error of its own, which is not a ValueError."""
 
         def fail(*_: Any, **__: Any) -> Any:
             raise zlib.error("Error -3 while decompressing data")

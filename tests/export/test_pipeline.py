@@ -22,8 +22,8 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 import stonnx
-from stonnx._bundle.integrity import verify_files
-from stonnx._bundle.manifest import SCHEMA_VERSION, Fidelity, Manifest, Module, read_manifest
+from stonnx._bundle.integrity import check_files
+from stonnx._bundle.manifest import SCHEMA_VERSION, Fidelity, Manifest, ModuleSpec, read_manifest
 from stonnx._disk import create, try_lock
 from stonnx._errors import ExportError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx_export import RECIPES, export, pipeline
@@ -59,7 +59,7 @@ FIDELITY = Fidelity("nothing", 1, 1.0, 1.0, 0.0, 0.0, RECIPES["fp32"].tolerance[
 @pytest.fixture
 def quick(traced_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports of the tiny checkpoint that neither trace nor verify."""
-    monkeypatch.setattr(pipeline, "verify", lambda *arguments, **options: FIDELITY)
+    monkeypatch.setattr(pipeline, "verify_fidelity", lambda *arguments, **options: FIDELITY)
     monkeypatch.setattr(pipeline, "try_bundle", lambda *arguments: None)
 
 
@@ -111,14 +111,14 @@ class TestBundle:
     def test_files(self, tiny_bundle: Path, manifest: Manifest) -> None:
         assert sorted(contents(tiny_bundle)) == FILES
         assert sorted(manifest.files) == ["model.onnx", "probe.npz", "tokenizer.json"]
-        verify_files(tiny_bundle, manifest)
+        check_files(tiny_bundle, manifest)
 
     def test_manifest(self, tiny_checkpoint: Path, tiny_original: Any, manifest: Manifest) -> None:
         assert (manifest.schema_version, manifest.task, manifest.architecture) == (SCHEMA_VERSION, "embedding", "bert")
         assert (manifest.source.name, manifest.source.revision) == ("acme/tiny", None)
         assert manifest.source.weights_sha256 == read_checkpoint(tiny_checkpoint).weights_sha256
         assert [module.type for module in manifest.modules] == ["Transformer", "Pooling", "Normalize"]
-        assert manifest.modules[1] == Module("Pooling", {"modes": ["mean"], "include_prompt": True})
+        assert manifest.modules[1] == ModuleSpec("Pooling", {"modes": ["mean"], "include_prompt": True})
         assert (manifest.precision, manifest.recipe, manifest.requires_cpu_features) == ("float32", "fp32", ())
         assert (manifest.embedding_dimension, manifest.normalized, manifest.truncate_dim) == (32, True, None)
         assert manifest.prompts == {"query": "find: ", "document": ""}
@@ -414,7 +414,7 @@ class TestAllOrNothing:
     ) -> None:
         target = tmp_path / "bundle"
         seen = []
-        monkeypatch.setattr(pipeline, "verify", lambda *_, **__: seen.append(target.exists()) or FIDELITY)
+        monkeypatch.setattr(pipeline, "verify_fidelity", lambda *_, **__: seen.append(target.exists()) or FIDELITY)
         monkeypatch.setattr(pipeline.os, "fsync", lambda _: seen.append(target.exists()))
         export(tiny_checkpoint, target)
         # After the files, their directory, and then the one that the bundle has been renamed in.
@@ -487,7 +487,7 @@ class TestTarget:
             target.mkdir()
             (target / "data.txt").write_text("data")
         before = contents(tmp_path)
-        with pytest.raises(ExportError, match="is no bundle" if overwrite else "exists already"):
+        with pytest.raises(ExportError, match="is not a bundle" if overwrite else "exists already"):
             export(tiny_checkpoint, target, overwrite=overwrite)
         assert contents(tmp_path) == before
 
@@ -535,7 +535,7 @@ class TestTarget:
                 export(tiny_checkpoint, target, name="second")
             return FIDELITY
 
-        monkeypatch.setattr(pipeline, "verify", verify)
+        monkeypatch.setattr(pipeline, "verify_fidelity", verify)
         with pytest.raises(ExportError, match="exists already"):
             export(tiny_checkpoint, target, name="first")
         assert sorted(contents(tmp_path)) == [f"bundle/{name}" for name in FILES]
@@ -545,7 +545,9 @@ class TestTarget:
         self, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         target = tmp_path / "bundle"
-        monkeypatch.setattr(pipeline, "verify", lambda *_, **__: shutil.copytree(tiny_bundle, target) and FIDELITY)
+        monkeypatch.setattr(
+            pipeline, "verify_fidelity", lambda *_, **__: shutil.copytree(tiny_bundle, target) and FIDELITY
+        )
         with pytest.raises(ExportError, match="exists already"):
             export(tiny_checkpoint, target)
         assert contents(target) == contents(tiny_bundle)
@@ -599,7 +601,7 @@ def verify(*arguments, **options):
     return Fidelity("nothing", 1, 1.0, 1.0, 0.0, 0.0, arguments[-1])
 
 load._load_original = lambda checkpoint: FromFile()
-pipeline.verify = verify
+pipeline.verify_fidelity = verify
 pipeline.try_bundle = lambda *arguments: None
 sys.exit(cli.main(["export", *arguments, "--quiet"]))
 """
@@ -656,7 +658,7 @@ class TestOtherProcesses:
         assert "Traceback" not in message
         assert sorted(contents(tmp_path)) == [f"bundle/{name}" for name in FILES]
         assert read_manifest(target).source.name == "fast"
-        verify_files(target, read_manifest(target))
+        check_files(target, read_manifest(target))
 
     @pytest.mark.usefixtures("quick")
     def test_killed(self, tiny_checkpoint: Path, tmp_path: Path, verifying: Any) -> None:
@@ -670,7 +672,7 @@ class TestOtherProcesses:
         assert partial.startswith(".bundle.partial-")
         export(tiny_checkpoint, target)
         assert sorted(contents(tmp_path)) == [f"bundle/{name}" for name in FILES]
-        verify_files(target, read_manifest(target))
+        check_files(target, read_manifest(target))
 
     def test_killed_while_overwriting(self, tiny_bundle: Path, old_bundle: Path, verifying: Any) -> None:
         before = contents(old_bundle)
@@ -678,7 +680,7 @@ class TestOtherProcesses:
             process.send_signal(signal.SIGKILL)
             process.wait(60)
         assert contents(old_bundle) == before
-        verify_files(old_bundle, read_manifest(old_bundle))
+        check_files(old_bundle, read_manifest(old_bundle))
 
     def test_interrupted(self, tmp_path: Path, verifying: Any) -> None:
         with verifying(tmp_path / "bundle") as process:

@@ -66,7 +66,7 @@ def test_the_models_of_the_guide() -> None:
 
 
 @pytest.mark.parametrize("model", GUIDE.models, ids=lambda model: model.name)
-def test_every_row_is_complete(model: guide.Model) -> None:
+def test_every_row_is_complete(model: guide.GuideModel) -> None:
     vectors = (model.dimension, model.similarity, model.normalized)
     assert (None in vectors) == (model.task == "rerank")
     assert model.max_seq_length in (128, 256, 384, 512)
@@ -469,7 +469,7 @@ def test_what_is_no_guide(text: str) -> None:
 
 
 def test_the_data_is_frozen() -> None:
-    for kind in (guide.Guide, guide.Model, guide.Use, guide.Figure, guide.Query, guide.Answer):
+    for kind in (guide.Guide, guide.GuideModel, guide.Use, guide.Figure, guide.Query, guide.Answer):
         assert dataclasses.fields(kind)
         assert kind.__dataclass_params__.frozen
     assert set(GUIDE.sources) == {

@@ -38,7 +38,7 @@ def test_a_bundle_on_the_hub_is_downloaded_once_and_works_offline(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nobody/nothing", "{}", "nobody/nothing is no directory here"),
+        ("nobody/nothing", "{}", "nobody/nothing is not a directory here"),
         ("nobody/nothing", "{'local_files_only': True}", "in the local cache"),
         ("a/b/c", "{}", "no directory here"),
         ("./missing", "{}", "no directory here"),

@@ -376,10 +376,10 @@ def test_of_several_errors_the_first_is_raised(fake_pool: Any) -> None:
 
 def test_a_bad_text_is_named_and_the_pool_stays_usable(minilm: Any, pool: Any) -> None:
     texts = [*TEXTS[:9], "half \ud800 of a pair"]
-    with pytest.raises(InvalidInputError, match=r"^Input 9 is no valid Unicode") as error:
+    with pytest.raises(InvalidInputError, match=r"^Input 9 is not valid Unicode") as error:
         minilm.encode(texts, pool=pool, chunk_size=2)
     assert error.value.index == 9
-    with pytest.raises(InvalidInputError, match="Input 1 is no text"):
+    with pytest.raises(InvalidInputError, match="Input 1 is not a text"):
         minilm.encode(["a", None], pool=pool)
     assert minilm.encode(TEXTS[:9], pool=pool).shape == (9, 384)
 
@@ -582,7 +582,7 @@ def test_a_pickled_model_whose_bundle_has_gone_or_changed(
     twin = SentenceTransformer.__new__(SentenceTransformer)
     with pytest.raises(BundleIntegrityError, match="is another bundle than when the model was pickled"):
         twin.__setstate__(state | {"_directory": tmp_path / "bundle"})
-    with pytest.raises(ModelNotFoundError, match=r"is no bundle here\. A pickled model is the path of its bundle"):
+    with pytest.raises(ModelNotFoundError, match=r"is not a bundle here\. A pickled model is the path of its bundle"):
         twin.__setstate__(state | {"_directory": tmp_path})
     twin.__setstate__(state)
     assert twin.info.directory == str(minilm_bundle.resolve())

@@ -274,7 +274,7 @@ def test_truncations_one_in_another(minilm: Any, minilm_original: Any) -> None:
     for model in (minilm, minilm_original):
         with model.truncate_embeddings(8):
             with model.truncate_embeddings(16):
-                # The argument wins, but None is no argument.
+                # The argument wins, but None is not an argument.
                 shapes += [model.encode("text", truncate_dim=width).shape for width in (None, 5, 20)]
             shapes.append(model.encode("text").shape)
             with model.truncate_embeddings(None):
@@ -583,7 +583,7 @@ def test_errors(minilm: Any, minilm_original: Any, name: str) -> None:
     with pytest.raises(StonnxError) as actual:
         SAME_ERRORS[name](minilm)
     assert isinstance(actual.value, builtin_of(expected.value))
-    # An input that is no text is a TypeError by the language's own rules, and a ValueError in the original.
+    # An input that is not a text is a TypeError by the language's own rules, and a ValueError in the original.
     if isinstance(actual.value, InvalidInputError):
         assert isinstance(actual.value, TypeError)
         assert isinstance(actual.value, ValueError)
@@ -677,7 +677,7 @@ def test_trust_remote_code_has_no_effect(minilm_bundle: Path, caplog: pytest.Log
 
 
 class TestDevice:
-    """A model does not move; saying where it is already is no error, since scripts do so."""
+    """A model does not move; saying where it is already is not an error, since scripts do so."""
 
     @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")], ids=["str", "torch"])
     def test_where_it_is(self, minilm: Any, device: Any) -> None:

@@ -29,7 +29,7 @@ OF_MODULE = ("cpu", "cuda", "eval", "train", "half", "float", "bfloat16", "param
 
 
 def public_names(kind: type) -> list[str]:
-    # What PyTorch's own classes bring along is no API of sentence-transformers, unless that overrides it. Looked up
+    # What PyTorch's own classes bring along is not an API of sentence-transformers, unless that overrides it. Looked up
     # late: transformers adds some.
     inherited = set(dir(torch.nn.Sequential))
     own = {name for base in kind.__mro__ if base.__module__.startswith("sentence_transformers") for name in vars(base)}

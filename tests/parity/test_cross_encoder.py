@@ -356,7 +356,7 @@ def test_ranking_refuses_what_gives_no_order(one: stonnx.CrossEncoder, three: st
         three.rank(QUERY, DOCUMENTS)
     with pytest.raises(TypeError, match="single str"):
         one.rank(QUERY, "the river")
-    with pytest.raises(stonnx.InvalidInputError, match="Input 1 is no pair") as raised:
+    with pytest.raises(stonnx.InvalidInputError, match="Input 1 is not a pair") as raised:
         one.rank(QUERY, ["the river", None])  # type: ignore[list-item]
     assert raised.value.index == 1
 
@@ -364,13 +364,13 @@ def test_ranking_refuses_what_gives_no_order(one: stonnx.CrossEncoder, three: st
 @pytest.mark.parametrize(
     ("inputs", "index", "message"),
     [
-        ("a", None, r"The input is no pair of texts but str \('a'\)"),
+        ("a", None, r"The input is not a pair of texts but str \('a'\)"),
         (3, None, "but int"),
         (("a",), None, "a tuple of 1"),
         (["a", "b", "c"], None, "a list of 3"),
         (["a", None], None, "as its second text"),
         (zip(["a"], ["b"], strict=True), None, r"list\(zip\(queries, documents\)\)"),
-        ([("a", "b"), "c"], 1, r"Input 1 is no pair of texts but str \('c'\)"),
+        ([("a", "b"), "c"], 1, r"Input 1 is not a pair of texts but str \('c'\)"),
         ([("a", "b"), ("c", "d", "e")], 1, "a tuple of 3"),
         ([("a", "b"), ("c", "d"), (None, "f")], 2, r"has NoneType \(None\) as its first text"),
         ([("a", "b"), ("c", float("nan"))], 1, "has float"),

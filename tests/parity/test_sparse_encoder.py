@@ -20,7 +20,7 @@ from toy_bundles import VOCABULARY, sparse_graph, toy_table, wide_sparse_graph, 
 from toy_networks import sparse_network
 
 import stonnx
-from stonnx._bundle.manifest import Module
+from stonnx._bundle.manifest import ModuleSpec
 from stonnx._results.sparse import SparseRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant", "ignore:Sparse CSR")
@@ -212,7 +212,7 @@ def test_max_active_dims_must_be_a_positive_integer(bundle: Path, model: stonnx.
 
 
 def test_an_auto_encoder_gives_no_more_than_its_k(directory: Path) -> None:
-    modules = (Module("Transformer"), Module("SparseAutoEncoder", {"k": 4}))
+    modules = (ModuleSpec("Transformer"), ModuleSpec("SparseAutoEncoder", {"k": 4}))
     path = write_bundle(directory / "csr", {"default": sparse_graph(DOCUMENT_TABLE)}, modules=modules, **FACTS)
     model = stonnx.SparseEncoder(path)
     assert model.max_active_dims == 4
@@ -442,7 +442,7 @@ def test_facts_of_the_model(model: stonnx.SparseEncoder, original: Any) -> None:
 
 
 def test_errors_of_a_call(model: stonnx.SparseEncoder) -> None:
-    with pytest.raises(TypeError, match="Input 1 is no text") as raised:
+    with pytest.raises(TypeError, match="Input 1 is not a text") as raised:
         model.encode(["a", None])
     assert getattr(raised.value, "index", None) == 1
     with pytest.raises(ValueError, match="does not take the argument normalize_embeddings"):

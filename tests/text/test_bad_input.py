@@ -72,7 +72,7 @@ NESTED: dict[str, tuple[Any, str]] = {
     "a pair of bytes": ((b"a", b"b"), "tuple ((b'a', b'b'))"),
 }
 
-# Many texts that are no list, tuple or array of strings. The original refuses them too.
+# Many texts that are not list, tuple or array of strings. The original refuses them too.
 COLLECTIONS: dict[str, Callable[[], Any]] = {
     "set": lambda: {"a", "b"},
     "generator": lambda: (text for text in "ab"),
@@ -94,12 +94,12 @@ def test_no_text(minilm: Any, name: str) -> None:
     value, found, remedy = NO_TEXT[name]
     with pytest.raises(InvalidInputError) as error:
         minilm.encode(value)
-    assert str(error.value).startswith(f"The input is no text but {found}. {ALLOWED} {remedy}")
+    assert str(error.value).startswith(f"The input is not a text but {found}. {ALLOWED} {remedy}")
     assert error.value.index is None
     for texts in (["a", "b", value], ("a", ("b", "c"), value, None), np.array(["a", "b", value], dtype=object)):
         with pytest.raises(InvalidInputError) as error:
             minilm.encode(texts)
-        assert str(error.value).startswith(f"Input 2 is no text but {found}. {ALLOWED} {remedy}")
+        assert str(error.value).startswith(f"Input 2 is not a text but {found}. {ALLOWED} {remedy}")
         assert error.value.index == 2
 
 
@@ -108,7 +108,7 @@ def test_lists_in_lists(minilm: Any, name: str) -> None:
     value, found = NESTED[name]
     with pytest.raises(InvalidInputError) as error:
         minilm.encode([["a", "pair"], value])
-    assert str(error.value) == f"Input 1 is no text but {found}. {ALLOWED} {PARTS}"
+    assert str(error.value) == f"Input 1 is not a text but {found}. {ALLOWED} {PARTS}"
     assert error.value.index == 1
 
 
@@ -117,10 +117,10 @@ def test_collections_that_are_no_list(minilm: Any, name: str) -> None:
     value = COLLECTIONS[name]()
     with pytest.raises(InvalidInputError) as error:
         minilm.encode(value)
-    assert str(error.value).startswith(f"The input is no text but {type(value).__name__} (")
+    assert str(error.value).startswith(f"The input is not a text but {type(value).__name__} (")
     assert str(error.value).endswith(f"). {ALLOWED} {LIST}")
     assert error.value.index is None
-    with pytest.raises(InvalidInputError, match=f"^Input 1 is no text but {type(value).__name__}") as error:
+    with pytest.raises(InvalidInputError, match=f"^Input 1 is not a text but {type(value).__name__}") as error:
         minilm.encode(["a", COLLECTIONS[name]()])
     assert error.value.index == 1
 
@@ -135,7 +135,7 @@ def test_a_long_value_is_not_in_the_message(minilm: Any) -> None:
 def test_a_prompt_that_is_no_text(minilm: Any, prompt: Any) -> None:
     with pytest.raises(InvalidInputError) as error:
         minilm.encode(["a"], prompt=prompt)
-    assert str(error.value).startswith(f"The prompt is no text but {type(prompt).__name__} ({prompt!r}).")
+    assert str(error.value).startswith(f"The prompt is not a text but {type(prompt).__name__} ({prompt!r}).")
     assert error.value.index is None
 
 
@@ -153,7 +153,7 @@ LONE = "\ud800"
         ({"text": ("a", f"b{LONE}")}, None, 1),
         ([f"é{LONE}"], 0, 1),
         ([("a", "b"), ("a", f"bc{LONE}d")], 1, 2),
-        # Two halves beside each other are no character either: UTF-8 has none of them.
+        # Two halves beside each other are not character either: UTF-8 has none of them.
         (["a", "\ud83d\ude00"], 1, 0),
         ([*MANY[:2100], f"x{LONE}", *MANY[2100:], LONE], 2100, 1),
     ],
@@ -167,7 +167,7 @@ def test_lone_surrogates(
     with pytest.raises(InvalidInputError, match="half of a surrogate pair") as error:
         minilm.encode(inputs, prompt=prompt, output_value=output_value)
     where = "The input" if index is None else f"Input {index}"
-    assert str(error.value).startswith(f"{where} is no valid Unicode: ")
+    assert str(error.value).startswith(f"{where} is not valid Unicode: ")
     assert f"at character {character} " in str(error.value)
     assert "text.encode('utf-8', 'replace').decode()" in str(error.value)
     assert error.value.index == index
@@ -175,7 +175,7 @@ def test_lone_surrogates(
 
 def test_a_lone_surrogate_in_the_prompt(minilm: Any) -> None:
     for output_value in ("sentence_embedding", None):
-        with pytest.raises(InvalidInputError, match=r"^The prompt is no valid Unicode") as error:
+        with pytest.raises(InvalidInputError, match=r"^The prompt is not valid Unicode") as error:
             minilm.encode(["a", "b"], prompt=LONE, output_value=output_value)
         assert error.value.index is None
 
@@ -285,7 +285,9 @@ def test_paths_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("STONNX_HOME", str(tmp_path / "cache"))
     # An empty name must not become the working directory, even where that is a model.
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ModelNotFoundError, match="is no directory here, and no Hub id of the form organization/name"):
+    with pytest.raises(
+        ModelNotFoundError, match="is not a directory here, and not a Hub id of the form organization/name"
+    ):
         SentenceTransformer(name)
 
 
@@ -296,7 +298,7 @@ def test_names_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest
         SentenceTransformer(name, local_files_only=True, cache_folder=str(tmp_path))
     assert isinstance(error.value, ModelNotFoundError)
     full_name = name if "/" in name else f"sentence-transformers/{name}"
-    assert str(error.value).startswith(f"{full_name} is no directory here, and was not found in the local cache: ")
+    assert str(error.value).startswith(f"{full_name} is not a directory here, and was not found in the local cache: ")
     assert "stonnx export MODEL -o DIRECTORY" in str(error.value)
 
 

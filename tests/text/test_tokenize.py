@@ -231,7 +231,7 @@ def test_tokenizers_that_cannot_be_trusted(change: str) -> None:
 
 
 def test_letters_that_join_a_space() -> None:
-    """The letters of Unicode's property Prepend that count as alphanumeric are no places to cut."""
+    """The letters of Unicode's property Prepend that count as alphanumeric are not places to cut."""
     letters = [chr(code) for code in (0x0D4E, 0x111C2, 0x1193F, 0x11A3A, 0x11D46, 0x11F02)]
     for letter in letters:
         assert long_texts_module.beginning(f"word and{letter} {'x' * 500}", 2) == "word"

@@ -126,14 +126,14 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ExportError(f"The checkpoint lacks {path}.") from None
     except ValueError as error:
-        raise ExportError(f"{path} is no readable JSON: {error}") from error
+        raise ExportError(f"{path} is not readable JSON: {error}") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file of the checkpoint that holds an object, as settings do."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ExportError(f"{path} is no JSON object.")
+        raise ExportError(f"{path} is not JSON object.")
     return value
 
 

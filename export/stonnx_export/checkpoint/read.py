@@ -113,13 +113,13 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
         trust: Modules may be code of the repository. None: they may not.
 
     Raises:
-        ModelNotFoundError: It is no checkpoint.
+        ModelNotFoundError: It is not a checkpoint.
         UnsupportedError: It has a module, or a setting of one, that cannot become part of the graph; named.
         ExportError: One of its files is damaged.
     """
     _refuse_adapter(directory)
     if not any((directory / name).is_file() for name in ("modules.json", "config.json")):
-        raise ModelNotFoundError(f"{directory} is no checkpoint: it has neither modules.json nor config.json.")
+        raise ModelNotFoundError(f"{directory} is not a checkpoint: it has neither modules.json nor config.json.")
     raw = raw_settings(directory)
     found = _read_routes(directory, trust is not None)
     routes, default_route, folders = found.chains, found.default or next(iter(found.chains)), found.folders
@@ -198,7 +198,7 @@ def _read_routes(directory: Path, trusted: bool) -> _Routes:
         return _Routes({DEFAULT_ROUTE: chain}, {DEFAULT_ROUTE: directory})
     entries = read_json(modules_file)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ExportError(f"{modules_file} is no list of modules.")
+        raise ExportError(f"{modules_file} is not a list of modules.")
     rows = [(str(entry.get("type", "")), str(entry.get("path", ""))) for entry in entries]
     if rows and rows[0][0].rpartition(".")[2] in ROUTERS:
         with damage_named(directory / rows[0][1]):

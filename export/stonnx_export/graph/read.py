@@ -52,7 +52,7 @@ def constant_number(value: ir.Value | None) -> float | None:
 
 
 def only_use(value: ir.Value) -> ir.Node | None:
-    """The node that reads a value, where nothing else does and it is no output of the graph."""
+    """The node that reads a value, where nothing else does and it is not an output of the graph."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 

@@ -216,8 +216,8 @@ class OnnxOriginal:
                 )
                 return dataclasses.replace(checkpoint, routes={DEFAULT_ROUTE: chain})
         raise UnsupportedError(
-            f"{checkpoint.directory} has no modules.json, and the sentence_embedding of its ONNX file is no pooling of "
-            f"the tokens, with or without normalization. {_COPY}"
+            f"{checkpoint.directory} has no modules.json, and the sentence_embedding of its ONNX file is not a pooling "
+            f"of the tokens, with or without normalization. {_COPY}"
         )
 
 

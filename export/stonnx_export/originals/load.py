@@ -71,7 +71,7 @@ def find_checkpoint(
     if path.is_file():
         raise ModelNotFoundError(f"{name} is a file. Pass the directory of the checkpoint.")
     if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise ModelNotFoundError(f"{name!r} is no directory here, and no Hub id of the form organization/name.")
+        raise ModelNotFoundError(f"{name!r} is not a directory here, and not a Hub id of the form organization/name.")
     full = full_name(name, task or "embedding")
     return download(full, revision, token, cache_folder, local_files_only, onnx=onnx, code=code)
 

@@ -93,7 +93,7 @@ def pooling(module: modules.Pooling, tokens: npt.NDArray[Any], mask: _Mask, prom
 def _pool(module: modules.Pooling, tokens: _Array, real: npt.NDArray[np.bool_], prompt_length: int) -> _Array:
     """One text: [S, H] to [modes x H]."""
     position = np.arange(len(tokens))
-    # Tokens are counted from the first one that is no padding; without any, all of them are padding.
+    # Tokens are counted from the first one that is not padding; without any, all of them are padding.
     start = int(real.argmax())
     used = real if module.include_prompt else real & (position >= start + prompt_length)
     none = not used.any()

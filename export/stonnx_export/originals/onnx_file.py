@@ -142,7 +142,8 @@ def _load(path: Path) -> ir.Model:
         model = ir.load(path)
     except Exception as error:  # protobuf's errors, and those of onnx-ir for what protobuf lets pass
         raise ExportError(
-            f"{path} is no readable ONNX file: {error} It may be incomplete, or a Git LFS pointer: download it again."
+            f"{path} is not a readable ONNX file: {error} It may be incomplete, or a Git LFS pointer: download it "
+            "again."
         ) from error
     graph = model.graph
     if not list(graph.outputs):

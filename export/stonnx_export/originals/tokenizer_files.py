@@ -62,7 +62,7 @@ def read_tokenizer(folder: Path, first: Module) -> TokenizerFiles:
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exception
-        raise ExportError(f"{file} is no tokenizer that the tokenizers package can read: {error}") from error
+        raise ExportError(f"{file} is not a tokenizer that the tokenizers package can read: {error}") from error
     if isinstance(first, StaticEmbedding):
         return TokenizerFiles(bare_tokenizer(backend), False)
     settings, config = _read_settings(folder), _read_optional(folder / "config.json")

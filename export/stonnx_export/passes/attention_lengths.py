@@ -161,7 +161,7 @@ def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
             options,
             providers=["CPUExecutionProvider"],
         )
-    except Exception:  # what cannot run on its own is no padding mask
+    except Exception:  # what cannot run on its own is not padding mask
         return None
     probes = _probes(part)
     if max(map(max, probes)) > _WIDEST:
@@ -204,5 +204,5 @@ def _probes(part: ir.Graph) -> list[tuple[int, ...]]:
     integers = [array for array in arrays if array.dtype.kind in "iu" and array.size]
     numbers = {abs(int(number)) for array in integers for number in (array.min(), array.max())}
     longest = max(map(max, _PROBES))
-    # Larger ones are no lengths: the tracer writes the end of an open slice as the largest integer.
+    # Larger ones are not lengths: the tracer writes the end of an open slice as the largest integer.
     return [*_PROBES, *((number + 2,) for number in sorted(numbers) if longest <= number + 1 < 2**31)]

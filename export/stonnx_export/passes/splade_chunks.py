@@ -34,7 +34,7 @@ def run(model: ir.Model) -> PassResult:
         table = transpose.inputs[0] if transpose is not None else None
         states = multiply.inputs[0] if multiply is not None else None
         if states is None or table is None or table.const_value is None or bias is None or bias.const_value is None:
-            declined.append(f"{node.name}: its logits are no product with a constant table")
+            declined.append(f"{node.name}: its logits are not a product with a constant table")
             continue
         vocabulary = table.const_value.shape[0]
         if not isinstance(vocabulary, int) or vocabulary <= CHUNK:

@@ -22,7 +22,7 @@ from stonnx_export.verify.figures import _worst, check, measure, neighbours_over
 _PADDINGS = (64, 256)
 
 
-def verify(
+def verify_fidelity(
     engine: Engine,
     original: Original,
     tolerance: Mapping[str, float],

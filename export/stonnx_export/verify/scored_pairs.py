@@ -37,16 +37,16 @@ def read_pairs(file: str | os.PathLike[str]) -> ScoredPairs:
     """Read a CSV file of scored pairs; a first line without a number is a header.
 
     Raises:
-        InvalidArgumentError: It cannot be read, or a line is no scored pair, or there are fewer than ten, or all have
-            the same score.
+        InvalidArgumentError: It cannot be read, or a line is not a scored pair, or there are fewer than ten, or all
+            have the same score.
     """
     try:
-        # Excel marks UTF-8 with a byte order mark, which is no part of the first text.
+        # Excel marks UTF-8 with a byte order mark, which is not part of the first text.
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines)
             rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidArgumentError(f"{file} is no CSV file that can be read: {error}. {_FORMAT}") from error
+        raise InvalidArgumentError(f"{file} is not a CSV file that can be read: {error}. {_FORMAT}") from error
     pairs = []
     for index, (number, row) in enumerate(rows):
         try:
@@ -55,13 +55,13 @@ def read_pairs(file: str | os.PathLike[str]) -> ScoredPairs:
         except ValueError:
             if index > 0:
                 raise InvalidArgumentError(
-                    f"Line {number} of {file} is no scored pair: {row!r:.100}. {_FORMAT}"
+                    f"Line {number} of {file} is not a scored pair: {row!r:.100}. {_FORMAT}"
                 ) from None
             continue
         # Sorting puts NaN behind infinity, so that a missing score would rank as the highest of all.
         if not math.isfinite(pairs[-1][2]):
             raise InvalidArgumentError(
-                f"Line {number} of {file} has the score {score!r}, which is no finite number. Take the line out, or "
+                f"Line {number} of {file} has the score {score!r}, which is not a finite number. Take the line out, or "
                 f"give the pair a score. {_FORMAT}"
             )
     if len(pairs) < _FEWEST:

@@ -38,7 +38,7 @@ def check_target(target: Path, overwrite: bool) -> None:
         if not overwrite:
             raise ExportError(f"{target} exists already. Choose another with -o, or replace it with --overwrite.")
         if not (place / MANIFEST_NAME).is_file():
-            raise ExportError(f"{target} exists and is no bundle, so it is not replaced. Choose another with -o.")
+            raise ExportError(f"{target} exists and is not a bundle, so it is not replaced. Choose another with -o.")
         if is_mount_point(place):
             raise ExportError(
                 f"{target} is a mount point, and the bundle in it cannot be replaced in one step. Export to a new "

@@ -124,7 +124,7 @@ class TestThePass:
             assert 0 < np.abs(values - expected)[real].max() <= 0.03
 
     def test_what_is_computed_from_the_inputs_alone_stays(self) -> None:
-        """Positions beyond 2,048 are no half-precision numbers."""
+        """Positions beyond 2,048 are not half-precision numbers."""
 
         def build(op: GraphBuilder, x: ir.Value) -> ir.Value:
             size = op.Squeeze(op.Shape(x, start=1, end=2), op.vector([0]))

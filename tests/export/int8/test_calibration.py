@@ -140,10 +140,10 @@ class TestFiles:
             pytest.param(b"\n \n\t\n" * 50, "has 0 lines that are not empty", id="blank"),
             pytest.param(b"one line", "has 1 lines that are not empty", id="one line"),
             pytest.param("\n".join(LINES[1:]).encode(), "has 15 lines that are not empty", id="one too few"),
-            pytest.param(bytes(range(256)) * 100, "is no text in UTF-8", id="binary"),
+            pytest.param(bytes(range(256)) * 100, "is not a text in UTF-8", id="binary"),
             pytest.param(b"a\0b\n" * 50, "has NUL characters", id="NUL"),
-            pytest.param("\n".join(LINES).encode("utf-16"), "is no text in UTF-8", id="UTF-16"),
-            pytest.param("\n".join(["größer", *LINES]).encode("latin-1"), "is no text in UTF-8", id="Latin-1"),
+            pytest.param("\n".join(LINES).encode("utf-16"), "is not a text in UTF-8", id="UTF-16"),
+            pytest.param("\n".join(["größer", *LINES]).encode("latin-1"), "is not a text in UTF-8", id="Latin-1"),
         ],
     )
     def test_no_texts(self, tmp_path: Path, content: bytes, message: str) -> None:

@@ -17,7 +17,7 @@ from zoo import ModelRow, build_checkpoint, row
 
 import stonnx
 from stonnx._bundle.bundle import open_bundle
-from stonnx._bundle.integrity import verify_files
+from stonnx._bundle.integrity import check_files
 from stonnx._bundle.manifest import Kernels, Manifest, read_manifest
 from stonnx._device import session as session_module
 from stonnx._engine.engine import Engine
@@ -59,7 +59,7 @@ class Counts:
     blocks: int = 4
 
 
-# Tanh instead of GELU in no model; SwiGLU, whose gate is the product of two products, is no GELU.
+# Tanh instead of GELU in no model; SwiGLU, whose gate is the product of two products, is not a GELU.
 COUNTS = {
     "all-mpnet-base-v2": Counts(2, 4, 4, fuse_attention=2),
     # CLS pooling: the last layer is for the first token.
@@ -196,7 +196,7 @@ class TestModels:
     def test_the_report(self, case: Case) -> None:
         manifest, fidelity = case.manifest, case.manifest.fidelity
         assert (manifest.recipe, manifest.precision, manifest.task) == ("int8", "int8", case.row.task)
-        verify_files(case.bundle, manifest)
+        check_files(case.bundle, manifest)
         assert fidelity is not None
         assert fidelity.tolerance == RECIPES["int8"].tolerance[case.row.task]
         assert fidelity.cosine_mean >= COSINE_MEAN[case.row.task]

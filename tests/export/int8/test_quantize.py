@@ -24,7 +24,7 @@ from small_graphs import VOCABULARY, encoder, nodes_of, run_as_it_is
 from zoo import build_checkpoint, row
 
 import stonnx
-from stonnx._bundle.integrity import verify_files
+from stonnx._bundle.integrity import check_files
 from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._errors import ExportError, FidelityError, InvalidArgumentError
 from stonnx_export import RECIPES, export, pipeline
@@ -259,7 +259,7 @@ class TestMixedPrecision:
         assert manifest.kept == (names[3],)  # the product that reads the hostile neuron
         assert manifest.fidelity.cosine_mean >= 0.99
         assert (manifest.precision, manifest.recipe) == ("int8", "int8")
-        verify_files(bundle, manifest)
+        check_files(bundle, manifest)
         self.assert_kept(bundle, manifest)
         text = "Nothing about this is hostile."
         expected = SentenceTransformer(str(hostile_checkpoint), device="cpu").encode(text)
@@ -440,7 +440,7 @@ def refuse(*arguments, **options):
 
 quantize_products._SMALLEST = 1024
 load._load_original = lambda checkpoint: FromFile()
-pipeline.verify = refuse
+pipeline.verify_fidelity = refuse
 owner = quantize.Quantization if stage == "_errors" else quantize
 setattr(owner, stage, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 export(checkpoint, target, dtype="int8")
@@ -488,7 +488,7 @@ class TestAllOrNothing:
 
     @pytest.mark.parametrize("stage", ["channel_ranges", "_errors"])
     def test_killed(self, hostile_checkpoint: Path, hostile_original: TracedOnce, tmp_path: Path, stage: str) -> None:
-        """What is left behind is hidden, is no bundle, and goes with the next export."""
+        """What is left behind is hidden, is not a bundle, and goes with the next export."""
         ir.save(hostile_original.graph("default"), tmp_path / "traced.onnx")
         folder = tmp_path / "bundles"
         folder.mkdir()

@@ -28,7 +28,7 @@ class TestChoice:
         shutil.copytree(tiny_checkpoint, directory)
         if "torch" not in request.param:
             (directory / "model.safetensors").unlink()
-            # A small module's are no network.
+            # A small module's are not network.
             (directory / "1_Pooling" / "model.safetensors").write_bytes(b"")
         if "onnx" in request.param:
             (directory / "onnx").mkdir()

@@ -222,7 +222,7 @@ def test_other_settings(write: Write) -> None:
     ("name", "content", "error", "message"),
     [
         ("tokenizer.json", None, UnsupportedError, r"no tokenizer\.json.*save_pretrained"),
-        ("tokenizer.json", b"{}", ExportError, r"tokenizer\.json is no tokenizer"),
+        ("tokenizer.json", b"{}", ExportError, r"tokenizer\.json is not a tokenizer"),
         ("tokenizer_config.json", b"[]", ExportError, "must hold a JSON object, found list"),
         ("tokenizer_config.json", b'{"truncation_side": "up"}', ExportError, "'up', allowed are 'left' and 'right'"),
     ],

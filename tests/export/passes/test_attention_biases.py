@@ -26,7 +26,7 @@ def operators(model: ir.Model) -> Counter[str]:
 
 
 def assert_same_tokens(run: Run, feeds: Feeds, before: ir.Model, after: ir.Model) -> None:
-    """Equal outputs, within rounding, for every token that is no padding."""
+    """Equal outputs, within rounding, for every token that is not padding."""
     for lengths in BATCHES:
         batch = feeds(lengths)
         real = batch["attention_mask"] > 0

@@ -69,7 +69,7 @@ def rewritten(bert: ir.Model) -> tuple[ir.Model, PassResult]:
 
 
 def assert_same_tokens(run: Run, before: ir.Model, after: ir.Model, **feeds: np.ndarray) -> None:
-    """Equal outputs for every token that is no padding."""
+    """Equal outputs for every token that is not padding."""
     real = feeds["attention_mask"] > 0
     (expected,), (values,) = run(before, **feeds), run(after, **feeds)
     assert np.isfinite(values).all()
@@ -189,14 +189,14 @@ def keys(op: GraphBuilder, mask: ir.Value) -> ir.Value:
 
 
 def padding(op: GraphBuilder, mask: ir.Value) -> ir.Value:
-    """[B, 1, S, S], True where a key is no padding."""
+    """[B, 1, S, S], True where a key is not padding."""
     batch, width = (op.Shape(mask, start=axis, end=axis + 1) for axis in (0, 1))
     real = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), op.vector([1, 2]))
     return op.Expand(real, op.Concat(batch, op.vector([1]), width, width, axis=0))
 
 
 def additive_padding(op: GraphBuilder, mask: ir.Value) -> ir.Value:
-    """0 where a key is no padding, else the lowest float, as networks without boolean masks have it."""
+    """0 where a key is not padding, else the lowest float, as networks without boolean masks have it."""
     zero, lowest = (op.constant(np.array(x, dtype=np.float32)) for x in (0, np.finfo(np.float32).min))
     return op.Where(padding(op, mask), zero, lowest)
 

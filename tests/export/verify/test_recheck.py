@@ -177,7 +177,7 @@ class TestRefused:
     @pytest.mark.parametrize("name", ["missing", "empty"])
     def test_no_bundle(self, name: str, tmp_path: Path, tiny_checkpoint: Path) -> None:
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ModelNotFoundError, match=f"{name} is no bundle: it has no stonnx.json"):
+        with pytest.raises(ModelNotFoundError, match=f"{name} is not a bundle: it has no stonnx.json"):
             verify_bundle(tmp_path / name, tiny_checkpoint)
 
     def test_no_checkpoint(self, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ class TestFiles:
     @pytest.mark.parametrize("line", ["a,b,high", "a,b", "a,b,1,2", "a;b;1", "a,b,"])
     def test_lines_that_are_no_pair(self, line: str, write: Write) -> None:
         with pytest.raises(
-            InvalidArgumentError, match=r"Line 4 of .*pairs\.csv is no scored pair: .*sentence1,sentence2"
+            InvalidArgumentError, match=r"Line 4 of .*pairs\.csv is not a scored pair: .*sentence1,sentence2"
         ):
             read_pairs(write([*LINES[:3], line, *LINES[3:]]))
 
@@ -75,8 +75,8 @@ class TestFiles:
             pytest.param(b"", "has 0 scored pairs; at least 10", id="empty"),
             pytest.param(b"sentence1,sentence2,score\n", "has 0 scored pairs", id="a header alone"),
             pytest.param("\n".join(LINES[:9]).encode(), "has 9 scored pairs", id="nine"),
-            pytest.param(b"\xff\xfe\x00a,b,1\n" * 20, "is no CSV file that can be read", id="binary"),
-            pytest.param(b'"' + b"a" * 200_000 + b"\n", "is no CSV file that can be read", id="an open quote"),
+            pytest.param(b"\xff\xfe\x00a,b,1\n" * 20, "is not a CSV file that can be read", id="binary"),
+            pytest.param(b'"' + b"a" * 200_000 + b"\n", "is not a CSV file that can be read", id="an open quote"),
             pytest.param(b"a,b,1\n" * 20, "All pairs of .* have the score 1, so there is no order", id="one score"),
         ],
     )
@@ -85,7 +85,9 @@ class TestFiles:
             read_pairs(write(content))
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(InvalidArgumentError, match=r"missing\.csv is no CSV file that can be read: .*No such file"):
+        with pytest.raises(
+            InvalidArgumentError, match=r"missing\.csv is not a CSV file that can be read: .*No such file"
+        ):
             read_pairs(tmp_path / "missing.csv")
 
 
@@ -167,7 +169,7 @@ class TestDrop:
     def test_a_similarity_that_stonnx_has_not(self, bundle: Callable[..., Any]) -> None:
         pairs, first, second = pairs_of()
         model = model_of(pairs, first, second)
-        with pytest.raises(InvalidArgumentError, match="'hamming' is no similarity function of stonnx"):
+        with pytest.raises(InvalidArgumentError, match="'hamming' is not a similarity function of stonnx"):
             spearman_drop(bundle(model, similarity="hamming"), model, pairs)
 
     def test_each_side_takes_its_route(self, bundle: Callable[..., Any]) -> None:

@@ -326,7 +326,7 @@ class TestVerify:
         return Engine(open_bundle(tiny_bundle), threads=1)
 
     def test_the_right_original(self, engine: Engine, tiny_original: TorchOriginal) -> None:
-        fidelity = compare.verify(engine, tiny_original, self.TOLERANCE)
+        fidelity = compare.verify_fidelity(engine, tiny_original, self.TOLERANCE)
         assert fidelity.compared_with == tiny_original.name
         assert fidelity.texts == len(verification_texts(40, 2)) + len(sentences()) + 2 * self.CALLED
         assert fidelity.tolerance == self.TOLERANCE
@@ -345,7 +345,7 @@ class TestVerify:
 
         monkeypatch.setattr(tiny_original, "outputs", counted)
         known: dict[str, np.ndarray] = {}
-        reports = [compare.verify(engine, tiny_original, self.TOLERANCE, known=known) for _ in range(2)]
+        reports = [compare.verify_fidelity(engine, tiny_original, self.TOLERANCE, known=known) for _ in range(2)]
         assert reports[0] == reports[1]
         assert reports[0].texts == len(verification_texts(40, 2)) + 128 + 2 * self.CALLED
         assert calls == [reports[0].texts - 2 * self.CALLED]
@@ -360,7 +360,7 @@ class TestVerify:
         expected[len(verification_texts(40, 2)) - 3, 5] += 2e-5
         monkeypatch.setattr(tiny_original, "outputs", lambda route, texts: expected)
         with pytest.raises(FidelityError, match="max_abs_difference 2e-05"):
-            compare.verify(engine, tiny_original, self.TOLERANCE)
+            compare.verify_fidelity(engine, tiny_original, self.TOLERANCE)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -380,7 +380,7 @@ class TestVerify:
         ids = tiny_original.token_ids
         monkeypatch.setattr(tiny_original, "token_ids", lambda *arguments: change(ids(*arguments)))
         with pytest.raises(FidelityError, match=f"tokenizer differs.*{message}"):
-            compare.verify(engine, tiny_original, self.TOLERANCE)
+            compare.verify_fidelity(engine, tiny_original, self.TOLERANCE)
 
     def test_only_a_text_beyond_the_limit_differs(
         self, engine: Engine, tiny_original: TorchOriginal, monkeypatch: pytest.MonkeyPatch
@@ -394,7 +394,7 @@ class TestVerify:
 
         monkeypatch.setattr(tiny_original, "token_ids", from_the_left)
         with pytest.raises(FidelityError, match="tokenizer differs"):
-            compare.verify(engine, tiny_original, self.TOLERANCE)
+            compare.verify_fidelity(engine, tiny_original, self.TOLERANCE)
 
     @pytest.mark.needs("sentence-transformers", "6", "limits for tasks")
     @pytest.mark.parametrize("task", ["query", "document"])
@@ -405,7 +405,7 @@ class TestVerify:
         changed = with_settings(tiny_checkpoint, tmp_path, {f"{task}_length": 8})
         monkeypatch.setattr(module_files, "_REFUSED_TRANSFORMER_SETTINGS", ())
         with pytest.raises(FidelityError, match=f"differs from the original's for the {task} .* instead of 8"):
-            compare.verify(engine, TorchOriginal(read_checkpoint(changed)), self.TOLERANCE)
+            compare.verify_fidelity(engine, TorchOriginal(read_checkpoint(changed)), self.TOLERANCE)
 
     @pytest.mark.parametrize("task", ["query", "document"])
     def test_another_prompt(
@@ -413,7 +413,7 @@ class TestVerify:
     ) -> None:
         monkeypatch.setitem(tiny_original._model.prompts, task, "look up: ")
         with pytest.raises(FidelityError, match="lowest cosine"):
-            compare.verify(engine, tiny_original, self.TOLERANCE)
+            compare.verify_fidelity(engine, tiny_original, self.TOLERANCE)
 
     @pytest.mark.parametrize(("ours", "theirs"), [("query", "query"), ("query", "document"), (None, "query")])
     def test_the_default_prompt(
@@ -429,9 +429,9 @@ class TestVerify:
         monkeypatch.setattr(tiny_original._model, "default_prompt_name", theirs)
         if ours != theirs and ours:
             with pytest.raises(FidelityError, match="lowest cosine"):
-                compare.verify(engine, tiny_original, self.TOLERANCE)
+                compare.verify_fidelity(engine, tiny_original, self.TOLERANCE)
             return
-        fidelity = compare.verify(engine, tiny_original, self.TOLERANCE)
+        fidelity = compare.verify_fidelity(engine, tiny_original, self.TOLERANCE)
         extra = (3 if ours else 2) * self.CALLED
         assert fidelity.texts == len(verification_texts(40, 2)) + len(sentences()) + extra
 

@@ -92,7 +92,8 @@ class Workers:
         """Add texts to a request: see :meth:`Queue.add`."""
         with self._condition:
             self._queue.add(request, texts, time.perf_counter(), start)
-            self._condition.notify_all()
+            # Who takes a run wakes the next one if there is more: waking all for one text costs more than it does.
+            self._condition.notify()
 
     def cancel(self, request: Request) -> None:
         """Nobody waits for a request any more."""
@@ -161,6 +162,8 @@ class Workers:
                     run = self._queue.take(time.perf_counter())
                     expired, self._queue.expired = self._queue.expired, []
                     if run is not None or expired:
+                        if self._queue.texts:
+                            self._condition.notify()
                         break
                     self._condition.wait()
                 if self._closed and run is None:
@@ -179,7 +182,8 @@ class Workers:
         with self._condition:
             now = time.perf_counter()
             waiters = self._queue.finish(run, now, failed=failed == len(results))
-            self._condition.notify_all()
+            if self._queue.texts:
+                self._condition.notify()
         done = [
             Done(request, positions, result, error, now)
             for (_, requests), (result, error) in zip(waiters, results, strict=True)

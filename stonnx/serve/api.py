@@ -89,7 +89,9 @@ class Api:
             self.metrics.in_progress.dec()
             self.metrics.request(endpoint.path, call, code, started)
             self.tracing.end(span, call, code)
-            self._log(endpoint.method, request, call, code, started, self.tracing.trace_id(span, request.headers))
+            # Probes come every few seconds, and say something only if they are not answered well.
+            if self.settings.access_log and not (endpoint.is_public and code < 400):
+                self._log(endpoint.method, request, call, code, started, self.tracing.trace_id(span, request.headers))
 
     async def rehearse(self, endpoint: Endpoint, request: Request) -> None:
         """Answer a request that nobody sent, so that later ones find everything loaded."""
@@ -260,8 +262,6 @@ class Api:
                 await asyncio.wait((task,))
 
     def _log(self, method: str, request: Request, call: Call, code: int, started: float, trace_id: str | None) -> None:
-        if not self.settings.access_log:
-            return
         entry: dict[str, Any] = {
             "method": method,
             "path": request.url.path,

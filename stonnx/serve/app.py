@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import lru_cache
@@ -173,6 +174,10 @@ class Server:
         """Load bundles again that were replaced."""
         replaced = await asyncio.to_thread(self.models.reload)
         self.metrics.reloads.inc(len(replaced))
+        if replaced:
+            # What was set aside from collection when the server became ready holds the old model, too.
+            gc.unfreeze()
+            gc.collect()
 
     def close(self) -> None:
         """End all threads."""

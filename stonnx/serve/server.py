@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from stonnx._device.cpus import available_cpus
 from stonnx._errors import DeviceError, StonnxError
 from stonnx.serve.api import LogFormatter, read_keys
 from stonnx.serve.app import Server
@@ -35,6 +37,8 @@ def run(settings: Settings) -> int:
         StonnxError: A setting is wrong, or the address cannot be had.
     """
     _log_to_stderr(settings)
+    # The tokenizers package sees the CPUs of the machine, not those of a container.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(available_cpus()))
     server = Server(settings)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
@@ -55,7 +59,14 @@ def run(settings: Settings) -> int:
     )
     process = _Process(config, server, settings)
     server.on_failure = process.give_up
-    server.on_ready = lambda: logger.info("Ready on %s", address)
+
+    def ready() -> None:
+        # What was loaded stays: looking through it again and again would hold up requests.
+        gc.collect()
+        gc.freeze()
+        logger.info("Ready on %s", address)
+
+    server.on_ready = ready
     process.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure if isinstance(server.failure, StonnxError | OSError) else DeviceError(str(server.failure))
@@ -73,11 +84,14 @@ class _Process(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGINT: self._end, signal.SIGTERM: self._end}
-        for number, handler in handlers.items():
-            loop.add_signal_handler(number, handler, number)
+        handlers: dict[int, Callable[[int], None]] = {signal.SIGINT: self._end, signal.SIGTERM: self._end}
         if hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, self._reload)
+            handlers[signal.SIGHUP] = self._reload
+        for number, handler in handlers.items():
+            try:
+                loop.add_signal_handler(number, handler, number)
+            except NotImplementedError:  # Windows
+                signal.signal(number, lambda number, _: loop.call_soon_threadsafe(handlers[number], number))
         yield
 
     def _end(self, number: int) -> None:
@@ -97,7 +111,7 @@ class _Process(uvicorn.Server):
     def _stop_accepting(self) -> None:
         self.should_exit = True
 
-    def _reload(self) -> None:
+    def _reload(self, number: int) -> None:
         try:
             self._server.api.keys = read_keys(self._settings)
         except StonnxError as error:

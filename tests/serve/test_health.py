@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import os
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from toy_bundles import dense_bundle
 
 import stonnx
 from stonnx import SentenceTransformer
@@ -241,3 +245,18 @@ def test_a_client_that_leaves_frees_its_place(dense_path: Path, monkeypatch: pyt
         assert 'stonnx_texts_cancelled_total{device="cpu"} 100.0' in metrics
 
     run(check, dense_path)
+
+
+def test_a_replaced_model_is_freed(tmp_path: Path) -> None:
+    bundle = dense_bundle(tmp_path / "bundle")
+
+    async def check(server: Server, client: httpx.AsyncClient) -> None:
+        assert (await client.post("/embed", json={"inputs": "a"})).status_code == 200
+        old = weakref.ref(next(iter(server.models)).model)
+        os.utime(bundle / "stonnx.json")
+        await server.reload()
+        assert (await client.post("/embed", json={"inputs": "b"})).status_code == 200
+        gc.collect()
+        assert old() is None
+
+    run(check, bundle)

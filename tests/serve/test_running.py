@@ -220,6 +220,11 @@ def test_the_log_has_requests_and_no_texts(start: Callable[..., Process], dense_
     assert entry["tokens"] > 4
     assert {"time", "level", "ms", "queue_ms", "run_ms", "client"} < set(entry)
     assert "confidential" not in process.log
+    # Probes that are answered are not worth a line.
+    process.client.get("/health")
+    process.client.get("/v1/models")
+    process.wait_for("/v1/models")
+    assert '"/health"' not in process.log
     # An id that could end the line is replaced.
     response = process.client.post("/embed", json={"inputs": "a"}, headers={"x-request-id": "a b"})
     assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])

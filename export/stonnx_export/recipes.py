@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from stonnx._tasks import Task
+from stonnx_export.kernels import bfloat16
 from stonnx_export.kernels.products import WeightKind
 from stonnx_export.passes import (
     PassResult,
@@ -99,6 +100,21 @@ RECIPES: Mapping[str, Recipe] = {
                 embedding={"neighbours_overlap": 0.98},
                 sparse={"active_overlap": 0.98},
                 rerank={"rank_correlation": 0.999},
+            ),
+        ),
+        Recipe(
+            name="bf16",
+            precision="bfloat16",
+            # For CPUs with kernels that multiply bfloat16; the passes are those of int8 but for its biases.
+            passes=(*_EXACT, fuse_rms_norm.run, *_OUTPUTS, first_token.or_all, bfloat16.run),
+            outline=frozenset({"BFloat16"}),
+            probe_cosine=0.9999,
+            # Of the weights' rounding alone, which is what the stock operators have.
+            tolerance=_bounds(
+                {"invariance_cosine": _INVARIANT, "spearman_drop": 0.05},
+                embedding={"cosine_min": 0.9999, "neighbours_overlap": 0.98},
+                sparse={"cosine_min": 0.9999, "active_overlap": 0.98},
+                rerank={"cosine_min": 0.9999, "rank_correlation": 0.999},
             ),
         ),
         Recipe(

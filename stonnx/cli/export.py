@@ -21,7 +21,9 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("export", help="turn a checkpoint into a bundle")
     parser.add_argument("model", help="checkpoint directory or Hub id")
     parser.add_argument("-o", "--output", type=Path, help="directory of the bundle (default: MODEL-DTYPE)")
-    parser.add_argument("--dtype", default="fp32", help="recipe of the bundle: fp32, fp16 or int8 (default: fp32)")
+    parser.add_argument(
+        "--dtype", default="fp32", help="recipe of the bundle: fp32, fp16, bf16 or int8 (default: fp32)"
+    )
     parser.add_argument(
         "--calibrate",
         type=Path,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from stonnx_export.graph.read import constant_array, vector_added
+from stonnx_export.graph.read import constant_array
 
 # How weights are stored, as operators are named after it.
 WeightKind = Literal["Float", "BFloat16", "Int8"]
@@ -65,9 +65,9 @@ class Product:
 def product_of(value: ir.Value | None) -> Product | None:
     """The product that a value is, reshaped or not; else None."""
     value = unshaped(value)
-    added = vector_added(value)
-    product, bias = added if added is not None else (value, None)
-    node = unshaped(product).producer() if product is not None else None  # type: ignore[union-attr]
+    product, bias = _without_bias(value)
+    product = unshaped(product)
+    node = product.producer() if product is not None else None
     if node is None:
         return None
     if node.op_type == "MatMul":
@@ -76,6 +76,17 @@ def product_of(value: ir.Value | None) -> Product | None:
     if node.op_type == "MatMulIntegerToFloat":
         return _integer_product(node, bias)
     return None
+
+
+def _without_bias(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
+    """x and b, where a value is ``x + b`` with a constant vector b; else the value itself and None."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Add":
+        for tokens, bias in (node.inputs, reversed(node.inputs)):
+            array = constant_array(bias)
+            if array is not None and array.ndim == 1:
+                return tokens, bias
+    return value, None
 
 
 def unshaped(value: ir.Value | None) -> ir.Value | None:

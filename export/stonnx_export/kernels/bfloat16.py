@@ -1,0 +1,64 @@
+"""Weights and embedding tables stored in bfloat16: half the size, and what kernels multiply as it is.
+
+Requires: products ``x W`` and lookups in tables, in float32. Ensures: each large W and table is bfloat16, and a
+``Cast`` makes float32 of it, which onnxruntime computes once, at load. So all arithmetic stays in float32 unless a
+kernel runs; only the weights are rounded, by at most 1 / 256 of each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.passes import PassResult
+
+_NAME = "bfloat16"
+# Smaller ones are not worth a node each.
+_SMALLEST = 4096
+
+
+def run(model: ir.Model) -> PassResult:
+    """Rewrite a model in place. ``fired`` counts the weights and tables."""
+    graph, fired = model.graph, 0
+    for weight in list(graph.initializers.values()):
+        tensor = weight.const_value
+        if tensor is None or weight.is_graph_input() or tensor.dtype != ir.DataType.FLOAT or tensor.size < _SMALLEST:
+            continue
+        products = [use.node for use in weight.uses() if use.node.op_type == "MatMul" and use.idx == 1]
+        lookups = [use.node for use in weight.uses() if use.node.op_type == "Gather" and use.idx == 0]
+        if len(tensor.shape) != 2 or len(products) + len(lookups) < len(weight.uses()):
+            continue
+        stored = _stored(graph, weight)
+        for lookup in lookups:
+            # Rows become float32 one by one: the table stays as small as it is in the file.
+            _cast_after(graph, lookup, stored)
+        if products:
+            op = GraphBuilder(graph, before=min(products, key=list(graph).index))
+            value = op.Cast(stored, to=ir.DataType.FLOAT)
+            value.shape, value.type = weight.shape, weight.type
+            for product in products:
+                product.replace_input_with(1, value)
+        fired += 1
+    RemoveUnusedNodesPass()(model)
+    return PassResult(_NAME, fired)
+
+
+def _stored(graph: ir.Graph, weight: ir.Value) -> ir.Value:
+    """The initializer in bfloat16, rounded to the nearest, under a name of its own."""
+    assert weight.const_value is not None
+    array = weight.const_value.numpy().astype(ir.DataType.BFLOAT16.numpy())
+    tensor = ir.Tensor(np.ascontiguousarray(array), dtype=ir.DataType.BFLOAT16, name=f"{weight.name}_bfloat16")
+    value = ir.Value(name=tensor.name, shape=weight.shape, type=ir.TensorType(ir.DataType.BFLOAT16), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _cast_after(graph: ir.Graph, lookup: ir.Node, stored: ir.Value) -> None:
+    old = lookup.outputs[0]
+    op = GraphBuilder(graph, before=lookup)
+    axis = {"axis": lookup.attributes["axis"].as_int()} if "axis" in lookup.attributes else {}
+    new = op.Cast(op.Gather(stored, lookup.inputs[1], **axis), to=ir.DataType.FLOAT)
+    new.shape, new.type = old.shape, old.type
+    old.replace_all_uses_with(new)

@@ -222,7 +222,7 @@ std::shared_ptr<Attention> build_attention(Node& node, Weights weights, Form for
   b.window = static_cast<int>(node.integer("window", -1, -1, 1 << 24));
   b.rotary = static_cast<int>(node.integer("rotary", 0, 0, 2));
   b.rotary_dims = static_cast<int>(node.integer("rotary_dims", b.head_size, 0, b.head_size));
-  if (b.rotary_dims % 2) node.fail("attribute rotary_dims must be even");
+  if (b.rotary && b.rotary_dims % 2) node.fail("attribute rotary_dims must be even");
   b.shared.bf16 = weights != Weights::kInt8;
   const int64_t nq = static_cast<int64_t>(b.heads) * b.head_size, nk = static_cast<int64_t>(b.kv_heads) * b.head_size;
   const bool fused = !node.has(kWk) && !node.has(kWv);

@@ -155,8 +155,10 @@ class Session:
         self._unused = ""
         choice = self._choose_kernels(device)
         try:
-            if choice.library is None or not self._load_with_kernels(graph, device, choice, choice.library):
+            if choice.library is None or not self._load_with_kernels(graph, device, choice, name):
                 self._load(graph, self._settings(device), providers)
+        except DeviceError:  # bfloat16 was asked for, and the kernels cannot be loaded
+            raise
         except Exception as error:  # onnxruntime's errors share no public base class, and a manifest may hold anything
             told = str(error).replace(str(graph), str(name))
             if provider.name != CPU:
@@ -195,18 +197,18 @@ class Session:
         self._unused = choice.fallback
         return choice
 
-    def _load_with_kernels(self, graph: Path, device: Device, choice: native.Choice, library: native.Library) -> bool:
-        """Load the graph with native kernels for its blocks. False where onnxruntime and they do not get along."""
-        settings = self._settings(device)
+    def _load_with_kernels(self, graph: Path, device: Device, choice: native.Choice, name: Path) -> bool:
+        """Load the graph with native kernels for its blocks. False if onnxruntime and they do not get along."""
+        settings, library = self._settings(device), choice.library
+        assert library is not None
         try:
             with library.session(settings, self.threads, float_as_bfloat16=choice.float_as_bfloat16):
                 self._load(graph, settings, self._providers(device))
         except Exception as error:  # onnxruntime's errors share no public base class
+            reason = f"stonnx-kernels {library.version} does not load {name}: {error}"
             if choice.float_as_bfloat16:
-                raise DeviceError(
-                    f"device_options bfloat16=True: native kernels do not load {graph}: {error}"
-                ) from error
-            self._unused = f"without native kernels: stonnx-kernels {library.version} does not load {graph}: {error}"
+                raise DeviceError(f"device_options bfloat16=True needs native kernels, and {reason}") from error
+            self._unused = f"without native kernels: {reason}"
             return False
         self.kernels = library.variant
         return True

@@ -85,6 +85,7 @@ DOORS = {
     "stonnx._device.providers",
     "stonnx._device.session",
     "stonnx._device.wheels",
+    "stonnx._disk",
     "stonnx._engine.engine",
     "stonnx._engine.probe",
     "stonnx._disk",

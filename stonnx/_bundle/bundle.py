@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from stonnx._bundle.consistency import check_manifest
 from stonnx._bundle.held_file import CAN_HOLD, HeldFile
 from stonnx._bundle.integrity import check_integrity
 from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
@@ -109,6 +110,7 @@ def _open(directory: Path, place: int | None) -> Bundle:
     with open(path, "rb", opener=lambda name, flags: os.open(_name(path, place), flags, dir_fd=place)) as file:
         text = file.read()
     manifest = parse_manifest(text, path)
+    check_manifest(manifest, path)
     files = {name: HeldFile(directory / name, entry, place) for name, entry in manifest.files.items()}
     check_integrity(files, manifest)
     return Bundle(directory, manifest, hashlib.sha256(text).hexdigest(), files)

@@ -10,12 +10,13 @@ import math
 import os
 import platform
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from stonnx._errors import UnsupportedError
+from stonnx._errors import InvalidArgumentError, UnsupportedError
 
 # The files of a control group that say which CPUs its processes may run on, for cgroup v2 and v1. The effective ones
 # also have what the groups above allow.
@@ -27,6 +28,10 @@ _FEATURES = (
 )
 
 _T = TypeVar("_T", int, float)
+
+# More than any machine has CPUs.
+_MOST_THREADS = 4096
+_SPARE_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,37 @@ def _flags() -> frozenset[str]:
         return frozenset()
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return frozenset(line.group(1).split()) if line else frozenset()
+
+
+def require_threads(count: int) -> None:
+    """See that this process may start so many threads: onnxruntime waits forever for those that it cannot start.
+
+    Raises:
+        InvalidArgumentError: It is not a number of threads, or the system does not allow so many.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidArgumentError(f"threads must be a positive integer or None, got {count!r}.")
+    if count > _MOST_THREADS:
+        raise InvalidArgumentError(f"threads must be a positive integer or None, up to {_MOST_THREADS:,}; got {count}.")
+    if count == 1:  # the one that calls
+        return
+    gate, started = threading.Event(), []
+    try:
+        # Some more: those of the test itself may not be quite gone when the real ones start.
+        for _ in range(count + _SPARE_THREADS):
+            thread = threading.Thread(target=gate.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except (RuntimeError, MemoryError) as error:
+        raise InvalidArgumentError(
+            f"threads={count}, but the system lets this process start only {len(started)} more threads. Load the model "
+            "with fewer threads, or raise the limit: `ulimit -u`, `ulimit -v`, or the container's limit of processes "
+            "(`docker run --pids-limit`)."
+        ) from error
+    finally:
+        gate.set()
+        for thread in started:
+            thread.join()
 
 
 def require_features(features: Sequence[str], what: str) -> None:

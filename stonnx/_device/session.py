@@ -18,13 +18,13 @@ import numpy.typing as npt
 from stonnx._bundle.manifest import Kernels, Manifest, Route, Scalar, TensorSpec
 from stonnx._device import kernels as native
 from stonnx._device import nvidia, saturation, tensorrt
-from stonnx._device.cpus import available_cpus
+from stonnx._device.cpus import available_cpus, require_threads
 from stonnx._device.gpu_run import DeviceRun
 from stonnx._device.options import DeviceOptions
 from stonnx._device.provider import CPU, BuiltEngine, Device, Setup
 from stonnx._device.providers import check_precision, check_version, devices_for, providers_of
 from stonnx._device.wheels import import_onnxruntime, installed_wheels
-from stonnx._errors import BundleFormatError, DeviceError, InvalidArgumentError, RunError, StonnxError, UnsupportedError
+from stonnx._errors import BundleFormatError, DeviceError, RunError, StonnxError, UnsupportedError
 from stonnx._limits import Limits
 
 logger = logging.getLogger("stonnx")
@@ -89,6 +89,8 @@ class Session:
             native kernels that cannot be used.
         kernels: The instructions that native kernels use (``avx512_vnni``); empty where none run.
         form: Which of two forms of an int8 graph runs, ``full-range`` or ``saturation-safe``; empty where there is one.
+        required: The inputs that the graph needs, with their shapes.
+        output_shapes: The shapes of its outputs, as far as the graph says.
         operators: How many operators of which kind run where: {(provider, operator): count}. Empty on the CPU.
 
     Raises:
@@ -114,9 +116,8 @@ class Session:
         self._ort = import_onnxruntime()
         # `None` alone means the best: 0, which is a GPU in PyTorch, must not become the CPU.
         devices = devices_for(None if device is None else str(device), self._ort.get_available_providers())
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InvalidArgumentError(f"threads must be a positive integer or None, got {threads!r}.")
-        self.threads = threads or available_cpus()
+        self.threads = available_cpus() if threads is None else threads
+        require_threads(self.threads)
         self.version: str = self._ort.__version__
         self._saturation_safe, self._form = saturation_safe or {}, form
         self._spin_microseconds = spin_microseconds
@@ -177,6 +178,8 @@ class Session:
         optional = self._session.get_overridable_initializers()
         self.inputs = {node.name for node in (*self._required, *optional)}
         self.outputs = {node.name for node in self._session.get_outputs()}
+        self.required = {node.name: tuple(node.shape) for node in self._required}
+        self.output_shapes = {node.name: tuple(node.shape) for node in self._session.get_outputs()}
         self.operators: dict[tuple[str, str], int] = {}
         self._device_run: DeviceRun | None = None
         if provider.name != CPU:

@@ -10,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx._bundle.bundle import Bundle
-from stonnx._bundle.manifest import Route
+from stonnx._bundle.consistency import check_graph
+from stonnx._bundle.decode import EXPORT_AGAIN
+from stonnx._bundle.manifest import MANIFEST_NAME, Route
 from stonnx._device.session import Session
 from stonnx._engine.call import BatchResult, Budget, Call, Reduce, TooLong, run_tokens
 from stonnx._engine.runner import Runner
 from stonnx._engine.stats import Counters
+from stonnx._errors import BundleFormatError
 from stonnx._limits import Limits
 from stonnx._text.batching import (
     texts_per_batch,
@@ -52,7 +55,15 @@ class LoadedRoute:
             for spec in route.outputs
             if all(isinstance(size, int) for size in spec.shape[1:])
         }
-        self._runner = Runner(load, bundle.graph_bytes(route.graph), limits)
+        shapes = {spec.name: spec.shape for spec in route.outputs}
+        self._runner = Runner(load, bundle.graph_bytes(route.graph), limits, shapes)
+        check_graph(route, self.session.required, self.session.output_shapes, bundle.directory / route.graph)
+        pad = route.tokenizer.pad_token_id
+        if pad and self.tokenizer.backend.id_to_token(pad) is None:
+            raise BundleFormatError(
+                f"{bundle.directory / MANIFEST_NAME}: pad_token_id is {pad}, and {file} has no such token. "
+                f"{EXPORT_AGAIN}"
+            )
 
     @property
     def session(self) -> Session:

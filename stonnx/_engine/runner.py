@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from stonnx._device.session import RunControl, Session
-from stonnx._errors import DeviceError
+from stonnx._errors import DeviceError, RunError
 from stonnx._limits import Limits
 
 _Feeds = Mapping[str, "npt.NDArray[Any] | None"]
@@ -49,10 +49,17 @@ class Runner:
         load: Loads a session with a number of threads; None stands for the number that was asked for.
         weight_bytes: What the weights take.
         limits: When a second session is loaded, and which runs need no thread of their own.
+        shapes: What the manifest promises of the outputs.
     """
 
-    def __init__(self, load: Callable[[int | None], Session], weight_bytes: int, limits: Limits) -> None:
-        self._load = load
+    def __init__(
+        self,
+        load: Callable[[int | None], Session],
+        weight_bytes: int,
+        limits: Limits,
+        shapes: Mapping[str, tuple[int | str, ...]],
+    ) -> None:
+        self._load, self._shapes = load, shapes
         self._limits = limits
         self._weight_bytes = weight_bytes
         session = load(None)
@@ -138,9 +145,29 @@ class Runner:
                 session = self._single_thread or session
             ready = time.perf_counter()
             arrays = session.run(outputs, feeds, control, free_memory=free_memory)
+            self._check(outputs, arrays, feeds)
             return Outputs(arrays, ready - start, time.perf_counter() - ready)
         finally:
             self._threads.give(taken)
+
+    def _check(self, outputs: Sequence[str], arrays: Sequence[npt.NDArray[Any]], feeds: _Feeds) -> None:
+        """See that each output has the shape that the manifest promises: numpy would make another one fit."""
+        ids = feeds["input_ids"]
+        assert ids is not None
+        sizes = {"batch": ids.shape[0], "sequence": ids.shape[1]}
+        for name, array in zip(outputs, arrays, strict=True):
+            promised = self._shapes.get(name)
+            if promised is None:
+                continue
+            wanted = tuple(sizes.get(size, -1) if isinstance(size, str) else size for size in promised)
+            if len(wanted) != array.ndim or any(
+                size not in (-1, found) for size, found in zip(wanted, array.shape, strict=True)
+            ):
+                raise RunError(
+                    f"The graph gave {name} with the shape {list(array.shape)} for {sizes['batch']} texts of "
+                    f"{sizes['sequence']} tokens, and its manifest promises {list(promised)}. Export the model again "
+                    "with: stonnx export MODEL -o DIRECTORY"
+                )
 
     def can_run_here(self, tokens: int) -> bool:
         """Whether one run of so many tokens needs no thread of its own: Ctrl-C comes to the main thread only."""

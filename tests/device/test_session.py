@@ -219,3 +219,37 @@ def test_the_arithmetic_of_the_caller_stays(wide_graph: Path) -> None:
 
 def test_the_version_is_told(wide_graph: Path) -> None:
     assert Session(wide_graph, device="cpu").version == onnxruntime.__version__
+
+
+@pytest.mark.parametrize("threads", [4097, 2**31, 2**63, 2**64])
+def test_more_threads_than_any_machine_has(wide_graph: Path, threads: int) -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=f"threads must be a positive integer or None, up to 4,096; got {threads}"
+    ):
+        Session(wide_graph, device="cpu", threads=threads)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_more_threads_than_the_system_allows(wide_graph: Path) -> None:
+    """onnxruntime would wait forever for threads that it cannot start."""
+    script = f"""
+import resource, sys
+from pathlib import Path
+from stonnx import InvalidArgumentError
+from stonnx._device.session import Session
+graph = Path({str(wide_graph)!r})
+Session(graph, device="cpu", threads=2)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 8 << 20))
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
+try:
+    Session(graph, device="cpu", threads=600)
+except InvalidArgumentError as error:
+    print(error)
+print(Session(graph, device="cpu", threads=3).threads)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    told, threads = found.stdout.splitlines()
+    assert told.startswith("threads=600, but the system lets this process start only ")
+    assert threads == "3"

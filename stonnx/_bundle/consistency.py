@@ -1,0 +1,119 @@
+"""A manifest that contradicts itself, or the graph that it describes, is refused when it is loaded, not in a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from stonnx._bundle.decode import EXPORT_AGAIN
+from stonnx._bundle.manifest import Manifest, Route
+from stonnx._errors import BundleFormatError
+from stonnx._tasks import TASKS
+
+# Far above what any model has.
+_MOST_FILES = 1000
+_MOST_TOKENS = 2**31 - 1
+
+# What the runtime gives a graph. `token_limit` and `prompt_length` are for graphs that ask for them.
+_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "prompt_length", "token_limit"})
+
+# The sizes of a tensor as onnxruntime tells them: a number, a name, or None.
+Shape = tuple[int | str | None, ...]
+
+_Require = Callable[[bool, str, object, str], None]
+
+
+def check_manifest(manifest: Manifest, path: Path) -> None:
+    """See that the values of a manifest are possible, and fit each other.
+
+    Args:
+        manifest: The manifest.
+        path: Its name, for messages.
+
+    Raises:
+        BundleFormatError: They are not, or do not. The message names the field.
+    """
+
+    def require(condition: bool, field: str, found: object, allowed: str) -> None:
+        if not condition:
+            raise BundleFormatError(f"{path}: {field} is {found!r}, allowed is {allowed}. {EXPORT_AGAIN}")
+
+    require(len(manifest.files) <= _MOST_FILES, "the number of files", len(manifest.files), f"up to {_MOST_FILES}")
+    row = TASKS[manifest.task]
+    for name, route in manifest.routes.items():
+        _check_tokenizer(f"routes.{name}.tokenizer", route, require)
+        for spec in route.outputs:
+            sizes = [size for size in spec.shape if isinstance(size, int)]
+            place = f"routes.{name}.outputs: the shape of {spec.name}"
+            require(len(spec.shape) >= 1 and all(size > 0 for size in sizes), place, list(spec.shape), "positive sizes")
+    outputs = {spec.name: spec for spec in manifest.routes[manifest.default_route].outputs}
+    if row.output not in outputs:
+        raise BundleFormatError(
+            f"{path}: the graph has no output {row.output!r}, which is the result of the task {manifest.task!r}. "
+            f"{EXPORT_AGAIN}"
+        )
+    shape = outputs[row.output].shape
+    place = f"routes.{manifest.default_route}.outputs: the shape of {row.output}"
+    require(len(shape) == 2, place, list(shape), "two sizes, of the batch and of a row")
+    field = "num_labels" if row.gives_labels else "embedding_dimension"
+    found = manifest.num_labels if row.gives_labels else manifest.embedding_dimension
+    require(found is None or found == shape[-1], field, found, f"{shape[-1]!r}, the size of a row of {row.output}")
+    require(found is None or found > 0, field, found, "a positive number")
+    if row.gives_labels and manifest.labels and found is not None:
+        require(len(manifest.labels) == found, "the number of labels", len(manifest.labels), f"{found}, as num_labels")
+    for field, value in (("truncate_dim", manifest.truncate_dim), ("max_active_dims", manifest.max_active_dims)):
+        require(value is None or value > 0, field, value, "a positive number or null")
+    prompts = {*manifest.prompts} | (set() if row.gives_labels else {"query", "document"})
+    default = manifest.default_prompt_name
+    require(default is None or default in prompts, "default_prompt_name", default, f"null or one of {sorted(prompts)}")
+    if manifest.probe is not None:
+        lowest = manifest.probe.cosine_min
+        require(0 < lowest <= 1, "probe.cosine_min", lowest, "above 0 and up to 1")
+
+
+def _check_tokenizer(place: str, route: Route, require: _Require) -> None:
+    spec = route.tokenizer
+    limit, positions = spec.max_seq_length, spec.max_positions
+    numbers = {"pad_token_id": spec.pad_token_id, "pad_token_type_id": spec.pad_token_type_id}
+    for field, value in numbers.items():
+        require(0 <= value <= _MOST_TOKENS, f"{place}.{field}", value, "a token id, from 0 on")
+    for value in spec.special_token_ids:
+        require(0 <= value <= _MOST_TOKENS, f"{place}.special_token_ids", value, "token ids, from 0 on")
+    require(
+        positions is None or 0 < positions <= _MOST_TOKENS, f"{place}.max_positions", positions, "a number of tokens"
+    )
+    if limit is not None and positions is not None:
+        require(limit <= positions, f"{place}.max_seq_length", limit, f"up to {positions}, as max_positions")
+
+
+def check_graph(route: Route, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], path: Path) -> None:
+    """See that a graph is what the manifest says.
+
+    Args:
+        route: What the manifest says.
+        inputs: The inputs that the graph requires, with their shapes.
+        outputs: Its outputs, with theirs.
+        path: The graph, for messages.
+
+    Raises:
+        BundleFormatError: The graph is another one.
+    """
+    unknown = sorted({*inputs} - _INPUTS)
+    if unknown:
+        raise BundleFormatError(f"{path} requires the input {unknown[0]!r}, which stonnx does not have. {EXPORT_AGAIN}")
+    for spec in route.outputs:
+        if spec.name not in outputs:
+            raise BundleFormatError(
+                f"{path} has no output {spec.name!r}, although the manifest says so. It has: {', '.join(outputs)}. "
+                f"{EXPORT_AGAIN}"
+            )
+        found = outputs[spec.name]
+        if len(found) != len(spec.shape) or any(
+            one != other
+            for one, other in zip(found, spec.shape, strict=True)
+            if isinstance(one, int) and isinstance(other, int)
+        ):
+            raise BundleFormatError(
+                f"{path}: the output {spec.name!r} has the shape {list(found)}, and the manifest says "
+                f"{list(spec.shape)}. {EXPORT_AGAIN}"
+            )

@@ -30,6 +30,7 @@ from stonnx._errors import (
     StonnxError,
     TextTooLongError,
     TokenIdError,
+    TokenizerError,
     TooManyTokensError,
     UnsupportedError,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "StonnxError",
     "TextTooLongError",
     "TokenIdError",
+    "TokenizerError",
     "TooManyTokensError",
     "UnsupportedError",
     "__version__",

@@ -8,7 +8,8 @@ Each one says what was wrong, what is allowed, and what to do; each is also the 
     │   ├── BundleFormatError                           its manifest is not a manifest, or of a newer schema
     │   └── BundleIntegrityError  (OSError)             a file is missing, truncated or changed
     ├── InvalidInputError         (TypeError, ValueError)   an input that is not a text; carries its index
-    │   └── TokenIdError          (IndexError)          a text with a token that the network has no row for
+    │   ├── TokenIdError          (IndexError)          a text with a token that the network has no row for
+    │   └── TokenizerError                              a text that the tokenizers package cannot read
     ├── TextTooLongError          (ValueError)          a text over the model's limit, where that was to be an error
     ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
     ├── UnsupportedError          (ValueError, NotImplementedError)   something stonnx does not do, by name
@@ -77,6 +78,28 @@ class TokenIdError(InvalidInputError, IndexError):
             f"Text {self.index} has the token {self.token!r} with the id {self.token_id}, and the network has rows for "
             f"{self.rows} tokens only: the checkpoint's tokenizer knows tokens that its weights do not. Leave that "
             "token out of the text, or export a checkpoint with resized embeddings."
+        )
+
+
+class TokenizerError(InvalidInputError):
+    """The tokenizers package gave up on a text, as some splitters do on millions of spaces.
+
+    Attributes:
+        index: Position of the text in the list.
+        reason: What the package says.
+    """
+
+    index: int
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__("", index)
+        self.args = (index, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"Text {self.index} cannot be tokenized: the tokenizers package says {self.reason!r}. Split the text, or "
+            "replace long runs of the same character in it."
         )
 
 

@@ -13,8 +13,8 @@ NAMES = """
     Batcher BundleError BundleFormatError BundleIntegrityError CallStats CrossEncoder DeadlineError DeviceError
     DeviceOptions ExportError FidelityError InvalidArgumentError InvalidInputError MissingDependencyError ModelInfo
     ModelNotFoundError OverloadedError PoolError ProbeError RunError SentenceTransformer SimilarityFunction
-    SparseEncoder StonnxError TextTooLongError TokenIdError TooManyTokensError UnsupportedError __version__
-    quantize_embeddings
+    SparseEncoder StonnxError TextTooLongError TokenIdError TokenizerError TooManyTokensError UnsupportedError
+    __version__ quantize_embeddings
 """
 
 UTIL = """

@@ -14,7 +14,14 @@ from typing import Any
 from stonnx._batcher.waiting import Group, Lane, Pace, Request
 from stonnx._batcher.workers import Done, Load, RunReport, Workers
 from stonnx._engine.route import LoadedRoute
-from stonnx._errors import DeadlineError, OverloadedError, TextTooLongError, TokenIdError, TooManyTokensError
+from stonnx._errors import (
+    DeadlineError,
+    OverloadedError,
+    TextTooLongError,
+    TokenIdError,
+    TokenizerError,
+    TooManyTokensError,
+)
 from stonnx._model.work import Work
 from stonnx._text.tokenizer import Text, TokenIds
 
@@ -196,7 +203,7 @@ class Scheduler:
         for piece in _pieces(texts, efforts):
             try:
                 tokenized = await loop.run_in_executor(self._tokenizing, work.tokenize, piece)
-            except TokenIdError as error:
+            except (TokenIdError, TokenizerError) as error:
                 error.index += position + len(everything)
                 raise
             if request.cancelled:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stonnx._bundle.decode import EXPORT_AGAIN
-from stonnx._bundle.manifest import Manifest, Route
+from stonnx._bundle.manifest import Manifest, Route, TensorSpec
 from stonnx._errors import BundleFormatError
 from stonnx._tasks import TASKS
 
@@ -46,21 +46,9 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
             sizes = [size for size in spec.shape if isinstance(size, int)]
             place = f"routes.{name}.outputs: the shape of {spec.name}"
             require(len(spec.shape) >= 1 and all(size > 0 for size in sizes), place, list(spec.shape), "positive sizes")
-    outputs = {spec.name: spec for spec in manifest.routes[manifest.default_route].outputs}
-    if row.output not in outputs:
-        raise BundleFormatError(
-            f"{path}: the graph has no output {row.output!r}, which is the result of the task {manifest.task!r}. "
-            f"{EXPORT_AGAIN}"
-        )
-    shape = outputs[row.output].shape
-    place = f"routes.{manifest.default_route}.outputs: the shape of {row.output}"
-    require(len(shape) == 2, place, list(shape), "two sizes, of the batch and of a row")
-    field = "num_labels" if row.gives_labels else "embedding_dimension"
-    found = manifest.num_labels if row.gives_labels else manifest.embedding_dimension
-    require(found is None or found == shape[-1], field, found, f"{shape[-1]!r}, the size of a row of {row.output}")
-    require(found is None or found > 0, field, found, "a positive number")
-    if row.gives_labels and manifest.labels and found is not None:
-        require(len(manifest.labels) == found, "the number of labels", len(manifest.labels), f"{found}, as num_labels")
+    output = next((spec for spec in manifest.routes[manifest.default_route].outputs if spec.name == row.output), None)
+    if output is not None:
+        _check_result(manifest, output, require)
     for field, value in (("truncate_dim", manifest.truncate_dim), ("max_active_dims", manifest.max_active_dims)):
         require(value is None or value > 0, field, value, "a positive number or null")
     prompts = {*manifest.prompts} | (set() if row.gives_labels else {"query", "document"})
@@ -69,6 +57,33 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
     if manifest.probe is not None:
         lowest = manifest.probe.cosine_min
         require(0 < lowest <= 1, "probe.cosine_min", lowest, "above 0 and up to 1")
+
+
+def _check_result(manifest: Manifest, output: TensorSpec, require: _Require) -> None:
+    row, shape = TASKS[manifest.task], output.shape
+    place = f"routes.{manifest.default_route}.outputs: the shape of {output.name}"
+    require(len(shape) == 2, place, list(shape), "two sizes, of the batch and of a row")
+    field = "num_labels" if row.gives_labels else "embedding_dimension"
+    found = manifest.num_labels if row.gives_labels else manifest.embedding_dimension
+    require(found is None or found == shape[-1], field, found, f"{shape[-1]!r}, the size of a row of {row.output}")
+    require(found is None or found > 0, field, found, "a positive number")
+    if row.gives_labels and manifest.labels and found is not None:
+        require(len(manifest.labels) == found, "the number of labels", len(manifest.labels), f"{found}, as num_labels")
+
+
+def check_task(manifest: Manifest, path: Path) -> None:
+    """See that every graph has the output that is the result of the task.
+
+    Raises:
+        BundleFormatError: One has not.
+    """
+    output = TASKS[manifest.task].output
+    for name, route in manifest.routes.items():
+        if all(spec.name != output for spec in route.outputs):
+            raise BundleFormatError(
+                f"{path}: routes.{name} has no output {output!r}, which is the result of the task {manifest.task!r}. "
+                f"{EXPORT_AGAIN}"
+            )
 
 
 def _check_tokenizer(place: str, route: Route, require: _Require) -> None:

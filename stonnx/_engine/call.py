@@ -17,7 +17,7 @@ from stonnx._background import in_background
 from stonnx._device.session import RunControl
 from stonnx._engine.runner import Outputs, Runner
 from stonnx._engine.stats import Counters
-from stonnx._errors import TextTooLongError, TokenIdError
+from stonnx._errors import TextTooLongError, TokenIdError, TokenizerError
 from stonnx._limits import Limits
 from stonnx._text.batching import (
     Duplicates,
@@ -178,7 +178,7 @@ class Call:
         start = time.perf_counter()
         try:
             encodings = self._tokenizer.encode(texts, stopped)
-        except TokenIdError as error:
+        except (TokenIdError, TokenizerError) as error:
             error.index = self._first_place(numbers, error.index)
             raise
         truncated = np.fromiter(map(self._tokenizer.is_truncated, encodings), np.bool_, len(encodings))

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from stonnx._bundle.bundle import Bundle
-from stonnx._bundle.manifest import DEFAULT_ROUTE, Manifest, Route
+from stonnx._bundle.consistency import check_task
+from stonnx._bundle.manifest import DEFAULT_ROUTE, MANIFEST_NAME, Manifest, Route
 from stonnx._device.cpus import require_features
 from stonnx._device.options import DeviceOptions
 from stonnx._device.session import GraphFacts, Session
@@ -63,6 +64,7 @@ class Engine:
         if device_options is not None:
             device_options.check(None if device is None else str(device))
         self.manifest: Manifest = bundle.manifest
+        check_task(self.manifest, bundle.directory / MANIFEST_NAME)
         require_features(self.manifest.requires_cpu_features, f"The bundle {bundle.directory}")
 
         def load(route: Route) -> Callable[[int | None], Session]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from stonnx._device.cpus import available_cpus
 from stonnx._device.options import DeviceOptions
-from stonnx._errors import InvalidArgumentError, PoolError, TextTooLongError, TokenIdError
+from stonnx._errors import InvalidArgumentError, PoolError, TextTooLongError, TokenIdError, TokenizerError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -147,7 +147,7 @@ def run_in_pool(
                     else:
                         if isinstance(error, TextTooLongError):
                             error.shift(start)
-                        elif isinstance(error, TokenIdError):
+                        elif isinstance(error, TokenIdError | TokenizerError):
                             error.index += start
                         errors[start] = error
         except BaseException:

@@ -109,3 +109,36 @@ def _splits(settings: Mapping[str, Any]) -> bool:
 def _settings(part: Any) -> Mapping[str, Any] | None:
     """What a part of a tokenizer is made of, as tokenizer.json has it."""
     return None if part is None else json.loads(part.__getstate__())
+
+
+def is_same(text: str | tuple[str, str], encoding: tokenizers.Encoding, half: int) -> bool:
+    """Whether the encoding of a shortened text is that of the text itself.
+
+    Args:
+        text: The whole text.
+        encoding: That of the shortened text.
+        half: Of the tokens that are there for a pair.
+    """
+    if not encoding.overflowing:
+        return False
+    if isinstance(text, str):
+        return True
+    # `longest_first` cuts only the longer text of a pair as long as the other one has less than half of the tokens. If
+    # so, it was the shortened one that was cut, and that one is the longer one also when it is whole.
+    other = 0 if len(text[0]) < len(text[1]) else 1
+    return bool(encoding.sequence_ids.count(other) < half)
+
+
+def shorten(text: str | tuple[str, str], limit: int, whole: int) -> str | tuple[str, str] | None:
+    """The beginning of a long text, or a pair with the beginning of its long text; None where it must stay whole."""
+    if isinstance(text, str):
+        return beginning(text, limit)
+    first, second = text
+    if len(first) > whole and len(second) > whole:
+        # Which one is cut to how much depends on which is longer.
+        return None
+    if len(first) > whole:
+        short = beginning(first, limit)
+        return None if short is None else (short, second)
+    short = beginning(second, limit)
+    return None if short is None else (first, short)

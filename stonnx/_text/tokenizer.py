@@ -17,10 +17,11 @@ import tokenizers
 
 from stonnx._background import in_background
 from stonnx._bundle.manifest import TokenizerSpec
-from stonnx._errors import BundleFormatError, InvalidArgumentError, TokenIdError
+from stonnx._errors import InvalidArgumentError, TokenIdError, TokenizerError
 from stonnx._limits import Limits
 from stonnx._text.batching import consecutive
-from stonnx._text.long_texts import beginning, can_be_shortened, longest_whole
+from stonnx._text.long_texts import can_be_shortened, is_same, longest_whole, shorten
+from stonnx._text.panics import readable, tokenized
 
 # What a model reads: a text, or a pair of texts.
 Text = str | tuple[str, str]
@@ -92,17 +93,13 @@ class Tokenizer:
         characters: int = Limits.tokenized_characters,
     ) -> None:
         content = read()
-        try:
-            backend = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the Rust side raises bare Exception
-            raise BundleFormatError(
-                f"{path} is not a tokenizer that the tokenizers package can read: {error}"
-            ) from error
-        self._spec = spec
+        self._spec, self._path = spec, path
         self._read = read
         self._characters = characters
-        self._configure(backend, spec.max_seq_length)
-        self._can_be_shortened = spec.truncation_side == "right" and can_be_shortened(backend)
+        with readable(path):
+            backend = tokenizers.Tokenizer.from_buffer(content)
+            self._configure(backend, spec.max_seq_length)
+            self._can_be_shortened = spec.truncation_side == "right" and can_be_shortened(backend)
         # Together, because another thread may replace both at any moment.
         self._current = backend, spec.max_seq_length
         self._untruncated: tokenizers.Tokenizer | None = None
@@ -135,8 +132,10 @@ class Tokenizer:
             raise InvalidArgumentError(f"max_seq_length must be an integer, {bounds}; got {value!r}.")
         value = int(value)
         # A tokenizer may be in use by another thread, and changing one that is in use fails: swap in a fresh one.
-        fresh = tokenizers.Tokenizer.from_buffer(self._read())
-        self._configure(fresh, value)
+        content = self._read()
+        with readable(self._path):
+            fresh = tokenizers.Tokenizer.from_buffer(content)
+            self._configure(fresh, value)
         self._current = fresh, value
 
     def _configure(self, backend: tokenizers.Tokenizer, max_length: int | None) -> None:
@@ -152,6 +151,7 @@ class Tokenizer:
         Raises:
             CancelledError: ``stopped`` was set meanwhile.
             TokenIdError: A text has a token that the network has no row for.
+            TokenizerError: The package cannot read a text.
         """
         encodings = self._encode_truncated(texts, stopped)
         rows = self._spec.token_rows
@@ -171,16 +171,17 @@ class Tokenizer:
             index: short
             for index, text in enumerate(texts)
             if (len(text) if isinstance(text, str) else max(map(len, text))) > whole
-            and (short := _shorten(text, limit, whole)) is not None
+            and (short := shorten(text, limit, whole)) is not None
         }
         if not shortened:
             return self._encode(backend, texts, stopped)
         encodings = self._encode(backend, [shortened.get(index, text) for index, text in enumerate(texts)], stopped)
         special = self._special_tokens(backend, is_pair=True)
-        doubtful = [
-            index for index in shortened if not _is_same(texts[index], encodings[index], (limit - special) // 2)
-        ]
-        again = self._encode(backend, [texts[index] for index in doubtful], stopped)
+        doubtful = [index for index in shortened if not is_same(texts[index], encodings[index], (limit - special) // 2)]
+        try:
+            again = self._encode(backend, [texts[index] for index in doubtful], stopped)
+        except TokenizerError as error:
+            raise TokenizerError(doubtful[error.index], error.reason) from error
         for index, encoding in zip(doubtful, again, strict=True):
             encodings[index] = encoding
         return encodings
@@ -192,7 +193,7 @@ class Tokenizer:
         if len(texts) == 1 and characters_of(texts[0]) <= self._characters:
             # Without the threads of a batch, which cost more than a text.
             first, second = texts[0] if isinstance(texts[0], tuple) else (texts[0], None)
-            return [backend.encode(first, second, add_special_tokens=special)]
+            return tokenized(lambda _: [backend.encode(first, second, add_special_tokens=special)], texts)
         return [
             encoding for piece in _encoded(backend, texts, special, self._characters, stopped) for encoding in piece
         ]
@@ -210,12 +211,17 @@ class Tokenizer:
         """Tokens of each text as a whole, special tokens included, without truncation: [texts]."""
         backend = self.backend
         parts = [part for text in texts for part in (text if isinstance(text, tuple) else (text,))]
-        # What was cut off is in `overflowing`, in pieces that do not overlap.
-        of_parts = iter(
-            len(encoding) + sum(map(len, encoding.overflowing))
-            for piece in _encoded(backend, parts, False, self._characters)
-            for encoding in piece
-        )
+        try:
+            # What was cut off is in `overflowing`, in pieces that do not overlap.
+            lengths = [
+                len(encoding) + sum(map(len, encoding.overflowing))
+                for piece in _encoded(backend, parts, False, self._characters)
+                for encoding in piece
+            ]
+        except TokenizerError as error:
+            owners = [index for index, text in enumerate(texts) for _ in (text if isinstance(text, tuple) else (text,))]
+            raise TokenizerError(owners[error.index], error.reason) from error
+        of_parts = iter(lengths)
         special = {is_pair: self._special_tokens(backend, is_pair) for is_pair in (False, True)}
         counts = [
             sum(islice(of_parts, 2 if isinstance(text, tuple) else 1)) + special[isinstance(text, tuple)]
@@ -254,7 +260,8 @@ class Tokenizer:
             backend.no_padding()
             backend.no_truncation()
             self._untruncated = backend
-        encodings = self._untruncated.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        untruncated = self._untruncated
+        encodings = tokenized(lambda some: untruncated.encode_batch(some, add_special_tokens=add_special_tokens), texts)
         return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
     def effort(self, text: Text) -> int:
@@ -345,18 +352,19 @@ def _encoded(
 
     Raises:
         CancelledError: ``stopped`` was set.
+        TokenizerError: The package cannot read a text.
     """
     global _threads_used
+    start = 0
     for piece in consecutive(texts, characters_of, characters):
         if stopped is not None and stopped.is_set():
             raise CancelledError
         _threads_used = True
 
-        def encode(piece: list[Text] = piece) -> list[tokenizers.Encoding]:
-            encodings: list[tokenizers.Encoding] = backend.encode_batch_fast(
-                piece, add_special_tokens=add_special_tokens
+        def encode(piece: list[Text] = piece, start: int = start) -> list[tokenizers.Encoding]:
+            return tokenized(
+                lambda some: backend.encode_batch_fast(some, add_special_tokens=add_special_tokens), piece, start
             )
-            return encodings
 
         # A text that is longer than a piece takes as long as it takes. Ctrl-C comes to the main thread only.
         is_long = len(piece) == 1 and characters_of(piece[0]) > characters
@@ -364,6 +372,7 @@ def _encoded(
             yield in_background(encode, "stonnx-tokenize").result()
         else:
             yield encode()
+        start += len(piece)
 
 
 def _after_fork_in_child() -> None:
@@ -375,36 +384,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _is_same(text: Text, encoding: tokenizers.Encoding, half: int) -> bool:
-    """Whether the encoding of a shortened text is that of the text itself: see :mod:`stonnx._text.long_texts`.
-
-    Args:
-        text: The whole text.
-        encoding: That of the shortened text.
-        half: Of the tokens that are there for a pair.
-    """
-    if not encoding.overflowing:
-        return False
-    if isinstance(text, str):
-        return True
-    # `longest_first` cuts only the longer text of a pair as long as the other one has less than half of the tokens. If
-    # so, it was the shortened one that was cut, and that one is the longer one also when it is whole.
-    other = 0 if len(text[0]) < len(text[1]) else 1
-    return bool(encoding.sequence_ids.count(other) < half)
-
-
-def _shorten(text: Text, limit: int, whole: int) -> Text | None:
-    """The beginning of a long text, or a pair with the beginning of its long text; None where it must stay whole."""
-    if isinstance(text, str):
-        return beginning(text, limit)
-    first, second = text
-    if len(first) > whole and len(second) > whole:
-        # Which one is cut to how much depends on which is longer.
-        return None
-    if len(first) > whole:
-        short = beginning(first, limit)
-        return None if short is None else (short, second)
-    short = beginning(second, limit)
-    return None if short is None else (first, short)

@@ -88,7 +88,6 @@ DOORS = {
     "stonnx._disk",
     "stonnx._engine.engine",
     "stonnx._engine.probe",
-    "stonnx._disk",
     "stonnx._errors",
     "stonnx._hub.download",
     "stonnx._hub.find",

@@ -3,8 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <map>
 #include <mutex>
 #include <new>
+#include <string>
 
 #include "c_api.h"
 #include "inputs.h"
@@ -180,15 +182,20 @@ void describe(Operator& op, const char* name, const char* kind, int alias, Weigh
 constexpr int kKinds = 3;
 Operator operators[kKinds][2][kAliases];
 
-// A domain with the operators of the first `kinds` kinds of weights that are asked for.
-ort::Status* make_domain(bool bf16, bool float32, ort::CustomOpDomain** out) {
+// Whether `names`, separated by commas, has a name; an empty list has all.
+bool listed(const std::string& names, const char* name) {
+  return names.empty() || ("," + names + ",").find("," + std::string(name) + ",") != std::string::npos;
+}
+
+ort::Status* make_domain(bool bf16, bool float32, const std::string& names, ort::CustomOpDomain** out) {
   ort::CustomOpDomain* domain = nullptr;
   if (ort::Status* status = ort::call(ort::kCreateCustomOpDomain, "stonnx.kernels", &domain)) return status;
   const bool wanted[kKinds] = {true, bf16, float32};
   for (int kind = 0; kind < kKinds; kind++)
     for (int which = 0; wanted[kind] && which < 2; which++)
       for (Operator& op : operators[kind][which])
-        if (ort::Status* status = ort::call(ort::kCustomOpDomainAdd, domain, static_cast<const ort::CustomOp*>(&op))) return status;
+        if (listed(names, op.alias))
+          if (ort::Status* status = ort::call(ort::kCustomOpDomainAdd, domain, static_cast<const ort::CustomOp*>(&op))) return status;
   *out = domain;
   return nullptr;
 }
@@ -212,7 +219,8 @@ extern "C" __attribute__((visibility("default"))) stonnx::ort::Status* RegisterC
   if (!variant) return nullptr;  // the bodies run; stonnx_kernels_reason() says why
   const bool bf16 = variant->bf16, float32 = bf16 && float_as_bf16_in_new_sessions();
   static std::mutex lock;
-  static ort::CustomOpDomain* domains[2][2] = {};
+  // onnxruntime needs half a millisecond for each operator of a domain, and sessions need their domain as long as they live.
+  static std::map<std::string, ort::CustomOpDomain*> domains;
   const std::lock_guard<std::mutex> guard(lock);
   static const bool described = [] {
     const char* const kinds[kKinds] = {"Int8", "BFloat16", "Float"};
@@ -224,8 +232,9 @@ extern "C" __attribute__((visibility("default"))) stonnx::ort::Status* RegisterC
     return true;
   }();
   (void)described;
-  ort::CustomOpDomain*& domain = domains[bf16][float32];
+  const std::string names = names_in_new_sessions();
+  ort::CustomOpDomain*& domain = domains[(bf16 ? "b" : "") + std::string(float32 ? "f" : "") + "," + names];
   if (!domain)
-    if (ort::Status* status = make_domain(bf16, float32, &domain)) return status;
+    if (ort::Status* status = make_domain(bf16, float32, names, &domain)) return status;
   return ort::call(ort::kAddCustomOpDomain, options, domain);
 }

@@ -32,7 +32,6 @@ from stonnx_export.calibration import random_sequences, read_texts, text_sequenc
 from stonnx_export.checkpoint.modules import Transformer, is_code
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.checkpoint.repository_code import Trust
-from stonnx_export.fp16 import float16, half_range
 from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
 from stonnx_export.int8.quantization import Quantization
@@ -114,7 +113,7 @@ def export(
         raise InvalidArgumentError(
             f"source {source!r} is not known. Allowed: {', '.join(typing.get_args(SourceKind))}."
         )
-    if calibrate is not None and not recipe.quantize:
+    if calibrate is not None and recipe.quantization is None:
         raise InvalidArgumentError(f"calibrate is for recipes that quantize, and {dtype} does not. Leave it out.")
     texts = read_texts(calibrate) if calibrate is not None else None
     scored = read_pairs(pairs) if pairs is not None else None
@@ -143,10 +142,10 @@ def export(
                 for result in _build(graph, checkpoint, route, original, recipe)
             ]
         quantizations = {}
-        if recipe.quantize:
+        if recipe.quantization is not None:
             with stage("calibrating") as advance:
                 quantizations = {
-                    route: _calibrate(graph, checkpoint, route, original, texts, advance)
+                    route: _calibrate(recipe.quantization, graph, checkpoint, route, original, texts, advance)
                     for route, graph in graphs.items()
                 }
         origin = Source(name or label, revision, checkpoint.weights_sha256)
@@ -201,9 +200,9 @@ def export(
 
 def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Original, recipe: Recipe) -> list[PassResult]:
     results = [rewrite(graph) for rewrite in recipe.network_passes]
-    if recipe.half:
-        sequences = half_range.sequences(original.tokenizer(route), text_limit(checkpoint, route, original))
-        results.append(float16.run(graph, half_range.largest_values(graph, sequences)))
+    if recipe.lowering is not None:
+        limit = text_limit(checkpoint, route, original)
+        results.append(recipe.lowering(graph, original.tokenizer(route), limit))
     if is_code(checkpoint.routes[route]):
         graft.name_outputs(graph, checkpoint.task, checkpoint.activation)
     elif TASKS[checkpoint.task].gives_labels:
@@ -221,15 +220,21 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
 
 
 def _calibrate(
-    graph: ir.Model, checkpoint: Checkpoint, route: str, original: Original, texts: list[str] | None, advance: Advance
+    quantization: type[Quantization],
+    graph: ir.Model,
+    checkpoint: Checkpoint,
+    route: str,
+    original: Original,
+    texts: list[str] | None,
+    advance: Advance,
 ) -> Quantization:
     limit, tokenizer = text_limit(checkpoint, route, original), original.tokenizer(route)
     if limit is None or not isinstance(checkpoint.routes[route][0], Transformer):  # a table, and no products
-        return Quantization(graph, [])
+        return quantization(graph, [])
     random = random_sequences(tokenizer, limit)
     if texts is None:
-        return Quantization(graph, random, advance=advance)
-    return Quantization(graph, text_sequences(tokenizer, texts, limit), random, advance)
+        return quantization(graph, random, advance=advance)
+    return quantization(graph, text_sequences(tokenizer, texts, limit), random, advance)
 
 
 def _quantize(

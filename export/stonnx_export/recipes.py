@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from stonnx._tasks import Task
+from stonnx_export.fp16.lowering import to_float16
+from stonnx_export.int8.quantization import Quantization
 from stonnx_export.kernels import bfloat16
 from stonnx_export.kernels.products import WeightKind
+from stonnx_export.originals.original import OriginalTokenizer
 from stonnx_export.passes import (
     PassResult,
     attention_biases,
@@ -25,6 +28,8 @@ from stonnx_export.passes import (
 
 # A pass rewrites a model in place and says how often it fired and why it declined.
 Pass = Callable[[ir.Model], PassResult]
+# It is told the tokenizer too, and how many tokens the longest text has.
+Lowering = Callable[[ir.Model, OriginalTokenizer, int | None], PassResult]
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,10 @@ class Recipe:
     probe_cosine: float
     # Of the network alone, before that.
     network_passes: tuple[Pass, ...] = ()
-    # Whether the network becomes float16 behind its passes, as far as its values have room (see half_range.py).
-    half: bool = False
-    # Whether products and tables become int8 behind the passes (see quantize.py).
-    quantize: bool = False
+    # Gives the network a lower precision, after its passes.
+    lowering: Lowering | None = None
+    # Quantizes products and tables, after all passes.
+    quantization: type[Quantization] | None = None
     # Which blocks of the graph become operators for native kernels at the end, by how their weights are stored (see
     # kernels/outline.py).
     outline: frozenset[WeightKind] = frozenset()
@@ -93,7 +98,7 @@ RECIPES: Mapping[str, Recipe] = {
             precision="float16",
             network_passes=(shapes.run, fuse_attention.run, attention_lengths.run, plain_attention.run),
             passes=(splade_chunks.run,),
-            half=True,
+            lowering=to_float16,
             probe_cosine=0.999,
             tolerance=_bounds(
                 {"cosine_min": 0.9999, "invariance_cosine": 0.9999, "spearman_drop": 0.05},
@@ -122,7 +127,7 @@ RECIPES: Mapping[str, Recipe] = {
             precision="int8",
             # Whoever asks for no tokens saves their last layer: on the CPU, where int8 runs.
             passes=(*_EXACT, fuse_rms_norm.run, residual_biases.run, *_OUTPUTS, first_token.or_all),
-            quantize=True,
+            quantization=Quantization,
             outline=frozenset({"Int8"}),
             # Kernels that differ in the last bit leave 0.9998 of all-MiniLM-L6-v2, products that saturate 0.983.
             probe_cosine=0.99,

@@ -17,6 +17,7 @@ from zoo.exported import CachedOriginal
 from stonnx_export import RECIPES, pipeline
 from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.int8 import tables
+from stonnx_export.int8.quantization import Quantization
 
 # Of a weight with K inputs, a scale of 4 bytes comes with K bytes; 64 is the fewest that a model of the table has.
 _LARGEST_SHARE = 0.28
@@ -46,7 +47,9 @@ def test_weights_become_a_quarter(name: str, shared_directory: Path, monkeypatch
     for route in checkpoint.routes:
         graph = original.graph(route)
         pipeline._build(graph, checkpoint, route, original, RECIPES["int8"])
-        quantization = pipeline._calibrate(graph, checkpoint, route, original, None, lambda done, total: None)
+        quantization = pipeline._calibrate(
+            Quantization, graph, checkpoint, route, original, None, lambda done, total: None
+        )
         quantized, _, _ = quantization.apply()
         before, after = arrays(graph), arrays(quantized)
         large = [array for array in after.values() if array.dtype == np.float32 and is_matrix(array)]

@@ -227,7 +227,9 @@ class TestZoo:
         original = TracedOnce(read_checkpoint(build_checkpoint(model, tmp_path), model.task))
         checkpoint, graph = original._checkpoint, original.graph("default")
         pipeline._build(graph, checkpoint, "default", original, RECIPES["int8"])
-        quantized, _, _ = pipeline._calibrate(graph, checkpoint, "default", original, None, lambda *_: None).apply()
+        quantized, _, _ = pipeline._calibrate(
+            Quantization, graph, checkpoint, "default", original, None, lambda *_: None
+        ).apply()
         quantized.graph.sort()
         copy, found = outlined(quantized)
         assert found.blocks.total() == blocks

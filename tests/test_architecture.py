@@ -79,6 +79,7 @@ DOORS = {
     "stonnx._cache",
     "stonnx._device.cpus",
     "stonnx._device.int8_speed",
+    "stonnx._device.kernels",
     "stonnx._device.nvidia",
     "stonnx._device.options",
     "stonnx._device.provider",

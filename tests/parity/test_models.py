@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +218,7 @@ def move_positions(graph: ir.Model) -> None:
     for name, value in graph.graph.initializers.items():
         assert value.const_value is not None
         array = value.const_value.numpy()
-        if "position_embeddings" in name and array.ndim == 2:
+        if re.search("position_embeddings|rel_embeddings|relative_attention_bias", name) and array.ndim == 2:
             array = np.roll(array, 1, axis=0)
         elif "inv_freq" in name:
             array = array * np.float32(1.3)

@@ -2,6 +2,7 @@
 
 from .checkpoints import build_checkpoint
 from .parameters import parameter
-from .table import ROWS, ModelRow, row
+from .rows import ROWS, row
+from .table import ModelRow
 
 __all__ = ["ROWS", "ModelRow", "build_checkpoint", "parameter", "row"]

@@ -22,6 +22,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedModel,
 )
@@ -48,7 +49,7 @@ _NORM_SCALE = 0.3
 _HEAD_NORM = re.compile(r"\b[qk]_norm\.weight")
 _HEAD_NORM_SHIFT = 0.8
 
-_INTERMEDIATE_NAMES = {"distilbert": "hidden_dim"}
+_INTERMEDIATE_NAMES = {"distilbert": "hidden_dim", "t5": "d_ff", "mt5": "d_ff"}
 _LEGACY_CLASSES = {
     Transformer: "sentence_transformers.models.Transformer",
     Pooling: "sentence_transformers.models.Pooling",
@@ -113,7 +114,7 @@ def _write_backbone(row: ModelRow, directory: Path, seed: int) -> None:
     intermediate = _INTERMEDIATE_NAMES.get(backbone.model_type, "intermediate_size")
     settings: dict[str, object] = {
         "vocab_size": tokenizer.get_vocab_size(),
-        "max_position_embeddings": backbone.positions,
+        **({"max_position_embeddings": backbone.positions} if backbone.positions else {}),
         "num_hidden_layers": size.layers,
         "hidden_size": size.hidden,
         "num_attention_heads": size.heads,
@@ -144,7 +145,8 @@ def _token_ids(row: ModelRow) -> dict[str, int]:
     special.setdefault("bos_token", special.get("cls_token", ""))
     special.setdefault("eos_token", special.get("sep_token", ""))
     defaults = AutoConfig.for_model(row.backbone.model_type)
-    named = [name for name in special if name == "pad_token" or getattr(defaults, f"{name}_id", None) is not None]
+    known = [name for name in special if special[name]]
+    named = [name for name in known if name == "pad_token" or getattr(defaults, f"{name}_id", None) is not None]
     vocabulary = build_tokenizer(row.backbone.tokenizer).get_vocab()
     return {f"{name}_id": vocabulary[special[name]] for name in named}
 
@@ -152,6 +154,8 @@ def _token_ids(row: ModelRow) -> dict[str, int]:
 def _auto_class(row: ModelRow) -> type[AutoModel]:
     if row.task == "rerank":
         return AutoModelForSequenceClassification
+    if row.backbone.model_type in ("t5", "mt5"):
+        return AutoModelForTextEncoding
     return AutoModelForMaskedLM if _is_splade(row) else AutoModel
 
 
@@ -187,8 +191,14 @@ def _deviation(name: str, *, inputs: int) -> float:
 
 
 def _fit_vocabulary(model: PreTrainedModel) -> None:
-    """Gemma multiplies its embeddings by sqrt(hidden); logits over a vocabulary are to be sparse after a ReLU."""
+    """Gemma multiplies its embeddings by sqrt(hidden); logits over a vocabulary are to be sparse after a ReLU.
+
+    MobileBERT reads the words beside each one: padding has the zeros that transformers gives it, which a text alone has
+    at its ends.
+    """
     words = model.get_input_embeddings()
+    if model.config.model_type == "mobilebert":
+        words.weight[words.padding_idx] = 0.0
     words.weight /= getattr(words, "embed_scale", 1.0)
     head = model.get_output_embeddings()
     if head is not None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from .table import ModelRow, row
+from .rows import row
+from .table import ModelRow
 
 
 def parameter(model: ModelRow | str, *more: Any) -> Any:

@@ -18,6 +18,10 @@ TokenizerKind = Literal[
     "bpe-gemma",
     "unigram-xlmr",
     "wordpiece-model2vec",
+    "unigram-albert",
+    "unigram-deberta",
+    "unigram-t5",
+    "bpe-llama",
 ]
 
 FACTS = "the published configuration of the model"
@@ -171,6 +175,7 @@ _ROBERTA_TOKENS = {
     "pad_token": "<pad>",
     "mask_token": "<mask>",
 }
+_ALBERT_TOKENS = {**_BERT_TOKENS, "unk_token": "<unk>", "pad_token": "<pad>"}
 _UNCASED = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
 
 TOKENIZERS: Mapping[TokenizerKind, TokenizerFacts] = {
@@ -204,6 +209,21 @@ TOKENIZERS: Mapping[TokenizerKind, TokenizerFacts] = {
     ),
     "unigram-xlmr": TokenizerFacts("XLMRobertaTokenizer", _ROBERTA_TOKENS, 1),
     "wordpiece-model2vec": TokenizerFacts("PreTrainedTokenizerFast", _BERT_TOKENS, 0),
+    "unigram-albert": TokenizerFacts("PreTrainedTokenizerFast", _ALBERT_TOKENS, 0),
+    "unigram-deberta": TokenizerFacts("PreTrainedTokenizerFast", _BERT_TOKENS, 0),
+    "unigram-t5": TokenizerFacts(
+        "PreTrainedTokenizerFast",
+        {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        0,
+        {"model_input_names": ["input_ids", "attention_mask"]},
+    ),
+    "bpe-llama": TokenizerFacts(
+        "PreTrainedTokenizerFast",
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"},
+        2,
+        {"model_input_names": ["input_ids", "attention_mask"]},
+        padding_side="left",
+    ),
 }
 
 _BASE = Size(12, 768, 12, 3072)
@@ -511,12 +531,4 @@ _RERANK = (
     ),
 )
 
-ROWS: tuple[ModelRow, ...] = (*_EMBEDDING, *_SPARSE, *_RERANK)
-_BY_NAME = {candidate.name: candidate for candidate in ROWS}
-
-
-def row(name: str) -> ModelRow:
-    """The row of a published name."""
-    if name not in _BY_NAME:
-        raise KeyError(f"the zoo has no row {name!r}; its rows are {', '.join(_BY_NAME)}")
-    return _BY_NAME[name]
+PUBLISHED: tuple[ModelRow, ...] = (*_EMBEDDING, *_SPARSE, *_RERANK)

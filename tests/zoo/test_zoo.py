@@ -18,7 +18,8 @@ from torch.nn.functional import cosine_similarity
 
 from .checkpoints import build_checkpoint
 from .parameters import parameter
-from .table import ROWS, TOKENIZERS, ModelRow, row
+from .rows import ROWS, row
+from .table import TOKENIZERS, ModelRow
 from .tokenizers import CORPUS
 
 Model: TypeAlias = SentenceTransformer | SparseEncoder | CrossEncoder

@@ -250,9 +250,8 @@ def _qwen() -> Tokenizer:
     return tokenizer
 
 
-def _gemma() -> Tokenizer:
+def _bytes_for_unknown(special: tuple[str, ...]) -> Tokenizer:
     """SentencePiece-like BPE: spaces become ▁, characters outside the vocabulary become bytes."""
-    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     trained.train_from_iterator(
@@ -278,18 +277,33 @@ def _gemma() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(list(special))
+    return tokenizer
+
+
+def _llama() -> Tokenizer:
+    """A text ends in </s>, which is the padding token too."""
+    tokenizer = _bytes_for_unknown(("<unk>", "<s>", "</s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+def _gemma() -> Tokenizer:
+    tokenizer = _bytes_for_unknown(("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", pair="<bos> $A <eos> <bos> $B <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
     )
     return tokenizer
 
 
-def _xlm_roberta() -> Tokenizer:
-    """Unigram with SentencePiece's character map and Metaspace.
+def _unigram(
+    special: tuple[str, ...], unknown: str, *, lowercase: bool = False, last: tuple[str, ...] = ()
+) -> Tokenizer:
+    """Unigram with SentencePiece's character map and Metaspace; `special` take the first ids, `last` the highest.
 
     The pieces are learned by BPE and scored by their frequency: the Unigram trainer differs from run to run.
     """
-    special = ("<s>", "<pad>", "</s>", "<unk>")
     metaspace = pre_tokenizers.Metaspace(prepend_scheme="always")
     words = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
     trained = Tokenizer(models.BPE())
@@ -303,12 +317,46 @@ def _xlm_roberta() -> Tokenizer:
     text = "".join(f"▁{word}" for line in CORPUS for word in line.split())
     scores = {piece: round(math.log((text.count(piece) + 1) / len(text)), 4) for piece in trained.get_vocab()}
     pieces = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    tokenizer = Tokenizer(models.Unigram([*((token, 0.0) for token in special), *pieces, ("<mask>", 0.0)], unk_id=3))
-    tokenizer.normalizer = normalizers.Precompiled(_character_map(_COMPATIBILITY))
+    vocabulary = [*((token, 0.0) for token in special), *pieces, *((token, 0.0) for token in last)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=special.index(unknown)))
+    character_map = normalizers.Precompiled(_character_map(_COMPATIBILITY))
+    tokenizer.normalizer = (
+        normalizers.Sequence([normalizers.Lowercase(), character_map]) if lowercase else character_map
+    )
     tokenizer.pre_tokenizer = words
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    return tokenizer
+
+
+def _xlm_roberta() -> Tokenizer:
+    tokenizer = _unigram(("<s>", "<pad>", "</s>", "<unk>"), "<unk>", last=("<mask>",))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+def _albert() -> Tokenizer:
+    return _with_bert_ends(_unigram(("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"), "<unk>", lowercase=True))
+
+
+def _deberta() -> Tokenizer:
+    return _with_bert_ends(_unigram(("[PAD]", "[CLS]", "[SEP]", "[UNK]"), "[UNK]", last=("[MASK]",)))
+
+
+def _with_bert_ends(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def _t5() -> Tokenizer:
+    tokenizer = _unigram(("<pad>", "</s>", "<unk>"), "<unk>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
     return tokenizer
 
@@ -351,6 +399,10 @@ _BUILDERS: Mapping[TokenizerKind, Callable[[], Tokenizer]] = {
     "bpe-qwen": _qwen,
     "bpe-gemma": _gemma,
     "unigram-xlmr": _xlm_roberta,
+    "unigram-albert": _albert,
+    "unigram-deberta": _deberta,
+    "unigram-t5": _t5,
+    "bpe-llama": _llama,
 }
 
 

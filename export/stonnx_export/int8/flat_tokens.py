@@ -65,7 +65,8 @@ def _cancel(node: ir.Node) -> None:
     value = node.inputs[0]
     rows = rows_of(value)
     target = constant_array(node.inputs[1])
-    width = value.shape[-1] if value is not None and value.shape is not None else None
+    # A scalar, as sizes that a network works with are, has no last dimension.
+    width = value.shape[-1] if value is not None and value.shape else None
     if rows is not None and target is not None and target.tolist() == [-1, width]:
         node.outputs[0].replace_all_uses_with(rows)
 

@@ -38,6 +38,7 @@ from stonnx_export.originals import numpy_modules, onnx_file
 from stonnx_export.originals.onnx_file import SENTENCE_EMBEDDING, OnnxFile, Wanted
 from stonnx_export.originals.original import LoadReport, OriginalTokenizer, in_front
 from stonnx_export.originals.tokenizer_files import TokenizerFiles, read_tokenizer
+from stonnx_export.originals.transformers_ids import compare_with_transformers
 
 logger = logging.getLogger("stonnx")
 
@@ -86,6 +87,15 @@ class OnnxOriginal:
             # A copy, since this one cuts texts.
             self._encoders[route] = tokenizers.Tokenizer.from_str(files.tokenizer.backend.to_str())
             self._encoders[route].no_padding()
+            if isinstance(chain[0], Transformer):
+                self._encoders[route].no_truncation()
+                compare_with_transformers(
+                    checkpoint.folders[route],
+                    self._encoders[route],
+                    pairs=TASKS[checkpoint.task].reads_pairs,
+                    do_lower_case=chain[0].do_lower_case,
+                    add_special_tokens=files.tokenizer.add_special_tokens,
+                )
             positions = checkpoint.max_positions if isinstance(chain[0], Transformer) else None
             self._cut(route, _limit(files.tokenizer.max_length, positions))
             if isinstance(chain[0], Transformer):

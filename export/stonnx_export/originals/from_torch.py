@@ -96,6 +96,11 @@ class TorchOriginal:
         backend = getattr(source, "backend_tokenizer", None)
         if backend is None:
             raise UnsupportedError(f"{type(source).__name__} is a tokenizer in Python, without a tokenizer.json.")
+        if getattr(source, "split_special_tokens", False):
+            raise UnsupportedError(
+                "The tokenizer has split_special_tokens: special tokens that are written in a text are words there. A "
+                "tokenizer.json cannot say that, so the model cannot be exported. Set it to false if texts have none."
+            )
         return OriginalTokenizer(
             backend=backend,
             max_length=source.model_max_length if self._is_chain else self._model.max_length,

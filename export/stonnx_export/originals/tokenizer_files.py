@@ -7,6 +7,7 @@ then ignores how the file normalizes or splits; a setting that nobody wrote down
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,14 @@ import tokenizers
 from tokenizers import normalizers
 
 from stonnx._errors import ExportError, UnsupportedError
-from stonnx_export.checkpoint.module_files import read_json
+from stonnx_export.checkpoint.module_files import read_json, transformer_settings
 from stonnx_export.checkpoint.modules import Module, SparseStaticEmbedding, StaticEmbedding, Transformer
 from stonnx_export.originals.original import OriginalTokenizer, bare_tokenizer
 
+_OTHER_SOURCE = (
+    "export the PyTorch weights (--source torch), or save the tokenizer once as transformers has it: "
+    "AutoTokenizer.from_pretrained(DIRECTORY, ARGUMENTS).save_pretrained(DIRECTORY)"
+)
 # The attributes under which transformers keeps special tokens: one each, or a list.
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE_SPECIAL_TOKENS = ("additional_special_tokens", "extra_special_tokens")
@@ -30,6 +35,11 @@ _BERT_SETTINGS = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
+# Arguments for the tokenizer that a Transformer module may have in its settings, all of which are followed here; the
+# last ones change no token id.
+_ARGUMENTS = {"model_max_length", "truncation_side", "add_prefix_space", *_BERT_SETTINGS}
+_ARGUMENTS |= {"padding_side", "use_fast", "clean_up_tokenization_spaces", "model_input_names", "token", "revision"}
+_ARGUMENTS |= {"add_bos_token", "add_eos_token", "split_special_tokens", "pad_token_type_id"}
 # These classes take tokenizer.json as it is, and leave the settings above alone.
 _GENERIC_CLASSES = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -65,16 +75,19 @@ def read_tokenizer(folder: Path, first: Module) -> TokenizerFiles:
         raise ExportError(f"{file} is not a tokenizer that the tokenizers package can read: {error}") from error
     if isinstance(first, StaticEmbedding):
         return TokenizerFiles(bare_tokenizer(backend), False)
-    settings, config = _read_settings(folder), _read_optional(folder / "config.json")
+    arguments = tokenizer_arguments(folder) if isinstance(first, Transformer) else {}
+    settings, config = {**_read_settings(folder), **arguments}, _read_optional(folder / "config.json")
     padding, truncation = backend.padding or {}, backend.truncation or {}
+    _refuse_settings(backend, settings, arguments, folder)
     _follow_bert_settings(backend, settings)
+    _follow_prefix_space(backend, settings, folder)
     if isinstance(first, Transformer) and first.do_lower_case:
-        _lower_case(backend)
+        lower_case(backend)
     names = settings.get("model_input_names")
     return TokenizerFiles(
         OriginalTokenizer(
             backend=backend,
-            max_length=_max_length(first, settings, config),
+            max_length=arguments.get("model_max_length", _max_length(first, settings, config)),
             pad_token_id=_pad_id(backend, settings, config),
             pad_token_type_id=int(settings.get("pad_token_type_id", padding.get("pad_type_id", 0))),
             truncation_side=_truncation_side(settings.get("truncation_side", truncation.get("direction", "right"))),
@@ -85,6 +98,65 @@ def read_tokenizer(folder: Path, first: Module) -> TokenizerFiles:
         token_types=("token_type_ids" in names if isinstance(names, list) else True)
         and any(backend.encode("a", "a").type_ids),
     )
+
+
+def tokenizer_arguments(folder: Path) -> Mapping[str, Any]:
+    """What the settings of a Transformer module pass to the tokenizer. It counts for more than the tokenizer's files.
+
+    Raises:
+        ExportError: They are not an object.
+    """
+    settings = transformer_settings(folder)
+    arguments = settings.get("tokenizer_args", settings.get("processor_kwargs")) or {}
+    if not isinstance(arguments, dict):
+        raise ExportError(f"{folder}: the arguments of the tokenizer must be an object, found {arguments!r}.")
+    return {name: value for name, value in arguments.items() if name != "trust_remote_code"}
+
+
+def _refuse_settings(
+    backend: tokenizers.Tokenizer, settings: Mapping[str, Any], arguments: Mapping[str, Any], folder: Path
+) -> None:
+    """Raise UnsupportedError for settings that transformers follows, and that cannot be followed without it."""
+    unknown = sorted(arguments.keys() - _ARGUMENTS)
+    if unknown:
+        raise UnsupportedError(
+            f"{folder} passes {', '.join(unknown)} to the tokenizer (tokenizer_args or processor_kwargs in the "
+            f"settings of its Transformer module). Only transformers can follow that: {_OTHER_SOURCE}"
+        )
+    if settings.get("split_special_tokens"):
+        raise UnsupportedError(
+            f"{folder} sets split_special_tokens: special tokens that are written in a text are words there. "
+            "A tokenizer.json cannot say that, so the model cannot be exported. Set it to false if texts have none."
+        )
+    ids = backend.encode("a").ids
+    for name, token, place in (("add_bos_token", "bos_token", 0), ("add_eos_token", "eos_token", -1)):
+        written = settings.get(name)
+        index = backend.token_to_id(_content(settings[token])) if settings.get(token) else None
+        if written is not None and index is not None and bool(written) != (ids[place] == index):
+            raise UnsupportedError(
+                f"{folder} sets {name} to {written}, and its tokenizer.json does the opposite. Only transformers can "
+                f"follow that: {_OTHER_SOURCE}"
+            )
+
+
+def _follow_prefix_space(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
+    """What transformers' classes of byte-level tokenizers do with add_prefix_space."""
+    written = settings.get("add_prefix_space")
+    if written is None or settings.get("tokenizer_class", _GENERIC_CLASSES[0]) in _GENERIC_CLASSES:
+        return
+    data = json.loads(backend.to_str())
+    splitter = data.get("pre_tokenizer") or {}
+    parts = splitter.get("pretokenizers", [splitter])
+    for part in parts:
+        if part.get("type") == "ByteLevel":
+            part["add_prefix_space"] = bool(written)
+        elif part.get("type") == "Metaspace" and (part.get("prepend_scheme") != "never") != bool(written):
+            raise UnsupportedError(
+                f"{folder} sets add_prefix_space to {written}, and its tokenizer.json does the opposite. Only "
+                f"transformers can follow that: {_OTHER_SOURCE}"
+            )
+    if any(part.get("type") == "ByteLevel" for part in parts):
+        backend.pre_tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data)).pre_tokenizer
 
 
 def _read_settings(folder: Path) -> Mapping[str, Any]:
@@ -113,7 +185,7 @@ def _follow_bert_settings(backend: tokenizers.Tokenizer, settings: Mapping[str, 
         backend.normalizer = normalizers.BertNormalizer(clean_text=normalizer.clean_text, **{**found, **wanted})
 
 
-def _lower_case(backend: tokenizers.Tokenizer) -> None:
+def lower_case(backend: tokenizers.Tokenizer) -> None:
     """do_lower_case of sentence-transformers: a Lowercase in front, unless there is one at the top level already."""
     normalizer: Any = backend.normalizer
     parts: list[Any] = [normalizer] if normalizer else []

@@ -188,7 +188,10 @@ def _compare_ids(
 ) -> None:
     # The last one is beyond the limit, however long that is.
     long = " ".join(["a"] * ((limit or LONGEST) + 8))
-    for text in [*texts, (long, "a b c") if isinstance(texts[0], tuple) else long]:
+    special = [route.tokenizer.backend.id_to_token(index) for index in route.spec.tokenizer.special_token_ids]
+    written = f"a {' b '.join(token for token in special if token)} c"
+    more = [(each, "a b c") if isinstance(texts[0], tuple) else each for each in (written, long)]
+    for text in [*texts, *more]:
         expected = original.token_ids(name, text, task) if task else original.token_ids(name, text)
         (encoding,) = route.tokenizer.encode([text])
         if encoding.ids != expected:

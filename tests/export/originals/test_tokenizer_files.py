@@ -18,9 +18,11 @@ from zoo import build_checkpoint, row
 from stonnx._errors import ExportError, UnsupportedError
 from stonnx_export.checkpoint.modules import Transformer
 from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.originals.from_onnx import OnnxOriginal
 from stonnx_export.originals.from_torch import TorchOriginal
 from stonnx_export.originals.original import OriginalTokenizer
 from stonnx_export.originals.tokenizer_files import read_tokenizer
+from stonnx_export.originals.transformers_ids import compare_with_transformers
 from stonnx_export.texts import verification_texts
 
 # Every kind of tokenizer in the table, and the rows whose settings are a trap.
@@ -130,6 +132,109 @@ def test_a_setting_that_is_not_written_leaves_the_file_alone(write: Write) -> No
 def test_generic_classes_take_the_file_as_it_is(write: Write) -> None:
     directory = write(tokenizer_config={"do_lower_case": False, "tokenizer_class": "PreTrainedTokenizerFast"})
     assert read(directory).backend.normalizer.lowercase is True
+
+
+def same_as_transformers(directory: Path) -> None:
+    """Every setting and every id, also with special tokens in the text, and cut."""
+    checkpoint = read_checkpoint(directory)
+    original = TorchOriginal(checkpoint)
+    files, expected = read_tokenizer(directory, checkpoint.chain[0]), original.tokenizer("default")
+    assert limited(files.tokenizer) == limited(expected)
+    texts = [*verification_texts(60, 2), MIXED, "a [SEP] b <mask> c", " a", "ab"]
+    assert [ids(files.tokenizer, text) for text in texts] == [ids(expected, text) for text in texts]
+
+
+ARGUMENTS: tuple[dict[str, Any], ...] = (
+    {"model_max_length": 16},
+    {"truncation_side": "left"},
+    {"do_lower_case": False},
+    {"strip_accents": False},
+    {"tokenize_chinese_chars": False},
+    {"do_lower_case": False, "strip_accents": True, "model_max_length": 20},
+)
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=repr)
+@pytest.mark.parametrize("name", ["tokenizer_args", "processor_kwargs"])
+@pytest.mark.parametrize("length", [None, 24])
+def test_arguments_of_the_module(write: Write, arguments: dict[str, Any], name: str, length: int | None) -> None:
+    """They count for more than the tokenizer's own files, and a model_max_length for more than max_seq_length."""
+    settings = {
+        "max_seq_length": length or "gone",
+        "processor_kwargs": "gone",
+        "tokenizer_args": "gone",
+        name: arguments,
+    }
+    same_as_transformers(write(sentence_bert_config=settings))
+
+
+def test_arguments_that_cannot_be_followed(write: Write) -> None:
+    directory = write(sentence_bert_config={"tokenizer_args": {"unk_token": "[PAD]"}})
+    with pytest.raises(UnsupportedError, match=r"passes unk_token to the tokenizer.*--source torch"):
+        read(directory)
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config", "sentence_bert_config"])
+@pytest.mark.parametrize("written", [True, False])
+def test_a_space_in_front(where: str, written: bool, shared_directory: Path, tmp_path: Path) -> None:
+    """RoBERTa's class makes its splitter anew, whatever tokenizer.json says."""
+    built = build_checkpoint(row("paraphrase-distilroberta-base-v2"), shared_directory / "zoo")
+    directory = shutil.copytree(built, tmp_path / "checkpoint")
+    file = directory / f"{where}.json"
+    settings = json.loads(file.read_text())
+    setting = {"add_prefix_space": written}
+    file.write_text(json.dumps(settings | (setting if where == "tokenizer_config" else {"tokenizer_args": setting})))
+    same_as_transformers(directory)
+    without = Tokenizer.from_file(str(directory / "tokenizer.json")).encode("ab").ids
+    assert (ids(read(directory), "ab") == without) is not written
+
+
+def test_special_tokens_as_words(write: Write) -> None:
+    directory = write(tokenizer_config={"split_special_tokens": True})
+    with pytest.raises(UnsupportedError, match="split_special_tokens"):
+        read(directory)
+    with pytest.raises(UnsupportedError, match="split_special_tokens"):
+        TorchOriginal(read_checkpoint(directory)).tokenizer("default")
+
+
+def test_ends_that_only_transformers_can_add(write: Write) -> None:
+    directory = write(tokenizer_config={"add_eos_token": True, "eos_token": "[MASK]"})
+    with pytest.raises(UnsupportedError, match=r"add_eos_token to True.*does the opposite"):
+        read(directory)
+
+
+class TestComparison:
+    """Where transformers is installed, it is asked for ids."""
+
+    def compare(self, directory: Path, *, do_lower_case: bool = False) -> None:
+        tokenizer = read(directory, Transformer(do_lower_case=do_lower_case))
+        backend = Tokenizer.from_str(tokenizer.backend.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        for pairs in (False, True):
+            compare_with_transformers(
+                directory, backend, pairs=pairs, do_lower_case=do_lower_case, add_special_tokens=True
+            )
+
+    @pytest.mark.parametrize("do_lower_case", [True, False])
+    def test_the_same(self, write: Write, do_lower_case: bool) -> None:
+        self.compare(write(tokenizer_config={"do_lower_case": False}), do_lower_case=do_lower_case)
+
+    def test_a_normalizer_that_transformers_makes_anew(self, write: Write) -> None:
+        directory = write()
+        backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Replace("quick", "slow")])
+        backend.save(str(directory / "tokenizer.json"))
+        with pytest.raises(UnsupportedError, match=r"transformers makes other token ids of 'Hello"):
+            self.compare(directory)
+
+    def test_it_is_part_of_an_export(self, write: Write) -> None:
+        directory = write()
+        backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        backend.normalizer = normalizers.Lowercase()
+        backend.save(str(directory / "tokenizer.json"))
+        with pytest.raises(UnsupportedError, match="transformers makes other token ids"):
+            OnnxOriginal(read_checkpoint(directory))
 
 
 class TestDoLowerCase:

@@ -1,0 +1,200 @@
+"""More architectures, each with a head: pure data, one row for each checkpoint, smaller than the models of the guide.
+
+Their tokenizers are of the published kind, under transformers' generic class: tokenizer.json is taken as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .table import (
+    GENERAL,
+    MODERNBERT,
+    QWEN3,
+    XLM_ROBERTA,
+    Backbone,
+    Dense,
+    Head,
+    ModelRow,
+    Normalize,
+    Pooling,
+    Size,
+)
+
+_TINY = Size(2, 64, 2, 128)
+_LIMIT = 64
+
+ALBERT = Backbone(
+    "albert",
+    Size(12, 768, 12, 3072),
+    _TINY,
+    30000,
+    512,
+    "unigram-albert",
+    {
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-12,
+        "type_vocab_size": 2,
+        "embedding_size": 128,
+        "num_hidden_groups": 1,
+        "inner_group_num": 1,
+    },
+    {"embedding_size": 32},
+)
+DEBERTA = Backbone(
+    "deberta-v2",
+    Size(12, 768, 12, 3072),
+    _TINY,
+    128100,
+    512,
+    "unigram-deberta",
+    {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-7,
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "max_relative_positions": -1,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "pooler_dropout": 0,
+        "pooler_hidden_act": "gelu",
+    },
+    {"position_buckets": 16, "pooler_hidden_size": 64},
+)
+T5 = Backbone(
+    "t5",
+    Size(12, 768, 12, 3072),
+    _TINY,
+    32128,
+    0,
+    "unigram-t5",
+    {
+        "feed_forward_proj": "relu",
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "d_kv": 64,
+    },
+    {"d_kv": 32},
+)
+MT5 = replace(
+    T5,
+    model_type="mt5",
+    published=Size(12, 768, 12, 2048),
+    vocabulary=250112,
+    config={**T5.config, "feed_forward_proj": "gated-gelu"},
+)
+CAMEMBERT = replace(XLM_ROBERTA, model_type="camembert", built=_TINY, vocabulary=32005)
+XLM_ROBERTA_XL = replace(
+    XLM_ROBERTA, model_type="xlm-roberta-xl", published=Size(36, 2560, 32, 10240), built=_TINY, vocabulary=250880
+)
+MISTRAL = Backbone(
+    "mistral",
+    Size(32, 4096, 32, 14336),
+    Size(2, 64, 4, 128),
+    32000,
+    32768,
+    "bpe-llama",
+    {
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+    },
+    {"num_key_value_heads": 2, "head_dim": 32, "sliding_window": 8},
+)
+LLAMA = Backbone(
+    "llama",
+    Size(16, 2048, 32, 8192),
+    Size(2, 64, 4, 128),
+    128256,
+    131072,
+    "bpe-qwen",
+    {
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+    },
+    {"num_key_value_heads": 2, "head_dim": 32},
+)
+QWEN2 = Backbone(
+    "qwen2",
+    Size(28, 1536, 12, 8960),
+    Size(2, 64, 4, 128),
+    151646,
+    131072,
+    "bpe-qwen",
+    {"hidden_act": "silu", "rms_norm_eps": 1e-6, "num_key_value_heads": 2, "rope_theta": 1000000.0},
+)
+EUROBERT = Backbone(
+    "eurobert",
+    Size(12, 768, 12, 3072),
+    Size(2, 64, 2, 128),
+    128256,
+    8192,
+    "bpe-modernbert",
+    {"hidden_act": "silu", "rms_norm_eps": 1e-5, "num_key_value_heads": 12, "rope_theta": 250000.0},
+    {"num_key_value_heads": 2},
+)
+MOBILEBERT = Backbone(
+    "mobilebert",
+    Size(24, 512, 4, 512),
+    Size(2, 64, 2, 64),
+    30522,
+    512,
+    "wordpiece-uncased",
+    {
+        "hidden_act": "relu",
+        "layer_norm_eps": 1e-12,
+        "type_vocab_size": 2,
+        "embedding_size": 128,
+        "trigram_input": True,
+        "use_bottleneck": True,
+        "intra_bottleneck_size": 128,
+        "use_bottleneck_attention": False,
+        "key_query_shared_bottleneck": True,
+        "num_feedforward_networks": 4,
+        "normalization_type": "no_norm",
+    },
+    {"embedding_size": 32, "intra_bottleneck_size": 32, "num_feedforward_networks": 2},
+)
+_MODERNBERT = replace(MODERNBERT, built=Size(4, 64, 2, 96), config={**MODERNBERT.config, "classifier_pooling": "mean"})
+_QWEN3 = replace(QWEN3, built=Size(2, 64, 4, 128))
+
+_CLS, _MEAN, _LAST = Pooling(("cls",)), Pooling(("mean",)), Pooling(("lasttoken",))
+_ONE = Head(1, "Sigmoid", None)
+_NLI = Head(3, "Identity", None)
+
+ARCHITECTURES: tuple[ModelRow, ...] = (
+    ModelRow("paraphrase-albert-small-v2", ALBERT, "6.x", (_MEAN,), _LIMIT, source=GENERAL),
+    ModelRow("zoo/deberta-v3-base", DEBERTA, "6.x", (_MEAN, Normalize()), _LIMIT, source=GENERAL),
+    ModelRow(
+        "sentence-t5-base",
+        T5,
+        "6.x",
+        (_MEAN, Dense(768, 768, "Identity", bias=False), Normalize()),
+        _LIMIT,
+        source=GENERAL,
+    ),
+    ModelRow("zoo/mt5-base", MT5, "6.x", (_MEAN, Dense(768, 768, "Tanh"), Normalize()), _LIMIT, source=GENERAL),
+    ModelRow("dangvantuan/sentence-camembert-base", CAMEMBERT, "6.x", (_MEAN,), _LIMIT, source=GENERAL),
+    ModelRow("zoo/xlm-roberta-xl", XLM_ROBERTA_XL, "6.x", (_CLS, Dense(2560, 2560, "Tanh")), _LIMIT, source=GENERAL),
+    ModelRow("intfloat/e5-mistral-7b-instruct", MISTRAL, "6.x", (_LAST, Normalize()), _LIMIT, source=GENERAL),
+    ModelRow("zoo/llama-3.2-1b", LLAMA, "6.x", (_LAST, Normalize()), _LIMIT, source=GENERAL),
+    ModelRow("zoo/qwen2-1.5b", QWEN2, "6.x", (_LAST, Dense(1536, 768, "Identity")), _LIMIT, source=GENERAL),
+    ModelRow("zoo/eurobert-210m", EUROBERT, "6.x", (_MEAN, Normalize()), _LIMIT, source=GENERAL),
+    ModelRow("zoo/mobilebert", MOBILEBERT, "6.x", (_MEAN, Normalize()), _LIMIT, source=GENERAL),
+    ModelRow("cross-encoder/nli-deberta-v3-base", DEBERTA, "6.x", (), _LIMIT, "rerank", head=_NLI, source=GENERAL),
+    ModelRow(
+        "Alibaba-NLP/gte-reranker-modernbert-base", _MODERNBERT, "6.x", (), _LIMIT, "rerank", head=_ONE, source=GENERAL
+    ),
+    ModelRow("tomaarsen/Qwen3-Reranker-0.6B-seq-cls", _QWEN3, "6.x", (), _LIMIT, "rerank", head=_ONE, source=GENERAL),
+)

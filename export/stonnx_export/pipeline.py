@@ -47,6 +47,7 @@ from stonnx_export.verify.artefact import try_bundle
 from stonnx_export.verify.compare import verify_fidelity
 from stonnx_export.verify.figures import ToleranceError, check
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
+from stonnx_export.verify.sixteen_bits import compare_as_loaded
 from stonnx_export.write import model_card
 from stonnx_export.write.bundle import _manifest, clear, write_routes
 from stonnx_export.write.staging import check_target, staging_directory
@@ -169,6 +170,7 @@ def export(
                         drop = spearman_drop(engine, original, scored, known)
                         fidelity = dataclasses.replace(fidelity, spearman_drop=drop)
                         check(fidelity)
+                    fidelity = dataclasses.replace(fidelity, as_loaded=compare_as_loaded(engine, original))
                 break
             except ToleranceError as error:
                 if not _keep_more(quantizations, stage):

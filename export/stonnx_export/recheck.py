@@ -17,6 +17,7 @@ from stonnx_export.recipes import RECIPES
 from stonnx_export.verify.compare import compare
 from stonnx_export.verify.figures import check
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
+from stonnx_export.verify.sixteen_bits import compare_as_loaded
 
 
 def verify_bundle(
@@ -55,6 +56,7 @@ def verify_bundle(
     fidelity = compare(engine, original, _tolerance(engine.manifest))
     if scored is not None:
         fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
+    fidelity = dataclasses.replace(fidelity, as_loaded=compare_as_loaded(engine, original))
     check(fidelity)
     return fidelity
 

@@ -95,6 +95,19 @@ class ModuleSpec:
 
 
 @dataclass(frozen=True)
+class SixteenBits:
+    """How close a bundle is to its checkpoint as sentence-transformers loads it by default: in 16 bits."""
+
+    # bfloat16 or float16.
+    dtype: str
+    texts: int
+    cosine_mean: float
+    cosine_min: float
+    # Relative to the largest value if that is over 1.
+    max_abs_difference: float
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """How close the bundle is to the original: measured by the exporter, on the texts that it describes."""
 
@@ -120,6 +133,8 @@ class Fidelity:
     rank_correlation: float | None = None
     # Where scored pairs were given: Spearman's correlation x 100 with the scores, the original's less the bundle's.
     spearman_drop: float | None = None
+    # Checkpoints of 16 bits only: the figures above are of their weights in float32, as the bundle computes.
+    as_loaded: SixteenBits | None = None
 
 
 @dataclass(frozen=True)

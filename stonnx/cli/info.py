@@ -70,6 +70,10 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.fidelity is not None:
         lines.append(("fidelity", _fidelity(manifest)))
         lines.append(("  compared with", f"{manifest.fidelity.compared_with}, {manifest.fidelity.texts} texts"))
+        half = manifest.fidelity.as_loaded
+        if half is not None:
+            figures = f"cosine mean {half.cosine_mean:.6f}, lowest {half.cosine_min:.6f}"
+            lines.append((f"  beside {half.dtype}", f"{figures}, as sentence-transformers loads the checkpoint"))
     lines.append(("files", f"{len(manifest.files)}, {size / 1e6:.1f} MB, hashes verified"))
     lines.append(("exported with", ", ".join(f"{name} {version}" for name, version in manifest.exporter.items())))
     return lines

@@ -49,6 +49,8 @@ _NORM_SCALE = 0.3
 _HEAD_NORM = re.compile(r"\b[qk]_norm\.weight")
 _HEAD_NORM_SHIFT = 0.8
 
+_MOBILEBERT_QUERIES = 0.1
+
 _INTERMEDIATE_NAMES = {"distilbert": "hidden_dim", "t5": "d_ff", "mt5": "d_ff"}
 _LEGACY_CLASSES = {
     Transformer: "sentence_transformers.models.Transformer",
@@ -194,11 +196,14 @@ def _fit_vocabulary(model: PreTrainedModel) -> None:
     """Gemma multiplies its embeddings by sqrt(hidden); logits over a vocabulary are to be sparse after a ReLU.
 
     MobileBERT reads the words beside each one: padding has the zeros that transformers gives it, which a text alone has
-    at its ends.
+    at its ends. It has no norms that keep values small, so its attention needs smaller queries.
     """
     words = model.get_input_embeddings()
     if model.config.model_type == "mobilebert":
         words.weight[words.padding_idx] = 0.0
+        for name, parameter in model.named_parameters():
+            if name.endswith("query.weight"):
+                parameter *= _MOBILEBERT_QUERIES
     words.weight /= getattr(words, "embed_scale", 1.0)
     head = model.get_output_embeddings()
     if head is not None:

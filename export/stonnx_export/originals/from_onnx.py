@@ -157,6 +157,9 @@ class OnnxOriginal:
             return rows[:, : checkpoint.truncate_dim]
         return numpy_modules.keep_largest(rows, checkpoint.max_active_dims)
 
+    def outputs_as_loaded(self, route: str, texts: Sequence[Text]) -> None:
+        return None
+
     def facts(self) -> Mapping[str, Any]:
         return {}
 

@@ -32,7 +32,7 @@ from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.heads import tables
 from stonnx_export.originals.original import LoadReport, OriginalTokenizer, bare_tokenizer
 from stonnx_export.originals.trace import Output, trace, trace_chain
-from stonnx_export.originals.weights import refuse_missing, refuse_random, unexpected, watch_loading
+from stonnx_export.originals.weights import has_sixteen_bits, refuse_missing, refuse_random, unexpected, watch_loading
 
 # What cuts the results of a task short, unless it is None.
 _SETTINGS = {"embedding": "truncate_dim", "sparse": "max_active_dims"}
@@ -156,6 +156,19 @@ class TorchOriginal:
             rows = [run([text], show_progress_bar=False, **options) for text in texts]
         return np.stack([np.asarray(row, dtype=np.float32).reshape(-1) for row in rows])
 
+    def outputs_as_loaded(self, route: str, texts: Sequence[Text]) -> tuple[str, npt.NDArray[np.float32]] | None:
+        if not any(map(has_sixteen_bits, set(self._checkpoint.folders.values()))):
+            return None
+        model = _load(self._checkpoint, None)
+        dtype = next(model.parameters()).dtype
+        if dtype not in (torch.float16, torch.bfloat16):  # transformers 4 loads everything in float32
+            return None
+        before, self._model = self._model, model
+        try:
+            return str(dtype).removeprefix("torch."), self.outputs(route, texts)
+        finally:
+            self._model = before
+
     def facts(self) -> Mapping[str, Any]:
         names = ("num_labels",) if self._checkpoint.task == "rerank" else ("similarity_fn_name", "default_prompt_name")
         return {name: getattr(self._model, name) for name in names}
@@ -182,8 +195,11 @@ class TorchOriginal:
         return self._modules(route)[0].tokenizer if self._is_chain else self._model.tokenizer
 
 
-def _load(checkpoint: Checkpoint) -> Any:
-    """The model in sentence-transformers. It runs code of the repository only if the caller trusts it."""
+def _load(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> Any:
+    """The model in sentence-transformers, in a precision or, for None, in the one that it has by default.
+
+    It runs code of the repository only if the caller trusts it.
+    """
     kind = getattr(sentence_transformers, TASKS[checkpoint.task].class_name)
     trust = checkpoint.trust
     with _silence():
@@ -193,9 +209,11 @@ def _load(checkpoint: Checkpoint) -> Any:
             # Code may lie in a repository of its own.
             local_files_only=trust is None or trust.local_files_only,
             trust_remote_code=trust is not None,
-            model_kwargs={"dtype": torch.float32},
+            model_kwargs={} if dtype is None else {"dtype": dtype},
         )
-    return model.float().eval() if isinstance(model, torch.nn.Module) else model
+    if not isinstance(model, torch.nn.Module):
+        return model
+    return model.eval() if dtype is None else model.to(dtype).eval()
 
 
 @contextmanager

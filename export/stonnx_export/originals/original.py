@@ -99,6 +99,12 @@ class Original(Protocol):
         With every setting of the model: prompts, truncated vectors, active dimensions, the activation of scores.
         """
 
+    def outputs_as_loaded(self, route: str, texts: Sequence[Text]) -> tuple[str, npt.NDArray[np.float32]] | None:
+        """What :meth:`outputs` are in the precision that the original has by default, and that precision.
+
+        None if it is float32, as it is for most checkpoints.
+        """
+
     def facts(self) -> Mapping[str, Any]:
         """Attributes of the model that the bundle's must equal, as far as the original is a program that has them."""
 

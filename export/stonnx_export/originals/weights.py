@@ -17,14 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from stonnx._errors import UnsupportedError
+from stonnx_export.checkpoint.module_files import optional_object
 
 logger = logging.getLogger("stonnx")
 
 # A process has one way of loading; it is changed by one thread at a time.
 _lock = threading.Lock()
+# As config.json calls them, and as safetensors does.
+_SIXTEEN_BITS = ("bfloat16", "float16", "BF16", "F16")
 # More names than these say nothing that their number does not.
 _MOST_NAMES = 8
 
@@ -97,6 +101,17 @@ def refuse_random(first: torch.nn.Module, second: torch.nn.Module, directory: Pa
             f"{directory} lacks {len(random)} weights that its code fills with random numbers: {shortened(random)}. "
             "The bundle would keep those. Download the checkpoint again, or ask its author for the weights."
         )
+
+
+def has_sixteen_bits(folder: Path) -> bool:
+    """Whether the weights of a network, or its configuration, are of 16 bits."""
+    config = optional_object(folder / "config.json")
+    if str(config.get("dtype") or config.get("torch_dtype")) in _SIXTEEN_BITS:
+        return True
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), "pt") as weights:
+            return any(weights.get_slice(name).get_dtype() in _SIXTEEN_BITS for name in weights.keys())  # noqa: SIM118
+    return False
 
 
 def unexpected(networks: Sequence[LoadedNetwork]) -> tuple[str, ...]:

@@ -191,7 +191,7 @@ ARCHITECTURES: tuple[ModelRow, ...] = (
     ModelRow("zoo/llama-3.2-1b", LLAMA, "6.x", (_LAST, Normalize()), _LIMIT, source=GENERAL),
     ModelRow("zoo/qwen2-1.5b", QWEN2, "6.x", (_LAST, Dense(1536, 768, "Identity")), _LIMIT, source=GENERAL),
     ModelRow("zoo/eurobert-210m", EUROBERT, "6.x", (_MEAN, Normalize()), _LIMIT, source=GENERAL),
-    ModelRow("zoo/mobilebert", MOBILEBERT, "6.x", (_MEAN, Normalize()), _LIMIT, source=GENERAL),
+    ModelRow("zoo/mobilebert", MOBILEBERT, "6.x", (_CLS, Normalize()), _LIMIT, source=GENERAL),
     ModelRow("cross-encoder/nli-deberta-v3-base", DEBERTA, "6.x", (), _LIMIT, "rerank", head=_NLI, source=GENERAL),
     ModelRow(
         "Alibaba-NLP/gte-reranker-modernbert-base", _MODERNBERT, "6.x", (), _LIMIT, "rerank", head=_ONE, source=GENERAL

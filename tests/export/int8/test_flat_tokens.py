@@ -55,6 +55,16 @@ def reshapes(model: ir.Model) -> int:
     return len(nodes_of(model, "Reshape"))
 
 
+def test_a_number_without_a_dimension() -> None:
+    """Networks that work out sizes reshape them: DeBERTa does."""
+    model, op, (size,) = graph_of(("size", ir.DataType.INT64, []))
+    row = op.Reshape(size, op.vector([-1]))
+    row.shape = ir.Shape([1])
+    model.graph.outputs.append(op.Add(row, op.vector([1])))
+    assert flat_tokens.run(model).fired == 0
+    assert len(nodes_of(model, "Reshape")) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "fired", "gone"),
     [

@@ -107,6 +107,22 @@ def check_same_width(a: Matrix, b: Matrix) -> None:
         )
 
 
+def check_finite(name: str, matrix: Any) -> None:
+    """Raise InvalidArgumentError if a row of a matrix, dense or sparse, holds NaN or infinity; it says which."""
+    values = matrix.data if is_sparse(matrix) else matrix
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    if is_sparse(matrix):
+        row = int(np.searchsorted(matrix.indptr, np.argmin(finite), side="right")) - 1
+    else:
+        row = int(np.argmin(finite.reshape(-1, matrix.shape[-1]).all(axis=1)))
+    raise InvalidArgumentError(
+        f"Row {row} of {name} holds NaN or infinity. Leave such rows out, or look at what made them: "
+        "np.isfinite(rows).all(axis=1) says which are fine."
+    )
+
+
 def result_like(*values: Embeddings) -> Callable[[Any], Any]:
     """The function that gives a result the kind of ``values``: a tensor if any of them is or holds a tensor.
 

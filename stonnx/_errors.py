@@ -12,6 +12,7 @@ Each one says what was wrong, what is allowed, and what to do; each is also the 
     │   └── TokenizerError                              a text that the tokenizers package cannot read
     ├── TextTooLongError          (ValueError)          a text over the model's limit, where that was to be an error
     ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
+    │   └── ArgumentTypeError     (TypeError)           an argument of a wrong type
     ├── UnsupportedError          (ValueError, NotImplementedError)   something stonnx does not do, by name
     ├── DeviceError               (RuntimeError)        a device that was asked for and does not work
     ├── RunError                  (RuntimeError)        a run that failed on a device that had loaded the graph
@@ -130,6 +131,10 @@ class TextTooLongError(StonnxError, ValueError):
 
 class InvalidArgumentError(StonnxError, ValueError):
     """An argument is outside what is allowed."""
+
+
+class ArgumentTypeError(InvalidArgumentError, TypeError):
+    """An argument is of a type that is not allowed."""
 
 
 class UnsupportedError(StonnxError, ValueError, NotImplementedError):

@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arguments import check_integer, check_texts, described
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
@@ -20,7 +21,7 @@ from stonnx._model.pool import Pool
 from stonnx._results.activations import ACTIVATIONS, Activation, resolve_activation, softmax
 from stonnx._results.dense import Rows, to_torch
 from stonnx._tasks import TASKS
-from stonnx._text.inputs import parse_pairs
+from stonnx._text.inputs import is_pair_batch, parse_pairs
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ class CrossEncoder(Model):
         Args:
             query: The first text of every pair.
             documents: The second texts.
-            top_k: How many of the best to return. None: all.
+            top_k: How many of the best to return. None: all, 0: none.
             return_documents: Return the texts as well.
             prompt_name, prompt, batch_size, show_progress_bar, activation_fn, device, pool, chunk_size: As in
                 :meth:`predict`.
@@ -289,7 +290,8 @@ class CrossEncoder(Model):
 
         Raises:
             InvalidArgumentError: The model has several labels, which give no order.
-            InvalidInputError: A document is not a text; ``.index`` says which.
+            InvalidInputError: ``query`` is not a text, ``documents`` is a single text, or a document is not a text;
+                ``.index`` says which.
 
         Example:
             >>> model.rank("Who wrote Emma?", ["A novel.", "Jane Austen did."], top_k=1)  # doctest: +SKIP
@@ -299,9 +301,10 @@ class CrossEncoder(Model):
             raise InvalidArgumentError(
                 f"rank works for models with one label, and this one has {self.num_labels}. Use predict with pairs."
             )
-        if isinstance(documents, str):
-            raise InvalidInputError("documents is a single str, and must be a list of them: pass [document].")
-        texts = list(documents)
+        check_integer("top_k", top_k, least=0, optional=True)
+        if not isinstance(query, str):
+            raise InvalidInputError(f"query must be a str, got {described(query)}.")
+        texts = list(check_texts("documents", documents))
         scores = self.predict(
             [(query, text) for text in texts],
             prompt_name=prompt_name,
@@ -319,6 +322,10 @@ class CrossEncoder(Model):
             if return_documents:
                 results[-1]["text"] = texts[index]
         return results
+
+    def is_singular_input(self, inputs: Any) -> bool:
+        """Whether an argument is one pair rather than a batch of pairs."""
+        return not is_pair_batch(inputs)
 
     @property
     def activation_fn(self) -> Activation:

@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arguments import check_integer
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
@@ -221,6 +222,7 @@ class SentenceTransformer(EmbeddingModel):
         texts, single = parse_inputs(inputs, prompt)
         too_long = self.too_long if too_long is None else too_long
         where: dict[str, Any] = {"show": show_progress_bar, "pool": pool, "device": device, "chunk_size": chunk_size}
+        check_integer("truncate_dim", truncate_dim, least=None, optional=True)  # below 1 as in the original
         width = self.truncate_dim if truncate_dim is None else truncate_dim
         if output_value == "sentence_embedding":
             rows = Rows(self._engine.manifest.embedding_dimension or 0)
@@ -393,6 +395,16 @@ class SentenceTransformer(EmbeddingModel):
             chunk_size=chunk_size,
         )
         return embeddings
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """Vectors are cut to this many dimensions. None: they keep all."""
+        return self._truncate_dim
+
+    @truncate_dim.setter
+    def truncate_dim(self, value: int | None) -> None:
+        check_integer("truncate_dim", value, least=None, optional=True)
+        self._truncate_dim = value
 
     def get_embedding_dimension(self) -> int | None:
         """Number of dimensions of the vectors, after ``truncate_dim``."""

@@ -12,10 +12,11 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arguments import check_integer
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Collector, Request
-from stonnx._errors import BundleFormatError, InvalidArgumentError, UnsupportedError
+from stonnx._errors import BundleFormatError, UnsupportedError
 from stonnx._model.embedding_model import EmbeddingModel
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
@@ -399,8 +400,7 @@ class SparseEncoder(EmbeddingModel):
             >>> model.decode(model.encode("lovely weather"), top_k=2)  # doctest: +SKIP
             [('weather', 2.76), ('lovely', 2.58)]
         """
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k <= 0):
-            raise InvalidArgumentError(f"top_k must be a positive integer or None, got {top_k!r}.")
+        check_integer("top_k", top_k, optional=True)
         matrix, single = sparse.read_sparse(embeddings)
         token: Callable[[int], Any] = self.tokenizer.id_to_token
         decoded = []
@@ -435,10 +435,9 @@ class SparseEncoder(EmbeddingModel):
         return next((module.settings.get("k") for module in modules if module.type == "SparseAutoEncoder"), None)
 
     def _check_active_dims(self, value: int | None) -> int | None:
+        check_integer("max_active_dims", value, optional=True)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value <= 0:
-            raise InvalidArgumentError(f"max_active_dims must be a positive integer or None, got {value!r}.")
         limit = self._active_dims_of_graph
         if limit is not None and value > limit:
             raise UnsupportedError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from stonnx._arguments import check_text
 from stonnx._bundle.bundle import Bundle
 from stonnx._bundle.consistency import check_task
 from stonnx._bundle.manifest import DEFAULT_ROUTE, MANIFEST_NAME, Manifest, Route
@@ -107,6 +108,7 @@ class Engine:
 
     def route_of_call(self, task: str | None) -> LoadedRoute:
         """The route of a call's texts: unlike :meth:`route`, it refuses a call without a task that needs one."""
+        check_text("task", task)
         if self.manifest.needs_task and not task:
             raise InvalidArgumentError(
                 "This model treats texts by what they are for, and has no default. Call encode_query or "

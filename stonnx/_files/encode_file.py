@@ -6,10 +6,8 @@ import hashlib
 import json
 import os
 import stat
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx._errors import InvalidArgumentError
+from stonnx._files import inputs
 from stonnx._files.formats import (
     DTYPES,
-    INPUT_FORMATS,
-    INPUT_SUFFIXES,
     OUTPUT_SUFFIXES,
     WRITERS,
     InputFormat,
@@ -32,7 +29,6 @@ from stonnx._files.part_file import SavePoint, append, open_part, part_paths, pu
 
 # Enough to tell apart inputs that have the same size and modification time; hashing all of it could take minutes.
 _FINGERPRINT_BYTES = 1 << 20
-_READ_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,14 +71,16 @@ def encode_file(
 
     Args:
         encode: Turns n texts into an array [n, dim] of float32, int8 or uint8; deterministic. Never called with [].
-        source: UTF-8 text, one row a line (``\n`` or ``\r\n``), or JSONL. None: read ``stdin``.
+        source: UTF-8 text, one row a line (``\n`` or ``\r\n``), JSONL, or a CSV or TSV table whose first row names the
+            columns; unpacked if the name ends in .gz. None: read ``stdin``.
         output: The file to write: ``.npy`` [rows, dim]; ``.safetensors`` with the tensor ``embeddings`` [rows, dim];
             or ``.jsonl``, each record plus an ``embedding`` list (one that was there is replaced). A row that is no
             JSON object becomes ``{text_field: text, "embedding": [...]}``.
         identity: Everything, able to become JSON, that decides the embeddings: the model's hash, the options.
-        input_format: None: ``jsonl`` for .jsonl and .ndjson, otherwise ``lines``.
+        input_format: None: ``jsonl`` for .jsonl and .ndjson, ``csv`` for .csv, ``tsv`` for .tsv and .tab, otherwise
+            ``lines``.
         output_format: None: by the suffix of ``output``.
-        text_field: The field of a JSONL object that holds the text.
+        text_field: The field of a JSONL object, or the column of a table, that holds the text.
         window: Texts held and encoded at a time; it bounds the memory. It may differ between a run and its resumption.
         overwrite: Replace an existing ``output``.
         dimension: The width of the output when the input is empty; None: 0. Otherwise unused.
@@ -93,7 +91,7 @@ def encode_file(
     Raises:
         InvalidArgumentError: An argument is outside what is allowed.
         InvalidInputError: A line is not UTF-8 or no allowed JSON; ``index`` is its row.
-        UnsupportedError: An embedding for JSONL output is not finite.
+        UnsupportedError: The input is of a kind that is not read, or an embedding for JSONL output is not finite.
         FileExistsError: ``output`` exists, and ``overwrite`` is False.
         BlockingIOError: Another run is writing the same output.
         OSError: A file cannot be read or written; the subclass and ``errno`` tell why.
@@ -125,7 +123,7 @@ def encode_file(
         raise InvalidArgumentError(f"{source} would be both read and written. Name another output.")
     refuse_existing(target, overwrite)
 
-    with _open_source(source, stdin) as stream:
+    with inputs.open_source(source, stdin) as stream:
         fingerprint = _fingerprint(stream) if source is not None else None
         settings = _settings(identity, fingerprint, input=read_as, output=write_as, text_field=text_field)
         with open_part(target) as to:
@@ -148,19 +146,47 @@ def encode_file(
                 if settings is not None:
                     save(to, settings, done)
                 if progress is not None:
-                    progress(*((end, fingerprint["size"]) if fingerprint is not None else (done.rows, None)))
+                    known = fingerprint is not None and source is not None and not inputs.is_compressed(source)
+                    progress(*((end, fingerprint["size"]) if known and fingerprint else (done.rows, None)))
             publish(to, writer.header(done.rows, done.dimension, done.dtype), overwrite)
     resumed_rows = resumed.rows if resumed is not None else 0
     return EncodeFileReport(done.rows, resumed_rows, done.dimension, time.perf_counter() - started, output, restarted)
 
 
+def encode_to_stream(
+    encode: Callable[[list[str]], npt.NDArray[Any]],
+    source: Path | None,
+    sink: BinaryIO,
+    *,
+    input_format: InputFormat | None = None,
+    text_field: str = "text",
+    window: int = 4096,
+    stdin: BinaryIO | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> int:
+    """Write the JSONL of :func:`encode_file` to a stream, row by row, and return how many rows there were.
+
+    Raises:
+        InvalidInputError, UnsupportedError, OSError: As for :func:`encode_file`.
+    """
+    read_as, rows_done = inputs.input_format(source, input_format), 0
+    name = str(source or "standard input")
+    with inputs.open_source(source, stdin) as stream:
+        for rows, _ in read_windows(stream, read_as, name=name, text_field=text_field, window=window):
+            vectors = encode([row.text for row in rows])
+            for block in WRITERS["jsonl"].body(vectors, rows, text_field):
+                sink.write(block)
+            sink.flush()
+            rows_done += len(rows)
+            if progress is not None:
+                progress(rows_done, None)
+    return rows_done
+
+
 def _formats(
     source: Path | None, output: Path, input_format: InputFormat | None, output_format: OutputFormat | None
 ) -> tuple[InputFormat, OutputFormat]:
-    if input_format is None:
-        input_format = INPUT_SUFFIXES.get(source.suffix.lower(), "lines") if source is not None else "lines"
-    if input_format not in INPUT_FORMATS:
-        raise InvalidArgumentError(f"input_format is {input_format!r}; allowed are {', '.join(INPUT_FORMATS)}.")
+    read_as = inputs.input_format(source, input_format)
     if output_format is None:
         output_format = OUTPUT_SUFFIXES.get(output.suffix.lower())
         if output_format is None:
@@ -170,21 +196,7 @@ def _formats(
             )
     if output_format not in WRITERS:
         raise InvalidArgumentError(f"output_format is {output_format!r}; allowed are {', '.join(WRITERS)}.")
-    return input_format, output_format
-
-
-@contextmanager
-def _open_source(source: Path | None, stdin: BinaryIO | None) -> Iterator[BinaryIO]:
-    if source is None:
-        yield stdin if stdin is not None else sys.stdin.buffer
-        return
-    try:
-        stream = source.open("rb", buffering=_READ_BUFFER)
-    except OSError as error:
-        problem = f"Cannot read {source}: {error.strerror}. Check the path; it must be a text file you may read."
-        raise OSError(error.errno, problem) from error
-    with stream:
-        yield stream
+    return read_as, output_format
 
 
 def _fingerprint(stream: BinaryIO) -> dict[str, Any] | None:

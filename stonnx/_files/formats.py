@@ -1,10 +1,11 @@
-"""The file formats of ``stonnx encode``: rows from lines or JSONL; embeddings as npy, safetensors or JSONL.
+"""The file formats of ``stonnx encode``: rows from lines, JSONL or tables; embeddings as npy, safetensors or JSONL.
 
 Nothing here opens a file or knows how far a run is; both directions work on one window of rows at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx._errors import InvalidInputError, UnsupportedError
+from stonnx._files.tables import read_table
 
-InputFormat = Literal["lines", "jsonl"]
+InputFormat = Literal["lines", "jsonl", "csv", "tsv"]
 OutputFormat = Literal["npy", "jsonl", "safetensors"]
 
-INPUT_FORMATS: tuple[InputFormat, ...] = ("lines", "jsonl")
-INPUT_SUFFIXES: Mapping[str, InputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl"}
+INPUT_FORMATS: tuple[InputFormat, ...] = ("lines", "jsonl", "csv", "tsv")
+INPUT_SUFFIXES: Mapping[str, InputFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+}
+_SEPARATORS: Mapping[InputFormat, str] = {"csv": ",", "tsv": "\t"}
 OUTPUT_SUFFIXES: Mapping[str, OutputFormat] = {".npy": "npy", ".jsonl": "jsonl", ".safetensors": "safetensors"}
 # The field that JSONL output adds to each record, and the tensor's name in safetensors: "embeddings".
 EMBEDDING_FIELD = "embedding"
@@ -65,7 +74,8 @@ def read_windows(
 ) -> Iterator[tuple[list[Row], int]]:
     r"""Read rows, at most ``window`` at a time, each time with the byte offset at which the next row begins.
 
-    The stream must stand at byte ``offset``, where row ``first_row`` begins. Only ``\n`` and ``\r\n`` end a line; a
+    The stream must stand at byte ``offset``, where row ``first_row`` begins; for a table it is read from its beginning
+    again, for the names of the columns. Only ``\n`` and ``\r\n`` end a line; a
     byte order mark at the very start is dropped. In JSONL, one blank line at the end is allowed.
 
     Raises:
@@ -79,6 +89,12 @@ def read_windows(
         ['one', ''] 5
         ['three'] 10
     """
+    if input_format in _SEPARATORS:
+        if first_row:
+            stream.seek(0)
+        table = read_table(stream, _SEPARATORS[input_format], name=name, column=text_field)
+        yield from _table_windows(itertools.islice(table, first_row, None), window, offset)
+        return
     rows: list[Row] = []
     index, start = first_row, offset
     while raw := stream.readline():
@@ -115,6 +131,18 @@ def read_windows(
             rows, start = [], offset
     if rows:
         yield rows, offset
+
+
+def _table_windows(table: Iterator[tuple[str, str, int]], window: int, offset: int) -> Iterator[tuple[list[Row], int]]:
+    rows: list[Row] = []
+    start = end = offset
+    for text, record, end in table:
+        rows.append(Row(text, record))
+        if len(rows) >= window or end - start >= _WINDOW_BYTES:
+            yield rows, end
+            rows, start = [], end
+    if rows:
+        yield rows, end
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, get_args
+from typing import Generic, TypeVar
 
-import numpy as np
-
-from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
 from stonnx._engine.stats import CallStats
-from stonnx._errors import InvalidArgumentError
 
 logger = logging.getLogger("stonnx")
 
@@ -35,19 +31,6 @@ class PoolCall(Generic[_Result]):
     bundle: str
     max_seq_lengths: Sequence[int | None]
     request: Request[_Result]
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise InvalidArgumentError unless a value is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value <= 0:
-        raise InvalidArgumentError(f"{name} must be a positive integer, got {value!r}.")
-
-
-def check_too_long(value: Any) -> None:
-    """Raise InvalidArgumentError unless a value says what happens to long texts, or is None."""
-    if value is not None and value not in get_args(TooLong):
-        allowed = ", ".join(map(repr, get_args(TooLong)))
-        raise InvalidArgumentError(f"too_long must be one of {allowed}, got {value!r}.")
 
 
 def is_same_device(one: str, other: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from stonnx._errors import UnsupportedError
@@ -11,6 +11,40 @@ from stonnx._model.call import is_same_device
 from stonnx._text.inputs import is_batch
 
 logger = logging.getLogger("stonnx")
+
+
+# What to do instead of asking for a member that sentence-transformers has and stonnx does not. Any other name is of
+# torch.nn.Module, or of nobody.
+_TRAIN = "Train with sentence-transformers, and export what you saved: stonnx export CHECKPOINT."
+_COPY = "A bundle is a directory of files: copy or upload the one in model.info.directory."
+_CALL = "Call encode, or predict for a reranker. The network itself is the bundle's ONNX graph."
+_ADAPTER = "Merge the adapter into the checkpoint before you export it."
+_PRECISION = "The precision is that of the bundle: export another one with --dtype."
+_OTHER = "It runs a bundle, and is not a torch.nn.Module."
+_REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys(("fit", "old_fit", "train", "evaluate", "get_sentence_features", "model_card_data"), _TRAIN),
+    **dict.fromkeys(("smart_batching_collate", "smart_batching_collate_text_only", "model_card_data_class"), _TRAIN),
+    **dict.fromkeys(("gradient_checkpointing_enable",), _TRAIN),
+    **dict.fromkeys(("save", "save_pretrained", "save_to_hub", "push_to_hub"), _COPY),
+    **dict.fromkeys(("load",), "Pass the name or path to the class itself."),
+    **dict.fromkeys(("active_adapter", "active_adapters", "add_adapter", "load_adapter", "set_adapter"), _ADAPTER),
+    **dict.fromkeys(("delete_adapter", "enable_adapters", "disable_adapters", "get_adapter_state_dict"), _ADAPTER),
+    **dict.fromkeys(("check_peft_compatible_model", "has_peft_compatible_model", "merge"), _ADAPTER),
+    **dict.fromkeys(("half", "float", "double", "bfloat16", "dtype", "set_keep_in_fp32_modules"), _PRECISION),
+    **dict.fromkeys(("forward", "model", "transformers_model", "auto_model", "compile", "modules", "children"), _CALL),
+    **dict.fromkeys(("parameters", "named_parameters", "state_dict", "config", "processor"), _CALL),
+}
+
+
+class ModuleAccessError(UnsupportedError, TypeError):
+    """Code reached for the PyTorch modules of a model, which a bundle does not have."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} reaches for the PyTorch modules, and a bundle has none: its network is one ONNX graph. The model "
+            "itself has what is mostly wanted of them: model.tokenizer, model.max_seq_length, "
+            "model.get_embedding_dimension(), model.encode(...)."
+        )
 
 
 class Compatibility:
@@ -80,6 +114,55 @@ class Compatibility:
     def is_singular_input(self, inputs: Any) -> bool:
         """Whether an argument is one input rather than a batch."""
         return not is_batch(inputs)
+
+    @property
+    def backend(self) -> str:
+        """Always ``"onnx"``."""
+        return "onnx"
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Always False: code from a model repository never runs."""
+        return False
+
+    @property
+    def _target_device(self) -> str:
+        """Old name of :attr:`device`."""
+        return self.device
+
+    def __bool__(self) -> bool:
+        """A model is true, as the original, whose length is the number of its modules."""
+        return True
+
+    def __len__(self) -> int:
+        raise ModuleAccessError("len(model)")
+
+    def __getitem__(self, index: Any) -> Any:
+        raise ModuleAccessError("model[...]")
+
+    def __iter__(self) -> Iterator[Any]:
+        raise ModuleAccessError("Iteration over a model")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ModuleAccessError("model(...)")
+
+    def _first_module(self) -> Any:
+        raise ModuleAccessError("model._first_module()")
+
+    def _last_module(self) -> Any:
+        raise ModuleAccessError("model._last_module()")
+
+    if not TYPE_CHECKING:  # so that mypy still knows which members there are
+
+        def __getattr__(self, name: str) -> Any:
+            kind = type(self).__name__
+            if name.startswith("__"):
+                raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
+            said = (
+                f"stonnx.{kind} has no attribute {name!r}. {_REMEDIES.get(name, _OTHER)} docs/compatibility.md lists "
+                "what sentence-transformers has beyond it."
+            )
+            raise AttributeError(said, name=name, obj=self)
 
 
 def refuse_torch_arguments(*, backend: str, trust_remote_code: bool, **arguments: Any) -> None:

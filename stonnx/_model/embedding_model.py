@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from stonnx._errors import InvalidArgumentError, InvalidInputError, TextTooLongError, UnsupportedError
+from stonnx._arguments import check_choice, check_texts
+from stonnx._errors import InvalidInputError, TextTooLongError, UnsupportedError
 from stonnx._limits import Limits
 from stonnx._model.model import Model
 
@@ -45,10 +46,9 @@ class EmbeddingModel(Model):
             ...         index.add(embeddings)
         """
         methods = {None: self.encode, "query": self.encode_query, "document": self.encode_document}
-        if task not in methods:
-            raise InvalidArgumentError(f"task must be 'query', 'document' or None, got {task!r}.")
-        if isinstance(inputs, str):
-            raise InvalidInputError("inputs is a single str, and must be an iterable of them. For one text use encode.")
+        if task is not None:
+            check_choice("task", task, _PROMPTS_OF_TASK)
+        check_texts("inputs", inputs)
         precision = options.get("precision")
         if precision in ("int8", "uint8"):
             raise UnsupportedError(
@@ -103,10 +103,8 @@ class EmbeddingModel(Model):
     @similarity_fn_name.setter
     def similarity_fn_name(self, value: str | None) -> None:
         name = self._row.similarity if value is None else getattr(value, "value", value)
-        if name not in _SIMILARITIES:
-            allowed = ", ".join(_SIMILARITIES)
-            raise InvalidArgumentError(f"similarity_fn_name {value!r} is not known. Allowed: {allowed}.")
-        self._similarity_fn_name = name
+        check_choice("similarity_fn_name", name, _SIMILARITIES)
+        self._similarity_fn_name: str = name
 
     def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
         """The prompt of a query or a document where the caller asks for none."""

@@ -7,10 +7,11 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 
+from stonnx._arguments import check_choice, check_integer, check_text, check_texts, described
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.replaced import is_bundle
 from stonnx._device.options import DeviceOptions
@@ -22,7 +23,7 @@ from stonnx._engine.stats import CallStats, Counters
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub.find import find_bundle
 from stonnx._limits import Limits
-from stonnx._model.call import PoolCall, check_positive, check_too_long, is_same_device, warn_of_truncation
+from stonnx._model.call import PoolCall, is_same_device, warn_of_truncation
 from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
 from stonnx._model.info import ModelInfo
 from stonnx._model.pool import Pool, borrowed, check_chunk_size, plan_workers, run_in_pool, start_pool, stop_pool
@@ -83,9 +84,10 @@ class Model(Servable, Compatibility):
         too_long: TooLong,
         device_options: DeviceOptions | None,
     ) -> None:
-        check_too_long(too_long)
-        if max_batch_tokens is not None:
-            check_positive("max_batch_tokens", max_batch_tokens)
+        check_choice("too_long", too_long, get_args(TooLong))
+        check_integer("max_batch_tokens", max_batch_tokens, optional=True)
+        check_text("default_prompt_name", default_prompt_name)
+        _check_prompts(prompts)
         refuse_torch_arguments(
             modules=modules,
             model_kwargs=model_kwargs,
@@ -123,7 +125,7 @@ class Model(Servable, Compatibility):
         # Every model of vectors has these two, as in sentence-transformers.
         empty = {} if self._row.gives_labels else {"query": "", "document": ""}
         self.prompts: dict[str, str] = empty | dict(manifest.prompts)
-        for name, prompt in dict(prompts or {}).items():
+        for name, prompt in (prompts or {}).items():
             # None stands for the model's own prompt, where it has one.
             self.prompts[name] = self.prompts.get(name, "") if prompt is None else prompt
         self.default_prompt_name = manifest.default_prompt_name if default_prompt_name is None else default_prompt_name
@@ -274,7 +276,7 @@ class Model(Servable, Compatibility):
 
     @too_long.setter
     def too_long(self, value: TooLong) -> None:
-        check_too_long(value)
+        check_choice("too_long", value, get_args(TooLong))
         self._too_long = value
 
     def count_tokens(self, inputs: Any, prompt: str | None = None, *, task: str | None = None) -> Any:
@@ -344,7 +346,7 @@ class Model(Servable, Compatibility):
         task = kwargs.pop("task", None)
         if kwargs:
             raise InvalidArgumentError(f"preprocess does not take {', '.join(kwargs)}. Allowed: task.")
-        texts, _ = parse_inputs(list(inputs), prompt)
+        texts, _ = parse_inputs(list(check_texts("inputs", inputs)), prompt)
         if not texts:
             return {}
         route = self._engine.route_of_call(task)
@@ -375,6 +377,7 @@ class Model(Servable, Compatibility):
                 logger.warning("Both prompt and prompt_name were given: prompt_name=%r is ignored.", prompt_name)
             return prompt
         name = self.default_prompt_name if prompt_name is None else prompt_name
+        check_text("prompt_name", name)
         if name is None:
             return None
         if name not in self.prompts:
@@ -388,8 +391,9 @@ class Model(Servable, Compatibility):
         too_long: TooLong | None,
         unknown: Mapping[str, Any],
     ) -> None:
-        check_positive("batch_size", batch_size)
-        check_too_long(too_long)
+        check_integer("batch_size", batch_size)
+        if too_long is not None:
+            check_choice("too_long", too_long, get_args(TooLong))
         if device is not None and not isinstance(device, list) and not is_same_device(str(device), self.device):
             raise UnsupportedError(
                 f"This model was loaded for {self.device!r} and cannot move to {device!r} for one call. "
@@ -398,4 +402,17 @@ class Model(Servable, Compatibility):
         if unknown:
             raise InvalidArgumentError(
                 f"{type(self).__name__} does not take the argument{'s' * (len(unknown) > 1)} {', '.join(unknown)}."
+            )
+
+
+def _check_prompts(prompts: Any) -> None:
+    """Raise InvalidArgumentError unless prompts are texts by name; None stands for the model's own prompt."""
+    if prompts is None:
+        return
+    if not isinstance(prompts, Mapping):
+        raise InvalidArgumentError(f"prompts must be a dict of texts by name, got {described(prompts)}.")
+    for name, prompt in prompts.items():
+        if not isinstance(name, str) or not isinstance(prompt, str | None):
+            raise InvalidArgumentError(
+                f"prompts must be a dict of texts by name, got {described(prompt)} for the name {described(name)}."
             )

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
+from stonnx._arguments import check_integer
 from stonnx._device.cpus import available_cpus
 from stonnx._device.options import DeviceOptions
 from stonnx._errors import InvalidArgumentError, PoolError, TextTooLongError, TokenIdError, TokenizerError
@@ -174,12 +173,7 @@ def borrowed(pool: Pool | None, start: Callable[[], Pool]) -> Iterator[Pool]:
 
 def check_chunk_size(chunk_size: int | None) -> None:
     """Raise InvalidArgumentError unless a chunk size is a positive integer or None."""
-    if chunk_size is None:
-        return
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size <= 0:
-        raise InvalidArgumentError(
-            f"chunk_size must be a positive integer, or None for a size that fits the pool; got {chunk_size!r}."
-        )
+    check_integer("chunk_size", chunk_size, optional=True)
 
 
 def default_chunk_size(texts: int, workers: int) -> int:

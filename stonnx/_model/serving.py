@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from stonnx._arguments import check_choice, check_text, check_texts
 from stonnx._bundle.manifest import Manifest
 from stonnx._engine import probe as bundle_probe
 from stonnx._errors import InvalidArgumentError
 from stonnx._model.work import Work
+from stonnx._text.inputs import parse_inputs
 from stonnx._text.tokenizer import Text, Token
 
 if TYPE_CHECKING:
@@ -49,8 +51,9 @@ class Servable:
         """
         if output is None:
             output = self._row.result
-        if task not in (None, "query", "document"):
-            raise InvalidArgumentError(f"task must be 'query', 'document' or None, got {task!r}.")
+        check_text("output", output)
+        if task is not None:
+            check_choice("task", task, ("query", "document"))
         route = self._engine.route_of_call(task)
         if output not in route.session.outputs:
             raise InvalidArgumentError(
@@ -68,7 +71,8 @@ class Servable:
 
     def tokens(self, texts: Sequence[Text], add_special_tokens: bool = True) -> list[list[Token]]:
         """The tokens of texts as a whole, whatever the model reads of them."""
-        return self._route.tokenizer.whole(texts, add_special_tokens)
+        parsed, _ = parse_inputs(list(check_texts("texts", texts)))
+        return self._route.tokenizer.whole(parsed, bool(add_special_tokens))
 
     def run_probe(self) -> float | None:
         """Run the texts that came with the bundle, and compare the vectors with those of the exporter.

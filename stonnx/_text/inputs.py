@@ -110,7 +110,7 @@ def parse_pairs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], boo
         >>> parse_pairs(("a", "b"), prompt="query: ")
         ([('query: a', 'b')], True)
     """
-    single = not _is_batch(inputs)
+    single = not is_pair_batch(inputs)
     items = inputs.tolist() if isinstance(inputs, np.ndarray) else inputs
     items = [items] if single else list(items)
     for index, item in enumerate(items):
@@ -120,7 +120,8 @@ def parse_pairs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], boo
     return parse_inputs(items, prompt)[0], single
 
 
-def _is_batch(inputs: Any) -> bool:
+def is_pair_batch(inputs: Any) -> bool:
+    """Whether an argument holds many pairs rather than one."""
     if isinstance(inputs, np.ndarray):
         return inputs.dtype.kind in ("U", "O") and (inputs.size == 0 or inputs.ndim > 1)
     return _is_list(inputs) and (len(inputs) == 0 or _is_list(inputs[0]))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from stonnx._errors import StonnxError
 from stonnx._version import __version__
-from stonnx.cli import build, doctor, encode, export, info, models, serve
+from stonnx.cli import build, doctor, encode, export, info, models, rank, search, serve
 from stonnx.cli._commands import Commands
 
 
@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_parser(commands)
     export.add_verify_parser(commands)
     encode.add_parser(commands)
+    search.add_parser(commands)
+    rank.add_parser(commands)
     info.add_parser(commands)
     doctor.add_parser(commands)
     build.add_parser(commands)

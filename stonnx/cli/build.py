@@ -13,6 +13,7 @@ from stonnx._bundle.bundle import open_bundle
 from stonnx._device.options import DeviceOptions
 from stonnx._device.session import GraphFacts, Session
 from stonnx._errors import InvalidArgumentError
+from stonnx.cli._arguments import positive_integer, require_bundle
 from stonnx.cli._commands import Commands
 
 
@@ -37,6 +38,7 @@ def build(
     """
     if device.partition(":")[0] != "tensorrt":
         raise InvalidArgumentError(f"Nothing has to be built for device {device!r}. Allowed: tensorrt, tensorrt:0.")
+    require_bundle(bundle, "build")
     opened = open_bundle(bundle)
     options = DeviceOptions(memory_limit=memory_limit, build=True)
     for name, route in opened.manifest.routes.items():
@@ -66,7 +68,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--device", default="tensorrt", help="tensorrt or tensorrt:1 ... (default: tensorrt)")
     parser.add_argument(
         "--memory-limit",
-        type=int,
+        type=positive_integer,
         metavar="BYTES",
         help="what the models that use it have as DeviceOptions.memory_limit (default: none)",
     )

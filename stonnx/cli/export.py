@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stonnx._bundle.manifest import Manifest, read_manifest
-from stonnx._errors import MissingDependencyError
+from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from stonnx._errors import InvalidArgumentError, MissingDependencyError
+from stonnx._tasks import TASKS
 from stonnx.cli._commands import Commands
 from stonnx.cli.info import _fidelity
 
@@ -23,6 +24,11 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("-o", "--output", type=Path, help="directory of the bundle (default: MODEL-DTYPE)")
     parser.add_argument(
         "--dtype", default="fp32", help="recipe of the bundle: fp32, fp16, bf16 or int8 (default: fp32)"
+    )
+    parser.add_argument(
+        "--task",
+        choices=tuple(TASKS),
+        help="what the bundle is for, and so its class (default: what the checkpoint says)",
     )
     parser.add_argument(
         "--calibrate",
@@ -54,11 +60,13 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export the model, and print how close it is."""
+    _refuse_bundle(Path(arguments.model))
     with _exporter_needed():
         from stonnx_export import export
     path = export(
         arguments.model,
         arguments.output,
+        task=arguments.task,
         dtype=arguments.dtype,
         calibrate=arguments.calibrate,
         pairs=arguments.pairs,
@@ -70,6 +78,17 @@ def run(arguments: argparse.Namespace) -> None:
         show_progress=not arguments.quiet,
     )
     print(f"{path}: {_summary(read_manifest(path))}")
+
+
+def _refuse_bundle(model: Path) -> None:
+    """Say what to type if what is to be exported has been exported already."""
+    if (model / MANIFEST_NAME).is_file():
+        manifest = read_manifest(model)
+        raise InvalidArgumentError(
+            f"{model} is a bundle already, of {manifest.source.name} in {manifest.recipe}. Look at it with: "
+            f"stonnx info {model}. Another precision is made from the checkpoint: "
+            f"stonnx export {manifest.source.name} --dtype fp32, fp16 or int8"
+        )
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 from stonnx._bundle.integrity import check_files
 from stonnx._bundle.manifest import MANIFEST_NAME, Kernels, Manifest, read_manifest
-from stonnx._errors import ModelNotFoundError
 from stonnx._tasks import TASKS
+from stonnx.cli._arguments import require_bundle
 from stonnx.cli._commands import Commands
 
 
@@ -24,8 +24,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the manifest, for a person or as it is."""
     directory: Path = arguments.bundle
-    if not (directory / MANIFEST_NAME).is_file():
-        raise ModelNotFoundError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}.")
+    require_bundle(directory, "info")
     manifest = read_manifest(directory)
     check_files(directory, manifest)
     if arguments.json:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arguments import check_callable, check_integer
 from stonnx._arrays import FloatArray, Matrix, check_same_width, to_array, to_float
 from stonnx._errors import InvalidArgumentError
 from stonnx.util._matrix import product, transposed, unit_rows
@@ -32,8 +33,11 @@ def nearest(
 
     The matrices may have any real dtype. ``like_input`` makes of a chunk what ``score_function`` expects.
     """
-    check_sizes(query_chunk_size=query_chunk_size, corpus_chunk_size=corpus_chunk_size, top_k=top_k)
-    if not queries.shape[0] or not corpus.shape[0]:
+    check_integer("query_chunk_size", query_chunk_size)
+    check_integer("corpus_chunk_size", corpus_chunk_size)
+    check_integer("top_k", top_k, least=0)
+    check_callable("score_function", score_function)
+    if not queries.shape[0] or not corpus.shape[0] or not top_k:
         return np.empty((queries.shape[0], 0)), np.empty((queries.shape[0], 0), np.intp)
     check_same_width(queries, corpus)
     prepare_query, prepare_corpus, score = _steps(score_function, like_input)
@@ -56,13 +60,6 @@ def nearest(
 def descending(values: FloatArray) -> IndexArray:
     """The order of ``values`` from high to low along the last axis; equal ones keep theirs."""
     return np.argsort(-values, axis=-1, kind="stable")
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise InvalidArgumentError unless every size is at least 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise InvalidArgumentError(f"{name} is {size}; it has to be 1 or more.")
 
 
 def _steps(

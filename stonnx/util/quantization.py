@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeAlias, get_args, overload
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._arrays import Embeddings, FloatArray, is_sparse, to_array
+from stonnx._arguments import described
+from stonnx._arrays import Embeddings, FloatArray, check_finite, is_sparse, to_array
 from stonnx._errors import InvalidArgumentError
 from stonnx.util._matrix import blocks
 
@@ -60,8 +61,9 @@ def quantize_embeddings(
         of them for a list of matrices.
 
     Raises:
-        InvalidArgumentError: An unknown precision, sparse or already quantized embeddings, ranges of another shape, or
-            a single embedding to take ranges from.
+        InvalidArgumentError: An unknown precision, sparse or already quantized embeddings, an embedding with a value
+            that is NaN or infinite (the message names its row), ranges of another shape, or a single embedding to take
+            ranges from.
 
     Example:
         >>> import numpy as np
@@ -71,26 +73,30 @@ def quantize_embeddings(
         >>> quantize_embeddings(np.array([[0.3, -0.1, 0.2, 0.4]]), "ubinary")
         array([[176]], dtype=uint8)
     """
-    if precision not in get_args(Precision):
-        raise InvalidArgumentError(f"Precision {precision!r} is not supported; use {', '.join(get_args(Precision))}.")
+    if not isinstance(precision, str) or precision not in get_args(Precision):
+        raise InvalidArgumentError(
+            f"Precision {described(precision)} is not supported; use {', '.join(get_args(Precision))}."
+        )
     if isinstance(embeddings, list | tuple):
         if not embeddings:
             return []
-        embeddings = [_to_dense(item) for item in embeddings]
+        embeddings = [_dense(item) for item in embeddings]
         if embeddings[0].ndim == 2:
             if precision in ("int8", "uint8") and ranges is None:
                 rows = np.concatenate(embeddings)
                 if len(rows):
                     ranges = quantization_ranges(rows, precision, calibration_embeddings)
             return [quantize_embeddings(matrix, precision, ranges, calibration_embeddings) for matrix in embeddings]
-    values = _to_dense(embeddings)
-    if values.dtype.kind not in "fiu" or values.dtype in (np.int8, np.uint8):
+    values = _dense(embeddings)
+    if not values.ndim or values.dtype.kind not in "fiu" or values.dtype in (np.int8, np.uint8):
         raise InvalidArgumentError(
-            f"The embeddings to quantize have the dtype {values.dtype}; floats are needed. Pass them as encode returns "
+            f"The embeddings to quantize have the dtype {values.dtype} and the shape {values.shape}; vectors of "
+            "floats are needed. Pass them as encode returns "
             'them with precision="float32".'
         )
     if precision == "float32":
         return values.astype(np.float32)
+    check_finite("embeddings", values)
     if precision in ("binary", "ubinary"):
         bits = np.packbits(values > 0, axis=-1)
         return bits if precision == "ubinary" else (bits ^ 0x80).view(np.int8)  # the same as subtracting 128
@@ -129,7 +135,14 @@ def quantization_ranges(
         array([[0., 1.],
                [2., 3.]])
     """
-    source = _to_dense(embeddings if calibration_embeddings is None else calibration_embeddings)
+    name = "embeddings" if calibration_embeddings is None else "calibration_embeddings"
+    source = _to_dense(embeddings if calibration_embeddings is None else calibration_embeddings, name)
+    if calibration_embeddings is not None and (source.ndim != 2 or not len(source)):
+        raise InvalidArgumentError(
+            f"calibration_embeddings have the shape {source.shape}; a matrix [rows, dimension] with at least one row "
+            "is needed."
+        )
+    check_finite(name, source)
     if calibration_embeddings is None:
         if source.ndim == 1 or len(source) == 1:
             raise InvalidArgumentError(
@@ -154,7 +167,8 @@ def dequantize(codes: npt.NDArray[Any], ranges: Embeddings) -> FloatArray:
 
 
 def _starts_and_steps(ranges: Embeddings, dimension: int) -> tuple[FloatArray, FloatArray]:
-    limits = _to_dense(ranges).astype(np.float32, copy=False)
+    limits = _to_dense(ranges, "ranges").astype(np.float32, copy=False)
+    check_finite("ranges", limits)
     if limits.shape != (2, dimension):
         raise InvalidArgumentError(
             f"ranges have the shape {limits.shape}; the minimum and the maximum of each dimension are needed: "
@@ -164,7 +178,18 @@ def _starts_and_steps(ranges: Embeddings, dimension: int) -> tuple[FloatArray, F
     return limits[0], np.where(steps == 0, 1, steps)  # a constant dimension has no steps
 
 
-def _to_dense(value: Embeddings) -> npt.NDArray[Any]:
+def _to_dense(value: Embeddings, name: str) -> npt.NDArray[Any]:
+    """A value as a dense array of numbers. ``name`` is that of the argument, for messages."""
+    dense = _dense(value)
+    if not dense.ndim or dense.dtype.kind not in "fiub":
+        raise InvalidArgumentError(
+            f"{name} must hold numbers, as encode returns them, got {described(value)} with the dtype {dense.dtype} "
+            f"and the shape {dense.shape}."
+        )
+    return dense
+
+
+def _dense(value: Embeddings) -> npt.NDArray[Any]:
     if isinstance(value, list | tuple):
         # Not `to_array`, which makes Python floats float32: in float64 some of them fall in another step.
         try:

@@ -7,10 +7,12 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._arrays import Embeddings, as_rows, result_like, to_array, to_float, to_matrix
+from stonnx._arguments import check_callable, check_integer, check_number, check_texts, described
+from stonnx._arrays import Embeddings, as_rows, check_finite, result_like, to_array, to_float, to_matrix
+from stonnx._errors import InvalidArgumentError
 from stonnx._progress import progress_bar
 from stonnx.util._matrix import product, transposed, unit_rows
-from stonnx.util._nearest import ScoreFunction, check_sizes, descending, nearest
+from stonnx.util._nearest import ScoreFunction, descending, nearest
 from stonnx.util.similarity import cos_sim, dot_score
 
 
@@ -43,7 +45,7 @@ def semantic_search(
         corpus_embeddings: [corpus, dimension]; dense or sparse.
         query_chunk_size: Queries scored at a time. Scores take ``query_chunk_size * corpus_chunk_size`` floats.
         corpus_chunk_size: Rows of the corpus scored at a time.
-        top_k: Hits per query; fewer if the corpus has fewer rows.
+        top_k: Hits per query; fewer if the corpus has fewer rows. 0 gives empty lists.
         score_function: Takes [q, dimension] and [c, dimension], tensors if an input is one, and returns scores
             [q, c]; higher is better.
 
@@ -51,8 +53,8 @@ def semantic_search(
         For each query its hits, best first, equal scores in the order of the corpus.
 
     Raises:
-        InvalidArgumentError: A size below 1, different dimensions, a score that is not a number (NaN), or a
-            ``score_function`` that returns another shape.
+        InvalidArgumentError: A size below 1, a negative ``top_k``, different dimensions, a score that is not a number
+            (NaN), or a ``score_function`` that returns another shape.
 
     Example:
         >>> semantic_search([[1.0, 0.0]], [[0.0, 1.0], [3.0, 4.0], [2.0, 0.0]], top_k=2, score_function=dot_score)
@@ -117,6 +119,10 @@ def paraphrase_mining(
         >>> paraphrase_mining(FirstLetter(), ["ant", "bee", "ape"])[0]
         [1.0, 0, 2]
     """
+    _check_mining(query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function)
+    if isinstance(model, str) or not callable(getattr(model, "encode", None)):
+        raise InvalidArgumentError(f"model must have a method encode, got {described(model)}.")
+    check_texts("sentences", sentences)
     embeddings = model.encode(
         sentences,
         show_progress_bar=show_progress_bar,
@@ -154,13 +160,14 @@ def paraphrase_mining_embeddings(
         ``[score, i, j]`` for each pair of rows ``i < j``, highest score first, equal scores in the order of the rows.
 
     Raises:
-        InvalidArgumentError: A size below 1, or a score that is not a number (NaN).
+        InvalidArgumentError: A chunk size below 1, a negative number of pairs or neighbours, or a score that is not a
+            number (NaN).
 
     Example:
         >>> paraphrase_mining_embeddings([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], max_pairs=1)
         [[1.0, 0, 2]]
     """
-    check_sizes(max_pairs=max_pairs, top_k=top_k, query_chunk_size=query_chunk_size)
+    _check_mining(query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function)
     rows = as_rows(to_array(embeddings))
     if score_function is cos_sim:
         rows, score_function = unit_rows(to_float(rows)), dot_score
@@ -195,6 +202,16 @@ def paraphrase_mining_embeddings(
     ]
 
 
+def _check_mining(
+    query_chunk_size: int, corpus_chunk_size: int, max_pairs: int, top_k: int, score_function: ScoreFunction
+) -> None:
+    check_integer("query_chunk_size", query_chunk_size)
+    check_integer("corpus_chunk_size", corpus_chunk_size)
+    check_integer("max_pairs", max_pairs, least=0)
+    check_integer("top_k", top_k, least=0)
+    check_callable("score_function", score_function)
+
+
 def community_detection(
     embeddings: Embeddings,
     threshold: float = 0.75,
@@ -220,14 +237,19 @@ def community_detection(
         closest to the farthest.
 
     Raises:
-        InvalidArgumentError: A size below 1.
+        InvalidArgumentError: A size below 1, or an embedding with a value that is NaN or infinite, which is close to
+            nothing; the message names its row.
 
     Example:
         >>> community_detection([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [3.0, 0.0]], min_community_size=2)
         [[0, 3, 2]]
     """
-    check_sizes(min_community_size=min_community_size, batch_size=batch_size)
-    unit = unit_rows(to_matrix(embeddings))
+    check_number("threshold", threshold)
+    check_integer("min_community_size", min_community_size)
+    check_integer("batch_size", batch_size)
+    rows = to_matrix(embeddings)
+    check_finite("embeddings", rows)
+    unit = unit_rows(rows)
     count = unit.shape[0]
     candidates: list[tuple[int, npt.NDArray[np.int32]]] = []
     # In float32 even for float64 embeddings, where a threshold such as 0.7 is a little lower: as the original does.

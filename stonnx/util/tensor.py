@@ -7,6 +7,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arguments import check_integer, described
 from stonnx._arrays import Embeddings, is_sparse, result_like, to_array, to_float
 from stonnx._errors import InvalidArgumentError
 from stonnx.util._matrix import unit_rows
@@ -35,7 +36,7 @@ def normalize_embeddings(embeddings: Embeddings) -> Any:
         array([[0.6, 0.8],
                [0. , 0. ]])
     """
-    return _like_input(embeddings, unit_rows(to_float(to_array(embeddings))))
+    return _like_input(embeddings, unit_rows(to_float(_vectors(embeddings))))
 
 
 @overload
@@ -63,12 +64,8 @@ def truncate_embeddings(embeddings: Embeddings, truncate_dim: int | None) -> Any
         array([[1., 0., 0.],
                [0., 1., 0.]])
     """
-    if truncate_dim is not None and truncate_dim < 1:
-        raise InvalidArgumentError(
-            f"truncate_dim is {truncate_dim}; it is the number of dimensions to keep, so 1 or more is allowed, or "
-            "None to keep all."
-        )
-    array = to_array(embeddings)
+    check_integer("truncate_dim", truncate_dim, optional=True)
+    array = _vectors(embeddings)
     if is_sparse(array):
         return _like_input(embeddings, array[:, :truncate_dim])
     # Slicing the tensor itself keeps its dtype, bfloat16 among them, its device and its gradient.
@@ -102,14 +99,10 @@ def select_max_active_dims(embeddings: Embeddings, max_active_dims: int | None) 
         array([[ 0. , -3. ,  2. ],
                [ 0. ,  0.5,  0. ]])
     """
+    check_integer("max_active_dims", max_active_dims, optional=True)
     if max_active_dims is None:
         return embeddings
-    if max_active_dims < 1:
-        raise InvalidArgumentError(
-            f"max_active_dims is {max_active_dims}; it is the number of values to keep, so 1 or more is allowed, or "
-            "None to keep all."
-        )
-    array = to_float(to_array(embeddings))
+    array = to_float(_vectors(embeddings))
     if not is_sparse(array):
         weakest = np.argsort(-np.abs(array), axis=-1, kind="stable")[..., max_active_dims:]
         result = array.copy()
@@ -122,6 +115,16 @@ def select_max_active_dims(embeddings: Embeddings, max_active_dims: int | None) 
     counts = np.bincount(row[kept], minlength=array.shape[0])
     parts = (array.data[kept], array.indices[kept], np.concatenate([[0], np.cumsum(counts)]))
     return _like_input(embeddings, type(array)(parts, shape=array.shape))
+
+
+def _vectors(embeddings: Embeddings) -> Any:
+    array = to_array(embeddings)
+    to_float(array[:0] if array.ndim else array)  # for its error: the dtype stays as it is
+    if not array.ndim:
+        raise InvalidArgumentError(
+            f"Embeddings must be a vector [dimension] or an array [..., dimension], got {described(embeddings)}."
+        )
+    return array
 
 
 def _like_input(embeddings: Embeddings, matrix: Any) -> Any:

@@ -16,9 +16,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._arrays import Embeddings, as_rows, to_array
+from stonnx._arguments import check_integer, described
+from stonnx._arrays import Embeddings, as_rows, to_array, to_float
 from stonnx._errors import InvalidArgumentError, MissingDependencyError
-from stonnx.util._nearest import check_sizes, descending
+from stonnx.util._nearest import descending
 from stonnx.util.quantization import Precision, dequantize, quantization_ranges, quantize_embeddings
 from stonnx.util.retrieval import SearchHit
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 _HNSW_LINKS = 16
 
 Array: TypeAlias = npt.NDArray[Any]
+_MOST_HITS = 2**31 - 1  # what both libraries count with
+
 Found: TypeAlias = tuple[Array, Array, npt.NDArray[np.bool_]]
 """Scores, corpus rows, and which of them are filled: [queries, k] each. Both libraries pad short results."""
 
@@ -41,6 +44,7 @@ class _Library:
     build: Callable[[Array, Precision, bool], Any]  # codes of the corpus, precision, exact -> index
     search: Callable[[Any, Array, int, bool], Found]  # index, codes of the queries, k, exact
     read: Callable[[Any, Array], Array]  # index, corpus rows [n] -> their codes [n, width]
+    bits_or_width: str  # the attribute of an index that has its width, of packed codes in bits
 
 
 def semantic_search_faiss(
@@ -174,12 +178,15 @@ def _search(
         raise InvalidArgumentError(
             f"corpus_precision {precision!r} is not supported with {library.name}; use {', '.join(library.precisions)}."
         )
-    check_sizes(top_k=top_k, rescore_multiplier=rescore_multiplier)
+    check_integer("top_k", top_k, most=_MOST_HITS)
+    check_integer("rescore_multiplier", rescore_multiplier, most=_MOST_HITS)
     if index is None:
         codes = as_rows(to_array(corpus_embeddings))
+        to_float(codes[:0])  # for its error, if they hold no numbers
         index = library.build(_as_stored(codes, precision), precision, exact)
 
     floats = queries = as_rows(to_array(query_embeddings))
+    to_float(queries[:0])
     is_quantized = queries.dtype in (np.int8, np.uint8)
     if rescore and (is_quantized or precision == "float32"):
         reason = "the queries are quantized already" if is_quantized else "the corpus is not quantized"
@@ -190,10 +197,18 @@ def _search(
             ranges = quantization_ranges(queries, precision, calibration_embeddings)
         queries = quantize_embeddings(queries, precision, ranges)
 
+    stored = _as_stored(queries, precision)
+    width = getattr(index, library.bits_or_width, None)
+    if width is None:
+        raise InvalidArgumentError(f"corpus_index must be an index of {library.name}, got {described(index)}.")
+    width //= 8 if precision in ("binary", "ubinary") else 1
+    if stored.shape[1] != width:
+        raise InvalidArgumentError(
+            f"query_embeddings have {stored.shape[1]} columns and the corpus {width}, stored as {precision}. Encode "
+            "both with the same model, the same truncate_dim and the same precision."
+        )
     start = time.perf_counter()
-    scores, rows, filled = library.search(
-        index, _as_stored(queries, precision), top_k * rescore_multiplier if rescore else top_k, exact
-    )
+    scores, rows, filled = library.search(index, stored, top_k * rescore_multiplier if rescore else top_k, exact)
     if rescore and filled.any():
         codes = library.read(index, rows[filled])
         if precision in ("int8", "uint8"):
@@ -278,5 +293,7 @@ def _import(module: str, package: str) -> Any:
         ) from error
 
 
-_FAISS = _Library("faiss", ("float32", "uint8", "ubinary"), _build_faiss, _search_faiss, _read_faiss)
-_USEARCH = _Library("usearch", ("float32", "int8", "ubinary", "binary"), _build_usearch, _search_usearch, _read_usearch)
+_FAISS = _Library("faiss", ("float32", "uint8", "ubinary"), _build_faiss, _search_faiss, _read_faiss, "d")
+_USEARCH = _Library(
+    "usearch", ("float32", "int8", "ubinary", "binary"), _build_usearch, _search_usearch, _read_usearch, "ndim"
+)

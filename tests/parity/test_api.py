@@ -477,7 +477,7 @@ def test_similarity(minilm: Any, minilm_original: Any, name: str | None, method:
 def test_similarity_functions_that_there_are_not(minilm: Any, minilm_original: Any, value: Any) -> None:
     with pytest.raises(ValueError, match="similarity_fn_name"):
         minilm_original.similarity_fn_name = value
-    with pytest.raises(InvalidArgumentError, match="Allowed: cosine, dot, euclidean, manhattan"):
+    with pytest.raises(InvalidArgumentError, match="must be one of 'cosine', 'dot', 'euclidean', 'manhattan'"):
         minilm.similarity_fn_name = value
     assert minilm.similarity_fn_name == "cosine"
 

@@ -19,6 +19,7 @@ from sentence_transformers.util import quantization
 import stonnx
 import stonnx.util
 from stonnx._hub import names as names_module
+from stonnx._model.compatibility import _REMEDIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
 CLASSES = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
@@ -35,6 +36,19 @@ def public_names(kind: type) -> list[str]:
     own = {name for base in kind.__mro__ if base.__module__.startswith("sentence_transformers") for name in vars(base)}
     names = {name for name in dir(kind) if name not in inherited or name in own} | {*OF_MODULE}
     return sorted(name for name in names if not name.startswith("_"))
+
+
+# What a caller can do with a model besides naming a member.
+OPERATORS = {
+    "__len__": "len(model)",
+    "__getitem__": "model[0]",
+    "__iter__": "iteration over a model",
+    "__call__": "model(features)",
+    "_first_module": "model._first_module()",
+    "_last_module": "model._last_module()",
+}
+# Private members that published code uses all the same.
+PRIVATE = ("_first_module", "_last_module", "_target_device")
 
 
 def differences(ours: Any, original: Any) -> Iterator[str]:
@@ -62,6 +76,75 @@ def test_every_missing_name_is_listed(name: str) -> None:
     missing = sorted(set(public_names(original)) - set(dir(ours)))
     unlisted = [entry for entry in missing if not listed(f"{name}.{entry}") and not listed(f"*.{entry}")]
     assert unlisted == []
+
+
+@pytest.fixture(scope="module")
+def pairs(minilm: Any, minilm_original: Any) -> tuple[Any, Any]:
+    return minilm, minilm_original
+
+
+def test_every_missing_attribute_of_an_instance_is_listed(pairs: tuple[Any, Any]) -> None:
+    """What the constructor sets is not in the class: model_card_data is one of them."""
+    ours, original = pairs
+    inherited = {*dir(torch.nn.Sequential()), *torch.nn.Sequential().__dict__}
+    missing = {name for name in {*dir(original), *vars(original)} - inherited if not name.startswith("_")} - {
+        *dir(ours)
+    }
+    assert "model_card_data" in missing
+    unlisted = [
+        name for name in sorted(missing) if not any(map(listed, (f"*.{name}", f"SentenceTransformer.{name}", name)))
+    ]
+    assert unlisted == []
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_what_reaches_for_modules_is_refused_and_listed(name: str, pairs: tuple[Any, Any]) -> None:
+    ours, original = pairs
+    assert callable(getattr(type(original), name))
+    arguments = {"__getitem__": (0,), "__call__": ({},)}.get(name, ())
+    with pytest.raises(stonnx.UnsupportedError, match=r"reaches for the PyTorch modules.*model\.tokenizer") as caught:
+        getattr(ours, name)(*arguments)
+    assert isinstance(caught.value, TypeError), "which Python raises for what has no such operator"
+    assert OPERATORS[name] in PAGE
+
+
+def test_a_model_is_true(pairs: tuple[Any, Any]) -> None:
+    assert all(map(bool, pairs))
+
+
+def test_no_operator_is_forgotten(pairs: tuple[Any, Any]) -> None:
+    """Methods with underscores that callers invoke by syntax, and that the original has and we do not."""
+    ours, original = pairs
+    by_syntax = [
+        name for name in dir(type(original)) if name.startswith("__") and callable(getattr(type(original), name))
+    ]
+    kept_by_torch = {"__add__", "__iadd__", "__imul__", "__mul__", "__rmul__", "__setitem__", "__delitem__"}
+    assert {*by_syntax} - {*dir(type(ours))} - kept_by_torch <= {"__annotations__", "__class_getitem__", "__del__"}
+    for name in PRIVATE:
+        assert hasattr(original, name)
+        assert f"model.{name}" in PAGE
+    assert ours._target_device == str(original._target_device)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_members_that_are_not_there_say_what_to_do(name: str, minilm: Any) -> None:
+    kind = type(name, (type(minilm),), {})
+    model = kind.__new__(kind)
+    missing = set(public_names(getattr(sentence_transformers, name))) - set(dir(getattr(stonnx, name)))
+    for member in sorted(missing):
+        with pytest.raises(AttributeError, match=rf"has no attribute '{member}'\. .*docs/compatibility\.md") as caught:
+            getattr(model, member)
+        assert caught.value.name == member
+        assert not hasattr(model, member)
+    with pytest.raises(AttributeError, match="stonnx export CHECKPOINT"):
+        model.fit  # noqa: B018
+    with pytest.raises(AttributeError, match="copy or upload"):
+        model.save_pretrained  # noqa: B018
+
+
+def test_no_remedy_is_for_a_member_that_is_there() -> None:
+    for member in _REMEDIES:
+        assert not all(hasattr(getattr(stonnx, name), member) for name in CLASSES), member
 
 
 def test_names_of_the_package_are_loaded_when_they_are_asked_for() -> None:

@@ -118,8 +118,8 @@ def test_one_embedding_has_no_ranges(precision: str) -> None:
     ("values", "options", "message"),
     [
         (random_rows(3), {"precision": "int4"}, "'int4' is not supported; use float32, int8"),
-        (random_rows(3).astype(np.int8), {"precision": "binary"}, "dtype int8; floats are needed"),
-        ([["text"]], {"precision": "binary"}, "floats are needed"),
+        (random_rows(3).astype(np.int8), {"precision": "binary"}, "dtype int8 .*; vectors of floats are needed"),
+        ([["text"]], {"precision": "binary"}, "vectors of floats are needed"),
         ([[1.0, 2.0], [3.0]], {"precision": "binary"}, "different dimensions"),
         (scipy.sparse.csr_array(random_rows(3)), {"precision": "binary"}, "Sparse embeddings cannot be quantized"),
         (random_rows(3), {"precision": "int8", "ranges": RANGES[:, :5]}, r"shape \(2, 5\).*\(2, 20\)"),
@@ -243,7 +243,7 @@ def test_index_search_errors(library: str, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(InvalidArgumentError, match=f"'int4' is not supported with {library}; use float32"):
         ours(corpus, corpus, corpus_precision="int4")
     for argument in ("top_k", "rescore_multiplier"):
-        with pytest.raises(InvalidArgumentError, match=f"{argument} is 0"):
+        with pytest.raises(InvalidArgumentError, match=f"{argument} must be a positive integer"):
             ours(corpus, corpus, **{argument: 0})
     for module in (library, f"{library}.index"):
         monkeypatch.setitem(sys.modules, module, None)

@@ -160,9 +160,11 @@ def test_search_memory_stays_within_the_chunks(name: str) -> None:
 
 def test_search_errors() -> None:
     corpus = random_rows(30)
-    for argument in ("top_k", "query_chunk_size", "corpus_chunk_size"):
-        with pytest.raises(InvalidArgumentError, match=f"{argument} is 0"):
+    for argument in ("query_chunk_size", "corpus_chunk_size"):
+        with pytest.raises(InvalidArgumentError, match=f"{argument} must be a positive integer, got 0"):
             util.semantic_search(corpus, corpus, **{argument: 0})
+    with pytest.raises(InvalidArgumentError, match="top_k must be an integer of 0 or more, got -1"):
+        util.semantic_search(corpus, corpus, top_k=-1)
     with pytest.raises(InvalidArgumentError, match="24 and 23 dimensions"):
         util.semantic_search(corpus, corpus[:, :23])
     with pytest.raises(InvalidArgumentError, match=r"shape \(30,\) for 30 queries and 30 rows"):
@@ -226,8 +228,21 @@ def test_paraphrase_mining_of_equal_rows_is_in_order() -> None:
     assert [pair[1:] for pair in util.paraphrase_mining_embeddings(rows)] == pairs
     assert [pair[1:] for pair in util.paraphrase_mining_embeddings(rows, max_pairs=2, query_chunk_size=1)] == pairs[:2]
     assert util.paraphrase_mining_embeddings(rows[:1]) == util.paraphrase_mining_embeddings([]) == []
-    with pytest.raises(InvalidArgumentError, match="max_pairs is 0"):
-        util.paraphrase_mining_embeddings(rows, max_pairs=0)
+    with pytest.raises(InvalidArgumentError, match="max_pairs must be an integer of 0 or more, got -1"):
+        util.paraphrase_mining_embeddings(rows, max_pairs=-1)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 30])
+def test_nothing_is_wanted(rows: int) -> None:
+    """Empty lists, as the original gives."""
+    queries = random_rows(5)
+    corpus = random_rows(30)[:rows]
+    if rows:
+        assert util.semantic_search(queries, corpus, top_k=0) == original.semantic_search(queries, corpus, top_k=0)
+    assert util.semantic_search(queries, corpus, top_k=0) == [[]] * 5
+    for options in ({"top_k": 0}, {"max_pairs": 0}):
+        theirs = original.paraphrase_mining_embeddings(torch.from_numpy(queries), **options)
+        assert util.paraphrase_mining_embeddings(queries, **options) == theirs == []
 
 
 class Model:
@@ -321,5 +336,5 @@ def test_communities_progress_and_errors(capsys: pytest.CaptureFixture[str]) -> 
     util.community_detection(rows, batch_size=8, show_progress_bar=True)
     assert "20/20" in capsys.readouterr().err
     for argument in ("min_community_size", "batch_size"):
-        with pytest.raises(InvalidArgumentError, match=f"{argument} is 0"):
+        with pytest.raises(InvalidArgumentError, match=f"{argument} must be a positive integer, got 0"):
             util.community_detection(rows, **{argument: 0})

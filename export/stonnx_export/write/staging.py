@@ -35,15 +35,17 @@ def check_target(target: Path, overwrite: bool) -> None:
     place = _resolved(target)
     _clean_up(place)
     if place.is_file() or _contents(place):
-        if not overwrite:
-            raise ExportError(f"{target} exists already. Choose another with -o, or replace it with --overwrite.")
         if not (place / MANIFEST_NAME).is_file():
-            raise ExportError(f"{target} exists and is not a bundle, so it is not replaced. Choose another with -o.")
+            raise ExportError(
+                f"{target} exists already and is not a bundle, so --overwrite does not replace it. Choose another with -o."
+            )
         if is_mount_point(place):
             raise ExportError(
                 f"{target} is a mount point, and the bundle in it cannot be replaced in one step. Export to a new "
                 f"directory inside it: -o {target / 'NAME'}"
             )
+        if not overwrite:
+            raise ExportError(f"{target} exists already. Choose another with -o, or replace it with --overwrite.")
 
 
 @contextmanager

@@ -1,0 +1,96 @@
+"""Texts in a column of a CSV or TSV file. The first row names the columns."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from stonnx._errors import InvalidInputError
+
+# The longest field; Python's own limit of 128 KB is too short for documents. Its type is a C long.
+_LONGEST_FIELD = (1 << 31) - 1
+
+
+def read_table(stream: BinaryIO, delimiter: str, *, name: str, column: str) -> Iterator[tuple[str, str, int]]:
+    r"""The rows of a table: the text, all columns as a JSON object, and the byte offset at which the next row begins.
+
+    Blank lines are left out, as in other programs. A quoted field may have line ends in it.
+
+    Args:
+        stream: UTF-8, from its beginning.
+        delimiter: What separates fields, ``","`` or a tab.
+        name: Of the input, for messages.
+        column: The name of the column with the texts. A table of one column needs no name.
+
+    Raises:
+        InvalidInputError: There is no such column, or a row is not what the first one says; ``index`` is the row.
+
+    Example:
+        >>> stream = io.BytesIO(b'id,text\n1,"Bread, or\nnot"\n')
+        >>> [(text, record) for text, record, _ in read_table(stream, ",", name="texts.csv", column="text")]
+        [('Bread, or\nnot', '{"id": "1", "text": "Bread, or\\nnot"}')]
+    """
+    csv.field_size_limit(_LONGEST_FIELD)
+    lines = _Lines(stream, name)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    index = 0
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise InvalidInputError(
+                f"{name}, line {lines.number}: this is not a valid table ({error}).", index
+            ) from error
+        if row is None:
+            return
+        if not row:
+            continue
+        if header is None:
+            header = row
+            position = _position(header, column, name)
+            continue
+        if len(row) != len(header):
+            raise InvalidInputError(
+                f"{name}, line {lines.number}: the row has {len(row)} columns, and the first one names {len(header)} "
+                f"({', '.join(header)}). Put fields that hold the separator or a line end in double quotes.",
+                index,
+            )
+        yield row[position], json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False), lines.end
+        index += 1
+
+
+def _position(header: list[str], column: str, name: str) -> int:
+    if len(header) == 1:
+        return 0
+    if header.count(column) != 1:
+        found = "two columns" if column in header else "no column"
+        raise InvalidInputError(
+            f"{name} has {found} {json.dumps(column)}. Its first row must name the columns, and names: "
+            f"{', '.join(json.dumps(field) for field in header[:20])}. Choose the one with the texts with --field."
+        )
+    return header.index(column)
+
+
+class _Lines(Iterator[str]):
+    """The lines of a stream as text, and how far they reach."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream, self._name = stream, name
+        self.number = self.end = 0
+
+    def __next__(self) -> str:
+        raw = self._stream.readline()
+        if not raw:
+            raise StopIteration
+        start, self.end, self.number = self.end, self.end + len(raw), self.number + 1
+        try:
+            return raw.decode("utf-8-sig" if not start else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(
+                f"{self._name}, line {self.number}: byte 0x{raw[error.start]:02x} at byte offset {start + error.start} "
+                f"is no valid UTF-8 ({error.reason}). The input must be UTF-8; convert it, for example with: "
+                "iconv -f LATIN1 -t UTF-8 OLD > NEW"
+            ) from error

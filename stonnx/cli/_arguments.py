@@ -1,0 +1,53 @@
+"""What several commands do with their arguments: numbers that are counts, and paths that should be bundles."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stonnx._bundle.manifest import MANIFEST_NAME
+from stonnx._bundle.replaced import is_bundle
+from stonnx._errors import ModelNotFoundError
+from stonnx._hub.download import CHECKPOINT_FILES
+
+
+def positive_integer(text: str) -> int:
+    """A count on the command line, for ``type=`` of argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return value
+
+
+def require_bundle(path: Path, command: str) -> None:
+    """Say what a path is, and what to type, unless it is the directory of a bundle.
+
+    Args:
+        path: What was typed.
+        command: The command that needs a bundle, with its own options, for the advice.
+
+    Raises:
+        ModelNotFoundError: It is not a bundle.
+    """
+    if is_bundle(path):
+        return
+    if path.is_file():
+        inside = path.name == MANIFEST_NAME or (path.parent / MANIFEST_NAME).is_file()
+        said = f"{path} is a file{' of a bundle' * inside}, and {command} takes the directory of a bundle"
+        raise ModelNotFoundError(f"{said}: stonnx {command} {path.parent}" if inside else f"{said}.")
+    if not path.exists():
+        raise ModelNotFoundError(
+            f"{path} does not exist. stonnx {command} takes the directory of a bundle. Make one from a checkpoint or a "
+            f"Hub id with: stonnx export {path} -o DIRECTORY"
+        )
+    if any((path / name).is_file() for name in CHECKPOINT_FILES):
+        raise ModelNotFoundError(
+            f"{path} is no bundle: it has no {MANIFEST_NAME}. It is a checkpoint. Make a bundle of it with: "
+            f"stonnx export {path} -o DIRECTORY"
+        )
+    inner = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST_NAME}"))
+    holds = f" It contains bundles: {', '.join(inner[:5])}{', ...' * (len(inner) > 5)}." if inner else ""
+    raise ModelNotFoundError(f"{path} is no bundle: it has no {MANIFEST_NAME}.{holds}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.stats import CallStats
 from stonnx._errors import (
+    ArgumentTypeError,
     BundleError,
     BundleFormatError,
     BundleIntegrityError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "ArgumentTypeError",
     "Batcher",
     "BundleError",
     "BundleFormatError",

@@ -17,7 +17,7 @@ PLACES = {"stonnx": ROOT / "stonnx", "stonnx_export": ROOT / "export" / "stonnx_
 # The rooms of the runtime, the lowest first. A room imports rooms of lower levels only.
 RUNTIME = (
     ("_background", "_disk", "_errors", "_limits", "_progress", "_tasks", "_version"),
-    ("_cache", "_arrays", "_files", "_guide"),
+    ("_arguments", "_cache", "_arrays", "_files", "_guide"),
     ("_bundle", "util"),
     ("_device", "_text"),
     ("_engine",),
@@ -94,6 +94,7 @@ DOORS = {
     "stonnx._hub.find",
     "stonnx._hub.names",
     "stonnx._limits",
+    "stonnx._model.compatibility",
     "stonnx._model.model",
     "stonnx._model.work",
     "stonnx._results.activations",

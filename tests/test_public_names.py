@@ -10,7 +10,7 @@ import stonnx
 import stonnx.util
 
 NAMES = """
-    Batcher BundleError BundleFormatError BundleIntegrityError CallStats CrossEncoder DeadlineError DeviceError
+    ArgumentTypeError Batcher BundleError BundleFormatError BundleIntegrityError CallStats CrossEncoder DeadlineError DeviceError
     DeviceOptions ExportError FidelityError InvalidArgumentError InvalidInputError MissingDependencyError ModelInfo
     ModelNotFoundError OverloadedError PoolError ProbeError RunError SentenceTransformer SimilarityFunction
     SparseEncoder StonnxError TextTooLongError TokenIdError TokenizerError TooManyTokensError UnsupportedError
@@ -27,9 +27,9 @@ UTIL = """
 
 # Members of all three model classes.
 SHARED = """
-    count_tokens cpu cuda default_huggingface_organization device eval get_backend get_max_seq_length
+    backend count_tokens cpu cuda default_huggingface_organization device eval get_backend get_max_seq_length
     get_model_kwargs info is_singular_input last_stats manifest max_seq_length modalities preprocess run_probe
-    start_multi_process_pool stop_multi_process_pool supports to tokenize tokenizer tokens too_long trim warmup work
+    start_multi_process_pool stop_multi_process_pool supports to tokenize tokenizer tokens too_long trim trust_remote_code warmup work
     work_slots
 """
 
@@ -37,7 +37,7 @@ MEMBERS = {
     stonnx.SentenceTransformer: """
     encode encode_document encode_multi_process encode_query encode_stream get_embedding_dimension
     get_sentence_embedding_dimension similarity similarity_fn_name similarity_pairwise truncate_embeddings
-    truncate_sentence_embeddings
+    truncate_dim truncate_sentence_embeddings
     """,
     stonnx.SparseEncoder: """
     decode encode encode_document encode_query encode_stream get_embedding_dimension

@@ -104,7 +104,7 @@ class EmbeddingModel(Model):
     def similarity_fn_name(self, value: str | None) -> None:
         name = self._row.similarity if value is None else getattr(value, "value", value)
         check_choice("similarity_fn_name", name, _SIMILARITIES)
-        self._similarity_fn_name: str = name
+        self._similarity_fn_name = str(name)
 
     def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
         """The prompt of a query or a document where the caller asks for none."""

@@ -10,11 +10,11 @@ import stonnx
 import stonnx.util
 
 NAMES = """
-    ArgumentTypeError Batcher BundleError BundleFormatError BundleIntegrityError CallStats CrossEncoder DeadlineError DeviceError
-    DeviceOptions ExportError FidelityError InvalidArgumentError InvalidInputError MissingDependencyError ModelInfo
-    ModelNotFoundError OverloadedError PoolError ProbeError RunError SentenceTransformer SimilarityFunction
-    SparseEncoder StonnxError TextTooLongError TokenIdError TokenizerError TooManyTokensError UnsupportedError
-    __version__ quantize_embeddings
+    ArgumentTypeError Batcher BundleError BundleFormatError BundleIntegrityError CallStats CrossEncoder
+    DeadlineError DeviceError DeviceOptions ExportError FidelityError InvalidArgumentError InvalidInputError
+    MissingDependencyError ModelInfo ModelNotFoundError OverloadedError PoolError ProbeError RunError
+    SentenceTransformer SimilarityFunction SparseEncoder StonnxError TextTooLongError TokenIdError
+    TokenizerError TooManyTokensError UnsupportedError __version__ quantize_embeddings
 """
 
 UTIL = """
@@ -29,8 +29,8 @@ UTIL = """
 SHARED = """
     backend count_tokens cpu cuda default_huggingface_organization device eval get_backend get_max_seq_length
     get_model_kwargs info is_singular_input last_stats manifest max_seq_length modalities preprocess run_probe
-    start_multi_process_pool stop_multi_process_pool supports to tokenize tokenizer tokens too_long trim trust_remote_code warmup work
-    work_slots
+    start_multi_process_pool stop_multi_process_pool supports to tokenize tokenizer tokens too_long trim
+    trust_remote_code warmup work work_slots
 """
 
 MEMBERS = {

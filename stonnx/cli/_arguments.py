@@ -45,9 +45,9 @@ def require_bundle(path: Path, command: str) -> None:
         )
     if any((path / name).is_file() for name in CHECKPOINT_FILES):
         raise ModelNotFoundError(
-            f"{path} is no bundle: it has no {MANIFEST_NAME}. It is a checkpoint. Make a bundle of it with: "
+            f"{path} is not a bundle: it has no {MANIFEST_NAME}. It is a checkpoint. Make a bundle of it with: "
             f"stonnx export {path} -o DIRECTORY"
         )
     inner = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST_NAME}"))
     holds = f" It contains bundles: {', '.join(inner[:5])}{', ...' * (len(inner) > 5)}." if inner else ""
-    raise ModelNotFoundError(f"{path} is no bundle: it has no {MANIFEST_NAME}.{holds}")
+    raise ModelNotFoundError(f"{path} is not a bundle: it has no {MANIFEST_NAME}.{holds}")

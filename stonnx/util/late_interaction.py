@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._arguments import check_integer
 from stonnx._arrays import FloatArray, is_tensor, result_like, to_array, to_float
 from stonnx._errors import InvalidArgumentError, UnsupportedError
 
@@ -66,6 +67,7 @@ def maxsim(
         array([[1. , 2.5]], dtype=float32)
     """
     _check_device(device)
+    check_integer("chunk_elements", chunk_elements, least=None, optional=True)
     queries, documents = _items(a, a_mask, "a"), _items(b, b_mask, "b")
     like_input = _result_like(a, b)
     scores = np.zeros((len(queries), len(documents)), dtype=np.float32)

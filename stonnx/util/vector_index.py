@@ -180,6 +180,7 @@ def _search(
         )
     check_integer("top_k", top_k, most=_MOST_HITS)
     check_integer("rescore_multiplier", rescore_multiplier, most=_MOST_HITS)
+    top_k, rescore_multiplier = int(top_k), int(rescore_multiplier)  # faiss takes no numpy integers
     if index is None:
         codes = as_rows(to_array(corpus_embeddings))
         to_float(codes[:0])  # for its error, if they hold no numbers

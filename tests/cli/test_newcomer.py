@@ -188,7 +188,7 @@ def test_the_table(run: Run) -> None:
         ),
         (("info", "passages.txt"), "passages.txt is a file, and info takes the directory of a bundle"),
         (("info", "dense/stonnx.json"), "is a file of a bundle, and .*: stonnx info dense$"),
-        (("info", "."), "is no bundle: it has no stonnx.json. It contains bundles: all-MiniLM-L6-v2-fp32, dense, "),
+        (("info", "."), "is not a bundle: it has no stonnx.json. It contains bundles: all-MiniLM-L6-v2-fp32, dense, "),
         (("info", "checkpoint"), "It is a checkpoint. Make a bundle of it with: stonnx export checkpoint -o DIRECTORY"),
         (
             ("build", "checkpoint"),

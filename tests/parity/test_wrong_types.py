@@ -35,7 +35,7 @@ NEEDED = {
 }  # fmt: skip
 NEEDED_BY = {"predict": {"inputs": [("bread", text) for text in TEXTS]}, "cuda": {"device": "cpu"}}
 # What messages call an argument whose name says nothing.
-OTHER_NAMES = {**dict.fromkeys("abxy", "embeddings"), "max_length": "max_seq_length"}
+OTHER_NAMES = {**dict.fromkeys("abxy", "embeddings_queries"), "max_length": "max_seq_length"}
 OPTIONS_BY = {
     "semantic_search_faiss": {"corpus_embeddings": VECTORS, "rescore": False},
     "semantic_search_usearch": {"corpus_embeddings": VECTORS, "rescore": False},
@@ -92,7 +92,9 @@ def check(name: str, value: Any, call: Callable[[], Any]) -> None:
     else:
         return
     parts = [part.rstrip("s0123456789").lower() for part in OTHER_NAMES.get(name, name).split("_")]
-    assert any(part in said.lower() for part in parts), f"{name}={value!r:.40}: nothing is named in: {said}"
+    assert re.match(rf"{name}\b", said) or any(part in said.lower() for part in parts), (
+        f"{name}={value!r:.40}: nothing is named in: {said}"
+    )
     assert not re.search(r"unhashable|slice indices|not supported between|object is not", said), said
 
 

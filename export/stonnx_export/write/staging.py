@@ -37,7 +37,8 @@ def check_target(target: Path, overwrite: bool) -> None:
     if place.is_file() or _contents(place):
         if not (place / MANIFEST_NAME).is_file():
             raise ExportError(
-                f"{target} exists already and is not a bundle, so --overwrite does not replace it. Choose another with -o."
+                f"{target} exists already and is not a bundle, so --overwrite does not replace it. "
+                "Choose another with -o."
             )
         if is_mount_point(place):
             raise ExportError(

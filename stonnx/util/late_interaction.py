@@ -221,11 +221,11 @@ def _masks(mask: Any, arrays: Sequence[npt.NDArray[Any]], name: str) -> list[npt
     width = max((len(array) for array in arrays), default=0)
     rows: list[Any]
     if isinstance(mask, list | tuple):
-        rows = [np.asarray(to_array(one), dtype=np.float32).reshape(-1) for one in mask]
+        rows = [np.asarray(_float(one), dtype=np.float32).reshape(-1) for one in mask]
         widest = max((len(row) for row in rows), default=0)
         rows = [np.pad(row, (0, widest - len(row))) for row in rows]
     elif isinstance(mask, np.ndarray) or is_tensor(mask):
-        whole = np.asarray(to_array(mask), dtype=np.float32)
+        whole = np.asarray(_float(mask), dtype=np.float32)
         rows = list(np.atleast_2d(whole))
         widest = whole.shape[-1] if whole.ndim else 0
     else:

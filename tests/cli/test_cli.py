@@ -78,7 +78,7 @@ def test_encode_writes_binary_safetensors(minilm: Any, minilm_bundle: Path, line
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("encode", "no/such/model/here", "TEXTS", "-o", "OUT/x.npy"), 1, "no directory here"),
+        (("encode", "no/such/model/here", "TEXTS", "-o", "OUT/x.npy"), 1, "not a directory here"),
         (("encode", "BUNDLE", "OUT/missing.txt", "-o", "OUT/x.npy"), 1, "No such file"),
         (("encode", "BUNDLE", "TEXTS", "-o", "OUT/x.csv"), 1, ".npy"),
         (("encode", "BUNDLE", "TEXTS", "-o", "OUT/x.npy", "--prompt-name", "passage"), 1, "query"),

@@ -25,7 +25,8 @@ _PATHS: Mapping[str, Mapping[int, str]] = {
     "tensor": {13: "entry"},
 }
 _KEY, _VALUE = 1, 2
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+# Of the encoding: how the value of a field is written.
+VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
 
 
 def external_files(path: Path) -> set[str]:
@@ -60,24 +61,24 @@ def _external_files(data: mmap.mmap) -> set[str]:
 def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The fields of a message that are bytes, texts or messages themselves: number, and where the value is."""
     while position < end:
-        tag, position = _varint(data, position, end)
+        tag, position = varint(data, position, end)
         length, kind = 0, tag & 7
-        if kind == _VARINT:
-            _, position = _varint(data, position, end)
-        elif kind == _BYTES:
-            length, position = _varint(data, position, end)
-        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
-            length = 8 if kind == _EIGHT_BYTES else 4
+        if kind == VARINT:
+            _, position = varint(data, position, end)
+        elif kind == BYTES:
+            length, position = varint(data, position, end)
+        elif kind in (EIGHT_BYTES, FOUR_BYTES):
+            length = 8 if kind == EIGHT_BYTES else 4
         else:
             raise ValueError(f"type {kind} of a field at byte {position} is not used in ONNX files")
         if position + length > end:
             raise ValueError(f"it ends in the middle of a field, at byte {position}")
-        if kind == _BYTES:
+        if kind == BYTES:
             yield tag >> 3, position, position + length
         position += length
 
 
-def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+def varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
     """A number of up to ten bytes, seven bits in each, and where it ends."""
     number = 0
     for shift in range(0, 70, 7):

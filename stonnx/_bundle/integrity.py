@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stonnx._bundle.external_data import external_files
+from stonnx._bundle.graph_check import check_graph_file
 from stonnx._bundle.held_file import HeldFile, sha256
 from stonnx._bundle.manifest import FileEntry, Manifest
 from stonnx._cache import is_remembered, remember
@@ -49,10 +50,11 @@ def check_integrity(files: Mapping[str, HeldFile], manifest: Manifest) -> None:
 def _check_graph(file: HeldFile, manifest: Manifest) -> None:
     try:
         names = external_files(Path(file.place))
+        known = names & set(manifest.files)
+        check_graph_file(Path(file.place), sum(manifest.files[name].size for name in known))
     except ValueError as error:
         raise BundleFormatError(
-            f"{file.path} is not an ONNX file that can be read: {error}. Export the model again with: stonnx export "
-            "MODEL"
+            f"{file.path} is not the graph of a bundle: {error}. Export the model again with: stonnx export MODEL"
         ) from error
     for name in sorted(names - set(manifest.files)):
         raise BundleFormatError(

@@ -26,6 +26,7 @@ from stonnx._device.providers import PROVIDERS
 from stonnx._errors import BundleFormatError, ProbeError
 from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_inputs
+from stonnx._text.tokenizer import characters_of
 
 if TYPE_CHECKING:
     from stonnx._device.session import Session
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from stonnx._text.tokenizer import Text
 
 FILE = "probe.npz"
+# What a probe may hold, because it comes from outside and is run when a bundle is loaded. The largest vectors are those
+# of sparse models: 8 texts, a vocabulary of 250,000, a few forms and routes.
+_MOST_BYTES = 128 << 20
+_MOST_TEXTS = 64
+_MOST_CHARACTERS = 10_000
 _PASSED = "probes"
 # What the vectors of the two forms of an int8 graph are called; those of other graphs as the first.
 _KEYS = {"full-range": "route", "saturation-safe": "safe"}
@@ -191,9 +197,18 @@ def _read(
     content = bundle.read(file)
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            size = sum(member.file_size for member in arrays.zip.infolist())
+            if size > _MOST_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes, up to {_MOST_BYTES:,} are allowed")
             texts, _ = parse_inputs(list(json.loads(bytes(arrays["texts"]))))
+            characters = sum(map(characters_of, texts))
             if not texts:
                 raise ValueError("it has no texts")
+            if len(texts) > _MOST_TEXTS or characters > _MOST_CHARACTERS:
+                raise ValueError(
+                    f"it has {len(texts):,} texts of {characters:,} characters, up to {_MOST_TEXTS} texts of "
+                    f"{_MOST_CHARACTERS:,} are allowed"
+                )
             vectors, others = {}, set()
             for name, route in routes.items():
                 own = f"{_key(route.session)}.{name}"

@@ -20,6 +20,7 @@ from stonnx._bundle.manifest import TokenizerSpec
 from stonnx._errors import InvalidArgumentError, TokenIdError, TokenizerError
 from stonnx._limits import Limits
 from stonnx._text.batching import consecutive
+from stonnx._text.growth import check_growth
 from stonnx._text.long_texts import can_be_shortened, is_same, longest_whole, shorten
 from stonnx._text.panics import readable, tokenized
 
@@ -98,6 +99,7 @@ class Tokenizer:
         self._characters = characters
         with readable(path):
             backend = tokenizers.Tokenizer.from_buffer(content)
+            check_growth(backend)
             self._configure(backend, spec.max_seq_length)
             self._can_be_shortened = spec.truncation_side == "right" and can_be_shortened(backend)
         # Together, because another thread may replace both at any moment.

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._bundle.manifest import Kernels, Manifest, Route, Scalar, TensorSpec
+from stonnx._bundle.manifest import Scalar
 from stonnx._device import kernels as native
 from stonnx._device import nvidia, saturation, tensorrt
 from stonnx._device.cpus import available_cpus, require_threads
+from stonnx._device.facts import GraphFacts
 from stonnx._device.gpu_run import DeviceRun
 from stonnx._device.options import DeviceOptions
 from stonnx._device.provider import CPU, BuiltEngine, Device, Setup
@@ -44,28 +45,6 @@ HEAVY = frozenset(
         *("Attention", "MultiHeadAttention", "Softmax", "LayerNormalization", "SkipLayerNormalization", "Gelu", "Erf"),
     )
 )
-
-
-@dataclass(frozen=True)
-class GraphFacts:
-    """What a bundle says about a graph, and devices have to know."""
-
-    precision: str = ""
-    sha256: str = ""
-    inputs: tuple[TensorSpec, ...] = ()
-    max_seq_length: int | None = None
-    kernels: Kernels | None = None
-
-    @classmethod
-    def of(cls, manifest: Manifest, route: Route) -> GraphFacts:
-        """The facts about the graph of a route."""
-        return cls(
-            manifest.precision,
-            manifest.files[route.graph].sha256,
-            route.inputs,
-            route.tokenizer.max_seq_length,
-            manifest.kernels,
-        )
 
 
 class Session:

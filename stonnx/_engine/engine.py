@@ -13,8 +13,9 @@ from stonnx._bundle.bundle import Bundle
 from stonnx._bundle.consistency import check_task
 from stonnx._bundle.manifest import DEFAULT_ROUTE, MANIFEST_NAME, Manifest, Route
 from stonnx._device.cpus import require_features
+from stonnx._device.facts import GraphFacts
 from stonnx._device.options import DeviceOptions
-from stonnx._device.session import GraphFacts, Session
+from stonnx._device.session import Session
 from stonnx._engine import probe
 from stonnx._engine.route import LoadedRoute
 from stonnx._errors import InvalidArgumentError

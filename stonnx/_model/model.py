@@ -26,7 +26,8 @@ from stonnx._limits import Limits
 from stonnx._model.call import PoolCall, is_same_device, warn_of_truncation
 from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
 from stonnx._model.info import ModelInfo
-from stonnx._model.pool import Pool, borrowed, check_chunk_size, plan_workers, run_in_pool, start_pool, stop_pool
+from stonnx._model.pool import Pool, borrowed, check_chunk_size, run_in_pool
+from stonnx._model.pooled import Pooled
 from stonnx._model.serving import Servable
 from stonnx._progress import progress_bar
 from stonnx._tasks import TASKS, Task, TaskRow
@@ -52,7 +53,7 @@ def with_limits(kind: type[_Kind], **limits: Any) -> type[_Kind]:
     return type(kind.__name__, (kind,), {"_limits": replace(kind._limits, **limits)})
 
 
-class Model(Servable, Compatibility):
+class Model(Pooled, Servable, Compatibility):
     """A loaded bundle with the properties that sentence-transformers' models have. Use one of its subclasses."""
 
     default_huggingface_organization: ClassVar[str]
@@ -162,40 +163,6 @@ class Model(Servable, Compatibility):
             )
         self._engine, self._last = Engine(bundle, **self._options, limits=self._limits), threading.local()
         self._engine.max_seq_lengths = lengths
-
-    def start_multi_process_pool(self, target_devices: Sequence[str] | None = None) -> Pool:
-        """Start processes that encode together, each with a model of its own from the same bundle.
-
-        It pays for many texts. The first process that calls it must be guarded by ``if __name__ == "__main__":`` in
-        the main script, because the new processes import that script.
-
-        Args:
-            target_devices: One process is started for each, ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 8``. None: for a
-                model on the CPU as many processes as there are CPUs, at most 4; for one on a GPU one process there.
-                Processes share the CPUs: each has an equal part of them as threads, whatever ``threads`` the model has.
-
-        Returns:
-            What the ``pool`` of the other methods takes. Its ``"processes"`` are the processes.
-
-        Raises:
-            InvalidArgumentError: ``target_devices`` is not a list of devices.
-            PoolError: A process ended before it was ready.
-
-        Example:
-            >>> pool = model.start_multi_process_pool()  # doctest: +SKIP
-            >>> embeddings = model.encode(texts, pool=pool)  # doctest: +SKIP
-            >>> model.stop_multi_process_pool(pool)  # doctest: +SKIP
-        """
-        workers = plan_workers(target_devices, self.device, self._options)
-        logger.info("Starting a pool of processes on: %s", ", ".join(worker.device for worker in workers))
-        state = self.__getstate__()
-        states = [(worker.device, state | {"_options": worker.options}) for worker in workers]
-        return start_pool(type(self), states, [worker.threads for worker in workers])
-
-    @staticmethod
-    def stop_multi_process_pool(pool: Pool) -> None:
-        """Stop the processes of a pool. A call that uses it in another thread raises PoolError."""
-        stop_pool(pool)
 
     def _infer(
         self,

@@ -20,8 +20,9 @@ from small_graphs import encoder
 import stonnx
 from stonnx._bundle.manifest import Kernels
 from stonnx._device import kernels as native
+from stonnx._device.facts import GraphFacts
 from stonnx._device.options import DeviceOptions
-from stonnx._device.session import GraphFacts, Session
+from stonnx._device.session import Session
 from stonnx._errors import DeviceError, InvalidArgumentError, UnsupportedError
 from stonnx_export.kernels import outline
 

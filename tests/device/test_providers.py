@@ -26,10 +26,11 @@ from stonnx._bundle.manifest import TensorSpec
 from stonnx._device import nvidia
 from stonnx._device import session as session_module
 from stonnx._device import tensorrt as tensorrt_module
+from stonnx._device.facts import GraphFacts
 from stonnx._device.gpu_run import Shapes
 from stonnx._device.options import DeviceOptions
 from stonnx._device.providers import PROVIDERS, devices_for
-from stonnx._device.session import GraphFacts, Session
+from stonnx._device.session import Session
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"

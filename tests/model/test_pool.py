@@ -33,8 +33,8 @@ from stonnx._errors import (
     PoolError,
     StonnxError,
 )
-from stonnx._model import model as model_module
 from stonnx._model import pool as pool_module
+from stonnx._model import pooled as pooled_module
 from stonnx._model.pool import run_in_pool, start_pool, stop_pool
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
@@ -227,8 +227,8 @@ def test_max_seq_length_may_change_after_the_pool_was_started(minilm: Any, pool:
 
 def test_a_list_of_devices_is_a_pool_for_one_call(minilm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[pool_module.Pool] = []
-    start = model_module.start_pool
-    monkeypatch.setattr(model_module, "start_pool", lambda *arguments: started.append(start(*arguments)) or started[0])
+    start = pooled_module.start_pool
+    monkeypatch.setattr(pooled_module, "start_pool", lambda *arguments: started.append(start(*arguments)) or started[0])
     others = set(multiprocessing.active_children())
     vectors = minilm.encode(TEXTS[:4], device=["cpu", "cpu"])
     assert np.abs(vectors - minilm.encode(TEXTS[:4])).max() <= 1e-6
@@ -265,7 +265,7 @@ def test_processes_and_threads_are_the_cpus(
     minilm: Any, monkeypatch: pytest.MonkeyPatch, cpus: int, threads: list[int]
 ) -> None:
     monkeypatch.setattr(pool_module, "available_cpus", lambda: cpus)
-    monkeypatch.setattr(model_module, "start_pool", lambda kind, states, threads: (states, threads))
+    monkeypatch.setattr(pooled_module, "start_pool", lambda kind, states, threads: (states, threads))
     states, shares = minilm.start_multi_process_pool()
     assert shares == threads
     options = [(device, state["_options"]) for device, state in states]
@@ -276,7 +276,7 @@ def test_processes_and_threads_are_the_cpus(
 
 def test_a_device_may_be_named_often(minilm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "available_cpus", lambda: 2)
-    monkeypatch.setattr(model_module, "start_pool", lambda kind, states, threads: (states, threads))
+    monkeypatch.setattr(pooled_module, "start_pool", lambda kind, states, threads: (states, threads))
     states, shares = minilm.start_multi_process_pool(["cuda:0", "cpu", "cpu"])
     assert [state["_options"]["device"] for _, state in states] == ["cuda:0", "cpu", "cpu"]
     assert shares == [1, 1, 1]

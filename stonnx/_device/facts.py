@@ -1,0 +1,29 @@
+"""What a bundle says about a graph, for the device that runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stonnx._bundle.manifest import Kernels, Manifest, Route, TensorSpec
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What a bundle says about a graph, and devices have to know."""
+
+    precision: str = ""
+    sha256: str = ""
+    inputs: tuple[TensorSpec, ...] = ()
+    max_seq_length: int | None = None
+    kernels: Kernels | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest, route: Route) -> GraphFacts:
+        """The facts about the graph of a route."""
+        return cls(
+            manifest.precision,
+            manifest.files[route.graph].sha256,
+            route.inputs,
+            route.tokenizer.max_seq_length,
+            manifest.kernels,
+        )

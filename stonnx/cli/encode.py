@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stonnx._errors import InvalidArgumentError
 from stonnx._files import inputs
-from stonnx._files.encode_file import encode_file, encode_to_stream
+from stonnx._files.encode_file import EncodeFileReport, encode_file, encode_to_stream
+from stonnx._files.formats import OutputFormat
+from stonnx._files.shards import FileResult, Shard, encode_files
 from stonnx._progress import progress_bar
 from stonnx._text.batching import tokens_per_batch_unit
 from stonnx.cli._arguments import positive_integer
@@ -24,18 +27,27 @@ def add_parser(commands: Commands) -> None:
     """The arguments of ``stonnx encode``."""
     parser = commands.add_parser(
         "encode",
-        help="encode the lines of a file",
-        description="Encode every line of a file. An interrupted run is continued by running the same command again.",
-        epilog="example: stonnx encode all-MiniLM-L6-v2-fp32 passages.txt -o passages.npy --document",
+        help="encode the lines of files",
+        description="Encode every line of a file. An interrupted run is continued by running the same command again. "
+        "With several files, or --shard, the output is a directory with a file for each, and what is there already is "
+        "not done again.",
+        epilog="examples: stonnx encode all-MiniLM-L6-v2-fp32 passages.txt -o passages.npy --document; "
+        "stonnx encode all-MiniLM-L6-v2-fp32 parts/*.jsonl -o vectors/ --shard 2/8",
     )
     parser.add_argument("model", help="directory of a bundle or checkpoint, or Hub id")
-    parser.add_argument("input", help="text lines, JSONL, CSV or TSV, also .gz; - for standard input")
+    parser.add_argument("input", nargs="+", help="text lines, JSONL, CSV or TSV, also .gz; - for standard input")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
-        help="file ending in .npy, .jsonl or .safetensors; - for JSONL on standard output",
+        help="file ending in .npy, .jsonl or .safetensors; - for JSONL on standard output; with several inputs, or "
+        "--shard, a directory",
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do the I-th of N equal shares of the files: start N processes with the same files and directory",
     )
     parser.add_argument("--output-format", choices=("npy", "jsonl", "safetensors"), help="default: by the ending")
     add_reading_arguments(parser)
@@ -66,9 +78,11 @@ def add_parser(commands: Commands) -> None:
     parser.set_defaults(command=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Encode the file."""
-    source = None if arguments.input == "-" else Path(arguments.input)
+def run(arguments: argparse.Namespace) -> int:
+    """Encode the file, or this shard of the files."""
+    if len(arguments.input) > 1 or arguments.shard is not None:
+        return _encode_files(arguments)
+    source = None if arguments.input[0] == "-" else Path(arguments.input[0])
     to_stdout = str(arguments.output) == "-"
     if to_stdout and arguments.output_format not in (None, "jsonl"):
         raise InvalidArgumentError(
@@ -76,48 +90,124 @@ def run(arguments: argparse.Namespace) -> None:
             "Standard output gets --output-format jsonl; name a file for the others: -o FILE.npy"
         )
     inputs.input_format(source, arguments.input_format)  # refused before the model is loaded
-    model = SentenceTransformer(arguments.model, device=arguments.device, threads=arguments.threads)
-    method = model.encode_query if arguments.query else model.encode_document if arguments.document else model.encode
-    options: dict[str, Any] = {
-        "prompt_name": arguments.prompt_name,
-        "prompt": arguments.prompt,
-        "normalize_embeddings": arguments.normalize,
-        "truncate_dim": arguments.truncate_dim,
-        "precision": arguments.precision,
-    }
-    # Refuse wrong options before the input is read.
-    sample = method(["a"], **options)
-    identity = options | {
-        "task": "query" if arguments.query else "document" if arguments.document else None,
-        "files": {name: entry.sha256 for name, entry in model.manifest.files.items()},
-    }
-    with ExitStack() as bars:
-        bar = _LateBar(bars, source, not arguments.quiet)
-
-        def encode(texts: list[str]) -> Any:
-            bar.start()
-            return method(texts, batch_size=arguments.batch_size, **options)
-
-        common: dict[str, Any] = {"input_format": arguments.input_format, "text_field": arguments.field}
-        if to_stdout:
-            encode_to_stream(encode, source, sys.stdout.buffer, progress=bar.advance, **common)
-            return
-        report = encode_file(
-            encode,
-            source,
-            arguments.output,
-            identity=identity,
-            output_format=arguments.output_format,
-            overwrite=arguments.overwrite,
-            dimension=sample.shape[1],
-            dtype=sample.dtype.name,
-            progress=bar.advance,
-            **common,
-        )
+    job = _Job.of(arguments)
+    if to_stdout:
+        with job.encoder(source) as (encode, progress):
+            encode_to_stream(encode, source, sys.stdout.buffer, progress=progress, **job.reading)
+        return 0
+    report = job.encode_file(source, arguments.output, arguments.output_format, overwrite=arguments.overwrite)
     if report.restarted:
         print(f"An earlier run was not continued: {report.restarted}", file=sys.stderr)
     continued = f", {report.resumed_rows:,} of them from an earlier run" if report.resumed_rows else ""
     print(f"{report.output}: {report.rows:,} x {report.dimension}{continued}, {report.seconds:.1f} s")
+    return 0
+
+
+def _encode_files(arguments: argparse.Namespace) -> int:
+    """Encode the files of a shard. The status is 1 if one of them has no output."""
+    shard = Shard.parse(arguments.shard or "1/1")
+    if "-" in (*arguments.input, str(arguments.output)):
+        raise InvalidArgumentError(
+            "Several inputs, or --shard, need files as inputs and a directory as output: -o DIRECTORY"
+        )
+    if arguments.overwrite:
+        raise InvalidArgumentError(
+            "--overwrite has no meaning with a directory: the name of an output says what is in it. Delete what you "
+            "want to be made again."
+        )
+    output_format: OutputFormat = arguments.output_format or "npy"
+    job = _Job.of(arguments)
+    report = encode_files(
+        lambda source, output: job.encode_file(source, output, output_format, overwrite=False),
+        [Path(name) for name in arguments.input],
+        arguments.output,
+        suffix=f".{output_format}",
+        identity=job.identity | job.reading,
+        shard=shard,
+        told=_tell,
+    )
+    if report.failed:
+        print(
+            f"{len(report.failed)} of {len(report.results)} files of shard {shard} have no output. Run the same "
+            "command again when they are mended: it does these only.",
+            file=sys.stderr,
+        )
+    print(f"{report.manifest}: {len(report.results) - len(report.failed)} of {len(report.results)} files are done")
+    return int(bool(report.failed))
+
+
+def _tell(result: FileResult) -> None:
+    if result.error is not None:
+        print(f"{result.input}: {result.error}", file=sys.stderr, flush=True)
+    else:
+        size = "" if result.rows is None else f", {result.rows:,} x {result.dimension}"
+        print(f"{result.input}: {result.output}{size}", flush=True)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model with the options of the command: what turns a file into a file."""
+
+    method: Callable[..., Any]
+    options: dict[str, Any]
+    identity: dict[str, Any]
+    reading: dict[str, Any]
+    batch_size: int
+    show: bool
+    dimension: int
+    dtype: str
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> _Job:
+        """Load the model, and refuse wrong options before an input is read."""
+        model = SentenceTransformer(arguments.model, device=arguments.device, threads=arguments.threads)
+        as_query, as_document = arguments.query, arguments.document
+        method = model.encode_query if as_query else model.encode_document if as_document else model.encode
+        options: dict[str, Any] = {
+            "prompt_name": arguments.prompt_name,
+            "prompt": arguments.prompt,
+            "normalize_embeddings": arguments.normalize,
+            "truncate_dim": arguments.truncate_dim,
+            "precision": arguments.precision,
+        }
+        sample = method(["a"], **options)
+        identity = options | {
+            "task": "query" if as_query else "document" if as_document else None,
+            "files": {name: entry.sha256 for name, entry in model.manifest.files.items()},
+        }
+        reading = {"input_format": arguments.input_format, "text_field": arguments.field}
+        show, dtype = not arguments.quiet, sample.dtype.name
+        return cls(method, options, identity, reading, arguments.batch_size, show, sample.shape[1], dtype)
+
+    @contextmanager
+    def encoder(self, source: Path | None) -> Iterator[tuple[Callable[[list[str]], Any], Callable[..., None]]]:
+        """What encodes texts, and what is told of the progress through ``source``."""
+        with ExitStack() as bars:
+            bar = _LateBar(bars, source, self.show)
+
+            def encode(texts: list[str]) -> Any:
+                bar.start()
+                return self.method(texts, batch_size=self.batch_size, **self.options)
+
+            yield encode, bar.advance
+
+    def encode_file(
+        self, source: Path | None, output: Path, output_format: OutputFormat | None, *, overwrite: bool
+    ) -> EncodeFileReport:
+        """Make an output of an input, complete or not at all."""
+        with self.encoder(source) as (encode, progress):
+            return encode_file(
+                encode,
+                source,
+                output,
+                identity=self.identity,
+                output_format=output_format,
+                overwrite=overwrite,
+                dimension=self.dimension,
+                dtype=self.dtype,
+                progress=progress,
+                **self.reading,
+            )
 
 
 class _LateBar:

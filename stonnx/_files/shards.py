@@ -1,0 +1,183 @@
+"""Many input files, and this process's share of them: an output file for each, whose name says what is in it.
+
+The name of an output has a hash of the input's content, the bundle and the options. A file that is there is therefore
+complete and right, and running the same command again does what is missing: under any scheduler, whatever was killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stonnx._errors import InvalidArgumentError, StonnxError
+from stonnx._files.encode_file import EncodeFileReport
+from stonnx._files.part_file import part_paths
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Share number ``index`` of ``count``, from 1 on."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """``"2/8"`` is the second of eight.
+
+        Raises:
+            InvalidArgumentError: It has another form, or the index is outside the count.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        index, count = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= index <= count:
+            raise InvalidArgumentError(
+                f"A shard is i/n with i from 1 to n, as 1/8 to 8/8 for eight processes; got {text!r}."
+            )
+        return cls(index, count)
+
+    def of(self, sources: Iterable[Path]) -> list[Path]:
+        """The files of this shard: every ``count``-th of the sorted list, so that all processes divide it alike."""
+        return sorted(set(sources))[self.index - 1 :: self.count]
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one input.
+
+    ``error`` is None if its output is there. ``rows`` is None if an earlier run made it and is not known any more.
+    """
+
+    input: str
+    output: str | None
+    rows: int | None = None
+    dimension: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What a run of :func:`encode_files` did: the results in the order of the files, and the file that lists them."""
+
+    manifest: Path
+    results: Sequence[FileResult] = field(default_factory=tuple)
+
+    @property
+    def failed(self) -> list[FileResult]:
+        """The inputs that have no output."""
+        return [result for result in self.results if result.error is not None]
+
+
+def encode_files(
+    encode: Callable[[Path, Path], EncodeFileReport],
+    sources: Sequence[Path],
+    directory: Path,
+    *,
+    suffix: str,
+    identity: Mapping[str, object],
+    shard: Shard,
+    told: Callable[[FileResult], object] = lambda result: None,
+) -> ShardReport:
+    """Encode the files of a shard into a directory. A file that fails is noted, and the others go on.
+
+    Args:
+        encode: Makes an output (second argument) of an input, complete or not at all.
+        sources: All files, of all shards.
+        directory: Where outputs go; made if it is not there. All shards may share it.
+        suffix: Of the outputs, as ``.npy``.
+        identity: Everything, able to become JSON, that decides the embeddings beside the content of the input.
+        shard: Which of the files are done here.
+        told: Called with the result of each file when it is there.
+
+    Returns:
+        What was done. The same is in ``shard-i-of-n.json``, which is written after each file.
+
+    Raises:
+        InvalidArgumentError: ``directory`` is a file.
+        OSError: The directory cannot be made, or the manifest cannot be written.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InvalidArgumentError(f"{directory} is a file. Several inputs need a directory: -o DIRECTORY")
+    directory.mkdir(parents=True, exist_ok=True)
+    manifest = directory / f"shard-{shard.index}-of-{shard.count}.json"
+    earlier = {result.output: result for result in _read(manifest)}
+    results: list[FileResult] = []
+    for source in shard.of(sources):
+        result = _encode_one(encode, source, directory, suffix, identity)
+        if result.error is None and result.rows is None and result.output in earlier:
+            known = earlier[result.output]
+            result = FileResult(str(source), result.output, known.rows, known.dimension)
+        results.append(result)
+        _write(manifest, shard, results)
+        told(result)
+    _write(manifest, shard, results)
+    return ShardReport(manifest, tuple(results))
+
+
+def output_name(source: Path, suffix: str, identity: Mapping[str, object]) -> str:
+    """The name of an output: that of the input, and a hash of its content and of ``identity``.
+
+    Raises:
+        OSError: The input cannot be read.
+    """
+    with source.open("rb") as stream:
+        content = hashlib.file_digest(stream, "sha256").hexdigest()
+    told = json.dumps({"content": content, **identity}, sort_keys=True, ensure_ascii=True)
+    return f"{source.name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}{suffix}"
+
+
+def _encode_one(
+    encode: Callable[[Path, Path], EncodeFileReport],
+    source: Path,
+    directory: Path,
+    suffix: str,
+    identity: Mapping[str, object],
+) -> FileResult:
+    try:
+        output = directory / output_name(source, suffix, identity)
+        if output.exists():
+            _, journal = part_paths(output)
+            journal.unlink(missing_ok=True)  # of a run that was killed just after its output was there
+            return FileResult(str(source), output.name)
+        report = encode(source, output)
+    except FileExistsError:  # another process was faster: with the same name, it is the same file
+        return FileResult(str(source), output.name)
+    except (StonnxError, OSError) as error:
+        return FileResult(str(source), None, error=str(error))
+    return FileResult(str(source), output.name, report.rows, report.dimension)
+
+
+def _read(manifest: Path) -> list[FileResult]:
+    """The results of an earlier run; none if there was none, or if it cannot be read."""
+    try:
+        return [FileResult(**entry) for entry in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _write(manifest: Path, shard: Shard, results: Sequence[FileResult]) -> None:
+    data: dict[str, Any] = {
+        "shard": str(shard),
+        "complete": all(result.error is None for result in results),
+        "files": [asdict(result) for result in results],
+    }
+    # A new file of a name that nobody can know: a link that somebody planted is never followed.
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{manifest.name}.", dir=manifest.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(data, indent=2) + "\n")
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(temporary, manifest)
+    except BaseException:
+        os.unlink(temporary)
+        raise

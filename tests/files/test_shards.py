@@ -1,0 +1,149 @@
+"""Many files in shards: nothing is done twice, nothing is lost, and a file that fails stops no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_bundles import dense_bundle
+
+import stonnx
+from stonnx import InvalidArgumentError, cli
+from stonnx._files.shards import Shard
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dense_bundle(tmp_path_factory.mktemp("shards") / "toy", rounds=50, width=64)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("sources")
+    paths = [folder / f"{number}.txt" for number in range(7)]
+    for number, path in enumerate(paths):
+        path.write_text("".join(f"the river {number} {line}\n" for line in range(30 + number)), encoding="utf-8")
+    return paths
+
+
+def encode(bundle: Path, sources: list[Path], output: Path, *options: str) -> int:
+    return cli.main(["encode", str(bundle), *map(str, sources), "-o", str(output), "--quiet", *options])
+
+
+def expected(bundle: Path, source: Path) -> np.ndarray:
+    return stonnx.SentenceTransformer(bundle).encode(source.read_text(encoding="utf-8").splitlines())
+
+
+def output_of(folder: Path, source: Path) -> Path:
+    (found,) = folder.glob(f"{source.name}-*.npy")
+    return found
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "-1/2", "a/b", "1/2/3", "1.0/2"])
+def test_what_is_not_a_shard(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="i/n with i from 1 to n"):
+        Shard.parse(text)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 10])
+def test_shards_divide_the_files(count: int) -> None:
+    files = [Path(f"{number}.txt") for number in range(7)]
+    shares = [Shard(index, count).of(reversed(files)) for index in range(1, count + 1)]
+    assert sorted(path for share in shares for path in share) == files
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_shards_together_give_every_file(bundle: Path, sources: list[Path], tmp_path: Path) -> None:
+    for index in (1, 2, 3):
+        assert encode(bundle, sources, tmp_path / "out", "--shard", f"{index}/3") == 0
+    assert len([*(tmp_path / "out").glob("*.npy")]) == len(sources)
+    for source in sources:
+        np.testing.assert_allclose(np.load(output_of(tmp_path / "out", source)), expected(bundle, source), atol=1e-6)
+    manifests = [json.loads((tmp_path / "out" / f"shard-{index}-of-3.json").read_text()) for index in (1, 2, 3)]
+    assert all(manifest["complete"] for manifest in manifests)
+    rows = {entry["input"]: entry["rows"] for manifest in manifests for entry in manifest["files"]}
+    assert rows == {str(source): 30 + number for number, source in enumerate(sources)}
+
+
+def test_the_same_command_does_nothing_twice(bundle: Path, sources: list[Path], tmp_path: Path) -> None:
+    assert encode(bundle, sources, tmp_path) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
+    manifest = (tmp_path / "shard-1-of-1.json").read_text()
+    assert encode(bundle, sources, tmp_path) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")} == before
+    assert (tmp_path / "shard-1-of-1.json").read_text() == manifest
+
+
+def test_another_content_or_option_is_another_file(bundle: Path, sources: list[Path], tmp_path: Path) -> None:
+    assert encode(bundle, sources[:1], tmp_path, "--shard", "1/1") == 0
+    assert encode(bundle, sources[:1], tmp_path, "--shard", "1/1", "--normalize") == 0
+    changed = tmp_path / "changed" / sources[0].name
+    changed.parent.mkdir()
+    changed.write_text("the sun\n")
+    assert encode(bundle, [changed], tmp_path, "--shard", "1/1") == 0
+    assert len([*tmp_path.glob(f"{sources[0].name}-*.npy")]) == 3
+
+
+def test_a_file_that_fails_stops_no_other(
+    bundle: Path, sources: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, missing = tmp_path / "a.txt", tmp_path / "b.txt"
+    broken.write_bytes(b"fine\n\xff\xfe\n")
+    assert encode(bundle, [broken, missing, *sources[:2]], tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "a.txt" in error
+    assert "b.txt" in error
+    assert "2 of 4 files" in error
+    manifest = json.loads((tmp_path / "out" / "shard-1-of-1.json").read_text())
+    assert not manifest["complete"]
+    assert [bool(entry["error"]) for entry in manifest["files"]] == [
+        bool(e["output"] is None) for e in manifest["files"]
+    ]
+    assert len([*(tmp_path / "out").glob("*.npy")]) == 2
+    broken.write_text("fine\n")
+    missing.write_text("there now\n")
+    assert encode(bundle, [broken, missing, *sources[:2]], tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "shard-1-of-1.json").read_text())["complete"]
+
+
+def test_a_file_as_the_directory(
+    bundle: Path, sources: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("")
+    assert encode(bundle, sources, tmp_path / "out") == 1
+    assert "Several inputs need a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["-o", "-"], ["-o", "out", "--shard", "9/3"]])
+def test_refused(bundle: Path, sources: list[Path], options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["encode", str(bundle), *map(str, sources), *options, "--quiet"]) == 1
+    assert "directory" in (error := capsys.readouterr().err) or "i/n" in error
+
+
+def test_killed_again_and_again(bundle: Path, sources: list[Path], tmp_path: Path) -> None:
+    """Whatever is under a final name is complete, and in the end everything is there once."""
+    script = Path(sys.executable).with_name("stonnx")
+    command: list[Any] = [script, "encode", bundle, *sources, "-o", tmp_path / "out", "--quiet", "--threads", "1"]
+    for attempt in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = attempt + 1
+        deadline = time.monotonic() + 60
+        while len([*(tmp_path / "out").glob("*.npy")]) < wanted and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in (tmp_path / "out").glob("*.npy"):
+            source = next(source for source in sources if path.name.startswith(f"{source.name}-"))
+            assert np.load(path).shape == (len(source.read_text().splitlines()), 64)
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    assert sorted(path.name.partition("-")[0] for path in (tmp_path / "out").glob("*.npy")) == [s.name for s in sources]
+    assert [*(tmp_path / "out").glob("*.part*")] == []

@@ -62,7 +62,7 @@ class CrossEncoder(Model):
             text. It bounds the memory: as many runs as there are threads go on at a time. None: no such bound.
         too_long: What happens to a pair of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
             and logs which were cut, ``"error"`` raises TextTooLongError.
-        device_options: How to use a GPU. Those that mean nothing on the device that was asked for are refused.
+        device_options: How to use the device. Those that mean nothing on the device that was asked for are refused.
         modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend,
             keep_in_fp32_modules: Accepted so that code written for sentence-transformers runs; anything that would
             change the result is refused.

@@ -39,6 +39,7 @@ ENVIRONMENTS = {
     environment.name: environment
     for environment in (
         Environment("stonnx", (".[cpu]", *_RUNTIME), tools=("scipy==1.17.1",)),
+        Environment("stonnx-kernels", (".[cpu]", "./kernels", *_RUNTIME), tools=("scipy==1.17.1",)),
         # Also the environment that exports checkpoints and draws the plots.
         Environment(
             "sentence-transformers-6",

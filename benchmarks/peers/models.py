@@ -253,6 +253,7 @@ def _rows() -> dict[str, PeerModel]:
             source: PeerModel(exporter, checkpoint, "", task),
             f"stonnx-fp32-{task}": PeerModel(exporter, stonnx_bundle("fp32"), source, task),
             f"stonnx-int8-{task}": PeerModel(exporter, stonnx_bundle("int8"), source, task),
+            f"stonnx-bf16-{task}": PeerModel(exporter, stonnx_bundle("bf16"), source, task),
             f"onnx-fp32-{task}": PeerModel(exporter, plain_onnx, source, task),
             f"onnx-int8-{task}": PeerModel(exporter, quantized_onnx, f"onnx-fp32-{task}", task),
             f"optimum-fp32-{task}": PeerModel(exporter_5, optimum, source, task),

@@ -184,7 +184,7 @@ def _against_table(results: Results) -> str:
     """The speed of stonnx over that of each peer, within the rounds."""
     names = [workload.name for workload in WORKLOADS if results["turns"].get(workload.name)]
     rows = []
-    for ours in ("stonnx fp32", "stonnx int8"):
+    for ours in ("stonnx fp32", "stonnx int8", "stonnx int8, kernels", "stonnx bf16, kernels"):
         if ours not in results["accuracy"]:
             continue
         for peer in _in_order(results["accuracy"]):

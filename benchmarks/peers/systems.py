@@ -78,6 +78,9 @@ SYSTEMS = (
     # As people get it: with the batching that it chooses itself.
     System("stonnx fp32", "stonnx", "stonnx", _for_all("stonnx-fp32"), ({},)),
     System("stonnx int8", "stonnx", "stonnx", _for_all("stonnx-int8"), ({},)),
+    # The same file: what differs is that stonnx-kernels is installed.
+    System("stonnx int8, kernels", "stonnx", "stonnx-kernels", _for_all("stonnx-int8"), ({},)),
+    System("stonnx bf16, kernels", "stonnx", "stonnx-kernels", _for_all("stonnx-bf16"), ({},)),
     System(
         "sentence-transformers 5.7, ONNX fp32",
         "sentence_transformers",

@@ -260,10 +260,10 @@ def test_invalid_utf8_names_line_and_byte_offset(tmp_path: Path, bom: bytes) -> 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", r"no valid JSON \(Expecting property name.*column 2\)"),
-        ("text", "no valid JSON"),
-        ("[" * 100_000, "no valid JSON"),
-        ("1" * 5000, "no valid JSON"),
+        ("{", r"not valid JSON \(Expecting property name.*column 2\)"),
+        ("text", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("1" * 5000, "not valid JSON"),
         ('["a"]', "found a list"),
         ("1.5", "found a number"),
         ("null", "found null"),
@@ -730,7 +730,7 @@ def test_an_existing_output_is_kept_unless_overwritten(tmp_path: Path, place: st
 def test_a_directory_is_never_replaced(tmp_path: Path) -> None:
     write_lines(tmp_path / "in.txt", 6)
     (tmp_path / "out.npy").mkdir()
-    with pytest.raises(FileExistsError, match="no regular file"):
+    with pytest.raises(FileExistsError, match="not a regular file"):
         run(tmp_path / "in.txt", tmp_path / "out.npy", overwrite=True)
 
 

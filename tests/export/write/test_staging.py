@@ -86,7 +86,7 @@ def test_through_a_link(made: Path, tmp_path: Path, either_way: str) -> None:
 # --- exports that were killed ---
 
 
-@pytest.mark.parametrize("number", [os.getpid(), 1, "0a1b2c3d"])
+@pytest.mark.parametrize("number", [os.getpid(), 1, "0a1b2c3d"], ids=["own", "first", "letters"])
 def test_leftovers_go_whatever_process_has_their_number_now(made: Path, tmp_path: Path, number: object) -> None:
     """In a container, the killed export was process 1, and so is the next."""
     place, leftover = tmp_path / "place", f".bundle.partial-{number}"

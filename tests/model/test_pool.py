@@ -387,7 +387,7 @@ def test_a_bad_text_is_named_and_the_pool_stays_usable(minilm: Any, pool: Any) -
 @pytest.mark.parametrize("chunk_size", [0, -1, 1.5, True])
 def test_chunk_sizes_that_are_none(minilm: Any, pool: Any, chunk_size: Any) -> None:
     for texts in (TEXTS, []):
-        with pytest.raises(ValueError, match="chunk_size must be a positive integer, or None"):
+        with pytest.raises(ValueError, match="chunk_size must be a positive integer or None, got"):
             minilm.encode(texts, pool=pool, chunk_size=chunk_size)
     with pytest.raises(ValueError, match="chunk_size"):
         minilm.encode(TEXTS, device=["cpu"], chunk_size=chunk_size)

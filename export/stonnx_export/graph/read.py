@@ -45,6 +45,20 @@ def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return result
 
 
+def depends_on_inputs(value: ir.Value) -> bool:
+    """Whether anything that a graph is fed decides a value."""
+    waiting, seen = [value], {value}
+    while waiting:
+        found = waiting.pop()
+        if found.is_graph_input() and not found.is_initializer():
+            return True
+        node = found.producer()
+        sources = {source for source in (node.inputs if node is not None else ()) if source is not None} - seen
+        seen |= sources
+        waiting += sources
+    return False
+
+
 def constant_number(value: ir.Value | None) -> float | None:
     """The number that a constant of one element is; else None."""
     array = constant_array(value)

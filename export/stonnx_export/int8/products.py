@@ -25,7 +25,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from stonnx._bundle.manifest import Scalar
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.pass_result import PassResult
-from stonnx_export.graph.read import bias_behind, constant_array, last_dimension
+from stonnx_export.graph.read import bias_behind, constant_array, depends_on_inputs, last_dimension
 from stonnx_export.int8 import smooth_channels
 from stonnx_export.int8.tables import is_quantizable, quantize_rows, quantized_table
 
@@ -108,6 +108,8 @@ class Quantizer:
     # Filled by the pass: what replaces which initializer where sums of two products could saturate.
     saturation_safe: dict[str, Scalar] = field(default_factory=dict)
     _shared: dict[tuple[object, ...], ir.Value] = field(default_factory=dict, init=False, repr=False)
+    # Whether the group at hand reads a constant.
+    _is_constant: bool = field(default=False, init=False, repr=False)
 
     def run(self, model: ir.Model) -> PassResult:
         """Rewrite a model in place. ``fired`` counts products."""
@@ -132,6 +134,7 @@ class Quantizer:
 
     def _quantize(self, op: GraphBuilder, group: Group, smooth: npt.NDArray[np.float32] | None) -> None:
         values, channels = group.input, last_dimension(group.input)
+        self._is_constant = not depends_on_inputs(values)
         leading = op.Shape(values, end=2)
         flat = op.Reshape(values, op.vector([-1, channels]))
         static = group.name in self.static
@@ -209,7 +212,13 @@ class Quantizer:
         return op.constant(chosen, "weight"), op.constant(column_scale, "weight_scale"), weight.shape[1]
 
     def _scalar(self, op: GraphBuilder, name: str, dtype: type, value: float, safe: float) -> ir.Value:
-        """An initializer with a name of its own, that a runtime may replace by its safe value."""
+        """An initializer with a name of its own, that a runtime may replace by its safe value.
+
+        The codes of a constant, as DeBERTa's relative positions, are computed when onnxruntime loads the graph, which
+        is before it replaces anything: they have the safe value in both forms.
+        """
+        if self._is_constant:
+            return op.constant(np.array(safe, dtype=dtype), name)
         scalar = op.named_constant(f"stonnx_int8_{name}", np.array(value, dtype=dtype))
         self.saturation_safe[str(scalar.name)] = Scalar(np.dtype(dtype).name, float(dtype(safe)))
         return scalar

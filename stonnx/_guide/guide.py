@@ -15,7 +15,6 @@ from importlib import resources
 from typing import Any, Literal
 
 from stonnx._errors import InvalidArgumentError, StonnxError
-from stonnx._tasks import Task
 
 # Codes of languages that are written in two ways.
 _SAME_LANGUAGE = {"nb": "no", "nn": "no", "iw": "he", "in": "id"}
@@ -23,6 +22,10 @@ _SAME_LANGUAGE = {"nb": "no", "nn": "no", "iw": "he", "in": "id"}
 
 class GuideError(StonnxError, ValueError):
     """``guide.json`` is not what it must be."""
+
+
+# The tasks that the guide has models for.
+GuideTask = Literal["embedding", "sparse", "rerank"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class GuideModel:
     """A published model. ``dimension``, ``similarity`` and ``normalized`` are None where there are no vectors."""
 
     name: str
-    task: Task
+    task: GuideTask
     dimension: int | None
     max_seq_length: int
     similarity: Literal["cosine", "dot"] | None
@@ -207,7 +210,7 @@ def recommend(guide: Guide, query: Query) -> Answer:
 def _check_query(guide: Guide, query: Query) -> None:
     codes = sorted({_language(code) for languages in guide.languages.values() for code in languages.codes})
     asked = [
-        ("--task", query.task, list(typing.get_args(Task))),
+        ("--task", query.task, list(typing.get_args(GuideTask))),
         ("--for", query.use, [use.name for use in guide.uses]),
     ]
     asked += [("--language", code if _language(code) not in codes else None, codes) for code in query.languages]

@@ -181,7 +181,7 @@ def test_the_table(run: Run) -> None:
             "'nothere' is not a directory here. As the name of a model",
         ),
         (("encode", "dense", "passages.txt", "-o", "-", "--output-format", "npy"), "-o FILE.npy"),
-        (("encode", "dense", "passages.txt", "-o", "."), "does not say in its name|no regular file"),
+        (("encode", "dense", "passages.txt", "-o", "."), "does not say in its name|not a regular file"),
         (
             ("info", "nothere"),
             "nothere does not exist. stonnx info takes the directory of a bundle. .*stonnx export nothere",

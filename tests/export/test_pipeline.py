@@ -275,10 +275,10 @@ class TestArguments:
         ("model", "message"),
         [
             ("FILE", "is a file"),
-            ("DIRECTORY/missing", "no directory here"),
-            ("./missing", "no directory here"),
-            ("~/missing", "no directory here"),
-            ("a/b/c", "no directory here"),
+            ("DIRECTORY/missing", "not a directory here"),
+            ("./missing", "not a directory here"),
+            ("~/missing", "not a directory here"),
+            ("a/b/c", "not a directory here"),
             ("", "neither modules.json nor config.json"),
             ("no-such-model-anywhere", "no-such-model-anywhere"),
             ("acme/no-such-model-anywhere", "acme/no-such-model-anywhere"),
@@ -776,7 +776,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("arguments", "status", "message"),
         [
-            pytest.param(("./missing", "-o", "bundle"), 1, "no directory here", id="no model"),
+            pytest.param(("./missing", "-o", "bundle"), 1, "not a directory here", id="no model"),
             pytest.param(("CHECKPOINT", "-o", "bundle", "--dtype", "fp64"), 1, "'fp64' is not known", id="dtype"),
             pytest.param(("CHECKPOINT", "-o", "file"), 1, "--overwrite", id="target exists"),
             pytest.param((), 2, "the following arguments are required: model", id="no arguments"),

@@ -40,8 +40,8 @@ def test_a_bundle_on_the_hub_is_downloaded_once_and_works_offline(
     [
         ("nobody/nothing", "{}", "nobody/nothing is not a directory here"),
         ("nobody/nothing", "{'local_files_only': True}", "in the local cache"),
-        ("a/b/c", "{}", "no directory here"),
-        ("./missing", "{}", "no directory here"),
+        ("a/b/c", "{}", "not a directory here"),
+        ("./missing", "{}", "not a directory here"),
     ],
 )
 def test_what_is_not_there(hub: Hub, tmp_path: Path, name: str, options: str, message: str) -> None:

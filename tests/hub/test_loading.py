@@ -77,13 +77,13 @@ def bundle(home: Path, tmp_path: Path) -> Path:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all files that are hashed from now on."""
     names: list[str] = []
-    original = HeldFile.verify
+    original = HeldFile.check
 
     def record(file: HeldFile) -> None:
         names.append(file.path.name)
         original(file)
 
-    monkeypatch.setattr(HeldFile, "verify", record)
+    monkeypatch.setattr(HeldFile, "check", record)
     return names
 
 

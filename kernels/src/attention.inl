@@ -85,41 +85,63 @@ static INLINE void pack_values(const float* v, size_t pitch, int length, int hea
   }
 }
 
-// Scores of a query with keys `from` to `until` - 1 to weights, not yet divided by their sum; returns its reciprocal. Blocks of keys
-// from `begin` to `end` are in use: weights outside the range become zero.
-static INLINE float softmax(float* scores, uint32_t* weights, int begin, int end, int from, int until, float scale,
-                            const float* bias) {
-  const vf by = set1(scale * 1.44269504f), lowest = set1(-3e38f);
-  const int stop = round_up(until, VL);
-  vf top = lowest;
+// Scores of R queries to weights, not yet divided by their sums, and the sums' reciprocals. Query r reads keys from[r] to until[r] - 1; blocks
+// of keys from `begin` to `end` are in use, and weights outside a query's range become zero. Rows take turns, since each alone would wait for its
+// own maximum and sum; what is computed for a row does not depend on the others.
+template <int R>
+static INLINE void softmax(float* scores, uint32_t* weights, size_t pitch, int begin, int end, const int* from, const int* until, float scale,
+                           const float* const* bias, float* reciprocal) {
+  const float log2_scale = scale * 1.44269504f;
+  const vf by = set1(log2_scale), lowest = set1(-3e38f);
+  int latest = from[0], earliest = until[0], most_until = until[0];
+  for (int r = 1; r < R; r++)
+    latest = most(latest, from[r]), earliest = least(earliest, until[r]), most_until = most(most_until, until[r]);
+  const int stop = round_up(most_until, VL);
+  vf top[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++) top[r] = lowest;
   for (int j = begin; j < stop; j += VL) {
-    vf s = load(scores + j);
-    const bool edge = j < from || j + VL > until;
-    if (bias) {
-      const vf extra = j + VL <= until ? load(bias + j) : load_first(bias + j, until - j);
-      s = fma(s, by, mul(extra, set1(1.44269504f)));
-      if (edge) s = keep(s, j, from, until, lowest);
-      store(scores + j, s);
-    } else if (edge) {
-      s = keep(s, j, from, until, lowest);
+    const bool edge = j < latest || j + VL > earliest;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      float* at = scores + r * pitch + j;
+      vf s = load(at);
+      if (bias[r]) {
+        const int left = until[r] - j;
+        const vf extra = left >= VL ? load(bias[r] + j) : left > 0 ? load_first(bias[r] + j, left) : set1(0.f);
+        s = fma(s, by, mul(extra, set1(1.44269504f)));
+        if (edge) s = keep(s, j, from[r], until[r], lowest);
+        store(at, s);
+      } else if (edge) {
+        s = keep(s, j, from[r], until[r], lowest);
+      }
+      top[r] = vmax(top[r], s);
     }
-    top = vmax(top, s);
   }
-  const vf factor = bias ? set1(1.f) : by;
-  const vf minus = set1(-reduce_max(top) * (bias ? 1.f : scale * 1.44269504f));
-  vf sum = set1(0.f);
+  vf minus[R], sum[R];
+  const vf factor = bias[0] ? set1(1.f) : by;
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++) minus[r] = set1(-reduce_max(top[r]) * (bias[0] ? 1.f : log2_scale)), sum[r] = set1(0.f);
   for (int j = begin; j < stop; j += VL) {
-    vf p = exp2_negative<kPair == 2 ? 3 : 5>(fma(load(scores + j), factor, minus));
-    if (j < from || j + VL > until) p = keep(p, j, from, until, set1(0.f));
-    sum = add(sum, p);
+    const bool edge = j < latest || j + VL > earliest;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      vf p = exp2_negative<kPair == 2 ? 3 : 5>(fma(load(scores + r * pitch + j), factor, minus[r]));
+      if (edge) p = keep(p, j, from[r], until[r], set1(0.f));
+      sum[r] = add(sum[r], p);
+      uint32_t* row = weights + r * pitch / kPair;
 #if HAS_BF16
-    store_bf16(reinterpret_cast<uint16_t*>(weights) + j, p);
+      store_bf16(reinterpret_cast<uint16_t*>(row) + j, p);
 #else
-    store(reinterpret_cast<float*>(weights) + j, p);
+      store(reinterpret_cast<float*>(row) + j, p);
 #endif
+    }
   }
-  if (stop < end) __builtin_memset(weights + stop / kPair, 0, static_cast<size_t>(end - stop) / kPair * 4);
-  return 1.f / reduce_add(sum);
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++) {
+    if (stop < end) __builtin_memset(weights + (r * pitch + stop) / kPair, 0, static_cast<size_t>(end - stop) / kPair * 4);
+    reciprocal[r] = 1.f / reduce_add(sum[r]);
+  }
 }
 
 // rows: the text's first projected row. Results of the head go to `to`, rows `to_pitch` apart.
@@ -149,15 +171,22 @@ static void attend(const AttentionBlock& block, const AttentionCall& call, const
     for (int j = begin; j < end; j += 32)
       mix_up_to(count, query, query_pitch, m.keys + static_cast<size_t>(j) * depth, depth, stop - j, m.scores + j, keys_pad);
     float reciprocal[kQueryRows];
+    int from[kQueryRows], until[kQueryRows];
+    const float* bias[kQueryRows];
     for (int r = 0; r < count; r++) {
       const int i = first + r;
-      int from = 0, until = length;
-      if (block.window >= 0) from = most(0, i - block.window), until = least(until, i + block.window + 1);
-      if (block.causal) until = least(until, i + 1);
-      const float* bias = call.bias ? call.bias + head * call.bias_head + i * call.bias_row : nullptr;
-      reciprocal[r] = softmax(m.scores + static_cast<size_t>(r) * keys_pad, m.weights + static_cast<size_t>(r) * keys_pad / kPair,
-                              begin, end, from, until, block.scale, bias);
+      from[r] = block.window >= 0 ? most(0, i - block.window) : 0;
+      until[r] = block.window >= 0 ? least(length, i + block.window + 1) : length;
+      if (block.causal) until[r] = least(until[r], i + 1);
+      bias[r] = call.bias ? call.bias + head * call.bias_head + i * call.bias_row : nullptr;
     }
+    int r = 0;
+    for (; r + 4 <= count; r += 4)
+      softmax<4>(m.scores + static_cast<size_t>(r) * keys_pad, m.weights + static_cast<size_t>(r) * keys_pad / kPair, keys_pad, begin, end,
+                 from + r, until + r, block.scale, bias + r, reciprocal + r);
+    for (; r < count; r++)
+      softmax<1>(m.scores + static_cast<size_t>(r) * keys_pad, m.weights + static_cast<size_t>(r) * keys_pad / kPair, keys_pad, begin, end,
+                 from + r, until + r, block.scale, bias + r, reciprocal + r);
 #ifdef MIX_TILES
     const int used = end - begin;
 #else
@@ -167,7 +196,7 @@ static void attend(const AttentionBlock& block, const AttentionCall& call, const
       mix_up_to(count, m.weights + begin / kPair, keys_pad / kPair,
                 m.values + (static_cast<size_t>(d) * keys_pad + static_cast<size_t>(begin) * 32) / kPair, used / kPair, 32,
                 m.mixed, 32);
-      for (int r = 0; r < count; r++) {
+      for (r = 0; r < count; r++) {
         float* o = to + (first + r) * to_pitch + static_cast<size_t>(head) * dims + d;
         const vf by = set1(reciprocal[r]);
         for (int i = 0; i < 32; i += VL) store(o + i, mul(load(m.mixed + r * 32 + i), by));

@@ -6,7 +6,7 @@ INLINE vf exp2_negative(vf t) {
   constexpr float five[6] = {9.999999253e-01f, 6.931530686e-01f, 2.401536385e-01f,
                              5.582628066e-02f, 8.989364495e-03f, 1.877573008e-03f};
   constexpr float three[4] = {9.999252578e-01f, 6.958330452e-01f, 2.260686927e-01f, 7.802331967e-02f};
-  const vf low = vmax(set1(-126.f), t);  // below that, the result is 0 for every purpose here
+  const vf low = kAnyExponent ? t : vmax(set1(-126.f), t);  // below that, the result is 0 for every purpose here
   const vf f = fraction_above_floor(low);
   vf p = set1(Degree == 5 ? five[5] : three[3]);
 #pragma GCC unroll 5

@@ -2,6 +2,7 @@
 typedef __m256 vf;
 typedef __m256i vi;
 constexpr int VL = 8;
+constexpr bool kAnyExponent = false;  // 2^floor(t) is right from -126 on
 
 #define INLINE inline __attribute__((always_inline))
 

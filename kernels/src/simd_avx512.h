@@ -2,6 +2,7 @@
 typedef __m512 vf;
 typedef __m512i vi;
 constexpr int VL = 16;
+constexpr bool kAnyExponent = true;   // 2^floor(t) is right for every t
 
 #define INLINE inline __attribute__((always_inline))
 

@@ -2,6 +2,7 @@
 typedef float32x4_t vf;
 typedef int32x4_t vi;
 constexpr int VL = 4;
+constexpr bool kAnyExponent = false;  // 2^floor(t) is right from -126 on
 
 #define INLINE inline __attribute__((always_inline))
 

@@ -195,8 +195,9 @@ def _peers(figures: Results) -> str:
     head = ("server", "one short text", "mix", "CPU ms, short", "CPU ms, mix", "resident MB", "largest difference")
     text = (
         "Requests a second of 16 clients, medians and ranges of three rounds in turns, all servers on the same CPUs, "
-        "and the CPU time of the server for a request. The last column compares with the vector of the text alone: for "
-        "peers with that of the fp32 bundle."
+        "and the CPU time of the server for a request. On CPUs that others want too, a server with many threads gets a "
+        "larger share of them; CPU time does not depend on it. The last column compares with the vector of the text "
+        "alone: for peers with that of the fp32 bundle."
     )
     return f"## Beside other servers\n\n{text}\n\n" + _table(head, rows)
 

@@ -64,7 +64,7 @@ def main() -> int:
     if arguments.shapes:
         results["shapes"] = _run_shapes(arguments, bundles["int8"], known_texts(bundles["int8"]))
     if not arguments.no_peers:
-        known = {dtype: known_texts(bundle, bulk=1) for dtype, bundle in bundles.items()}
+        known = {dtype: known_texts(bundle, is_short=True) for dtype, bundle in bundles.items()}
         results["peers"] = _compare(arguments, bundles, known)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "serving-load.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

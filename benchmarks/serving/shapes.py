@@ -49,8 +49,10 @@ async def clients(trial: Trial) -> Figures:
     """One short text a request, by more and more clients that each wait for their answer."""
     rows = []
     for number in CLIENTS:
+        before = trial.server.cpu_seconds()
         tally = await trial.load.closed(trial.texts.short, number, trial.seconds / 2)
-        rows.append({"clients": number, **tally.figures(), "resident_mb": trial.server.resident_mb()})
+        cpu = 1000 * (trial.server.cpu_seconds() - before) / max(1, tally.statuses[200])
+        rows.append({"clients": number, **tally.figures(), "cpu_ms": cpu, "resident_mb": trial.server.resident_mb()})
     trial.capacity = max(row["per_second"] for row in rows)
     return {"rows": rows, "capacity": trial.capacity}
 
@@ -96,14 +98,16 @@ async def bulk(trial: Trial) -> Figures:
 async def against_encode(trial: Trial) -> Figures:
     """A request of 2,048 texts beside ``encode`` on the same texts in a process of its own, in turns."""
     texts = list(trial.texts.bulk.texts)
-    served, encoded, tally = [], [], Tally()
+    served, encoded, served_cpu, encoded_cpu, tally = [], [], 0.0, 0.0, Tally()
     for _ in range(3):
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), trial.server.cpu_seconds()
         await trial.load.bulk(trial.texts.bulk, tally)
         served.append(tally.latencies[-1] if tally.latencies else time.perf_counter() - begin)
-        begin = time.perf_counter()
+        served_cpu += trial.server.cpu_seconds() - cpu
+        begin, cpu = time.perf_counter(), time.process_time()
         await asyncio.to_thread(trial.encoder.encode, texts)
         encoded.append(time.perf_counter() - begin)
+        encoded_cpu += time.process_time() - cpu
     ratios = [ours / theirs for theirs, ours in zip(served, encoded, strict=True)]
     return {
         **tally.figures(),
@@ -111,6 +115,7 @@ async def against_encode(trial: Trial) -> Figures:
         "encode_s": statistics.median(encoded),
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        "cpu_ratio": encoded_cpu / max(served_cpu, 1e-9),
     }
 
 
@@ -127,7 +132,7 @@ async def overload(trial: Trial) -> Figures:
     """Three times what the server can do."""
     memory, highest = trial.server.resident_mb(), 0.0
     watch = asyncio.create_task(_highest_memory(trial))
-    tally = await trial.load.open(trial.texts.short, 3 * trial.capacity, trial.overload_seconds)
+    tally = await trial.load.open(trial.texts.waiting, 3 * trial.capacity, trial.overload_seconds)
     watch.cancel()
     highest = await watch
     after = Tally()
@@ -168,7 +173,7 @@ async def cancels(trial: Trial) -> Figures:
 
 
 async def soak(trial: Trial) -> Figures:
-    """Half the capacity for long: all lengths, bulk requests, clients that give up, requests that are refused."""
+    """About half the capacity for long: all lengths, bulk requests, clients that give up, requests that are refused."""
     seconds, memory, tally, jobs, refused = trial.soak_minutes * 60, list[float](), Tally(), Tally(), Tally()
 
     async def watch() -> None:
@@ -189,7 +194,8 @@ async def soak(trial: Trial) -> Figures:
             task.cancel()
 
     others = [asyncio.create_task(watch()), asyncio.create_task(disturb())]
-    await trial.load.open(trial.texts.mix, 0.25 * trial.capacity, seconds, tally)
+    # A text of the mix takes some three times the time of a short one.
+    await trial.load.open(trial.texts.mix, 0.15 * trial.capacity, seconds, tally)
     for other in others:
         other.cancel()
     quarter = max(1, len(memory) // 4)
@@ -205,9 +211,12 @@ async def soak(trial: Trial) -> Figures:
 
 
 async def stop(trial: Trial) -> Figures:
-    """SIGTERM while requests at half the capacity come and a bulk job runs. The last shape: the server is gone then."""
+    """SIGTERM while requests at half the capacity come and a bulk job runs. The last shape: the server is gone then.
+
+    Requests go on coming for most of ``drain_delay``, as they do until a load balancer has learned of it.
+    """
     tally, jobs, clock = Tally(), Tally(), time.perf_counter
-    run = asyncio.create_task(trial.load.open(trial.texts.short, 0.5 * trial.capacity, 4.0, tally))
+    run = asyncio.create_task(trial.load.open(trial.texts.short, 0.5 * trial.capacity, 2.4, tally))
     await asyncio.sleep(1.5)
     job = asyncio.create_task(trial.load.bulk(trial.texts.bulk, jobs))
     await asyncio.sleep(0.2)

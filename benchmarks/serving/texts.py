@@ -17,6 +17,8 @@ from benchmarks.texts import mixed_texts, texts
 # Texts of each kind. A server that keeps answers of earlier requests would gain from it; none of these does.
 _COUNT = 200
 BULK = 2048
+# Under overload thousands wait, and equal texts that wait are computed once.
+_WAITING = 6000
 _LONG_CHARACTERS = 8_000
 
 
@@ -57,6 +59,7 @@ class Texts:
     mix: Known
     long: Known
     bulk: Bulk
+    waiting: Known
 
 
 def rows_of(reply: Reply) -> list[np.ndarray]:
@@ -68,12 +71,13 @@ def rows_of(reply: Reply) -> list[np.ndarray]:
     ]
 
 
-def known_texts(bundle: Path, *, bulk: int = BULK, model: str = "model") -> Texts:
-    """The texts, with vectors that a model of its own computes one by one.
+def known_texts(bundle: Path, *, is_short: bool = False, model: str = "model") -> Texts:
+    """The texts, with vectors that a model of its own computes one by one; those of overload, of which there are
+    thousands, it computes together.
 
     Args:
         bundle: Of the model.
-        bulk: How many texts the large request has.
+        is_short: Only short texts and the mix.
         model: Its name in requests.
     """
     encoder = stonnx.SentenceTransformer(bundle)
@@ -85,11 +89,13 @@ def known_texts(bundle: Path, *, bulk: int = BULK, model: str = "model") -> Text
     def known(some: Sequence[str]) -> Known:
         return Known(some, alone(some), [embedding_body(text, model) for text in some])
 
-    many = mixed_texts(bulk, seed=3)
+    many = mixed_texts(1 if is_short else BULK, seed=3)
+    crowd = texts(1 if is_short else _WAITING, 12, seed=4)
     return Texts(
         # Twelve words and two special tokens are 14 tokens.
         short=known(texts(_COUNT, 12, seed=1)),
         mix=known(mixed_texts(_COUNT, seed=2)),
         long=known([words[:_LONG_CHARACTERS]]),
         bulk=Bulk(embedding_body(many, model), alone(many), many),
+        waiting=Known(crowd, encoder.encode(crowd), [embedding_body(text, model) for text in crowd]),
     )

@@ -19,7 +19,7 @@ from benchmarks.serving.load import TOLERANCE
 
 Results = dict[str, Any]
 # What is asked: shares and factors of the lines below.
-_OF_ENCODE, _RUNS, _FLAT, _PADDING, _GROWTH, _PEERS = 0.9, 3.0, 0.8, 1.3, 0.02, 2.0
+_OF_ENCODE, _RUNS, _FLAT, _PADDING, _GROWTH, _PEERS, _WAIT = 0.9, 3.0, 0.8, 1.3, 0.02, 2.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,9 @@ def _lines(results: Results) -> Iterator[Line]:
         found = ", ".join(f"{count:,} with {status}" for status, count in figures["statuses"].items())
         right = set(figures["statuses"]) <= {"200", "429"} and not figures["without_retry_after"]
         yield Line("at three times the capacity only 200 and 429, these with Retry-After", found, right)
+        wait = figures["p99"] / 1000
+        asked = f"p99 of what is answered then at most {_WAIT:g} s, twice what the queue holds"
+        yield Line(asked, f"{wait:.0f} s", wait <= _WAIT)
     if "cancels" in shapes:
         figures = shapes["cancels"]
         left = figures["queued_tokens"] + figures["tokens_after"]

@@ -300,7 +300,7 @@ def test_similarity_function_values() -> None:
     values = original.SimilarityFunction.possible_values()
     assert util.SimilarityFunction.possible_values() == [value for value in values if "maxsim" not in value]
     assert util.SimilarityFunction.DOT is util.SimilarityFunction.DOT_PRODUCT
-    with pytest.raises(InvalidArgumentError, match=r"'maxsim' is no .*Use one of: cosine, dot, euclidean, manhattan"):
+    with pytest.raises(InvalidArgumentError, match=r"'maxsim' is not .*Use one of: cosine, dot, euclidean, manhattan"):
         util.SimilarityFunction.to_similarity_fn("maxsim")
 
 

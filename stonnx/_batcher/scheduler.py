@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ _CHARACTERS_AT_A_TIME = 1 << 17
 _TOKENIZING_THREADS = 2
 # Roughly, to see whether there is room for a request before it is tokenized.
 _CHARACTERS_PER_TOKEN = 4
+# At least as many as a model adds to a text.
+_SPECIAL_TOKENS = 4
 # Nobody is told to come again sooner.
 _SHORTEST_RETRY_SECONDS = 0.05
 # What may wait in a lane: seconds of work by the measured speed, or tokens before anything was measured.
@@ -153,21 +156,29 @@ class Scheduler:
         answer = Answer(pending.rows)
         if not texts:
             return answer
+        is_late, tokenized = False, start
         try:
             # Also while nothing is taken from the queue, as when a run is frozen.
             async with asyncio.timeout(None if deadline is None else deadline - start):
                 await self._fill(request, group, texts, lane, answer, truncate)
                 tokenized = time.perf_counter()
                 await pending.future
-        except TimeoutError as error:
-            self._workers.cancel(request)
-            pending.future.cancel()
-            raise DeadlineError() from error
+        except TimeoutError:
+            # Not raised here: its context has the task in it, which would hold all texts until the garbage collector
+            # comes.
+            is_late = True
         except BaseException:
             self._workers.cancel(request)
             # An error that nobody awaits would be logged.
             pending.future.cancel()
+            # This frame is in the traceback of the future's error: holding the future, it would keep all texts until
+            # the garbage collector comes.
+            del pending, request, answer
             raise
+        if is_late:
+            self._workers.cancel(request)
+            pending.future.cancel()
+            raise DeadlineError()
         started = tokenized if request.started is None else max(request.started, start)
         answer.tokenize_seconds = tokenized - start
         answer.queue_seconds = max(0.0, started - tokenized)
@@ -186,8 +197,9 @@ class Scheduler:
         """Tokenize the texts of a request, and add them to the queue."""
         work: Work = group.context
         efforts = list(map(work.effort, texts))
-        characters = sum(efforts)
-        self._check_room(group.pace, lane, characters // _CHARACTERS_PER_TOKEN + len(texts), is_estimate=True)
+        characters, longest = sum(efforts), work.route.tokenizer.max_seq_length or sys.maxsize
+        likely = sum(min(longest, 1 + effort // _CHARACTERS_PER_TOKEN) for effort in efforts)
+        self._check_room(group.pace, lane, likely, is_estimate=True)
         if characters <= _CHARACTERS_IN_LOOP and len(texts) <= _TEXTS_AT_A_TIME:
             tokenized = work.tokenize(texts)
             self._check_room(group.pace, lane, sum(map(len, tokenized)), is_estimate=False)
@@ -195,8 +207,9 @@ class Scheduler:
             return
         # A tokenizer rarely makes more tokens than there are characters: with room for these, texts can run while
         # the next ones are tokenized. Otherwise all have to be counted first.
+        most = sum(min(longest, _SPECIAL_TOKENS + effort) for effort in efforts)
         room = self.max_queued_tokens(lane, group.pace) - self._workers.queued_tokens(lane)
-        is_safe = truncate and room >= characters + 4 * len(texts)
+        is_safe = truncate and most <= room
         loop = asyncio.get_running_loop()
         everything: list[TokenIds] = []
         position = 0

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from stonnx._batcher.queue import Queue
-from stonnx._batcher.waiting import Entry, Lane, Pace, Request, Run
+from stonnx._batcher.waiting import Lane, Pace, Request, Run
+from stonnx._errors import StonnxError
 from stonnx._model.work import Work
+from stonnx._text.tokenizer import TokenIds
 
 logger = logging.getLogger("stonnx")
 
@@ -172,7 +174,8 @@ class Workers:
                 if expired:
                     self._expire(expired)
                 if run is not None:
-                    self._finish(run, _results(run.group.context, run.entries, run.alone))
+                    # No name for the texts: this frame would hold them until the next run.
+                    self._finish(run, _results(run.group.context, [entry.payload for entry in run.entries], run.alone))
             except BaseException:  # a mistake of whoever takes the results must not end the thread
                 logger.exception("The results of a run could not be delivered")
 
@@ -203,13 +206,28 @@ def _close_all() -> None:
         workers.close()
 
 
-def _results(work: Work, entries: Sequence[Entry], alone: bool) -> list[tuple[Any, BaseException | None]]:
-    """The result or the error of each text. A run that fails is split, so that only those that cause it see it."""
+def _results(work: Work, texts: Sequence[TokenIds], alone: bool) -> list[tuple[Any, BaseException | None]]:
+    """The result or the error of each text. A run that fails is split, so that only the texts that cause it see it."""
     try:
-        return [(result, None) for result in work.run([entry.payload for entry in entries], alone=alone)]
-    except BaseException as error:  # whatever it is, it belongs to those who wait for these texts
-        if len(entries) == 1:
-            logger.warning("A run of one text of %d tokens failed: %s", entries[0].tokens, error)
-            return [(None, error)]
-        middle = len(entries) // 2
-        return [result for half in (entries[:middle], entries[middle:]) for result in _results(work, half, alone)]
+        return [(result, None) for result in work.run(texts, alone=alone)]
+    except BaseException as caught:  # whatever it is, it belongs to those who wait for these texts
+        if len(texts) == 1:
+            message = "A run of one text of %d tokens failed: %s"
+            details = None if isinstance(caught, StonnxError) else caught
+            logger.warning(message, len(texts[0]), caught, exc_info=details)
+            return [(None, _without_frames(caught))]
+    middle = len(texts) // 2
+    return [result for half in (texts[:middle], texts[middle:]) for result in _results(work, half, alone)]
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """An error without its tracebacks.
+
+    Their frames lead to the texts, and to those who wait for the error: that is a circle, which would keep all of it
+    until the garbage collector comes.
+    """
+    some: BaseException | None = error
+    while some is not None:
+        some.__traceback__ = None
+        some = some.__cause__ or some.__context__
+    return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -255,11 +256,15 @@ class Api:
             reply: Reply = task.result()
             return reply
         finally:
-            for each in (task, gone):
-                if not each.done():
-                    each.cancel()
+            gone.cancel()
             if not task.done():
+                task.cancel()
                 await asyncio.wait((task,))
+                with contextlib.suppress(BaseException):
+                    task.exception()  # its error holds the task, until somebody has asked for it
+            # This frame is in the traceback of the task's error: holding the task, it would keep the texts of a
+            # request that failed until the garbage collector comes.
+            del task, gone, work
 
     def _log(self, method: str, request: Request, call: Call, code: int, started: float, trace_id: str | None) -> None:
         entry: dict[str, Any] = {

@@ -310,6 +310,17 @@ async def _until_overloaded(batcher: Batcher, gate: _Gate) -> None:
     assert all(vector.shape == (8,) for vector in await asyncio.gather(*accepted))
 
 
+def test_room_is_for_what_is_computed_not_for_what_is_cut_off(dense: SentenceTransformer) -> None:
+    """Pain 9: 2,048 texts of any length are 2,048 texts of the model's length at most."""
+    texts = [f"{index} " + "river " * 300 for index in range(2048)]
+
+    async def check(batcher: Batcher) -> None:
+        assert (await batcher.encode(texts)).shape == (2048, 8)
+
+    with Batcher(dense, max_queued_tokens=2048 * 16) as batcher:
+        asyncio.run(check(batcher))
+
+
 def test_texts_that_are_too_long_are_cut_or_refused(batcher: Batcher, dense: SentenceTransformer) -> None:
     long = "river " * 100
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import threading
 import time
@@ -20,8 +21,11 @@ from toy_bundles import dense_bundle
 import stonnx
 from stonnx import SentenceTransformer
 from stonnx._batcher import workers as workers_module
+from stonnx._batcher.waiting import Request
 from stonnx._model.work import Work
+from stonnx._text.tokenizer import TokenIds
 from stonnx.serve.app import Server
+from stonnx.serve.context import Call
 from stonnx.serve.settings import ModelSettings, Settings
 
 
@@ -187,6 +191,35 @@ def test_the_probe_of_a_real_bundle_passes(minilm_bundle: Path) -> None:
     assert closeness > 0.9999
 
 
+async def leaves(server: Server, body: bytes) -> None:
+    """A request whose connection is closed after its body."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await asyncio.sleep(0.05)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/embed",
+        "raw_path": b"/embed",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+        "http_version": "1.1",
+        "scheme": "http",
+        "client": None,
+        "server": ("server", 80),
+    }
+    await server.app(scope, receive, send)
+
+
 def test_a_client_that_leaves_frees_its_place(dense_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pains 4 and 5: its texts leave the queue, and it is 499 in the metrics."""
     go_on, entered = threading.Event(), threading.Event()
@@ -199,34 +232,6 @@ def test_a_client_that_leaves_frees_its_place(dense_path: Path, monkeypatch: pyt
         assert go_on.wait(60)
         texts += len(items)
         return original(work, items, alone=alone)
-
-    async def leaves(server: Server, body: bytes) -> None:
-        """A request whose connection is closed after its body."""
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> dict[str, Any]:
-            if messages:
-                return messages.pop()
-            await asyncio.sleep(0.05)
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            pass
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/embed",
-            "raw_path": b"/embed",
-            "query_string": b"",
-            "root_path": "",
-            "headers": [],
-            "http_version": "1.1",
-            "scheme": "http",
-            "client": None,
-            "server": ("server", 80),
-        }
-        await server.app(scope, receive, send)
 
     async def check(server: Server, client: httpx.AsyncClient) -> None:
         monkeypatch.setattr(Work, "run", held)
@@ -260,3 +265,58 @@ def test_a_replaced_model_is_freed(tmp_path: Path) -> None:
         assert old() is None
 
     run(check, bundle)
+
+
+def test_a_request_that_fails_leaves_nothing_behind(dense_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pain 21: its texts are gone at once, not when the garbage collector comes, which many small objects call and few
+    large ones do not."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise stonnx.RunError("no memory")
+
+    def held(work: Work, items: Any, *, alone: bool) -> Any:
+        time.sleep(0.2)
+        raise stonnx.RunError("no memory")
+
+    def left() -> list[str]:
+        kinds = (Call, Request, TokenIds)
+        return [type(entry).__name__ for entry in gc.get_objects() if isinstance(entry, kinds)]
+
+    async def check(server: Server, client: httpx.AsyncClient) -> None:
+        async def nothing_is_left() -> None:
+            # Threads let go of the last results a moment after they were delivered.
+            end = time.monotonic() + 10
+            while left():
+                assert time.monotonic() < end, left()
+                await asyncio.sleep(0.01)
+
+        async def ask(status: int, body: dict[str, Any], **headers: str) -> None:
+            response = await client.post("/embed", json=body, headers=headers)
+            assert response.status_code == status, response.text
+
+        many = [f"the river {number} flows" for number in range(300)]
+        gc.collect()
+        gc.disable()
+        await ask(200, {"inputs": many})
+        await nothing_is_left()
+        await ask(413, {"inputs": many * 10})
+        await ask(422, {"inputs": ["a", "river " * 100], "truncate": False})
+        await ask(404, {"inputs": many, "model": "nope"})
+        await nothing_is_left()
+        with monkeypatch.context() as patch:
+            patch.setattr(Work, "run", fail)
+            await ask(500, {"inputs": "a"})
+            await ask(500, {"inputs": many})
+            await nothing_is_left()
+            patch.setattr(Work, "run", held)
+            await ask(504, {"inputs": many}, **{"x-request-timeout-ms": "50"})
+            await leaves(server, b'{"inputs": ["a b", "c d"]}')
+        await nothing_is_left()
+
+    # pytest keeps what is logged, and an error that is logged has frames.
+    logging.disable(logging.CRITICAL)
+    try:
+        run(check, dense_path)
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)

@@ -11,7 +11,7 @@ import ctypes
 import functools
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from stonnx._errors import DeviceError, UnsupportedError
 OPERATORS = 1
 _PACKAGE = "stonnx_kernels"
 INSTALL = 'pip install "stonnx[kernels]"'
+# The library registers each operator under so many names: NAME, NAME_1 and so on.
+_MOST_BODIES = 24
 _FLOAT_BLOCKS = ("AttentionFloat", "FeedForwardFloat")
 
 
@@ -41,13 +43,17 @@ class Library:
     bfloat16: bool
 
     @contextlib.contextmanager
-    def session(self, settings: Any, threads: int, *, float_as_bfloat16: bool) -> Iterator[None]:
+    def session(
+        self, settings: Any, threads: int, *, float_as_bfloat16: bool, blocks: Mapping[str, int] | None = None
+    ) -> Iterator[None]:
         """Have a session that is made inside use the kernels, with so many threads for a run.
 
         Args:
             settings: onnxruntime's ``SessionOptions``.
             threads: Threads of a run.
             float_as_bfloat16: Run float32 blocks too, in bfloat16.
+            blocks: The blocks of the graph, counted by operator. None: any. onnxruntime takes a third of a millisecond
+                for each name of an operator, and there are a hundred.
 
         Raises:
             Exception: onnxruntime, or the library, refuses the other.
@@ -56,10 +62,12 @@ class Library:
         # They hold for sessions that are made on this thread.
         functions.stonnx_kernels_threads(threads)
         functions.stonnx_kernels_float_as_bf16(int(float_as_bfloat16))
+        functions.stonnx_kernels_names(",".join(_names(blocks or {})).encode())
         try:
             settings.register_custom_ops_library(str(self.path))
             yield
         finally:
+            functions.stonnx_kernels_names(None)
             functions.stonnx_kernels_float_as_bf16(0)
             functions.stonnx_kernels_threads(1)
 
@@ -67,6 +75,15 @@ class Library:
         """How long a layer takes with random weights and one thread; None if this variant cannot run it."""
         seconds: float = _functions(self.path).stonnx_kernels_bench(hidden, inner, heads, tokens, int(bfloat16))
         return seconds if seconds >= 0 else None
+
+
+def _names(blocks: Mapping[str, int]) -> list[str]:
+    """Names that blocks may have: each body of an operator has one, and there are at most as many as blocks."""
+    return [
+        f"{operator}_{body}" if body else operator
+        for operator, count in blocks.items()
+        for body in range(min(count, _MOST_BODIES))
+    ]
 
 
 @dataclass(frozen=True)
@@ -186,6 +203,7 @@ def _functions(path: Path) -> Any:
     for name in ("threads", "float_as_bf16"):
         function = getattr(library, f"stonnx_kernels_{name}")
         function.restype, function.argtypes = None, [ctypes.c_int]
+    library.stonnx_kernels_names.restype, library.stonnx_kernels_names.argtypes = None, [ctypes.c_char_p]
     library.stonnx_kernels_bench.restype = ctypes.c_double
     library.stonnx_kernels_bench.argtypes = [ctypes.c_int] * 5
     return library

@@ -184,7 +184,9 @@ class Session:
         settings, library = self._settings(device), choice.library
         assert library is not None
         try:
-            with library.session(settings, self.threads, float_as_bfloat16=choice.float_as_bfloat16):
+            blocks = self._facts.kernels.blocks if self._facts.kernels is not None else None
+            as_bfloat16 = choice.float_as_bfloat16
+            with library.session(settings, self.threads, float_as_bfloat16=as_bfloat16, blocks=blocks):
                 self._load(graph, settings, self._providers(device))
         except Exception as error:  # onnxruntime's errors share no public base class
             reason = f"stonnx-kernels {library.version} does not load {name}: {error}"

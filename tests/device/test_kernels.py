@@ -207,17 +207,23 @@ class TestSession:
         self, graph: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
     ) -> None:
         functions = FakeLibrary()
-        calls: list[tuple[str, int]] = []
+        calls: list[tuple[str, object]] = []
         functions.stonnx_kernels_threads = lambda count: calls.append(("threads", count))  # type: ignore[attr-defined]
         functions.stonnx_kernels_float_as_bf16 = lambda on: calls.append(("bf16", on))  # type: ignore[attr-defined]
+        functions.stonnx_kernels_names = lambda names: calls.append(("names", names))  # type: ignore[attr-defined]
         install(monkeypatch, functions, LIBRARY=tmp_path / "nothing.so")
-        session = Session(graph, device="cpu", threads=2, facts=FACTS)
+        facts = GraphFacts(
+            precision="int8", kernels=Kernels(native.OPERATORS, {"AttentionInt8": 2, "FeedForwardInt8": 1})
+        )
+        session = Session(graph, device="cpu", threads=2, facts=facts)
         assert session.kernels == ""
         (reason,) = session.fallbacks
         assert reason.startswith("without native kernels: stonnx-kernels 0.1.0 does not load")
         assert "without native kernels" in caplog.text
         # The settings of the thread are as they were.
-        assert calls == [("threads", 2), ("bf16", 0), ("bf16", 0), ("threads", 1)]
+        names = b"AttentionInt8,AttentionInt8_1,FeedForwardInt8"
+        before, after = [("threads", 2), ("bf16", 0), ("names", names)], [("names", None), ("bf16", 0), ("threads", 1)]
+        assert calls == before + after
         ids = np.ones((1, 3), dtype=np.int64)
         (result,) = session.run(["output"], {"input_ids": ids, "attention_mask": ids})
         assert result.shape == (1, 3, 32)
@@ -229,7 +235,8 @@ class TestSession:
 
     def test_bfloat16_that_cannot_be_loaded(self, graph: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         functions = FakeLibrary(bf16=1)
-        functions.stonnx_kernels_threads = functions.stonnx_kernels_float_as_bf16 = lambda _: None  # type: ignore[attr-defined]
+        for name in ("threads", "float_as_bf16", "names"):
+            setattr(functions, f"stonnx_kernels_{name}", lambda _: None)
         install(monkeypatch, functions, LIBRARY=tmp_path / "nothing.so")
         facts = GraphFacts(precision="float32", kernels=FLOAT_BLOCKS)
         with pytest.raises(DeviceError, match=r"needs native kernels, and stonnx-kernels \S+ does not load"):
@@ -326,6 +333,7 @@ print(model.info.kernels + "|" + "|".join(model.info.fallbacks))
 def test_the_interface_is_whole() -> None:
     """Every function that OPERATORS.md promises is there."""
     functions = ctypes.CDLL(str(library().path))
-    for name in ("version", "operators", "variant", "variants", "reason", "bf16", "float_as_bf16", "threads", "bench"):
+    asked = ("version", "operators", "variant", "variants", "reason", "bf16")
+    for name in (*asked, "float_as_bf16", "threads", "names", "bench", "select"):
         assert hasattr(functions, f"stonnx_kernels_{name}")
     assert hasattr(functions, "RegisterCustomOps")

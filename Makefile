@@ -97,7 +97,7 @@ $(VENV)/.installed-kernels: $(VENV)/.installed-torch $(KERNEL_SOURCES)
 
 # The tests of the kernels, with a library that AddressSanitizer and UndefinedBehaviorSanitizer watch.
 test-sanitize: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.kernels.sanitized
+	cd tests && ../$(BIN)/python -m kernels.sanitized
 
 $(VENV)/.installed-dev: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install -q -U "pip>=25.1"

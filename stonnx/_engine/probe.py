@@ -46,7 +46,7 @@ _KEYS = {"full-range": "route", "saturation-safe": "safe"}
 _BETWEEN_FORMS = 0.97
 # The lowest cosine of native kernels to the stock operators that the exporter ran, by the bundle's precision. Those of
 # int8 give every token a scale of its own, and those of the others multiply bfloat16.
-_OF_KERNELS = {"int8": 0.99, "float32": 0.999, "bfloat16": 0.999}
+_OF_KERNELS = {"int8": 0.98, "float32": 0.998, "bfloat16": 0.998}
 # Of rerankers' logits, how much of their size at least counts as the distance between them.
 _LEAST_SPREAD = 0.1
 

@@ -45,7 +45,8 @@ _KEYS = {"full-range": "route", "saturation-safe": "safe"}
 # The lowest cosine between vectors of the two forms, where a bundle has those of the other one only: 0.986 was seen.
 _BETWEEN_FORMS = 0.97
 # The lowest cosine of native kernels to the stock operators that the exporter ran, by the bundle's precision. Those of
-# int8 give every token a scale of its own, and those of the others multiply bfloat16.
+# int8 give every token a scale of its own, and those of the others multiply bfloat16: over the models of tests/zoo, the
+# lowest were 0.991 and 0.9991; of all-MiniLM-L6-v2, 0.998 and 0.99998.
 _OF_KERNELS = {"int8": 0.98, "float32": 0.998, "bfloat16": 0.998}
 # Of rerankers' logits, how much of their size at least counts as the distance between them.
 _LEAST_SPREAD = 0.1

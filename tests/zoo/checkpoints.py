@@ -49,7 +49,7 @@ _NORM_SCALE = 0.3
 _HEAD_NORM = re.compile(r"\b[qk]_norm\.weight")
 _HEAD_NORM_SHIFT = 0.8
 
-_MOBILEBERT_QUERIES = 0.001
+_MOBILEBERT_QUERIES = 0.004
 
 _INTERMEDIATE_NAMES = {"distilbert": "hidden_dim", "t5": "d_ff", "mt5": "d_ff"}
 _LEGACY_CLASSES = {

@@ -52,6 +52,10 @@ _OLD_POOLING_SETTINGS = {
 _REFUSED_TRANSFORMER_SETTINGS = ("query_length", "document_length", "query_expansion", "processing_kwargs")
 
 
+# What is read off a network for texts: token embeddings, or the logits of a head.
+_OUTPUTS = ("last_hidden_state", "logits")
+
+
 def read_module(root: Path, reference: str, path: str, *, trusted: bool = False, first: bool = False) -> Module | None:
     """Read one module; None for one that does nothing at inference.
 
@@ -158,6 +162,13 @@ def _read_transformer(folder: Path) -> Transformer:
             f"{_transformer_file(folder)} sets {', '.join(refused)}, which gives queries and documents vectors of "
             "their own. That cannot be exported. If the model may do without, take it out of that file or set it to "
             "null."
+        )
+    text = (settings.get("modality_config") or {}).get("text", {})
+    method, output = text.get("method", "forward"), text.get("method_output_name") or _OUTPUTS[0]
+    if method != "forward" or output not in _OUTPUTS:
+        raise UnsupportedError(
+            f"{_transformer_file(folder)} takes {output!r} of the network's method {method!r} for texts. What can be "
+            f"exported is {' or '.join(_OUTPUTS)} of 'forward'."
         )
     return Transformer(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import ModelNotFoundError, UnsupportedError
 from stonnx._tasks import TASKS
 from stonnx._text.tokenizer import Text
+from stonnx_export.checkpoint.module_files import transformer_settings
 from stonnx_export.checkpoint.modules import (
     POOLING_MODES,
     Module,
@@ -52,6 +54,11 @@ _CHAINS: tuple[tuple[Module, ...], ...] = tuple(
     for rest in ((), (Normalize(),))
     for mode in POOLING_MODES
 )
+# Arguments for the network and its configuration in the settings of a Transformer module, and those of them that change
+# no result.
+_ARGUMENTS = ("model_args", "model_kwargs", "config_args", "config_kwargs")
+_HARMLESS = {"attn_implementation", "dtype", "torch_dtype", "trust_remote_code", "device_map", "low_cpu_mem_usage"}
+_HARMLESS |= {"use_cache", "revision", "code_revision", "file_name", "provider", "export", "unpad_inputs"}
 _COPY = (
     "To have all of the original, copy modules.json, config_sentence_transformers.json, sentence_bert_config.json and "
     "the folders that modules.json names from the checkpoint into that directory."
@@ -247,6 +254,7 @@ def _open(checkpoint: Checkpoint, route: str) -> OnnxFile:
             "WeightedLayerPooling needs the hidden states of every layer, and an ONNX file gives those of the last. "
             "Export the PyTorch weights instead: --source torch"
         )
+    _refuse_arguments(folder)
     path = onnx_file.find(folder)
     if path is None:
         others = [file.relative_to(folder).as_posix() for file in sorted(folder.glob("**/*.onnx"))]
@@ -258,6 +266,19 @@ def _open(checkpoint: Checkpoint, route: str) -> OnnxFile:
     pooled = any(isinstance(module, Pooling) for module in chain)
     wanted: Wanted = "tokens" if checkpoint.task == "embedding" or pooled else "vocabulary"
     return OnnxFile(path, "labels" if TASKS[checkpoint.task].gives_labels else wanted)
+
+
+def _refuse_arguments(folder: Path) -> None:
+    """Raise UnsupportedError if sentence-transformers would load another network or tokenizer than lies in a folder."""
+    settings = transformer_settings(folder)
+    passed = {name for key in _ARGUMENTS for name in settings.get(key) or {}} - _HARMLESS
+    if settings.get("tokenizer_name_or_path"):
+        passed.add("tokenizer_name_or_path")
+    if passed:
+        raise UnsupportedError(
+            f"The settings of the Transformer module in {folder} have {', '.join(sorted(passed))}, and nobody can tell "
+            "whether the ONNX file was made with them. Export the PyTorch weights instead: --source torch"
+        )
 
 
 def _limit(max_length: int | None, max_positions: int | None) -> int | None:

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 import stonnx
 from stonnx_export import export
 from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.originals import load
 
 Build = Callable[..., Path]
 
@@ -70,6 +71,34 @@ class TestSettings:
     def test_a_width_that_is_no_number(self, with_settings: Callable[..., Path], value: Any) -> None:
         with pytest.raises(stonnx.ExportError, match="truncate_dim must be an integer"):
             read_checkpoint(with_settings(truncate_dim=value))
+
+
+class TestTransformer:
+    @pytest.mark.parametrize(
+        "text", [{"method": "get_text_features"}, {"method": "forward", "method_output_name": "pooler_output"}]
+    )
+    def test_another_output(self, tiny_checkpoint: Path, tmp_path: Path, text: dict[str, str]) -> None:
+        directory = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+        (directory / "sentence_bert_config.json").write_text(json.dumps({"modality_config": {"text": text}}))
+        with pytest.raises(stonnx.UnsupportedError, match=r"pooler_output|get_text_features"):
+            read_checkpoint(directory)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"config_args": {"hidden_act": "relu"}},
+            {"model_kwargs": {"is_causal": False}},
+            {"tokenizer_name_or_path": "a/b"},
+        ],
+        ids=repr,
+    )
+    def test_arguments_that_no_onnx_file_shows(
+        self, tiny_checkpoint: Path, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
+        directory = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+        (directory / "sentence_bert_config.json").write_text(json.dumps(settings))
+        with pytest.raises(stonnx.UnsupportedError, match=r"hidden_act|is_causal|tokenizer_name_or_path"):
+            load.open_checkpoint(directory, None, "onnx")
 
 
 class TestTask:

@@ -468,7 +468,7 @@ class TestDamage:
     def test_broken_json(self, tmp_path: Path, name: str, content: bytes) -> None:
         self.whole(tmp_path)
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ExportError, match="no readable JSON") as raised:
+        with pytest.raises(ExportError, match="not readable JSON") as raised:
             read_checkpoint(tmp_path)
         assert str(tmp_path / name) in str(raised.value)
 

@@ -8,6 +8,7 @@ import hmac
 import json
 import logging
 import re
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
@@ -21,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from stonnx._errors import InvalidArgumentError
+from stonnx.serve.backlog import Backlog
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import Endpoint
 from stonnx.serve.errors import Kind, RequestError, as_request_error, retry_headers
@@ -38,6 +40,8 @@ access_logger = logging.getLogger("stonnx.serve.access")
 _THREADS = 2
 # Bodies from this size are decoded in a thread.
 _BYTES_IN_LOOP = 256 * 1024
+# Larger bodies are admitted by their tokens alone: a few of them can take as long as a thousand small ones.
+_SMALL_BODY = 16 * 1024
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # In the log only, as nginx has it: the client left before the response.
 CLIENT_LEFT = 499
@@ -60,6 +64,7 @@ class Api:
         self.settings, self.models, self.health, self.metrics, self.tracing = settings, models, health, metrics, tracing
         self.executor = ThreadPoolExecutor(_THREADS, "stonnx-serve")
         self.keys = read_keys(settings)
+        self.backlog = Backlog()
 
     def handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         """The function that answers requests for an endpoint."""
@@ -76,6 +81,15 @@ class Api:
         started = time.perf_counter()
         call = self._call(endpoint, request, started)
         code = 500
+        is_small = decoder is not None and _length(request) <= _SMALL_BODY
+        wait = self.backlog.wait(started) if is_small else None
+        if wait is not None:
+            # As cheap as it can be: the server is busier than it can be.
+            response = self.refuse(_too_many(self.backlog.in_progress, wait), call)
+            self.metrics.request(endpoint.path, None, response.status_code, started)
+            return response
+        if is_small:
+            self.backlog.begin(started)
         self.metrics.in_progress.inc()
         span = self.tracing.start(endpoint.method, endpoint.path, request.headers)
         try:
@@ -87,6 +101,8 @@ class Api:
             self.metrics.disconnected.inc()
             return Response(status_code=CLIENT_LEFT)
         finally:
+            if is_small:
+                self.backlog.end(time.perf_counter())
             self.metrics.in_progress.dec()
             self.metrics.request(endpoint.path, call, code, started)
             self.tracing.end(span, call, code)
@@ -230,9 +246,9 @@ class Api:
             raise RequestError(
                 Kind.INVALID, f"A body with content-encoding {encoding[:50]!r} is not read. Send it plain."
             )
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > limit:
-            raise self._too_large(int(length), limit)
+        length = _length(request)
+        if limit < length < sys.maxsize:
+            raise self._too_large(length, limit)
         pieces, size = [], 0
         async for piece in request.stream():
             size += len(piece)
@@ -295,6 +311,17 @@ class Api:
 
 class _ClientLeftError(Exception):
     """The client closed the connection before its response."""
+
+
+def _length(request: Request) -> int:
+    """What a body says of its size; more than any limit if it does not say it."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isdigit() and len(text) < 20 else sys.maxsize
+
+
+def _too_many(in_progress: int, wait: float) -> RequestError:
+    message = f"{in_progress:,} requests are in progress, more than can be answered soon. Try again in {wait:.1f} s."
+    return RequestError(Kind.OVERLOADED, message, None, retry_headers(wait))
 
 
 def _invalid(error: msgspec.ValidationError) -> RequestError:

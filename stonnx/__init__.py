@@ -82,7 +82,7 @@ __all__ = [
     "quantize_embeddings",
 ]
 
-# Loaded when they are asked for: most programs only encode.
+# Loaded on first use: most programs only encode.
 _LATER = {
     "Batcher": "stonnx._batcher.batcher",
     "SimilarityFunction": "stonnx.util",

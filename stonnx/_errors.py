@@ -146,7 +146,7 @@ class DeviceError(StonnxError, RuntimeError):
 
 
 class RunError(StonnxError, RuntimeError):
-    """A run of the graph failed, though the device had loaded it. Mostly, memory was missing."""
+    """A run of the graph failed, though the device had loaded it. Usually because memory ran out."""
 
 
 class PoolError(StonnxError, RuntimeError):

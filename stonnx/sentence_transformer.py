@@ -36,11 +36,11 @@ class SentenceTransformer(EmbeddingModel):
 
     Args:
         model_name_or_path: The directory of a bundle, or a Hub id. A bare name belongs to ``sentence-transformers/``.
-            A checkpoint without a bundle is exported on first use where the exporter is installed.
+            A checkpoint without a bundle is exported on first use if the exporter is installed.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"tensorrt"``, ``"tensorrt:1"`` or ``"openvino"``: the model runs
-            there, or DeviceError is raised. None: CUDA where it works, otherwise the CPU, and :attr:`info` says why.
-        prompts: Texts to put in front, by name. They win over those of the model.
-        default_prompt_name: The prompt that :meth:`encode` uses when none is asked for.
+            there, or DeviceError is raised. None: CUDA if it works, otherwise the CPU, and :attr:`info` says why.
+        prompts: Texts to put before each input, by name. They win over those of the model.
+        default_prompt_name: The prompt that :meth:`encode` uses unless the call names another.
         cache_folder: Where downloads are kept. None: the Hugging Face cache.
         revision: Branch, tag or commit on the Hub.
         local_files_only: Never ask the network.
@@ -49,18 +49,18 @@ class SentenceTransformer(EmbeddingModel):
         truncate_dim: Cut vectors to this many dimensions.
         dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
         threads: Threads that run the graph on the CPU. None: as many as the CPUs that this process may use.
-            Tokenization has threads of its own, which all models of a process share: the environment variable
-            ``RAYON_NUM_THREADS=1``, set before the first call, or ``TOKENIZERS_PARALLELISM=false`` bound them to one.
-        max_batch_tokens: No run has more tokens, padding included, whatever ``batch_size`` says, unless it is a single
-            text. It bounds the memory: as many runs as there are threads go on at a time. None: no such bound.
-        too_long: What happens to a text of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
+            Tokenization has threads of its own, which all models of a process share. To bound them to one, set the
+            environment variable ``RAYON_NUM_THREADS=1`` before the first call, or ``TOKENIZERS_PARALLELISM=false``.
+        max_batch_tokens: The most tokens of a run, padding included, whatever ``batch_size`` says. Only a single text
+            may have more. It bounds the memory: each thread has one run at a time. None: no such bound.
+        too_long: How to treat a text of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
             and logs which were cut, ``"error"`` raises TextTooLongError.
-        device_options: How to use the device. Those that mean nothing on the device that was asked for are refused.
+        device_options: How to use the device. An option without a meaning on the device that you name is refused.
         modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend: Accepted so
             that code written for sentence-transformers runs; anything that would change the result is refused.
 
     Raises:
-        ModelNotFoundError: There is no model of that name.
+        ModelNotFoundError: No model has that name.
         BundleError: The bundle is damaged, or of a newer schema.
         DeviceError: The device does not work here.
         InvalidArgumentError: An argument is outside what is allowed.
@@ -175,7 +175,7 @@ class SentenceTransformer(EmbeddingModel):
 
         Args:
             inputs: A text, or a list, tuple or array of texts. A pair of texts is one input of two segments.
-            prompt_name: Name of the prompt to put in front of each text.
+            prompt_name: Name of the prompt to put before each text.
             prompt: The prompt itself; wins over ``prompt_name``.
             batch_size: Size of a run in units of 16 padded tokens, 256 on a GPU: 32 stands for at most 512 tokens on
                 the CPU. Results do not depend on it.
@@ -192,7 +192,7 @@ class SentenceTransformer(EmbeddingModel):
             truncate_dim: Cut vectors to this many dimensions.
             pool: Encode in the processes that :meth:`start_multi_process_pool` started; ``device`` is not used then.
             chunk_size: Texts that a process gets at a time. None: a tenth of its share, at most 5,000.
-            too_long: What happens to a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
+            too_long: How to treat a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
                 ``"error"``. None: :attr:`too_long`.
 
         Returns:
@@ -202,7 +202,7 @@ class SentenceTransformer(EmbeddingModel):
             InvalidInputError: An input is not a text; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
             TextTooLongError: A text is too long, and ``too_long`` is ``"error"``.
-            RunError: A run failed, as without memory.
+            RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
         task, too_long = kwargs.pop("task", None), kwargs.pop("too_long", None)

@@ -28,16 +28,16 @@ from stonnx._text.inputs import parse_inputs
 class SparseEncoder(EmbeddingModel):
     """Text to sparse vectors, one dimension for each token of the vocabulary (SPLADE) or latent (CSR), from a bundle.
 
-    Where the original returns a torch COO tensor, this returns a ``scipy.sparse.csr_array``, which needs
-    ``pip install "stonnx[sparse]"``; dense results and their similarity do without scipy.
+    The original returns a torch COO tensor; this returns a ``scipy.sparse.csr_array``, which needs
+    ``pip install "stonnx[sparse]"``. Dense results and their similarity do not need scipy.
 
     Args:
         model_name_or_path: The directory of a bundle, or a Hub id. A bare name belongs to ``sparse-encoder/``.
-            A checkpoint without a bundle is exported on first use where the exporter is installed.
+            A checkpoint without a bundle is exported on first use if the exporter is installed.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"tensorrt"``, ``"tensorrt:1"`` or ``"openvino"``: the model runs
-            there, or DeviceError is raised. None: CUDA where it works, otherwise the CPU, and :attr:`info` says why.
-        prompts: Texts to put in front, by name. They win over those of the model.
-        default_prompt_name: The prompt that :meth:`encode` uses when none is asked for.
+            there, or DeviceError is raised. None: CUDA if it works, otherwise the CPU, and :attr:`info` says why.
+        prompts: Texts to put before each input, by name. They win over those of the model.
+        default_prompt_name: The prompt that :meth:`encode` uses unless the call names another.
         cache_folder: Where downloads are kept. None: the Hugging Face cache.
         revision: Branch, tag or commit on the Hub.
         local_files_only: Never ask the network.
@@ -46,18 +46,18 @@ class SparseEncoder(EmbeddingModel):
         max_active_dims: Keep only this many values of each vector, those of largest magnitude.
         dtype: The recipe for an export on first use; with an existing bundle, the recipe it must have.
         threads: Threads that run the graph on the CPU. None: as many as the CPUs that this process may use.
-            Tokenization has threads of its own, which all models of a process share: the environment variable
-            ``RAYON_NUM_THREADS=1``, set before the first call, or ``TOKENIZERS_PARALLELISM=false`` bound them to one.
-        max_batch_tokens: No run has more tokens, padding included, whatever ``batch_size`` says, unless it is a single
-            text. It bounds the memory: as many runs as there are threads go on at a time. None: no such bound.
-        too_long: What happens to a text of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
+            Tokenization has threads of its own, which all models of a process share. To bound them to one, set the
+            environment variable ``RAYON_NUM_THREADS=1`` before the first call, or ``TOKENIZERS_PARALLELISM=false``.
+        max_batch_tokens: The most tokens of a run, padding included, whatever ``batch_size`` says. Only a single text
+            may have more. It bounds the memory: each thread has one run at a time. None: no such bound.
+        too_long: How to treat a text of more tokens than the model reads: ``"truncate"`` cuts it, ``"warn"`` cuts it
             and logs which were cut, ``"error"`` raises TextTooLongError.
-        device_options: How to use the device. Those that mean nothing on the device that was asked for are refused.
+        device_options: How to use the device. An option without a meaning on the device that you name is refused.
         modules, trust_remote_code, model_kwargs, processor_kwargs, config_kwargs, model_card_data, backend: Accepted so
             that code written for sentence-transformers runs; anything that would change the result is refused.
 
     Raises:
-        ModelNotFoundError: There is no model of that name.
+        ModelNotFoundError: No model has that name.
         BundleError: The bundle is damaged, or of a newer schema.
         DeviceError: The device does not work here.
         InvalidArgumentError: An argument is outside what is allowed.
@@ -167,26 +167,26 @@ class SparseEncoder(EmbeddingModel):
     ) -> Any:
         """Sparse vectors of texts.
 
-        Memory is that of the result, twice while its parts are put together, and of one run for each thread, whose
-        dense vectors are at most 8 MB, however many texts there are. Dense results are there once.
+        The call needs memory for the result, twice while it puts the parts together, and for one run in each thread,
+        whose dense vectors take at most 8 MB, however many texts there are. A dense result is held only once.
 
         Args:
             inputs: A text, or a list, tuple or array of texts.
-            prompt_name: Name of the prompt to put in front of each text.
+            prompt_name: Name of the prompt to put before each text.
             prompt: The prompt itself; wins over ``prompt_name``.
             batch_size: Size of a run in units of 16 padded tokens, 256 on a GPU: 32 stands for at most 512 tokens on
                 the CPU. Results do not depend on it.
             show_progress_bar: None shows it when the logger ``stonnx`` is at INFO or DEBUG.
             convert_to_tensor: False returns a list with one vector for each text. No torch tensor is ever returned.
             convert_to_sparse_tensor: False returns dense numpy arrays instead of sparse ones.
-            save_to_cpu: Accepted; results are always there.
+            save_to_cpu: Accepted; results are always on the CPU.
             device: None, or the device that the model was loaded for. A list of devices encodes in one process for
                 each of them, started for this call; :meth:`start_multi_process_pool` starts them for many calls.
             max_active_dims: Keep only this many values of each vector, those of largest magnitude; of equal ones the
                 first. None: the model's :attr:`max_active_dims`.
             pool: Encode in the processes that :meth:`start_multi_process_pool` started; ``device`` is not used then.
             chunk_size: Texts that a process gets at a time. None: a tenth of its share, at most 5,000.
-            too_long: What happens to a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
+            too_long: How to treat a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
                 ``"error"``. None: :attr:`too_long`.
             task: ``"query"`` or ``"document"``: which half of a model with a Router encodes. None: its default one.
 
@@ -199,9 +199,9 @@ class SparseEncoder(EmbeddingModel):
             InvalidInputError: An input is not a text; ``.index`` says which.
             InvalidArgumentError: An argument is outside what is allowed.
             TextTooLongError: A text is too long, and ``too_long`` is ``"error"``.
-            UnsupportedError: ``max_active_dims`` is more than the model's graph gives.
+            UnsupportedError: ``max_active_dims`` is larger than the number of values that the model's graph gives.
             MissingDependencyError: scipy is not installed.
-            RunError: A run failed, as without memory.
+            RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
         task, too_long = kwargs.pop("task", None), kwargs.pop("too_long", None)
@@ -348,7 +348,7 @@ class SparseEncoder(EmbeddingModel):
 
         Raises:
             InvalidInputError: ``embeddings`` is none of these; it is a TypeError, as in the original.
-            InvalidArgumentError: It has neither one nor two dimensions.
+            InvalidArgumentError: It does not have one or two dimensions.
 
         Example:
             >>> SparseEncoder.sparsity(np.array([[0.0, 1.5, 0.0, 0.5], [2.0, 0.0, 0.0, 0.0]]))
@@ -358,7 +358,7 @@ class SparseEncoder(EmbeddingModel):
 
     @staticmethod
     def intersection(embeddings_1: Any, embeddings_2: Any) -> Any:
-        """What a vector has in common with others: the product in each dimension where it is positive.
+        """The overlap of a vector with others: the product in each dimension, if it is positive, otherwise 0.
 
         Args:
             embeddings_1: [dim]: a scipy sparse array, a numpy array or a torch tensor.
@@ -366,7 +366,7 @@ class SparseEncoder(EmbeddingModel):
 
         Returns:
             A csr_array of the shape of ``embeddings_2``, float32 (float64 for dense float64 input); a sparse torch
-            tensor where a tensor was passed.
+            tensor if a tensor was passed.
 
         Raises:
             InvalidInputError: An argument is none of these.
@@ -389,12 +389,12 @@ class SparseEncoder(EmbeddingModel):
 
         Returns:
             (token, weight) by descending weight, of equal weights the lower token id first; a list of such lists for
-            [texts, dim]. As in the original, the latents of a CSR model get the token of the same number, which means
-            nothing, and None beyond the vocabulary.
+            [texts, dim]. As in the original, a latent of a CSR model gets the token of the same number, which means
+            nothing, or None if the number is beyond the vocabulary.
 
         Raises:
             InvalidInputError: ``embeddings`` is none of these; it is a TypeError, as in the original.
-            InvalidArgumentError: It has neither one nor two dimensions, or ``top_k`` is not positive.
+            InvalidArgumentError: It does not have one or two dimensions, or ``top_k`` is not positive.
 
         Example:
             >>> model.decode(model.encode("lovely weather"), top_k=2)  # doctest: +SKIP

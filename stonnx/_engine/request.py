@@ -59,7 +59,7 @@ def run_request(
 
     Args:
         engine: The bundle.
-        request: What to run. It has at least one text.
+        request: The request to run. It has at least one text.
         advance: Is called with the number of texts of each batch that has run.
 
     Returns:

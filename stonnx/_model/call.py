@@ -1,4 +1,4 @@
-"""The checks of a call's arguments, what a pool is sent of it, and the warning after it."""
+"""Checks of a call's arguments, the part of a call that goes to a pool, and the warning after the call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PoolCall(Generic[_Result]):
     Attributes:
         bundle: The identity of the caller's bundle: a pool answers only models of the bundle that it was started with.
         max_seq_lengths: The caller's limits, which may have changed since.
-        request: What to run.
+        request: The request to run.
     """
 
     bundle: str

@@ -1,4 +1,4 @@
-"""Members and arguments that are there so that code written for sentence-transformers runs unchanged."""
+"""Members and arguments that exist only so that code written for sentence-transformers runs unchanged."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from stonnx._text.inputs import is_batch
 logger = logging.getLogger("stonnx")
 
 
-# What to do instead of asking for a member that sentence-transformers has and stonnx does not. Any other name is of
-# torch.nn.Module, or of nobody.
+# The advice for each member that sentence-transformers has and stonnx does not. Any other name belongs to
+# torch.nn.Module, or does not exist.
 _TRAIN = "Train with sentence-transformers, and export what you saved: stonnx export CHECKPOINT."
 _COPY = "A bundle is a directory of files: copy or upload the one in model.info.directory."
 _CALL = "Call encode, or predict for a reranker. The network itself is the bundle's ONNX graph."
@@ -48,7 +48,7 @@ class ModuleAccessError(UnsupportedError, TypeError):
 
 
 class Compatibility:
-    """Members that sentence-transformers' models have: they do nothing here, or have another name."""
+    """Members of sentence-transformers' models that do nothing here, or have another name."""
 
     if TYPE_CHECKING:  # of the class that this is mixed into
 
@@ -75,11 +75,11 @@ class Compatibility:
         return self
 
     def cpu(self) -> Self:
-        """The model itself, where it is on the CPU."""
+        """The model itself, if it is on the CPU."""
         return self.to("cpu")
 
     def cuda(self, device: Any = None) -> Self:
-        """The model itself, where it is on that GPU; None is the first."""
+        """The model itself, if it is on that GPU. None is the first GPU."""
         return self.to("cuda" if device is None else device)
 
     def eval(self) -> Self:
@@ -100,7 +100,7 @@ class Compatibility:
 
     @property
     def modalities(self) -> list[str]:
-        """What the model reads: text."""
+        """The kinds of input that the model reads: text."""
         return ["text"]
 
     def supports(self, modality: str) -> bool:
@@ -131,7 +131,7 @@ class Compatibility:
         return self.device
 
     def __bool__(self) -> bool:
-        """A model is true, as the original, whose length is the number of its modules."""
+        """A model is true, like the original, whose length is the number of its modules."""
         return True
 
     def __len__(self) -> int:

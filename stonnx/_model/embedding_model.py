@@ -1,4 +1,4 @@
-"""What the models that give vectors share: similarity, and the prompts of queries and documents."""
+"""The common part of models that give vectors: similarity, and the prompts of queries and documents."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class EmbeddingModel(Model):
             embeddings2: [m, dim] or [dim], dense or sparse.
 
         Returns:
-            float32 array [n, m]; a torch tensor where one was passed.
+            float32 array [n, m]; a torch tensor if one was passed.
         """
         from stonnx.util import SimilarityFunction
 
@@ -107,19 +107,19 @@ class EmbeddingModel(Model):
         self._similarity_fn_name = str(name)
 
     def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
-        """The prompt of a query or a document where the caller asks for none."""
+        """The prompt of a query or a document if the caller does not name one."""
         if task is None or prompt_name is not None or prompt is not None:
             return prompt_name
         return next((name for name in _PROMPTS_OF_TASK[task] if name in self.prompts), None)
 
 
 def _windows(inputs: Iterable[Any], limits: Limits) -> Iterator[list[Any]]:
-    """Consecutive inputs, as many as are encoded at a time."""
+    """Consecutive inputs, in lists of as many as the model encodes at a time."""
     window: list[Any] = []
     characters = 0
     for item in inputs:
         window.append(item)
-        # What is not a text is found when it is encoded.
+        # Encoding finds an input that is not a text.
         parts = item if isinstance(item, tuple | list) else (item,)
         characters += sum(len(part) for part in parts if isinstance(part, str))
         if len(window) >= limits.stream_texts or characters >= limits.stream_characters:

@@ -1,4 +1,4 @@
-"""What a loaded model says about itself."""
+"""The facts that a loaded model gives about itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is running: for logs and bug reports."""
+    """The facts about a running model, for logs and bug reports."""
 
     directory: str
     source: str
@@ -17,11 +17,11 @@ class ModelInfo:
     device: str
     threads: int
     onnxruntime: str
-    # Which of two forms of an int8 graph runs, "full-range" or "saturation-safe"; empty where there is one.
+    # Which of two forms of an int8 graph runs, "full-range" or "saturation-safe"; empty if there is only one.
     form: str
     # The instructions that native kernels use, as "avx512_vnni"; empty if stock operators run everything.
     kernels: str
-    # What does not work here and why: with device=None the devices that were tried first, and native kernels.
+    # Devices and kernels that do not work here, and why: with device=None the devices that were tried first.
     fallbacks: tuple[str, ...]
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What the three model classes share: loading, prompts, limits, and the checks of a call."""
+"""The common part of the three model classes: loading, prompts, limits, and the checks of a call."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ class Model(Pooled, Servable, Compatibility):
                 f"stonnx.{TASKS[manifest.task].class_name}, not with {type(self).__name__}."
             )
         self.too_long = too_long
-        # What pickling keeps of the engine. Resolved: another process may have another working directory.
+        # Pickling keeps these options of the engine. The path is resolved, because another process may have another
+        # working directory.
         self._directory = bundle.directory.resolve()
         self._options: dict[str, Any] = {
             "device": device,
@@ -127,7 +128,7 @@ class Model(Pooled, Servable, Compatibility):
         empty = {} if self._row.gives_labels else {"query": "", "document": ""}
         self.prompts: dict[str, str] = empty | dict(manifest.prompts)
         for name, prompt in (prompts or {}).items():
-            # None stands for the model's own prompt, where it has one.
+            # None stands for the model's own prompt, if it has one.
             self.prompts[name] = self.prompts.get(name, "") if prompt is None else prompt
         self.default_prompt_name = manifest.default_prompt_name if default_prompt_name is None else default_prompt_name
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
@@ -144,8 +145,8 @@ class Model(Pooled, Servable, Compatibility):
         """Load the model from the bundle that it was pickled with.
 
         Raises:
-            ModelNotFoundError: The bundle is not there, as on another machine.
-            BundleIntegrityError: There is another bundle by now.
+            ModelNotFoundError: The bundle is missing, for example on another machine.
+            BundleIntegrityError: Another bundle has taken its place.
         """
         own = dict(state)
         identity, lengths = own.pop("_bundle"), own.pop("_max_seq_lengths")
@@ -173,7 +174,7 @@ class Model(Pooled, Servable, Compatibility):
         device: str | list[str] | None,
         chunk_size: int | None,
     ) -> _Result | None:
-        """The result of a request, here or from the processes of a pool. None where it has no texts."""
+        """The result of a request, from this process or from a pool. None if the request has no texts."""
         texts = request.texts
         counters, result = Counters(len(texts)), None
         if pool is None and not isinstance(device, list):
@@ -200,7 +201,7 @@ class Model(Pooled, Servable, Compatibility):
         return result
 
     def _answer(self, call: PoolCall[_Result], texts: Sequence[Text]) -> tuple[_Result, Counters]:
-        """What a process of a pool does for :meth:`_infer` of the model that started it."""
+        """Do the work of a pool's process for :meth:`_infer` of the model that started it."""
         if call.bundle != self._engine.bundle.identity:
             raise InvalidArgumentError(
                 f"This pool was started by another model, {self._engine.manifest.source.name} from {self._directory}. "
@@ -211,7 +212,7 @@ class Model(Pooled, Servable, Compatibility):
 
     @property
     def info(self) -> ModelInfo:
-        """What is running: directory, source, precision and form, device and why no better one, threads, version."""
+        """Directory, source, precision, form, device and why not a better one, threads, and version of the model."""
         manifest, session = self._engine.manifest, self._route.session
         return ModelInfo(
             directory=str(self._engine.directory),
@@ -229,13 +230,13 @@ class Model(Pooled, Servable, Compatibility):
 
     @property
     def last_stats(self) -> CallStats | None:
-        """What the last call of this thread did: tokens, padding, truncated texts, times. None before the first."""
+        """Counts of this thread's last call: tokens, padding, truncated texts, times. None before the first call."""
         counters: Counters | None = getattr(self._last, "counters", None)
         return None if counters is None else counters.stats()
 
     @property
     def too_long(self) -> TooLong:
-        """What happens to a text of more tokens than the model reads, unless a call says something else.
+        """How to treat a text of more tokens than the model reads, unless a call says something else.
 
         ``"truncate"`` cuts it, ``"warn"`` cuts it and logs which texts were cut, ``"error"`` raises TextTooLongError.
         """
@@ -247,11 +248,11 @@ class Model(Pooled, Servable, Compatibility):
         self._too_long = value
 
     def count_tokens(self, inputs: Any, prompt: str | None = None, *, task: str | None = None) -> Any:
-        """How many tokens texts have as a whole, whatever the model reads of them.
+        """The number of tokens of each whole text, including those that the model would cut off.
 
         Args:
             inputs: A text or a pair of texts, or a list of them.
-            prompt: A text to put in front of each.
+            prompt: A text to put before each.
             task: ``"query"`` or ``"document"`` picks the route of a model that has several.
 
         Returns:
@@ -266,7 +267,7 @@ class Model(Pooled, Servable, Compatibility):
         return int(counts[0]) if single else counts
 
     def warmup(self) -> None:
-        """Run what the first calls would run first, so that they are as fast as later ones.
+        """Do the work that the first calls would otherwise do first, so that they are as fast as later ones.
 
         It loads the second session that large calls use on the CPU, and runs the shortest and the longest texts.
         """
@@ -274,7 +275,7 @@ class Model(Pooled, Servable, Compatibility):
             route.warmup()
 
     def trim(self) -> None:
-        """Give back the memory that earlier calls needed and this moment does not. Later calls take it again."""
+        """Give back memory that earlier calls needed and nothing needs now. Later calls take it again."""
         for route in self._engine.routes:
             route.trim()
 
@@ -299,15 +300,15 @@ class Model(Pooled, Servable, Compatibility):
             route.tokenizer.max_seq_length = value
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """What the network reads of some texts.
+        """The network's input for some texts.
 
         Args:
             inputs: Texts or pairs of texts.
-            prompt: A text to put in front of each.
+            prompt: A text to put before each.
             **kwargs: ``task="query"`` or ``"document"`` picks the route of a model that has several.
 
         Returns:
-            ``input_ids``, ``attention_mask`` and, where the network takes them, ``token_type_ids``: int64 arrays
+            ``input_ids``, ``attention_mask`` and, if the network takes them, ``token_type_ids``: int64 arrays
             [texts, longest], padded on the right; ``modality``; with a prompt, its ``prompt_length`` in tokens.
         """
         task = kwargs.pop("task", None)

@@ -18,7 +18,7 @@ def accept_old_arguments(
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Let a method take arguments that its signature no longer has. Each is logged once as a warning.
 
-    As in sentence-transformers, the new name wins where both are given.
+    As in sentence-transformers, the new name wins if both are given.
 
     Args:
         renamed: The new name of each old keyword.
@@ -33,7 +33,7 @@ def accept_old_arguments(
 
         @functools.wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            # `self` and the first argument stay positional; more than the known names is an error, as ever.
+            # `self` and the first argument stay positional. More arguments than known names remain an error.
             old = args[2:] if positional and len(args) <= 2 + len(positional) else ()
             for name, value in zip(positional, old, strict=False):
                 _warn_once(f"{where} takes {name} by name now, not by position.")

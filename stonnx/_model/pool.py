@@ -1,9 +1,9 @@
-"""Several processes for one call: start workers, hand chunks of texts out, put results in order, notice dead workers.
+"""Several processes for one call: start workers, hand out chunks of texts, order the results, notice dead workers.
 
-Each worker has a pipe of its own. A queue shared by all of them, as sentence-transformers uses, is guarded by locks
-that a killed worker takes with it; the end of a pipe is noticed at once, by the parent and by the worker alike.
+Each worker has a pipe of its own. A shared queue, as sentence-transformers uses, is guarded by locks that a killed
+worker takes with it. The parent and the worker both notice the end of a pipe at once.
 
-``multiprocessing`` is imported where it is used: most programs that import stonnx never start a pool.
+``multiprocessing`` is imported inside the functions that use it: most programs never start a pool.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 from stonnx._model.pool_worker import Loadable, work
 
-# What start_multi_process_pool returns. "input" and "output" are both a _Workers, where sentence-transformers has
-# queues.
+# The result of start_multi_process_pool. "input" and "output" are both a _Workers; sentence-transformers has queues
+# there.
 Pool = dict[Literal["input", "output", "processes"], Any]
 
-# Never more texts in a chunk than this, and never fewer chunks than this for each worker: sentence-transformers' own.
+# The most texts in a chunk, and the fewest chunks for each worker: sentence-transformers' own values.
 _LARGEST_CHUNK = 5000
 
 _CHUNKS_PER_WORKER = 10
@@ -40,7 +40,7 @@ _CHUNKS_PER_WORKER = 10
 # As many CPU processes as sentence-transformers starts, if there are that many CPUs.
 _POOL_PROCESSES = 4
 
-# For what takes milliseconds, unless the machine is very busy: to die of a signal, to leave an exit code.
+# Time to die of a signal or to leave an exit code. Either takes milliseconds unless the machine is very busy.
 _GRACE_SECONDS = 5.0
 
 
@@ -49,12 +49,12 @@ def start_pool(kind: type[Loadable], states: Sequence[tuple[str, dict[str, Any]]
 
     Args:
         kind: Class of the model.
-        states: For each worker its device, for messages, and the state that the model is loaded from.
-        threads: For each worker how many threads its tokenizer may use.
+        states: For each worker its device, for messages, and the state that it loads the model from.
+        threads: For each worker the number of threads that its tokenizer may use.
 
     Raises:
         PoolError: A worker died before it was ready.
-        Exception: Whatever the loading raised in a worker.
+        Exception: The error that loading raised in a worker.
     """
     import multiprocessing
 
@@ -105,7 +105,7 @@ def run_in_pool(
     """Have the workers' models answer a call for all chunks of some texts.
 
     Args:
-        pool: What :func:`start_pool` returned.
+        pool: A result of :func:`start_pool`.
         call: The first argument of ``_answer``. It must be picklable, and is pickled once for all chunks.
         texts: At least one. Chunks of them are the second argument.
         chunk_size: Texts in a chunk. None: a tenth of a worker's share, at most 5,000.
@@ -116,7 +116,7 @@ def run_in_pool(
 
     Raises:
         PoolError: A worker died, which stops the others, or the pool was stopped.
-        Exception: What ``_answer`` raised in a worker, with the worker's traceback as a note. The pool stays usable.
+        Exception: The error of ``_answer`` in a worker, with the worker's traceback as a note. The pool stays usable.
     """
     workers = _workers_of(pool)
     pickled = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
@@ -160,7 +160,7 @@ def run_in_pool(
 
 @contextmanager
 def borrowed(pool: Pool | None, start: Callable[[], Pool]) -> Iterator[Pool]:
-    """The pool itself, or where there is none a new one that is stopped at the end."""
+    """The pool itself or, for None, a new one that is stopped at the end."""
     if pool is not None:
         yield pool
         return
@@ -199,7 +199,7 @@ def thread_shares(cpus: int, workers: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker that is to be started: its device, the options of its engine, and the threads of its tokenizer."""
+    """A worker to start: its device, the options of its engine, and the threads of its tokenizer."""
 
     device: str
     options: dict[str, Any]
@@ -259,7 +259,7 @@ class _Workers:
             raise self._death() from None
 
     def replies(self, among: Mapping[Connection, Any] | set[Connection]) -> list[tuple[Connection, tuple[Any, Any]]]:
-        """What has arrived on some of the connections, (result, error) each. Waits until something does."""
+        """Messages from some of the connections, (result, error) each. Waits until at least one has arrived."""
         from multiprocessing.connection import wait
 
         arrived = wait([*among, *(process.sentinel for process in self.processes)])
@@ -289,7 +289,7 @@ class _Workers:
                 connection.close()
 
     def _death(self) -> PoolError:
-        """Stop the pool because of a dead worker. Returns the error that tells which, and of what."""
+        """Stop the pool because of a dead worker. Returns the error that says which one died, and of what."""
         if self._stopped:
             return PoolError(f"This pool was stopped while a call was using it. {_NEW_POOL}")
         from multiprocessing.connection import wait

@@ -1,4 +1,4 @@
-"""What a process of a pool does."""
+"""The work of a pool's process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Loadable(Protocol):
-    """What a worker needs of a model class: that it is loaded from a path and options, and answers calls."""
+    """The parts of a model class that a worker needs: loading from a path and options, and answering calls."""
 
     def __setstate__(self, state: dict[str, Any], /) -> None: ...
 
@@ -24,7 +24,7 @@ class Loadable(Protocol):
 
 
 def work(connection: Connection, kind: type[Loadable], state: dict[str, Any], threads: int) -> None:
-    """The life of a worker: load the model, say so, then answer jobs until the pipe is closed."""
+    """The life of a worker: load the model, report that, then answer jobs until the pipe is closed."""
     # Ctrl-C in a terminal reaches every process of the group: what happens then is the parent's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, name="stonnx-exit-with-parent", daemon=True).start()
@@ -65,7 +65,7 @@ def _failure(error: BaseException) -> bytes:
     error.add_note(note)
     try:
         message = pickle.dumps((None, error))
-        # What is not an Exception, as SystemExit, is meant for the process that it was raised in.
+        # An error that is not an Exception, such as SystemExit, is meant for the process that raised it.
         if isinstance(error, Exception) and type(pickle.loads(message)[1]) is type(error):
             return message
     except Exception:  # whatever the exception class does when it is copied
@@ -76,13 +76,13 @@ def _failure(error: BaseException) -> bytes:
 
 
 def _exit_with_parent() -> None:
-    """End this process when the parent does, however that ends and whatever is being computed."""
+    """End this process when the parent ends, however that ends and whatever runs here."""
     from multiprocessing import parent_process
     from multiprocessing.connection import wait
 
     parent, own = parent_process(), os.getppid()
     assert parent is not None
-    # The sentinel stays open as long as any process that the parent forked: see who the parent is as well.
+    # The sentinel stays open as long as any process that the parent forked lives, so the parent's id is checked too.
     while not wait([parent.sentinel], timeout=1.0) and os.getppid() == own:
         pass
     os._exit(1)

@@ -29,8 +29,8 @@ class Pooled:
     def start_multi_process_pool(self, target_devices: Sequence[str] | None = None) -> Pool:
         """Start processes that encode together, each with a model of its own from the same bundle.
 
-        It pays for many texts. The first process that calls it must be guarded by ``if __name__ == "__main__":`` in
-        the main script, because the new processes import that script.
+        It pays for many texts. The main script must guard the call with ``if __name__ == "__main__":``, because the
+        new processes import that script.
 
         Args:
             target_devices: One process is started for each, ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 8``. None: for a
@@ -38,7 +38,7 @@ class Pooled:
                 Processes share the CPUs: each has an equal part of them as threads, whatever ``threads`` the model has.
 
         Returns:
-            What the ``pool`` of the other methods takes. Its ``"processes"`` are the processes.
+            A value for the ``pool`` argument of the other methods. Its ``"processes"`` are the processes.
 
         Raises:
             InvalidArgumentError: ``target_devices`` is not a list of devices.

@@ -1,4 +1,4 @@
-"""What programs need of a model that plan the runs of many calls themselves, as a server does."""
+"""Parts of a model for programs that plan the runs of many calls themselves, as a server does."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Servable:
         prompt: str | None = None,
         task: str | None = None,
     ) -> Work:
-        """One thing that this model computes, for programs that plan runs themselves, as :class:`stonnx.Batcher`.
+        """One kind of result of this model, for programs that plan runs themselves, as :class:`stonnx.Batcher` does.
 
         Args:
             output: An output of the graph, as ``"token_embeddings"`` or ``"logits"``. None: the model's result.
-            prompt_name: Name of the prompt to put in front of each text.
+            prompt_name: Name of the prompt to put before each text.
             prompt: The prompt itself; wins over ``prompt_name``.
             task: ``"query"`` or ``"document"``, with the prompts of ``encode_query`` and ``encode_document``.
         """
@@ -66,22 +66,22 @@ class Servable:
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
+        """The manifest of the bundle."""
         return self._engine.manifest
 
     def tokens(self, texts: Sequence[Text], add_special_tokens: bool = True) -> list[list[Token]]:
-        """The tokens of texts as a whole, whatever the model reads of them."""
+        """The tokens of whole texts, including those that the model would cut off."""
         parsed, _ = parse_inputs(list(check_texts("texts", texts)))
         return self._route.tokenizer.whole(parsed, bool(add_special_tokens))
 
     def run_probe(self) -> float | None:
-        """Run the texts that came with the bundle, and compare the vectors with those of the exporter.
+        """Run the texts that came with the bundle, and compare the vectors with the exporter's.
 
         Returns:
             The lowest cosine between them; None for a bundle without a probe.
 
         Raises:
-            ProbeError: They are further away than the bundle allows, or the model does not run.
+            ProbeError: The vectors differ by more than the bundle allows, or the model does not run.
         """
         if self._engine.manifest.probe is None:
             return None
@@ -89,7 +89,7 @@ class Servable:
 
     @property
     def work_slots(self) -> int:
-        """How many runs of this model go on side by side: on the CPU one for each thread, on a GPU one."""
+        """The number of runs of this model side by side: one for each thread on the CPU, one on a GPU."""
         return max(route.parallel_runs for route in self._engine.routes)
 
     def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What is to be computed of texts, as data: for programs that plan the runs of many calls themselves."""
+"""A computation on texts, as data: for programs that plan the runs of many calls themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stonnx._text.tokenizer import Text, TokenIds
 
 @dataclass(frozen=True)
 class SparseRow:
-    """One sparse vector: where its values are, ascending int32 [values], and what they are, float32 [values]."""
+    """One sparse vector: the positions of its values, ascending int32 [values], and the values, float32 [values]."""
 
     columns: Any
     values: Any
@@ -25,15 +25,15 @@ class SparseRow:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One thing that a model computes of texts. ``tokenize`` and ``run`` may be called from any thread.
+    """One kind of result that a model computes of texts. Any thread may call ``tokenize`` and ``run``.
 
     Attributes:
         route: The tokenizer and the graph.
-        output: The graph's output that is wanted.
-        prompt: What is put in front of each text.
-        prompt_length: Tokens of it that the pooling leaves out.
-        max_active_dims: Sparse vectors: how many values of each are kept.
-        group: Equal for work whose texts may go in one run.
+        output: The wanted output of the graph.
+        prompt: The text before each input.
+        prompt_length: Tokens of the prompt that the pooling leaves out.
+        max_active_dims: Sparse vectors: the number of values to keep of each.
+        group: Two works whose texts may go in one run have an equal group.
     """
 
     route: LoadedRoute
@@ -44,7 +44,7 @@ class Work:
     group: Hashable
 
     def texts(self, inputs: Sequence[Any]) -> list[Text]:
-        """Inputs, checked, with the prompt in front.
+        """Inputs, checked, with the prompt before each.
 
         Raises:
             InvalidInputError: An input is not a text; ``.index`` says which.
@@ -52,21 +52,22 @@ class Work:
         return parse_inputs(list(inputs), self.prompt)[0]
 
     def from_ids(self, ids: Sequence[int]) -> TokenIds:
-        """A text that is given as ids of this model's tokenizer.
+        """A text as ids of this model's tokenizer.
 
         Raises:
-            InvalidArgumentError: They are not, or more than the model reads, or a prompt belongs before them.
+            InvalidArgumentError: An id is not one of the tokenizer's, the model does not read so many, or a prompt
+                belongs before them.
         """
         if self.prompt:
             raise InvalidArgumentError(f"The prompt {self.prompt!r} cannot be put in front of token ids. Send texts.")
         return self.route.tokenizer.from_ids(ids)
 
     def effort(self, text: Text | TokenIds) -> int:
-        """Characters of a text that are tokenized; of ids none."""
+        """The number of characters to tokenize; 0 for a text that is given as ids."""
         return 0 if isinstance(text, TokenIds) else self.route.tokenizer.effort(text)
 
     def tokenize(self, texts: Sequence[Text | TokenIds]) -> list[TokenIds]:
-        """Token ids of texts, cut to what the model reads."""
+        """Token ids of texts, cut to the length that the model reads."""
         given = [text for text in texts if isinstance(text, TokenIds)]
         if given:
             return given if len(given) == len(texts) else [self.tokenize([text])[0] for text in texts]

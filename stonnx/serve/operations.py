@@ -70,7 +70,7 @@ async def embed(
         model: The name of the model.
         inputs: A text or a list of texts; or token ids.
         field: The field of the request that holds them.
-        prompt_name: The prompt to put in front of each.
+        prompt_name: The prompt to put before each.
         input_type: What they are, in the words of any client.
         normalize: Scale vectors to length 1.
         dimensions: Cut them to this many, and then scale them to length 1.

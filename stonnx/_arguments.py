@@ -1,4 +1,4 @@
-"""Checks of arguments. Each error names the argument, what is allowed, and what was passed."""
+"""Checks of arguments. Each error names the argument, the allowed values, and the passed value."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_callable(name: str, value: Any) -> None:
 
 
 def check_texts(name: str, value: Any) -> Iterable[Any]:
-    """The value, if it can hold many texts. Raise InvalidInputError for one text and for what is not iterable."""
+    """The value, if it can hold many texts. Raise InvalidInputError for one text or a value that is not iterable."""
     if isinstance(value, str):
         raise InvalidInputError(f"{name} is a single str, and must be a list of them. For one text pass [text].")
     if isinstance(value, bytes | bytearray | dict) or not _is_iterable(value):
@@ -69,7 +69,7 @@ def check_texts(name: str, value: Any) -> Iterable[Any]:
 
 
 def described(value: Any) -> str:
-    """A value in a message: short, and with its type where the value alone would mislead."""
+    """A value in a message: short, and with its type if the value alone would mislead."""
     text = f"{value!r:.60}"
     return text if isinstance(value, int | float | str) or value is None else f"{text} ({type(value).__name__})"
 

@@ -1,7 +1,7 @@
 """Embeddings of every accepted kind as float matrices, and results back in the caller's kind.
 
-Lists, numpy arrays, scipy sparse matrices and torch tensors go in. Neither torch nor scipy is imported to find out:
-an object of theirs can only exist where the caller imported them.
+Inputs are lists, numpy arrays, scipy sparse matrices and torch tensors. The check does not import torch or scipy: an
+object of theirs can only exist if the caller imported them.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def to_array(value: Embeddings) -> Any:
     Python numbers become float32, as torch reads them, and so do bfloat16 and float8 tensors.
 
     Raises:
-        InvalidArgumentError: A list whose items do not have the same shape.
-        MissingDependencyError: A sparse tensor, and scipy is not installed.
+        InvalidArgumentError: The items of a list do not have the same shape.
+        MissingDependencyError: The value is a sparse tensor, and scipy is not installed.
     """
     if is_tensor(value):
         return _from_tensor(value)
@@ -66,8 +66,8 @@ def to_float(array: Any) -> Any:
             f"Embeddings have the dtype {array.dtype}, which holds no real numbers. "
             "Pass floats, integers or booleans; texts have to be encoded first."
         )
-    # Half precision would round nearby scores into ties, and integer products overflow. Sparse input is float32
-    # whatever it was, as in sentence-transformers.
+    # Half precision would round nearby scores into ties, and integer products would overflow. Sparse input always
+    # becomes float32, as in sentence-transformers.
     wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8 and not is_sparse(array)
     return array.astype(np.float64 if wide else np.float32, copy=False)
 
@@ -76,7 +76,7 @@ def as_rows(array: Any) -> Any:
     """A vector as a matrix of one row, an empty vector as a matrix of no rows, a matrix as it is.
 
     Raises:
-        InvalidArgumentError: More than two dimensions, or none.
+        InvalidArgumentError: The array has more than two dimensions, or none.
     """
     if array.ndim == 1:
         return array.reshape(1, -1) if array.size else array.reshape(0, 0)
@@ -108,7 +108,7 @@ def check_same_width(a: Matrix, b: Matrix) -> None:
 
 
 def check_finite(name: str, matrix: Any) -> None:
-    """Raise InvalidArgumentError if a row of a matrix, dense or sparse, holds NaN or infinity; it says which."""
+    """Raise InvalidArgumentError if a row of a matrix, dense or sparse, holds NaN or infinity. It names the row."""
     values = matrix.data if is_sparse(matrix) else matrix
     finite = np.isfinite(values)
     if finite.all():

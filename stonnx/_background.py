@@ -1,4 +1,4 @@
-"""Work in a thread of its own, so that Ctrl-C ends the waiting for it: a call into C or Rust is deaf to it."""
+"""Work in a thread of its own, so that Ctrl-C can end the wait for it: a call into C or Rust ignores Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _Result = TypeVar("_Result")
 def in_background(work: Callable[[], _Result], name: str) -> Future[_Result]:
     """Start ``work()`` in a new thread.
 
-    The thread is a daemon, unlike those of a ThreadPoolExecutor: who stops waiting leaves it behind, and it does not
-    hold up the end of the process.
+    Unlike the threads of a ThreadPoolExecutor, this one is a daemon. A caller may stop waiting and abandon it; it does
+    not hold up the end of the process.
 
     Args:
-        work: What to do. An exception that it raises is that of the future.
-        name: Of the thread.
+        work: The function to call. The future gets any exception that it raises.
+        name: The name of the thread.
 
     Example:
         >>> in_background(lambda: 1 + 1, "adding").result()
@@ -29,7 +29,7 @@ def in_background(work: Callable[[], _Result], name: str) -> Future[_Result]:
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # as a ThreadPoolExecutor does: it belongs to who waits
+        except BaseException as error:  # as a ThreadPoolExecutor does: it belongs to the waiting caller
             future.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Where stonnx keeps what it has made: bundles exported on first use, engines, and what it has found out."""
+"""The place where stonnx keeps its own files: bundles exported on first use, engines, and results of checks."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ logger = logging.getLogger("stonnx")
 
 
 def is_remembered(kind: str, identity: str) -> bool:
-    """Whether this user remembered it before. ``identity`` is a hash of everything that it depends on."""
+    """Whether this user remembered a result before. ``identity`` is a hash of everything that it depends on."""
     place = _place(kind, identity)
     try:
-        # In a cache that several users share, anybody can claim anything.
+        # In a cache that several users share, anybody could have written it.
         return place is not None and is_own(os.lstat(place))
     except OSError:
         return False
 
 
 def remember(kind: str, identity: str) -> None:
-    """Remember it. Where the cache cannot be written, nothing is, and every start finds it out again."""
+    """Remember a result. If the cache cannot be written, nothing is remembered, and every start checks again."""
     place = _place(kind, identity)
     if place is None:
         return
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.close(create(place))
-    except FileExistsError:  # remembered meanwhile, or somebody else's
+    except FileExistsError:  # another process remembered it meanwhile, or it belongs to another user
         return
     except OSError as error:
         logger.debug("Nothing can be remembered in %s: %s", place.parent, error)

@@ -1,4 +1,4 @@
-"""What the system says about files: locks, mount points, and whose a file is."""
+"""Facts that the system gives about files: locks, mount points and owners."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import stat
 import sys
 from pathlib import Path
 
-# Of the system call `renameat2`: https://man7.org/linux/man-pages/man2/rename.2.html
+# Constants of the system call `renameat2`: https://man7.org/linux/man-pages/man2/rename.2.html
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -17,10 +17,10 @@ _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def try_lock(descriptor: int) -> bool | None:
-    """Lock an open file until it is closed or the process dies, whatever kills it.
+    """Lock an open file until it is closed or the process dies, however it dies.
 
-    Unlike a process id in a file, the lock means the same in every container and, where the file system tells them,
-    on every host.
+    Unlike a process id in a file, the lock means the same in every container and, if the file system shares it, on
+    every host.
 
     Returns:
         False: Somebody else holds the lock. None: The file system has no locks.
@@ -42,7 +42,7 @@ def try_lock(descriptor: int) -> bool | None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Give two directories or files each other's names, in one step that nobody sees half of.
+    """Exchange the names of two directories or files in one step. Nobody sees half of it.
 
     Returns:
         False: This system or file system cannot do that, and nothing was changed.
@@ -67,7 +67,7 @@ def is_mount_point(path: Path) -> bool:
     if os.path.ismount(path):
         return True
     try:
-        # What is bound to a place from the same file system looks like any other file or directory there.
+        # A bind mount from the same file system looks like any other file or directory there.
         lines = _MOUNTS.read_bytes().splitlines()
     except OSError:
         return False
@@ -82,17 +82,17 @@ def _unescaped(field: bytes) -> bytes:
 
 
 def is_own(found: os.stat_result) -> bool:
-    """Whether a file is a plain one of this user with no second name: nobody else can have prepared it."""
+    """Whether a file is plain, belongs to this user and has no second name, so that nobody else can have made it."""
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         return False
     return sys.platform == "win32" or found.st_uid == os.geteuid()
 
 
 def create(path: Path, mode: int = 0o666) -> int:
-    """Make a new file and open it. A link that somebody has put there is not followed.
+    """Make a new file and open it. This does not follow a link that somebody has put there.
 
     Raises:
-        FileExistsError: Something is there.
+        FileExistsError: Something has that name already.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     return os.open(path, flags | getattr(os, "O_BINARY", 0), mode)

@@ -1,23 +1,23 @@
 """Every error that stonnx raises on purpose.
 
-Each one says what was wrong, what is allowed, and what to do; each is also the builtin that people already catch::
+Each one names the fault, the allowed values, and a remedy. Each is also the builtin error that people already catch::
 
     StonnxError
-    ├── ModelNotFoundError        (FileNotFoundError)   no bundle or checkpoint behind a name or path
+    ├── ModelNotFoundError        (FileNotFoundError)   a name or path without a bundle or checkpoint
     ├── BundleError               (ValueError)          a bundle that cannot be used
     │   ├── BundleFormatError                           its manifest is not a manifest, or of a newer schema
     │   └── BundleIntegrityError  (OSError)             a file is missing, truncated or changed
     ├── InvalidInputError         (TypeError, ValueError)   an input that is not a text; carries its index
     │   ├── TokenIdError          (IndexError)          a text with a token that the network has no row for
     │   └── TokenizerError                              a text that the tokenizers package cannot read
-    ├── TextTooLongError          (ValueError)          a text over the model's limit, where that was to be an error
+    ├── TextTooLongError          (ValueError)          a text over the model's limit, if that should be an error
     ├── InvalidArgumentError      (ValueError)          an argument outside what is allowed
     │   └── ArgumentTypeError     (TypeError)           an argument of a wrong type
     ├── UnsupportedError          (ValueError, NotImplementedError)   something stonnx does not do, by name
-    ├── DeviceError               (RuntimeError)        a device that was asked for and does not work
+    ├── DeviceError               (RuntimeError)        a requested device that does not work
     ├── RunError                  (RuntimeError)        a run that failed on a device that had loaded the graph
     ├── ProbeError                (RuntimeError)        a bundle that gives other vectors here than it should
-    ├── PoolError                (RuntimeError)        a pool whose process died, or that was stopped
+    ├── PoolError                 (RuntimeError)        a pool whose process died, or that was stopped
     ├── OverloadedError           (RuntimeError)        a batcher in which too many tokens wait; says when to try again
     ├── TooManyTokensError        (ValueError)          a request of more tokens than may ever wait in a batcher
     ├── DeadlineError             (TimeoutError)        a request whose deadline passed before all of it had run
@@ -34,7 +34,7 @@ class StonnxError(Exception):
 
 
 class ModelNotFoundError(StonnxError, FileNotFoundError):
-    """There is no model behind a name or path."""
+    """A name or path does not lead to a model."""
 
 
 class BundleError(StonnxError, ValueError):
@@ -83,11 +83,11 @@ class TokenIdError(InvalidInputError, IndexError):
 
 
 class TokenizerError(InvalidInputError):
-    """The tokenizers package gave up on a text, as some splitters do on millions of spaces.
+    """The tokenizers package failed on a text, as some splitters do on millions of spaces.
 
     Attributes:
         index: Position of the text in the list.
-        reason: What the package says.
+        reason: The message of the package.
     """
 
     index: int
@@ -105,7 +105,7 @@ class TokenizerError(InvalidInputError):
 
 
 class TextTooLongError(StonnxError, ValueError):
-    """A text has more tokens than the model reads, and ``too_long="error"`` was asked for.
+    """A text has more tokens than the model reads, and ``too_long`` is ``"error"``.
 
     Attributes:
         index: Position of the text in the list.
@@ -118,7 +118,7 @@ class TextTooLongError(StonnxError, ValueError):
         self.index, self.tokens, self.limit = index, tokens, limit
 
     def shift(self, start: int) -> None:
-        """Count the index from the beginning of the list, after it was counted from ``start``."""
+        """Change an index that counts from ``start`` into one that counts from the beginning of the list."""
         self.index += start
         self.args = (self.index, self.tokens, self.limit)
 
@@ -142,7 +142,7 @@ class UnsupportedError(StonnxError, ValueError, NotImplementedError):
 
 
 class DeviceError(StonnxError, RuntimeError):
-    """A device that was asked for does not work here."""
+    """A requested device does not work here."""
 
 
 class RunError(StonnxError, RuntimeError):
@@ -154,7 +154,7 @@ class PoolError(StonnxError, RuntimeError):
 
 
 class OverloadedError(StonnxError, RuntimeError):
-    """Too many tokens wait in a batcher. Nothing of the request was computed.
+    """Too many tokens wait in a batcher. It did not compute any part of the request.
 
     Attributes:
         queued_tokens: Tokens that wait.
@@ -193,7 +193,7 @@ class TooManyTokensError(StonnxError, ValueError):
 
 
 class DeadlineError(StonnxError, TimeoutError):
-    """The deadline of a request passed before all of its texts had run; the others were dropped."""
+    """The deadline of a request passed before all of its texts had run. The remaining texts were dropped."""
 
     def __str__(self) -> str:
         return "The deadline of the request passed before all of its texts had run."
@@ -212,4 +212,4 @@ class FidelityError(ExportError):
 
 
 class ProbeError(StonnxError, RuntimeError):
-    """A bundle gives other vectors on this machine than where it was exported."""
+    """A bundle gives other vectors on this machine than on the machine that exported it."""

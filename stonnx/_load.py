@@ -1,4 +1,4 @@
-"""A bundle to a model of the class that it is for, without being told which."""
+"""Loads a bundle with the model class that fits it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _CLASSES: dict[Task, type[Model]] = {
 def load_model(
     name_or_path: str | os.PathLike[str], task: Task | None = None, *, revision: str | None = None, **options: Any
 ) -> Model:
-    """Load a bundle with its class.
+    """Load a bundle with the class that fits it.
 
     Args:
         name_or_path: The directory of a bundle, or a Hub id.
-        task: What it is for, where a bare Hub name or a checkpoint does not say so. None: as the bundle says.
+        task: The task, if a bare Hub name or a checkpoint does not say it. None: as the bundle says.
         revision: Branch, tag or commit on the Hub.
         **options: Further arguments of all three classes.
     """

@@ -1,4 +1,4 @@
-"""Progress bars, shown when asked for or when the logger says INFO or DEBUG."""
+"""Progress bars, shown if the caller wants one or the logger is at INFO or DEBUG."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def progress_bar(total: int | None, show: bool | None, unit: str = "text") -> It
     """A bar over ``total`` units, on standard error. Yields the function that advances it.
 
     Args:
-        total: Units of work, or None where that is not known.
+        total: Units of work, or None if unknown.
         show: None shows the bar when the logger ``stonnx`` is at INFO or DEBUG, as sentence-transformers does.
-        unit: What is counted.
+        unit: The name of a unit.
     """
     if show is None:
         show = logger.getEffectiveLevel() in (logging.INFO, logging.DEBUG)

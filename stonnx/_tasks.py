@@ -1,4 +1,4 @@
-"""The tasks as data: all that the code asks about a task, in one row for each."""
+"""The tasks as data: one row for each, with everything that the code asks about a task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Task: TypeAlias = str
 
 @dataclass(frozen=True)
 class TaskRow:
-    """What a task is.
+    """A row of the table of tasks.
 
     Attributes:
         name: Its name in manifests and arguments.
@@ -70,7 +70,7 @@ TASKS: dict[Task, TaskRow] = {
             class_name="CrossEncoder",
             organization="cross-encoder",
             output="logits",
-            # What the model's activation makes of the logits.
+            # The logits after the model's activation.
             result="scores",
             reads_pairs=True,
         ),

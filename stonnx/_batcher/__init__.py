@@ -1,5 +1,5 @@
-"""Texts of many callers in, results out: which texts run together, and the threads that run them.
+"""Texts of many callers in, results out: the choice of texts that run together, and the threads that run them.
 
 ``waiting.py`` and ``queue.py`` decide (pure, without threads or clock), ``workers.py`` runs, ``scheduler.py`` tokenizes
-and admits, ``batcher.py`` is what callers await.
+and admits. Callers await ``batcher.py``.
 """

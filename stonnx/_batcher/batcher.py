@@ -24,15 +24,16 @@ from stonnx.sparse_encoder import SparseEncoder
 
 
 class Batcher:
-    """The model of a server: tasks of an event loop await single texts, and texts that come together run together.
+    """The model of a server: tasks of an event loop await single texts. Texts that come together run together.
 
-    Nothing waits for company: while a thread is free, a text runs at once, and while all are busy a queue forms by
-    itself. Requests take turns, so that a large one does not hold up the others. A task that is cancelled leaves the
-    queue. Results are those of the model's own methods.
+    A text does not wait for others: while a thread is free, it runs at once; while all are busy, a queue forms.
+    Requests take turns, so that a large one does not hold up the others. A cancelled task leaves the queue. Results
+    are those of the model's own methods.
 
     Args:
         model: A model on any device. Do not change its ``max_seq_length`` or prompts while texts wait.
-        max_queued_tokens: The most tokens that wait for each of single texts and bulk work. None: 10 seconds of work.
+        max_queued_tokens: The most waiting tokens, counted separately for single texts and for bulk work. None: 10
+            seconds of work.
 
     Example:
         >>> async def handler(text):
@@ -62,19 +63,19 @@ class Batcher:
         bulk: bool | None = None,
         truncate: bool = True,
     ) -> Any:
-        """What ``model.encode`` returns for these arguments.
+        """The result of ``model.encode`` for these arguments.
 
         Args:
             inputs: A text, or a list of texts.
             prompt_name, prompt: As for the model.
             task: Encode as ``encode_query`` or ``encode_document``.
             normalize_embeddings, truncate_dim, precision: As for the model; dense vectors only.
-            timeout: Seconds after which texts that have not run are dropped, and DeadlineError is raised.
+            timeout: After this many seconds, texts that have not run are dropped, and DeadlineError is raised.
             bulk: Whether other requests go first. None: if there are more than 8 texts.
             truncate: Cut texts that are too long, instead of raising TextTooLongError.
 
         Raises:
-            OverloadedError: Too many tokens wait; ``retry_after`` says when to come again.
+            OverloadedError: Too many tokens wait; ``retry_after`` says when to try again.
             TooManyTokensError: This request alone has more tokens than may wait.
             DeadlineError: ``timeout`` passed.
             InvalidInputError, InvalidArgumentError, TextTooLongError, RunError: As for the model.
@@ -111,7 +112,7 @@ class Batcher:
         bulk: bool | None = None,
         truncate: bool = True,
     ) -> Any:
-        """What ``model.predict`` returns for these arguments: the scores of a pair, or of a list of pairs.
+        """The result of ``model.predict`` for these arguments: the scores of a pair, or of a list of pairs.
 
         Args:
             inputs: A pair of texts, or a list of pairs.
@@ -135,7 +136,7 @@ class Batcher:
     async def rank(
         self, query: str, documents: Sequence[str], *, top_k: int | None = None, **options: Any
     ) -> list[dict[str, int | float]]:
-        """What ``model.rank`` returns: documents by descending score. ``options`` are those of :meth:`predict`."""
+        """The result of ``model.rank``: documents by descending score. ``options`` are those of :meth:`predict`."""
         if isinstance(documents, str):
             raise InvalidInputError("documents is a single str, and must be a list of them: pass [document].")
         if isinstance(self.model, CrossEncoder) and self.model.num_labels != 1:
@@ -145,7 +146,7 @@ class Batcher:
         return [{"corpus_id": index, "score": scores[index]} for index in order]
 
     def load(self) -> Load:
-        """What waits and runs at this moment: for metrics, and to decide whether to send work here."""
+        """The load at this moment: for metrics, and to decide whether to send work here."""
         return self._scheduler.load()
 
     def close(self) -> None:

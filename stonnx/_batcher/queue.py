@@ -1,17 +1,17 @@
-"""Which texts run next: a queue over the texts of many requests, without threads, clock or event loop.
+"""The choice of the texts that run next: a queue over many requests, without threads, clock or event loop.
 
-A run takes texts of one *group* (same graph, same outputs) of similar length, up to a budget of padded tokens. Who
-goes next:
+A run takes texts of one *group* (same graph, same outputs) of similar length, up to a budget of padded tokens. The
+order:
 
 - Requests take turns by the tokens that they have been given (start-time fair queueing): a request of 2,048 texts gets
-  as much as each other one, not more.
+  as much as any other, not more.
 - Requests of few texts are *interactive* and go before *bulk* ones; but while both wait, one run of every
   ``BULK_EVERY`` is led by a bulk request. So a single text waits for the runs in progress and at most one more, and
   bulk work never starves.
-- The text that leads a run is the oldest of its request. Texts of the same length class fill the run up, then those of
+- The text that leads a run is the oldest of its request. Texts of the same length class fill the run, then texts of
   neighbouring classes while the padding stays small.
 
-Texts of requests that were cancelled or have expired are dropped before each run. Equal texts share one entry.
+Before each run, the queue drops the texts of cancelled and expired requests. Equal texts share one entry.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 from stonnx._batcher.waiting import Entry, Group, Lane, LaneQueue, Pace, Request, Run, State
 from stonnx._text.batching import share_of_budget
 
-# While interactive requests wait, a bulk request leads one run of so many.
+# While interactive requests wait, a bulk request leads one of this many runs.
 BULK_EVERY = 4
-# Classes that are looked at for texts to fill a run, on both sides of the leading text's own.
+# The number of classes on each side of the leading text's own from which texts may fill a run.
 _NEIGHBOURS = 12
-# Padded tokens of a run for each real one, at most, when texts of other classes fill it.
+# The most padded tokens of a run for each real one, when texts of other classes fill it.
 _PADDING = 1.2
-# A run costs as much as these tokens before its first one: padding below this is cheaper than a run of its own.
+# A run costs as much as these tokens before its first one. Padding below this is cheaper than a run of its own.
 _FREE_PADDING = 16
 # How fast the measured speed follows: the last ten runs or so count.
 _SMOOTHING = 0.1
@@ -55,7 +55,7 @@ class Queue:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.runs: set[Run] = set()
-        # Runs that failed one after the other; 0 after one that did not.
+        # The number of runs in a row that failed.
         self.failures = 0
         self.cancelled_texts = 0
         self.expired: list[Request] = []
@@ -63,10 +63,10 @@ class Queue:
         self._by_key: dict[Hashable, Entry] = {}
         self._numbers = itertools.count()
         self._since_bulk = 0
-        # Of the last run.
+        # The pace of the last run.
         self.pace = Pace()
 
-    # What waits.
+    # The waiting texts.
 
     def tokens(self, lane: Lane | None = None) -> int:
         """Tokens that wait in a lane, or in all of them."""
@@ -83,13 +83,13 @@ class Queue:
         return sum(run.tokens for run in self.runs)
 
     def seconds_until(self, lane: Lane, pace: Pace, tokens: int, share: float) -> float:
-        """How long it takes until no more than a share of a lane waits, and as many tokens more have room.
+        """Seconds until at most a share of a lane still waits, and there is room for so many more tokens.
 
         Args:
             lane: The lane.
-            pace: Of the tokens that want to come.
-            tokens: How many they are.
-            share: Of what waits in the lane now.
+            pace: The pace of the new tokens.
+            tokens: The number of new tokens.
+            share: The share of the tokens that wait in the lane now.
         """
         seconds = (1 - share) * self._lanes[lane].seconds + pace.seconds_for(tokens)
         if all(queue.texts == 0 for each, queue in self._lanes.items() if each is not lane):
@@ -105,8 +105,8 @@ class Queue:
         """Add texts to a request, as (group, tokens, payload, key).
 
         Args:
-            request: Whose texts they are. It may get more later.
-            texts: Texts of equal keys that are not None have equal results, and are run once.
+            request: The request that the texts belong to. It may get more later.
+            texts: Texts of equal keys other than None have equal results, and run once.
             now: The time.
             start: The position of the first one in the request.
         """
@@ -135,7 +135,7 @@ class Queue:
             heapq.heappush(lane.heap, (request.turn, request.number, request))
 
     def cancel(self, request: Request) -> None:
-        """Nobody waits for a request any more: drop its texts, unless others wait for them too."""
+        """Drop the texts of a request that nobody waits for any more, unless other requests wait for them too."""
         if request.cancelled:
             return
         request.cancelled = True
@@ -158,7 +158,7 @@ class Queue:
         leader = self._leader(now)
         if leader is None:
             return None
-        # Few texts are shared out to the free slots; a run of fewer tokens than that costs more than a slot gains.
+        # Few texts are divided among the free slots. A run of fewer tokens than that costs more than a slot gains.
         waiting, free = self.tokens(), self.slots - len(self.runs)
         budget = share_of_budget(waiting, leader[1].group.tokens, free)
         entries = self._fill(leader, budget, now)
@@ -172,7 +172,7 @@ class Queue:
         return run
 
     def finish(self, run: Run, now: float, *, failed: bool = False) -> list[tuple[Entry, dict[Request, list[int]]]]:
-        """A run is over. Returns who waits for each of its texts."""
+        """End a run. Returns the requests that wait for each of its texts."""
         self.runs.discard(run)
         if failed:
             self.failures += 1
@@ -181,7 +181,7 @@ class Queue:
             seconds = now - run.started
             if seconds > 0:
                 measured = run.tokens / seconds * (1 if run.alone else self.slots)
-                # Small runs are dominated by what each run costs, and say little about a long queue.
+                # In small runs the fixed cost of a run dominates, so they say little about a long queue.
                 run.group.pace.measure(measured, _SMOOTHING * min(1.0, run.padded_tokens / run.group.tokens))
                 self.pace = run.group.pace
         finished = []
@@ -194,10 +194,10 @@ class Queue:
             finished.append((entry, entry.waiters))
         return finished
 
-    # How a run is put together.
+    # The composition of a run.
 
     def _leader(self, now: float) -> tuple[Request, Entry] | None:
-        """The request whose turn it is, and its oldest text."""
+        """The request that has its turn, and its oldest text."""
         interactive, bulk = self._lanes[Lane.INTERACTIVE], self._lanes[Lane.BULK]
         order = [interactive, bulk] if self._since_bulk < BULK_EVERY - 1 else [bulk, interactive]
         for lane in order:
@@ -220,7 +220,7 @@ class Queue:
         return None
 
     def _is_due(self, request: Request, now: float) -> bool:
-        """Whether somebody still waits for a request. One whose deadline has passed is cancelled."""
+        """Whether somebody still waits for a request. This cancels a request whose deadline has passed."""
         if not request.cancelled and request.deadline is not None and request.deadline <= now:
             self.cancel(request)
             self.expired.append(request)
@@ -260,7 +260,7 @@ class Queue:
         return entries
 
     def _give(self, request: Request, entry: Entry, entries: list[Entry], now: float) -> None:
-        """Put a text into a run, at the expense of those who wait for it."""
+        """Put a text into a run, and charge its tokens to the requests that wait for it."""
         self._leave(entry, State.RUNNING)
         entries.append(entry)
         for waiter in entry.waiters:
@@ -269,7 +269,7 @@ class Queue:
                 waiter.started = now
 
     def _leave(self, entry: Entry, state: State) -> None:
-        """An entry waits no longer."""
+        """Take an entry out of the waiting ones."""
         entry.state = state
         self._lanes[entry.lane].count(entry, -1)
 

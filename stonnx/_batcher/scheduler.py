@@ -28,20 +28,20 @@ from stonnx._text.tokenizer import Text, TokenIds
 
 # Requests of more texts wait in the lane of bulk work.
 _MOST_INTERACTIVE_TEXTS = 8
-# Texts of so few characters in all are tokenized in the event loop: another thread costs more than they do.
+# The event loop tokenizes texts of so few characters in all: another thread would cost more than they do.
 _CHARACTERS_IN_LOOP = 1024
-# Texts that are tokenized at a time, so that the first of many run soon; of so many characters at most.
+# The most texts and characters to tokenize at a time, so that the first of many texts run soon.
 _TEXTS_AT_A_TIME = 128
 _CHARACTERS_AT_A_TIME = 1 << 17
 # Threads that tokenize. The tokenizers package uses more of its own for many texts.
 _TOKENIZING_THREADS = 2
-# Roughly, to see whether there is room for a request before it is tokenized.
+# A rough figure, to see whether there is room for a request before it is tokenized.
 _CHARACTERS_PER_TOKEN = 4
-# At least as many as a model adds to a text.
+# At least as many tokens as a model adds to a text.
 _SPECIAL_TOKENS = 4
-# Nobody is told to come again sooner.
+# The shortest time after which a caller is told to retry.
 _SHORTEST_RETRY_SECONDS = 0.05
-# What may wait in a lane: seconds of work by the measured speed, or tokens before anything was measured.
+# The limit of a lane: seconds of work by the measured speed, or tokens before the first measurement.
 QUEUED_SECONDS = 10.0
 _QUEUED_TOKENS_AT_FIRST = 1 << 20
 # The largest usual request of each lane fits into an empty queue, however slow the machine: (texts, tokens of each).
@@ -56,9 +56,9 @@ class Answer:
         rows: The result of each text, in order: see :meth:`Work.run`.
         tokens: Tokens of each text that the model read, special tokens included.
         truncated: Positions of texts that were longer than the model reads, ascending.
-        tokenize_seconds: From the call until its texts were tokenized.
-        queue_seconds: From then until the first of them ran.
-        run_seconds: From then until the last of them had run.
+        tokenize_seconds: Seconds from the call until its texts were tokenized.
+        queue_seconds: Seconds from then until the first of them ran.
+        run_seconds: Seconds from then until the last of them had run.
     """
 
     rows: list[Any]
@@ -94,7 +94,7 @@ class _Pending:
             self.future.set_result(None)
 
     def expire(self) -> None:
-        """The deadline passed."""
+        """Note that the deadline passed."""
         if not self.future.done():
             self.future.set_exception(DeadlineError())
 
@@ -104,8 +104,8 @@ class Scheduler:
 
     Args:
         slots: Runs side by side.
-        max_queued_tokens: The most tokens that wait in each lane, interactive and bulk. None: 10 seconds of work by the
-            measured speed, and never less than 8 texts of 8,192 tokens, or 2,048 texts of 512 in the bulk lane.
+        max_queued_tokens: The most tokens that may wait in each lane, interactive and bulk. None: 10 seconds of work
+            by the measured speed, and never less than 8 texts of 8,192 tokens, or 2,048 texts of 512 in the bulk lane.
         report: Called in a worker's thread after each run.
     """
 
@@ -131,12 +131,12 @@ class Scheduler:
         deadline: float | None = None,
         truncate: bool = True,
     ) -> Answer:
-        """The results of texts. When the awaiting task is cancelled, texts that did not run yet never do.
+        """The results of texts. If the awaiting task is cancelled, texts that have not run yet never do.
 
         Args:
-            work: What to compute.
+            work: The work to do.
             texts: From :meth:`Work.texts` or :meth:`Work.from_ids`.
-            bulk: Whether they can wait for those of others. None: if there are more than 8.
+            bulk: Whether they can wait for the texts of others. None: if there are more than 8.
             deadline: On the clock of :func:`time.perf_counter`: texts that did not start to run by then never do.
             truncate: Cut texts that are too long, instead of raising TextTooLongError.
 
@@ -158,21 +158,21 @@ class Scheduler:
             return answer
         is_late, tokenized = False, start
         try:
-            # Also while nothing is taken from the queue, as when a run is frozen.
+            # This also works while nothing leaves the queue, for example when a run is frozen.
             async with asyncio.timeout(None if deadline is None else deadline - start):
                 await self._fill(request, group, texts, lane, answer, truncate)
                 tokenized = time.perf_counter()
                 await pending.future
         except TimeoutError:
-            # Not raised here: its context has the task in it, which would hold all texts until the garbage collector
+            # Not raised here: its context holds the task, which would keep all texts until the garbage collector
             # comes.
             is_late = True
         except BaseException:
             self._workers.cancel(request)
-            # An error that nobody awaits would be logged.
+            # asyncio would log an error that nobody awaits.
             pending.future.cancel()
-            # This frame is in the traceback of the future's error: holding the future, it would keep all texts until
-            # the garbage collector comes.
+            # This frame is in the traceback of the future's error. If it held the future, it would keep all texts
+            # until the garbage collector comes.
             del pending, request, answer
             raise
         if is_late:
@@ -205,8 +205,8 @@ class Scheduler:
             self._check_room(group.pace, lane, sum(map(len, tokenized)), is_estimate=False)
             self._add(request, group, tokenized, texts, answer, 0, truncate)
             return
-        # A tokenizer rarely makes more tokens than there are characters: with room for these, texts can run while
-        # the next ones are tokenized. Otherwise all have to be counted first.
+        # A tokenizer rarely makes more tokens than there are characters. If there is room for as many, texts can run
+        # while the next ones are tokenized. Otherwise all must be counted first.
         most = sum(min(longest, _SPECIAL_TOKENS + effort) for effort in efforts)
         room = self.max_queued_tokens(lane, group.pace) - self._workers.queued_tokens(lane)
         is_safe = truncate and most <= room
@@ -253,17 +253,17 @@ class Scheduler:
     def _check_room(self, pace: Pace, lane: Lane, tokens: int, *, is_estimate: bool) -> None:
         limit, queued = self.max_queued_tokens(lane, pace), self._workers.queued_tokens(lane)
         if tokens > limit:
-            # An estimate may be too high by much: only what was counted is refused for good.
+            # An estimate may be much too high, so only a counted request is refused for good.
             if is_estimate and tokens <= 2 * limit:
                 return
             raise TooManyTokensError(tokens, limit)
         if queued + tokens > limit:
-            # When half of the queue is free: the others who are told this have to find room as well.
+            # The time when half of the queue is free: other callers who are told this must find room as well.
             seconds = self._workers.seconds_until(lane, pace, max(0, tokens - limit // 2), 0.5)
             raise OverloadedError(queued, limit, max(_SHORTEST_RETRY_SECONDS, seconds))
 
     def pace(self, work: Work) -> Pace:
-        """How fast some work is done here, as measured."""
+        """The measured speed of some work here."""
         return self._paces.setdefault(work.route, {}).setdefault(work.output, Pace())
 
     def max_queued_tokens(self, lane: Lane, pace: Pace) -> int:
@@ -276,16 +276,16 @@ class Scheduler:
         return max(measured, texts * tokens)
 
     def load(self) -> Load:
-        """What waits and runs at this moment."""
+        """The waiting and running work at this moment."""
         return self._workers.load()
 
     def problem(self) -> str | None:
-        """What is wrong with the threads; None: nothing."""
+        """The fault of the threads, or None."""
         return self._workers.problem()
 
     @property
     def failures(self) -> int:
-        """Runs that failed for all of their texts, one after the other."""
+        """The number of runs in a row that failed for all of their texts."""
         return self._workers.failures
 
     def close(self, timeout: float | None = None) -> None:
@@ -317,13 +317,13 @@ def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Any]) -> None:
     try:
         loop.call_soon_threadsafe(call)
     except RuntimeError:
-        # The loop was closed, and nobody waits.
+        # The loop is closed, so nobody waits.
         if not loop.is_closed():
             raise
 
 
 def _pieces(texts: Sequence[Text | TokenIds], efforts: Sequence[int]) -> list[list[Text | TokenIds]]:
-    """Consecutive texts that are tokenized at a time."""
+    """Consecutive texts in pieces that are tokenized at a time."""
     pieces: list[list[Text | TokenIds]] = [[]]
     characters = 0
     for text, effort in zip(texts, efforts, strict=True):

@@ -1,4 +1,4 @@
-"""What waits: texts, the requests that wait for them, and the order within one lane."""
+"""The waiting texts, the requests that wait for them, and the order within one lane."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _CLASSES_PER_DOUBLING = 4
 
 
 class Lane(Enum):
-    """Who waits for a request: somebody, or a job."""
+    """The kind of waiter of a request: a person, or a job."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
 
 
 class State(Enum):
-    """What has become of an entry."""
+    """The state of an entry."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -37,7 +37,7 @@ class Pace:
     tokens_per_second: float | None = None
 
     def seconds_for(self, tokens: float) -> float:
-        """How long so many tokens take; 0 before anything is known."""
+        """Seconds that so many tokens take; 0 before the first measurement."""
         return tokens / self.tokens_per_second if self.tokens_per_second else 0.0
 
     def measure(self, tokens_per_second: float, weight: float) -> None:
@@ -54,8 +54,8 @@ class Group:
         key: Equal for equal groups.
         tokens: The most tokens of a run, padding included, unless it is a single text.
         texts: The most texts of a run.
-        pace: How fast they are; groups of one graph and output share it.
-        context: What runs them; the queue does not look at it.
+        pace: Their speed; groups of one graph and output share it.
+        context: The object that runs them; the queue does not look at it.
     """
 
     key: Hashable
@@ -122,11 +122,11 @@ class Run:
     """Texts that run together now.
 
     Attributes:
-        group: Theirs.
+        group: Their group.
         entries: The texts.
-        alone: Nothing else runs or waits: the run may have all threads.
-        started: When.
-        expected_seconds: How long it takes by the speed so far; 0 before anything is known.
+        alone: Whether nothing else runs or waits, so that the run may have all threads.
+        started: The time of its start.
+        expected_seconds: Its expected time by the speed so far; 0 before the first measurement.
     """
 
     group: Group
@@ -150,8 +150,8 @@ class LaneQueue:
     """The requests of one lane that have waiting entries."""
 
     def __init__(self) -> None:
-        # (turn when it was pushed, number, request): a request's turn only grows, so that an outdated item is pushed
-        # again when it comes to the top.
+        # (turn when it was pushed, number, request). A request's turn only grows, so an outdated item is pushed again
+        # when it comes to the top.
         self.heap: list[tuple[float, int, Request]] = []
         self.buckets: dict[Hashable, dict[int, OrderedDict[Request, deque[Entry]]]] = {}
         self.turn = 0.0
@@ -165,11 +165,11 @@ class LaneQueue:
 
     @property
     def seconds(self) -> float:
-        """How long they take by themselves."""
+        """Seconds that they take by themselves."""
         return sum(pace.seconds_for(tokens) for pace, tokens in self.tokens_of.items())
 
     def count(self, entry: Entry, texts: int) -> None:
-        """An entry comes (1) or goes (-1)."""
+        """Count an entry that comes (1) or goes (-1)."""
         pace = entry.group.pace
         tokens = self.tokens_of.get(pace, 0) + texts * entry.tokens
         self.texts += texts
@@ -192,7 +192,7 @@ class LaneQueue:
         request.buckets.clear()
 
     def next_in(self, group: Hashable, length_class: int) -> tuple[Request, Entry] | None:
-        """An entry of a class, from the request whose turn it is there."""
+        """An entry of a class, from the request that has its turn there."""
         requests = self.buckets.get(group, {}).get(length_class)
         while requests:
             request, entries = next(iter(requests.items()))
@@ -205,11 +205,11 @@ class LaneQueue:
         return None
 
     def pop(self) -> None:
-        """The request at the top has no text that waits."""
+        """Remove the request at the top, which has no waiting text."""
         heapq.heappop(self.heap)[2].is_queued = False
 
     def rotate(self, group: Hashable, length_class: int, request: Request) -> None:
-        """The request had its turn in a class."""
+        """Note that a request had its turn in a class."""
         self.buckets[group][length_class].move_to_end(request)
 
     def _discard(self, group: Hashable, length_class: int, request: Request) -> None:

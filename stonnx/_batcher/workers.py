@@ -1,4 +1,4 @@
-"""The threads that run what the queue decides. They outlive every error of a run."""
+"""The threads that run the texts that the queue chooses. They outlive every error of a run."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from stonnx._text.tokenizer import TokenIds
 
 logger = logging.getLogger("stonnx")
 
-# A run is frozen if it takes so many times as long as expected, and at least so many seconds.
+# A run is frozen if it takes this many times as long as expected, and at least this many seconds.
 _FROZEN_FACTOR = 20
 _FROZEN_SECONDS = 1.0
-# Before anything was measured, nothing is known of how long a run takes.
+# The limit before the first measurement, when the time of a run is unknown.
 _FROZEN_SECONDS_AT_FIRST = 60.0
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a run gave for one text: its result, or the error that it raised."""
+    """The outcome of a run for one text: its result, or its error."""
 
     request: Request
-    # Where the text is in the request: several times if it occurs several times.
+    # The positions of the text in the request: several if it occurs several times.
     positions: Sequence[int]
     result: Any
     error: BaseException | None
@@ -40,7 +40,7 @@ class Done:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did, for metrics."""
+    """The figures of a run, for metrics."""
 
     work: Work
     texts: int
@@ -52,7 +52,7 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Load:
-    """What waits and runs at a moment."""
+    """The waiting and running work at a moment."""
 
     queued_tokens: int
     queued_bulk_tokens: int
@@ -94,11 +94,12 @@ class Workers:
         """Add texts to a request: see :meth:`Queue.add`."""
         with self._condition:
             self._queue.add(request, texts, time.perf_counter(), start)
-            # Who takes a run wakes the next one if there is more: waking all for one text costs more than it does.
+            # A thread that takes a run wakes the next one if there is more. Waking all threads for one text would cost
+            # more than the text.
             self._condition.notify()
 
     def cancel(self, request: Request) -> None:
-        """Nobody waits for a request any more."""
+        """Drop a request that nobody waits for any more."""
         with self._condition:
             self._queue.cancel(request)
 
@@ -108,12 +109,12 @@ class Workers:
             return self._queue.tokens(lane)
 
     def seconds_until(self, lane: Lane, pace: Pace, tokens: int, share: float) -> float:
-        """How long until there is room: see :meth:`Queue.seconds_until`."""
+        """Seconds until there is room: see :meth:`Queue.seconds_until`."""
         with self._condition:
             return self._queue.seconds_until(lane, pace, tokens, share)
 
     def load(self) -> Load:
-        """What waits and runs at this moment."""
+        """The waiting and running work at this moment."""
         with self._condition:
             queue = self._queue
             return Load(
@@ -127,11 +128,11 @@ class Workers:
 
     @property
     def failures(self) -> int:
-        """Runs that failed for all of their texts, one after the other; 0 after one that did not."""
+        """The number of runs in a row that failed for all of their texts."""
         return self._queue.failures
 
     def problem(self) -> str | None:
-        """What is wrong with the threads; None: nothing. A frozen run may still end, and then nothing is wrong."""
+        """The fault of the threads, or None. A frozen run may still end; then there is no fault any more."""
         dead = [thread.name for thread in self._threads if not thread.is_alive()]
         if dead and not self._closed:
             return f"{', '.join(dead)} ended"
@@ -174,9 +175,9 @@ class Workers:
                 if expired:
                     self._expire(expired)
                 if run is not None:
-                    # No name for the texts: this frame would hold them until the next run.
+                    # The texts do not get a name here: this frame would hold them until the next run.
                     self._finish(run, _results(run.group.context, [entry.payload for entry in run.entries], run.alone))
-            except BaseException:  # a mistake of whoever takes the results must not end the thread
+            except BaseException:  # a mistake in the receiver of results must not end the thread
                 logger.exception("The results of a run could not be delivered")
 
     def _finish(self, run: Run, results: list[tuple[Any, BaseException | None]]) -> None:
@@ -201,16 +202,16 @@ _open: weakref.WeakSet[Workers] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """A thread that is inside onnxruntime when the interpreter ends aborts the process."""
+    """End all threads. A thread that is inside onnxruntime when the interpreter ends would abort the process."""
     for workers in list(_open):
         workers.close()
 
 
 def _results(work: Work, texts: Sequence[TokenIds], alone: bool) -> list[tuple[Any, BaseException | None]]:
-    """The result or the error of each text. A run that fails is split, so that only the texts that cause it see it."""
+    """The result or the error of each text. A failed run is split, so that only texts that cause an error get it."""
     try:
         return [(result, None) for result in work.run(texts, alone=alone)]
-    except BaseException as caught:  # whatever it is, it belongs to those who wait for these texts
+    except BaseException as caught:  # any error belongs to those who wait for these texts
         if len(texts) == 1:
             message = "A run of one text of %d tokens failed: %s"
             details = None if isinstance(caught, StonnxError) else caught
@@ -223,8 +224,8 @@ def _results(work: Work, texts: Sequence[TokenIds], alone: bool) -> list[tuple[A
 def _without_frames(error: BaseException) -> BaseException:
     """An error without its tracebacks.
 
-    Their frames lead to the texts, and to those who wait for the error: that is a circle, which would keep all of it
-    until the garbage collector comes.
+    Their frames lead to the texts, and to those who wait for the error. Such a circle would keep all of it until the
+    garbage collector comes.
     """
     some: BaseException | None = error
     while some is not None:

@@ -1,4 +1,4 @@
-"""The command ``stonnx``: one file for each of its commands, with the arguments and what they do."""
+"""The command ``stonnx``: one file for each of its commands, with its arguments and its work."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stonnx.cli._commands import Commands
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0 done, 1 failed with a message, 2 wrong usage, 130 Ctrl-C, 141 nobody reads the output any more, as of `head`.
+    0: done. 1: failed with a message. 2: wrong usage. 130: Ctrl-C. 141: the reader of the output, as `head`, ended.
     """
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int | None] = arguments.command
     try:
         status = command(arguments) or 0
-        print(end="", flush=True)  # here, where a broken pipe is not a traceback
+        print(end="", flush=True)  # here a broken pipe does not become a traceback
         return status
     except BrokenPipeError:
         # Python flushes once more at its end: https://docs.python.org/3/library/signal.html#note-on-sigpipe

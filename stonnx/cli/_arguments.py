@@ -1,4 +1,4 @@
-"""What several commands do with their arguments: numbers that are counts, and paths that should be bundles."""
+"""Checks of arguments that several commands share: numbers that are counts, and paths that should be bundles."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def positive_integer(text: str) -> int:
 
 
 def require_bundle(path: Path, command: str) -> None:
-    """Say what a path is, and what to type, unless it is the directory of a bundle.
+    """Raise an error that says what a path is, and what to type, unless it is the directory of a bundle.
 
     Args:
-        path: What was typed.
+        path: The path that the user typed.
         command: The command that needs a bundle, with its own options, for the advice.
 
     Raises:

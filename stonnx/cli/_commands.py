@@ -1,4 +1,4 @@
-"""The type of what a command adds its arguments to, which argparse keeps private."""
+"""The type of the object that a command adds its arguments to; argparse keeps it private."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of passages, and the hits among them as a table or as JSON: what ``rank`` and ``search`` share."""
+"""The common part of ``rank`` and ``search``: a file of passages, and the hits as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def read_passages(arguments: argparse.Namespace) -> list[Row]:
     """All rows of the file.
 
     Raises:
-        InvalidInputError: There are none, or one of them cannot be read.
-        UnsupportedError, OSError: The file is not one of texts, or cannot be read.
+        InvalidInputError: The file does not have rows, or one of them cannot be read.
+        UnsupportedError, OSError: The file does not hold texts, or cannot be read.
     """
     source = None if arguments.file == "-" else Path(arguments.file)
     read_as = inputs.input_format(source, arguments.input_format)
@@ -73,7 +73,7 @@ def read_passages(arguments: argparse.Namespace) -> list[Row]:
 
 
 def check_task(model: str, wanted: Sequence[str], remedy: str) -> None:
-    """Raise InvalidArgumentError if a model is a bundle here of another task than the wanted ones."""
+    """Raise InvalidArgumentError if a model is a local bundle whose task is not one of the wanted ones."""
     directory = Path(model)
     if (directory / MANIFEST_NAME).is_file() and (task := read_manifest(directory).task) not in wanted:
         raise InvalidArgumentError(f"{model} is a bundle for the task {task!r}. {remedy}")

@@ -1,4 +1,4 @@
-"""``stonnx build``: TensorRT engines of a bundle, made ahead of serving."""
+"""``stonnx build``: TensorRT engines of a bundle, made before serving."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from stonnx.cli._commands import Commands
 def build(
     bundle: Path, device: str, *, memory_limit: int | None = None, begin: Callable[[str], object] = lambda route: None
 ) -> Iterator[tuple[str, Path, float]]:
-    """Build the engine of each graph of a bundle, or load it where it is built already.
+    """Build the engine of each graph of a bundle, or load it if it is built already.
 
     Args:
         bundle: Its directory.
         device: ``tensorrt``, or ``tensorrt:1`` ...
-        memory_limit: What the models that use the engine have as ``DeviceOptions.memory_limit``, in bytes.
-        begin: Is called with the name of a route before its engine is built, which can take minutes.
+        memory_limit: The ``DeviceOptions.memory_limit`` of the models that use the engine, in bytes.
+        begin: Called with the name of a route before its engine is built, which can take minutes.
 
     Yields:
         For each route its name, the directory of its engine, and the seconds that it took.
 
     Raises:
-        ModelNotFoundError: There is no bundle.
-        InvalidArgumentError: The device builds nothing.
+        ModelNotFoundError: The path is not a bundle.
+        InvalidArgumentError: The device does not build engines.
         DeviceError: The device does not work.
     """
     if device.partition(":")[0] != "tensorrt":
@@ -77,7 +77,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Build the engines, and say for each where it is."""
+    """Build the engines, and print the place of each."""
 
     def begin(route: str) -> None:
         print(

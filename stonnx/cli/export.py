@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_bundle(model: Path) -> None:
-    """Say what to type if what is to be exported has been exported already."""
+    """Raise an error that says what to type if the model is an exported bundle already."""
     if (model / MANIFEST_NAME).is_file():
         manifest = read_manifest(model)
         raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""``stonnx rank``: the passages of a file by the score of a reranker."""
+"""``stonnx rank``: the passages of a file, ordered by a reranker's score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stonnx serve``: models behind HTTP."""
+"""``stonnx serve``: models over HTTP."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _add_option(parser: argparse.ArgumentParser, entry: Field[Any]) -> None:
-    """The option of a setting. Without a default: only what was given wins over other sources."""
+    """The option of a setting. It has no default: only a given value wins over other sources."""
     kind, text = str(entry.type), str(entry.metadata["help"])
     name = "--" + entry.name.replace("_", "-")
     shown = entry.default

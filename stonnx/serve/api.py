@@ -36,14 +36,14 @@ from stonnx.serve.tracing import Tracing
 logger = logging.getLogger("stonnx.serve")
 access_logger = logging.getLogger("stonnx.serve.access")
 
-# Threads for what would hold up the event loop: large bodies and responses.
+# Threads for large bodies and responses, which would hold up the event loop.
 _THREADS = 2
-# Bodies from this size are decoded in a thread.
+# A thread decodes bodies from this size on.
 _BYTES_IN_LOOP = 256 * 1024
 # Larger bodies are admitted by their tokens alone: a few of them can take as long as a thousand small ones.
 _SMALL_BODY = 16 * 1024
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-# In the log only, as nginx has it: the client left before the response.
+# A status for the log only, as in nginx: the client left before the response.
 CLIENT_LEFT = 499
 # Fields that hold texts, for errors that name one.
 _TEXT_FIELDS = ("input", "inputs", "texts", "documents")
@@ -53,11 +53,11 @@ class Api:
     """Answers requests for endpoints.
 
     Args:
-        settings: Of the server.
-        models: What it serves.
-        health: Whether it does.
-        metrics: What is counted.
-        tracing: Where spans go.
+        settings: The settings of the server.
+        models: The models that it serves.
+        health: The state of the server.
+        metrics: The counters to update.
+        tracing: The receiver of spans.
     """
 
     def __init__(self, settings: Settings, models: Models, health: Health, metrics: Metrics, tracing: Tracing) -> None:
@@ -106,12 +106,12 @@ class Api:
             self.metrics.in_progress.dec()
             self.metrics.request(endpoint.path, call, code, started)
             self.tracing.end(span, call, code)
-            # Probes come every few seconds, and say something only if they are not answered well.
+            # Probes come every few seconds, so the log mentions only those with a bad answer.
             if self.settings.access_log and not (endpoint.is_public and code < 400):
                 self._log(endpoint.method, request, call, code, started, self.tracing.trace_id(span, request.headers))
 
     async def rehearse(self, endpoint: Endpoint, request: Request) -> None:
-        """Answer a request that nobody sent, so that later ones find everything loaded."""
+        """Answer a request that no client sent, so that later ones find everything loaded."""
         call = self._call(endpoint, request, time.perf_counter())
         decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(endpoint.body)
         body = await self._body(decoder, request, call)
@@ -149,7 +149,7 @@ class Api:
             return await self._respond(reply, call)
         except RequestError as error:
             return self.refuse(error, call)
-        except msgspec.ValidationError as error:  # of a body that is decoded later
+        except msgspec.ValidationError as error:  # from a body that the endpoint itself decodes
             return self.refuse(_invalid(error), call)
         except (ClientDisconnect, _ClientLeftError, asyncio.CancelledError):
             raise
@@ -162,7 +162,7 @@ class Api:
             return self.refuse(RequestError(Kind.INTERNAL, message), call)
 
     def refuse(self, error: RequestError, call: Call) -> Response:
-        """The response that tells of an error."""
+        """The response that reports an error."""
         status = call.dialect.status(error.kind)
         if status in (413, 429, 503, 504):
             self.metrics.rejected.labels(error.kind.name.lower()).inc()
@@ -177,13 +177,13 @@ class Api:
             )
         return Response(content, reply.status, call.headers() | reply.headers, reply.media_type)
 
-    # What a request must have.
+    # The checks of a request.
 
     def check_key(self, request: Request) -> None:
         """Refuse a request without a key, if there are keys.
 
         Raises:
-            RequestError: It has none, or a wrong one.
+            RequestError: The request does not have a key, or a wrong one.
         """
         if not self.keys:
             return
@@ -191,7 +191,7 @@ class Api:
         scheme, _, rest = header.partition(" ")
         given = rest.strip() if scheme.lower() == "bearer" else header
         candidates = [key.encode() for key in (given, request.headers.get("x-api-key", "")) if key]
-        # All of them, whatever the first says: the time does not tell which key was nearly right.
+        # Compares with all keys, even after a match: the time must not tell which key was nearly right.
         found = [hmac.compare_digest(candidate, key) for candidate in candidates for key in self.keys]
         if not any(found):
             what = "is wrong" if candidates else "is missing"
@@ -239,7 +239,7 @@ class Api:
         return body
 
     async def _read(self, request: Request) -> bytes:
-        """The body, unless it is larger than what is allowed: no more than that is ever held."""
+        """The body, unless it is larger than allowed. Memory never holds more than the allowed size."""
         limit = int(self.settings.max_body_mb * 1e6)
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
@@ -262,7 +262,7 @@ class Api:
         return RequestError(Kind.TOO_LARGE, message, headers={"connection": "close"})
 
     async def _until_gone(self, work: Any, request: Request) -> Reply:
-        """The result of some work, which is cancelled when the client closes the connection."""
+        """The result of some work. The work is cancelled when the client closes the connection."""
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(request.receive())
         try:
@@ -277,9 +277,9 @@ class Api:
                 task.cancel()
                 await asyncio.wait((task,))
                 with contextlib.suppress(BaseException):
-                    task.exception()  # its error holds the task, until somebody has asked for it
-            # This frame is in the traceback of the task's error: holding the task, it would keep the texts of a
-            # request that failed until the garbage collector comes.
+                    task.exception()  # its error holds the task until somebody asks for it
+            # This frame is in the traceback of the task's error. If it held the task, it would keep the texts of a
+            # failed request until the garbage collector comes.
             del task, gone, work
 
     def _log(self, method: str, request: Request, call: Call, code: int, started: float, trace_id: str | None) -> None:
@@ -325,17 +325,17 @@ def _too_many(in_progress: int, wait: float) -> RequestError:
 
 
 def _invalid(error: msgspec.ValidationError) -> RequestError:
-    """What a field of the wrong type is told; msgspec says which it is: ``... - at `$.input[3]```."""
+    """The error for a field of the wrong type; msgspec says which field it is: ``... - at `$.input[3]```."""
     message = str(error)
     found = re.search(r" - at `\$\.?(.*)`$", message)
     return RequestError(Kind.INVALID, message, found.group(1) if found and found.group(1) else None)
 
 
 def read_keys(settings: Settings) -> list[bytes]:
-    """The keys of the options, and of the file.
+    """The keys from the options and from the file.
 
     Raises:
-        InvalidArgumentError: The file cannot be read, or has no key.
+        InvalidArgumentError: The file cannot be read, or does not have a key.
     """
     keys = [key.encode() for key in settings.api_key if key]
     if settings.api_key_file is not None:
@@ -376,7 +376,7 @@ class LogFormatter(logging.Formatter):
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    # A path of a client must not end a line, nor look like another field.
+    # A client's path must not end a line or look like another field.
     return text if re.fullmatch(r"[\x21\x23-\x3c\x3e-\x7e]+", text) else json.dumps(text)
 
 

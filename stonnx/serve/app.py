@@ -1,4 +1,4 @@
-"""The ASGI application: all endpoints, and what is there whatever the path."""
+"""The ASGI application: all endpoints, and the parts that do not depend on the path."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Server:
     """Everything that one server has: settings, models, health, metrics, and its application.
 
     Args:
-        settings: Of the server.
-        tracing: Where spans go; None: as the settings say.
+        settings: The settings of the server.
+        tracing: The receiver of spans. None: as the settings say.
     """
 
     def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
@@ -113,7 +113,7 @@ class Server:
         )
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
-        """A path or a method that is not there, in the dialect of the path."""
+        """The response for a path or a method that does not exist, in the dialect of the path."""
         assert isinstance(error, HTTPException)
         path = request.url.path
         if error.status_code == 405:
@@ -144,7 +144,7 @@ class Server:
             await asyncio.to_thread(self.close)
 
     async def _load(self) -> None:
-        """Load the models while the server already says that it lives."""
+        """Load the models while the server already answers that it lives."""
         try:
             await asyncio.to_thread(self.models.load)
             await warm_routes(self)
@@ -156,7 +156,7 @@ class Server:
         self.on_ready()
 
     async def _watch(self) -> None:
-        """Repeat the probes, and look for bundles that were replaced."""
+        """Repeat the probes, and look for replaced bundles."""
         tasks = []
         if self.settings.probe_seconds:
             tasks.append(self.health.watch(self.settings.probe_seconds))
@@ -171,11 +171,11 @@ class Server:
                 await self.reload()
 
     async def reload(self) -> None:
-        """Load bundles again that were replaced."""
+        """Load replaced bundles again."""
         replaced = await asyncio.to_thread(self.models.reload)
         self.metrics.reloads.inc(len(replaced))
         if replaced:
-            # What was set aside from collection when the server became ready holds the old model, too.
+            # The objects that were frozen when the server became ready hold the old model too.
             gc.unfreeze()
             gc.collect()
 
@@ -186,12 +186,12 @@ class Server:
         self.tracing.close()
 
 
-# How often bundles are looked at with `watch`.
+# How often the server looks at bundles with `watch`.
 _WATCH_SECONDS = 2.0
 
 
 def _by_path(routes: list[Route]) -> list[Any]:
-    """One route for each path with all of its methods, so that a wrong method is told which are right."""
+    """One route for each path with all of its methods, so that the error for a wrong method names the right ones."""
     by_path: dict[str, list[Route]] = {}
     for route in routes:
         by_path.setdefault(route.path, []).append(route)
@@ -211,7 +211,7 @@ def _several(path: str, routes: list[Route]) -> Route:
 
 @lru_cache
 def _dialect_of(path: str) -> Dialect:
-    """Whose clients ask for such a path."""
+    """The dialect of the clients that ask for such a path."""
     if path.startswith("/v2/models"):
         return kserve.DIALECT
     if path.startswith(("/v1/rerank", "/v2/", "/v1/embed/")):

@@ -1,4 +1,4 @@
-"""A request on its way: what it asks, what was counted of it, and what its response says beside the body."""
+"""A request in progress: its question, its counters, and the parts of its response other than the body."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from stonnx.serve.models import Models, Served
 
-# Numbers that are formatted in the event loop: more take so long that other requests would wait.
+# The event loop formats up to this many numbers. More would take so long that other requests would wait.
 _NUMBERS_IN_LOOP = 32_768
-# Positions of cut texts that a response names.
+# The most positions of cut texts that a response names.
 _POSITIONS_NAMED = 32
 
 _T = TypeVar("_T")
@@ -32,19 +32,19 @@ class Call:
     """One request.
 
     Attributes:
-        request: The HTTP request, its body read.
-        settings: Of the server.
-        models: Of the server.
-        executor: Threads for what would hold up the event loop.
-        deadline: On the clock of :func:`time.perf_counter`.
+        request: The HTTP request, with its body read.
+        settings: The settings of the server.
+        models: The models of the server.
+        executor: Threads for work that would hold up the event loop.
+        deadline: The deadline, on the clock of :func:`time.perf_counter`.
         request_id: The client's, or a new one.
-        dialect: How errors are told.
-        body: What the body was decoded to.
-        binary: What follows the JSON of the body, in KServe's binary extension.
-        bulk: Whether it may wait for others; None: if it has many texts.
+        dialect: The form of errors.
+        body: The decoded body.
+        binary: The bytes after the JSON of the body, in KServe's binary extension.
+        bulk: Whether it may wait for others. None: if it has many texts.
         served: The model that it uses.
-        texts: Texts of it.
-        answers: What the queue gave for them.
+        texts: The number of its texts.
+        answers: The queue's answers for the texts.
     """
 
     request: Request
@@ -67,7 +67,7 @@ class Call:
         self.served = served
 
     def count(self, answer: Answer) -> None:
-        """Keep what the queue gave."""
+        """Keep an answer of the queue."""
         self.answers.append(answer)
 
     @property
@@ -82,27 +82,27 @@ class Call:
 
     @property
     def tokenize_seconds(self) -> float:
-        """Spent until the texts were tokenized."""
+        """Seconds until the texts were tokenized."""
         return sum(answer.tokenize_seconds for answer in self.answers)
 
     @property
     def queue_seconds(self) -> float:
-        """Waited until the first text ran."""
+        """Seconds from then until the first text ran."""
         return sum(answer.queue_seconds for answer in self.answers)
 
     @property
     def run_seconds(self) -> float:
-        """From then until the last one had run."""
+        """Seconds from then until the last one had run."""
         return sum(answer.run_seconds for answer in self.answers)
 
     async def off_loop(self, work: Callable[[], _T], numbers: int) -> _T:
-        """``work()``, in a thread if it handles so many numbers that the event loop would stand still."""
+        """``work()``, in a thread if it handles so many numbers that it would stop the event loop."""
         if numbers <= _NUMBERS_IN_LOOP:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self.executor, work)
 
     def headers(self) -> dict[str, str]:
-        """What every response says: the names of TEI, and those that browsers draw."""
+        """The headers of every response: the names of TEI, and those that browsers draw."""
         headers = {"x-request-id": self.request_id}
         if not self.answers:
             return headers
@@ -127,11 +127,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """A response: its body as bytes, or as what is written as JSON."""
+    """A response: its body as bytes, or as a value to write as JSON."""
 
     content: Any
     status: int = 200
     media_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
-    # Numbers in it, as far as they decide where it is written.
+    # The numbers in it. They decide whether a thread writes it.
     numbers: int = 0

@@ -1,4 +1,4 @@
-"""A route, as data: what it takes, what it gives, and how it says what went wrong."""
+"""A route, as data: its input, its output, and the form of its errors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Endpoint:
 
     Attributes:
         method: ``GET`` or ``POST``.
-        path: With ``{name}`` for a part that varies.
-        call: What answers it: gets the call, and the body if there is one.
-        dialect: How errors are told.
-        summary: For the documentation.
-        body: What the body is decoded to: a msgspec.Struct. None: there is no body.
-        reply: What the response is made of, for the documentation.
-        is_public: Never needs a key.
-        needs_models: Is refused until the models are loaded.
+        path: The path, with ``{name}`` for a part that varies.
+        call: The function that answers. It gets the call, and the body if there is one.
+        dialect: The form of errors.
+        summary: A line for the documentation.
+        body: The type that the body is decoded to, a msgspec.Struct. None: the endpoint does not read a body.
+        reply: The type of the response, for the documentation.
+        is_public: Whether it never needs a key.
+        needs_models: Whether it is refused until the models are loaded.
         media: The types of its response.
     """
 

@@ -1,4 +1,4 @@
-"""Errors of requests: one kind for each meaning, whatever the dialect makes of it."""
+"""Errors of requests: one kind for each meaning, in every dialect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stonnx._errors import (
 
 
 class Kind(Enum):
-    """What went wrong, with the status of most dialects."""
+    """The kind of an error, with its status in most dialects."""
 
     MALFORMED = 400
     INVALID = 400.1
@@ -45,12 +45,12 @@ class Kind(Enum):
 
 @dataclass
 class RequestError(Exception):
-    """A request that is not answered.
+    """The reason why the server refuses a request.
 
     Attributes:
-        kind: What went wrong.
-        message: What was wrong, what is allowed, what to do.
-        param: The field that was wrong, as ``input[3]``.
+        kind: The kind of the error.
+        message: The fault, the allowed values, and a remedy.
+        param: The wrong field, as ``input[3]``.
         headers: Further headers of the response.
     """
 
@@ -65,10 +65,10 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a family of clients is told of errors.
+    """The form of errors for a family of clients.
 
     Attributes:
-        name: For metrics and documentation.
+        name: A name for metrics and documentation.
         body: The body of an error, from the error and the status.
         statuses: Statuses that differ from those of :class:`Kind`.
     """
@@ -83,12 +83,12 @@ class Dialect:
 
 
 def retry_headers(seconds: float) -> dict[str, str]:
-    """When to come again, for all clients: whole seconds, and milliseconds for those that read them."""
+    """Headers that say when to retry: whole seconds, and milliseconds for clients that read them."""
     return {"retry-after": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, math.ceil(seconds * 1000)))}
 
 
 def as_request_error(error: Exception, field_name: str | None) -> RequestError | None:
-    """What an error of the model or the queue means for the request; None: it is not the client's doing.
+    """An error of the model or the queue as an error of the request; None if the client did not cause it.
 
     Args:
         error: The error.

@@ -1,4 +1,4 @@
-"""Whether the server lives and is ready: threads that work, numbers that are right."""
+"""Whether the server lives and is ready: its threads work and its numbers are right."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from stonnx.serve.models import Models
 
 logger = logging.getLogger("stonnx.serve")
 
-# Runs that fail one after the other until the server is not ready any more.
+# After this many failed runs in a row, the server is not ready.
 _FAILURES = 3
-# Clients that come while the models are loaded or the server ends are told to come again after so many seconds.
+# Clients that come while the models load or the server ends should retry after this many seconds.
 RETRY_SECONDS = 2.0
 
 
@@ -32,10 +32,10 @@ DIALECT = Dialect("operations", _error)
 
 @dataclass
 class Health:
-    """What is known of the server's health.
+    """The state of the server's health.
 
     Attributes:
-        models: Those that are watched.
+        models: The models to watch.
         count_probe: Called with ``passed`` or ``failed`` after each probe.
         loaded: Whether the models are loaded and warm.
         draining: Whether the server is about to end.
@@ -46,7 +46,7 @@ class Health:
     loaded: bool = False
     draining: bool = False
     _problems: dict[str, str] = field(default_factory=dict)
-    # Failed runs that a probe has passed since, by device.
+    # The number of failed runs at the last passed probe, by device.
     _forgiven: dict[str, int] = field(default_factory=dict)
     _probing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _probed: float = 0.0
@@ -85,13 +85,13 @@ class Health:
         return failing
 
     async def check(self) -> str | None:
-        """As :meth:`not_ready`, after a probe if runs have failed: only one that passes makes the server ready."""
+        """As :meth:`not_ready`, after a probe if runs have failed. Only a passed probe makes the server ready again."""
         if self.loaded and not self.draining and self._failing() and self.dead() is None:
             await self.probe()
         return self.not_ready()
 
     async def probe(self) -> None:
-        """Run the probe of every bundle, as when it was loaded."""
+        """Run the probe of every bundle, as loading does."""
         async with self._probing:
             failing = self._failing()
             for served in self.models:
@@ -143,7 +143,7 @@ def _reply(problem: str | None, status: str) -> Reply:
 
 
 def endpoints(health: Health) -> list[Endpoint]:
-    """The routes of health. None of them needs a key."""
+    """The routes of health. They do not need a key."""
 
     def get(path: str, call: Any, summary: str) -> Endpoint:
         return Endpoint("GET", path, call, DIALECT, summary, None, dict[str, Any], is_public=True, needs_models=False)

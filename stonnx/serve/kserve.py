@@ -1,4 +1,4 @@
-"""KServe's open inference protocol, version 2, over HTTP: as tritonclient speaks it, with its binary extension."""
+"""KServe's open inference protocol, version 2, over HTTP, with the binary extension that tritonclient uses."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def server(call: Call) -> Reply:
 
 
 async def model_ready(call: Call) -> Reply:
-    """Whether a model answers: it is there."""
+    """Whether a model answers, which it does if it exists."""
     served = call.models.choose(call.request.path_params["model"], ["embedding", "sparse", "rerank"]).served
     return Reply({"name": served.name, "ready": True})
 
@@ -154,7 +154,7 @@ def _tensors(served: Served) -> tuple[_Tensors, _Tensors]:
         labels = getattr(served.model, "num_labels", 1)
         return [("query", "BYTES", [1]), ("text", "BYTES", [-1])], [("scores", "FP32", [-1, labels])]
     if served.task == "sparse":
-        # The rows one after the other; counts says how many values each has.
+        # The rows one after the other. `counts` says how many values each has.
         return [("text", "BYTES", [-1])], [
             ("counts", "INT64", [-1]),
             ("indices", "INT32", [-1]),
@@ -254,7 +254,7 @@ def _flat(values: list[Any]) -> Iterator[Any]:
 
 
 def _strings(data: bytes, param: str) -> Iterator[str]:
-    """Texts with their lengths in four bytes before them."""
+    """Texts from bytes in which each text follows its length in four bytes."""
     start = 0
     while start < len(data):
         if len(data) - start < 4:

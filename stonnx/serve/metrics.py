@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus. Labels have values from known sets only, so that series do not grow."""
+"""Counters of a server, for Prometheus. Labels have values from known sets only, so that series do not grow."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _TOKENS = (8, 16, 32, 64, 128, 256, 320, 512, 1024, 2048, 4096, 8192)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-# Routes and models that nobody has: a label of their own would let clients make series.
+# The label of unknown routes and models: with labels of their own, clients could create series.
 OTHER = "other"
 
-# Routes as text-embeddings-inference calls them in its metrics.
+# The names of routes in the metrics of text-embeddings-inference.
 _TEI_METHODS = {
     "/embed": "single",
     "/embed_all": "single",
@@ -44,7 +44,7 @@ class Metrics:
     """All metrics of a server.
 
     Args:
-        tei: Whether those of text-embeddings-inference are there too, under its names.
+        tei: Whether to add the metrics of text-embeddings-inference, under its names.
     """
 
     def __init__(self, *, tei: bool = False) -> None:
@@ -84,11 +84,11 @@ class Metrics:
         self._tei = _TeiMetrics(registry) if tei else None
 
     def watch(self, models: Models) -> None:
-        """Read what waits from the queues of these models, and what they are."""
+        """Read the load of these models' queues, and the facts about the models."""
         self.registry.register(_QueueCollector(models, tei=self._tei is not None))
 
     def report(self, run: RunReport) -> None:
-        """Count a run. It is called in the thread that ran it."""
+        """Count a run. The thread that ran it calls this."""
         self.run.observe(run.seconds)
         self.run_tokens.observe(run.tokens)
         self.run_texts.observe(run.texts)
@@ -114,13 +114,13 @@ class Metrics:
             self._tei.request(_TEI_METHODS[route], call, code, seconds)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """All metrics, as Prometheus reads them."""
         text: bytes = generate_latest(self.registry)
         return text
 
 
 class _QueueCollector(Collector):
-    """What waits at the moment of reading."""
+    """The load of the queues at the moment of reading."""
 
     def __init__(self, models: Models, *, tei: bool) -> None:
         self._models, self._tei = models, tei

@@ -23,7 +23,7 @@ from stonnx.serve.settings import ModelSettings, Settings
 
 logger = logging.getLogger("stonnx.serve")
 
-# Texts that measure the speed before the first request, and their words.
+# The number of texts that measure the speed before the first request, and of their words.
 _WORDS_OF_WARMUP = 24
 
 TaskName = Literal["embedding", "sparse", "rerank"]
@@ -44,13 +44,13 @@ class Served:
     """A model that is served.
 
     Attributes:
-        name: What clients call it.
-        settings: As they were given.
+        name: The name that clients use.
+        settings: The settings from the user.
         model: The loaded model.
-        task: What it does.
-        scheduler: Where its texts run.
-        created: When it was loaded, in seconds since 1970.
-        identity: Changes when the files of the bundle do.
+        task: Its task.
+        scheduler: The scheduler that runs its texts.
+        created: The time of loading, in seconds since 1970.
+        identity: A text that changes when the files of the bundle do.
     """
 
     name: str
@@ -90,23 +90,23 @@ class Served:
 
     @property
     def usual_work(self) -> Work:
-        """What it computes if it is told nothing; of a model that has to be told, for queries."""
+        """The work of a request that does not name a task; of a model that needs a task, the work for queries."""
         needs_task = self.model.manifest.needs_task and not self.model.default_prompt_name
         return self.work(task="query") if needs_task else self.work()
 
     @property
     def max_queued_tokens(self) -> dict[str, int]:
-        """The most tokens that wait for it, of small requests and of large ones."""
+        """The most tokens that may wait for it, of small requests and of large ones."""
         pace = self.scheduler.pace(self.usual_work)
         return {lane.value: self.scheduler.max_queued_tokens(lane, pace) for lane in Lane}
 
     def work(self, output: str | None = None, prompt_name: str | None = None, task: str | None = None) -> Work:
-        """What is to be computed, by the model: see :meth:`Model.work`."""
+        """The work that the model should do: see :meth:`Model.work`."""
         key = (output, prompt_name, task)
         found = self._works.get(key)
         if found is None:
             found = self.model.work(output, prompt_name=prompt_name, task=task)
-            # Names that do not exist raised an error: there are as many as the model has prompts.
+            # Unknown names have raised an error, so there are only as many entries as the model has prompts.
             self._works[key] = found
         return found
 
@@ -121,20 +121,20 @@ class Choice:
 
 
 class Models:
-    """All models of a server. It is made empty; :meth:`load` takes as long as loading does."""
+    """All models of a server. It starts empty; :meth:`load` loads them."""
 
     def __init__(self, settings: Settings, report: Callable[[RunReport], None]) -> None:
         self._settings, self._report = settings, report
         self._served: dict[str, Served] = {}
         self._aliases: dict[str, str] = {}
-        # Files that could not be loaded in the place of a model's: they are not tried again.
+        # Replacements of a model's files that could not be loaded. They are not tried again.
         self._refused: dict[str, str] = {}
-        # One for the CPU, and one for each GPU.
+        # One scheduler for the CPU, and one for each GPU.
         self._schedulers: dict[str, Scheduler] = {}
         self.names = _names(settings)
 
     def load(self) -> None:
-        """Load and warm up all models. For a thread of its own."""
+        """Load and warm up all models. Call it in a thread of its own."""
         loaded = [(name, entry, *self._open(entry)) for name, entry in self.names.items()]
         slots: dict[str, int] = {}
         for *_, model, _ in loaded:
@@ -149,7 +149,7 @@ class Models:
         self._aliases = aliases
 
     def reload(self) -> list[str]:
-        """Load bundles again whose files were replaced. The others, and requests in progress, go on undisturbed.
+        """Load bundles again whose files were replaced. Other models and requests in progress are not disturbed.
 
         Returns:
             The names of the models that were replaced.
@@ -157,7 +157,7 @@ class Models:
         replaced = []
         for name, old in list(self._served.items()):
             now = _identity(old.directory)
-            # Nothing, while a directory is being moved; or what could not be loaded before.
+            # Either there is nothing, because a directory is being moved, or these files could not be loaded before.
             if now in ("", old.identity) or self._refused.get(name) == now:
                 continue
             try:
@@ -165,7 +165,7 @@ class Models:
                 if model.device not in self._schedulers:
                     raise InvalidArgumentError(f"it would run on {model.device}, not on {old.model.device}")
                 fresh = self._serve(name, old.settings, model, identity)
-            except Exception as error:  # whatever is wrong with the new files, the old model works
+            except Exception as error:  # any fault of the new files: the old model still works
                 logger.error("The model %s was not replaced: %s", name, error)
                 self._refused[name] = now
                 continue
@@ -186,7 +186,7 @@ class Models:
             "prompts": dict(entry.prompts) or None,
             "dtype": entry.dtype,
         }
-        # Before loading: files that are replaced meanwhile are loaded once more.
+        # Taken before loading, so that files that are replaced meanwhile are loaded once more.
         identity = _identity(Path(entry.bundle))
         model = load_model(entry.bundle, entry.task, revision=entry.revision, **options)
         default = entry.default_prompt or self._settings.default_prompt
@@ -213,11 +213,11 @@ class Models:
         """The model that a request means.
 
         Args:
-            name: As the client wrote it. None or empty: the only one that can do the task.
-            tasks: What the request needs, one of them.
+            name: The name as the client wrote it. None or empty: the only model that can do the task.
+            tasks: The tasks that fit the request; the model must do one of them.
 
         Raises:
-            RequestError: There is no such model, or it cannot do that, or there are several.
+            RequestError: The model does not exist or cannot do the task, or several models can.
         """
         wanted = tuple(tasks)
         able = [served for served in self._served.values() if served.task in wanted]
@@ -255,7 +255,7 @@ class Models:
         target = self._aliases.get(name, name)
         if target in self._served:
             return Choice(self._served[target])
-        # NAME:query and NAME:document, for clients that can change nothing but the name; so too an alias of these.
+        # NAME:query and NAME:document are for clients that can only change the name. An alias works the same way.
         base, colon, suffix = target.rpartition(":")
         base = self._aliases.get(base, base)
         served = self._served.get(base) if colon else None
@@ -277,7 +277,7 @@ class Models:
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        """What other names stand for."""
+        """The name that each alias stands for."""
         return self._aliases
 
     @property
@@ -331,7 +331,7 @@ def _aliases(settings: Settings, names: Mapping[str, ModelSettings]) -> dict[str
 
 
 def _identity(directory: Path) -> str:
-    """Changes when a file of a bundle does; empty while there is no whole bundle."""
+    """A text that changes when a file of a bundle does; empty while the bundle is not complete."""
     try:
         files = [(file.name, file.stat()) for file in sorted(directory.iterdir())]
     except OSError:
@@ -342,7 +342,7 @@ def _identity(directory: Path) -> str:
 
 
 def _measured_speed(served: Served) -> float:
-    """Tokens a second of a usual run, with all slots in use, and a warm tokenizer."""
+    """Tokens a second of a usual run, with all slots in use and a warm tokenizer."""
     text = "warm " * _WORDS_OF_WARMUP
     work = served.usual_work
     (item,) = work.tokenize([(text, text) if served.task == "rerank" else text])

@@ -1,4 +1,4 @@
-"""``/openapi.json``: made of the endpoints and the structs that they decode."""
+"""``/openapi.json``, made from the endpoints and the structs that they decode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every dialect calls: embed, sparse, score and tokenize, with the limits of the server."""
+"""The operations that every dialect calls: embed, sparse, score and tokenize, with the limits of the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stonnx.serve.context import Call
 from stonnx.serve.errors import Kind, RequestError
 from stonnx.serve.models import Choice, Served
 
-# What clients write for what a text is, and the task that it means; of Cohere, the last two have no counterpart.
+# The words of clients for the kind of a text, and the task that each means. Cohere's last two have no counterpart.
 _TASKS = {
     "query": "query",
     "document": "document",
@@ -71,7 +71,7 @@ async def embed(
         inputs: A text or a list of texts; or token ids.
         field: The field of the request that holds them.
         prompt_name: The prompt to put before each.
-        input_type: What they are, in the words of any client.
+        input_type: The kind of the texts, in the words of any client.
         normalize: Scale vectors to length 1.
         dimensions: Cut them to this many, and then scale them to length 1.
         precision: Quantize them.
@@ -142,9 +142,9 @@ async def score(
         model: The name of the model.
         pairs: Pairs of texts.
         field: The field of the request that holds them.
-        raw: Logits, instead of what the model's activation makes of them.
+        raw: Return logits, without the model's activation.
         truncate: Cut pairs that are too long.
-        one_label: Refuse models with several labels, which give no order.
+        one_label: Refuse models with several labels, because several scores do not give an order.
     """
     choice = call.models.choose(model, ["rerank"])
     served = choice.served
@@ -168,7 +168,7 @@ def as_items(call: Call, inputs: Any, field: str) -> list[Any]:
     """The texts of a request as a list; ids as lists of ids.
 
     Raises:
-        RequestError: There is none, there are too many, one is too long, or they are ids that are not taken.
+        RequestError: There are no texts or too many, one is too long, or they are ids and the server does not take ids.
     """
     if isinstance(inputs, str):
         inputs = [inputs]
@@ -214,7 +214,7 @@ def _check_length(call: Call, characters: int, param: str) -> None:
 
 
 def _work(choice: Choice, output: str | None, prompt_name: str | None, input_type: str | None) -> Work:
-    """What to compute, with the prompt that the request, or the name of the model in it, asks for."""
+    """The work of a request, with the prompt that the request, or the model's name in it, asks for."""
     if input_type is not None and input_type not in _TASKS and input_type not in choice.served.prompts:
         raise RequestError(
             Kind.INVALID,

@@ -1,4 +1,4 @@
-"""The page at ``/``: one file, which may load nothing but itself."""
+"""The page at ``/``: one file, which may not load anything else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_PAGE = "<!doctype html><title>stonnx</title><p>This is a stonnx server. GET 
 
 @cache
 def page() -> tuple[bytes, dict[str, str]]:
-    """The page, and headers that allow its own scripts and styles, by their hashes, and nothing from elsewhere."""
+    """The page, and headers that allow only its own scripts and styles, by their hashes."""
     file = resources.files("stonnx.serve").joinpath("page.html")
     text = file.read_text(encoding="utf-8") if file.is_file() else _NO_PAGE
     policy = [
@@ -36,7 +36,7 @@ def page() -> tuple[bytes, dict[str, str]]:
 
 
 def _hashes(text: str, element: str) -> str:
-    """The hashes of all inline elements of a kind, as a policy names them."""
+    """The hashes of all inline elements of a kind, in the form of a policy."""
     found = re.findall(rf"<{element}\b[^>]*>(.*?)</{element}>", text, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in found]
     return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

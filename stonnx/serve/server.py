@@ -1,4 +1,4 @@
-"""The process: a socket, uvicorn, and what signals do."""
+"""The process: a socket, uvicorn, and the handling of signals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(settings: Settings) -> int:
         The exit status: 0 after SIGTERM or Ctrl-C, 1 if the models could not be loaded.
 
     Raises:
-        StonnxError: A setting is wrong, or the address cannot be had.
+        StonnxError: A setting is wrong, or the address cannot be used.
     """
     _log_to_stderr(settings)
     # The tokenizers package sees the CPUs of the machine, not those of a container.
@@ -61,7 +61,7 @@ def run(settings: Settings) -> int:
     server.on_failure = process.give_up
 
     def ready() -> None:
-        # What was loaded stays: looking through it again and again would hold up requests.
+        # The loaded objects stay. If the collector looked through them again and again, it would hold up requests.
         gc.collect()
         gc.freeze()
         logger.info("Ready on %s", address)
@@ -75,7 +75,7 @@ def run(settings: Settings) -> int:
 
 
 class _Process(uvicorn.Server):
-    """uvicorn, which ends after the requests in progress, within a bound, and with status 0."""
+    """A uvicorn that ends after the requests in progress, within a bound, and with status 0."""
 
     def __init__(self, config: uvicorn.Config, server: Server, settings: Settings) -> None:
         super().__init__(config)
@@ -117,7 +117,7 @@ class _Process(uvicorn.Server):
         except StonnxError as error:
             logger.error("The keys were not read again: %s", error)
         task = asyncio.get_running_loop().create_task(self._server.reload())
-        # The loop holds tasks weakly.
+        # The loop holds tasks only weakly.
         self._reloading = task
 
     def give_up(self) -> None:

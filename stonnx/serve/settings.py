@@ -1,4 +1,4 @@
-"""The settings of a server, as data: each is an option, an environment variable and a key of the TOML file."""
+"""The settings of a server, as data. Each is an option, an environment variable and a key of the TOML file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class ModelSettings:
 
     Attributes:
         bundle: The directory of a bundle, or a Hub id.
-        name: What clients call it. Empty: the last part of ``bundle``.
+        name: The name that clients use. Empty: the last part of ``bundle``.
         aliases: Other names for it.
         task: ``embedding``, ``sparse`` or ``rerank``, if ``bundle`` is a Hub name that does not say so.
         device, threads, max_seq_length, max_batch_tokens, revision, dtype: As for the model classes.
-        default_prompt: Name of the prompt for texts of which the request does not say what they are.
+        default_prompt: Name of the prompt for texts whose kind the request does not say.
         prompts: Further prompts, by name.
     """
 
@@ -53,7 +53,7 @@ def _setting(default: Any, text: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a server is told. The help of a field is that of its option."""
+    """All settings of a server. The help of a field is the help of its option."""
 
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     port: int = _setting(8080, "port to listen on; 0 takes a free one")
@@ -99,10 +99,10 @@ class Settings:
     models: tuple[ModelSettings, ...] = ()
 
     def check(self) -> None:
-        """Refuse values that cannot be meant.
+        """Refuse values that are not possible.
 
         Raises:
-            InvalidArgumentError: One of them.
+            InvalidArgumentError: A value is not possible.
         """
         if not self.models:
             raise InvalidArgumentError(
@@ -144,13 +144,13 @@ def read_settings(
     """Settings from options, which win over environment variables, which win over the TOML file.
 
     Args:
-        options: What was given, by the names of the fields.
+        options: The given values, by the names of the fields.
         bundles: ``BUNDLE`` or ``NAME=BUNDLE`` of the command line; they replace the models of the file.
         config: The TOML file.
         environment: ``os.environ``, unless told otherwise.
 
     Raises:
-        InvalidArgumentError: A value is not allowed, or a key is not known.
+        InvalidArgumentError: A value is not allowed, or a key is unknown.
     """
     environment = os.environ if environment is None else environment
     values: dict[str, Any] = {}
@@ -174,7 +174,7 @@ def read_settings(
 
 def _named(text: str) -> ModelSettings:
     name, equals, bundle = text.partition("=")
-    # A path may have an equals sign: what is before it is a name only without slashes.
+    # A path may have an equals sign. The part before it is a name only if it does not have a slash.
     if equals and "/" not in name and name:
         return ModelSettings(bundle, name)
     return ModelSettings(text)

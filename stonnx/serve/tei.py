@@ -50,12 +50,12 @@ def _error(error: RequestError, status: int) -> dict[str, Any]:
     return {"error": error.message, "error_type": _TYPES.get(error.kind, "Validation")}
 
 
-# Clients of TEI read 422 for what they said wrong, and 424 for a model that does something else.
+# TEI's clients expect 422 for a mistake in the request, and 424 for a model with another task.
 DIALECT = Dialect("tei", _error, {Kind.INVALID: 422, Kind.WRONG_TASK: 424})
 
 
 def _direction(call: Call, model: str | None, task: Any, direction: str | None) -> None:
-    """Refuse to cut texts on the side that the model does not cut."""
+    """Refuse to cut texts on the side on which the model does not cut."""
     if direction is None:
         return
     side = call.models.choose(model, [task]).served.truncation_side
@@ -219,12 +219,12 @@ async def decode(call: Call, body: DecodeRequest) -> Reply:
 
 
 def _any_or_first(call: Call, model: str | None) -> list[Any]:
-    """Tasks of a request that every model can answer: without a name, it is for the first one."""
+    """The tasks of a request that every model can answer. A request without a name is for the first model."""
     return ["embedding", "sparse", "rerank"] if model else [next(iter(call.models)).task]
 
 
 async def info(call: Call) -> Reply:
-    """What is served."""
+    """The served models."""
     name = call.request.query_params.get("model")
     first = next(iter(call.models))
     served = call.models.choose(name, ["embedding", "sparse", "rerank"]).served if name else first
@@ -285,7 +285,7 @@ def _describe(call: Call, served: Served) -> dict[str, Any]:
 
 
 async def by_task(call: Call, body: msgspec.Raw) -> Reply:
-    """What the model does, as Hugging Face's inference clients ask for it at ``/``."""
+    """The model's task, which Hugging Face's inference clients ask for at ``/``."""
     keys = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     inputs = keys.get("inputs")
     if inputs is None and "query" in keys:

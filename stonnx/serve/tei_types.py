@@ -1,4 +1,4 @@
-"""What requests and responses of the dialect of text-embeddings-inference are made of."""
+"""The types of requests and responses in the dialect of text-embeddings-inference."""
 
 from __future__ import annotations
 

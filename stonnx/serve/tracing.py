@@ -25,7 +25,7 @@ class Tracing:
     """Spans of requests; without an endpoint, nothing but the caller's trace id.
 
     Args:
-        endpoint: Where spans go, as ``http://localhost:4318/v1/traces``. None: nowhere.
+        endpoint: The receiver of spans, as ``http://localhost:4318/v1/traces``. None: spans are not sent.
 
     Raises:
         MissingDependencyError: The extra ``trace`` is not installed.
@@ -68,7 +68,7 @@ class Tracing:
         return span
 
     def end(self, span: Any, call: Call, code: int) -> None:
-        """The request is over: its parts become spans of their own."""
+        """End the span of a request. The parts of the request become spans of their own."""
         if span is None:
             return
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
@@ -99,6 +99,6 @@ class Tracing:
         return trace_id_of(headers) if span is None else format(span.get_span_context().trace_id, "032x")
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         if self._provider is not None:
             self._provider.shutdown()

@@ -1,4 +1,4 @@
-"""The first request after the server is ready is as fast as the others: one of each kind goes before it."""
+"""A request of each kind before the server is ready, so that the first request after that is as fast as others."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ async def warm_routes(server: Server) -> None:
             },
         }
         for path, body in bodies[served.task].items():
-            # A reranker of several labels ranks nothing, and some models have to be told what their texts are.
+            # A reranker with several labels cannot rank, and some models need the kind of their texts.
             with contextlib.suppress(RequestError, InvalidArgumentError):
                 await _request(server, path, json.dumps(body).encode())
 
 
 async def _request(server: Server, path: str, body: bytes) -> None:
-    """One request without a key, a log line or a metric."""
+    """Send one request without a key, a log line or a metric."""
     from starlette.requests import Request
 
     endpoint = next(each for each in server.endpoints if each.path == path and each.method == "POST")

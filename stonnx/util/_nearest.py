@@ -1,4 +1,4 @@
-"""The best matches of each query, chunk by chunk: what search and paraphrase mining share."""
+"""The best matches of each query, chunk by chunk: the common part of search and paraphrase mining."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def nearest(
 ) -> tuple[FloatArray, IndexArray]:
     """Scores and corpus rows, [queries, k] each: best first, equal scores in the order of the corpus.
 
-    The matrices may have any real dtype. ``like_input`` makes of a chunk what ``score_function`` expects.
+    The matrices may have any real dtype. ``like_input`` converts a chunk to the kind that ``score_function`` expects.
     """
     check_integer("query_chunk_size", query_chunk_size)
     check_integer("corpus_chunk_size", corpus_chunk_size)
@@ -58,14 +58,14 @@ def nearest(
 
 
 def descending(values: FloatArray) -> IndexArray:
-    """The order of ``values`` from high to low along the last axis; equal ones keep theirs."""
+    """The order of ``values`` from high to low along the last axis. Equal values keep their order."""
     return np.argsort(-values, axis=-1, kind="stable")
 
 
 def _steps(
     score_function: ScoreFunction, like_input: Callable[[Any], Any]
 ) -> tuple[Callable[[Matrix], Any], Callable[[Matrix], Any], Callable[[Any, Any], FloatArray]]:
-    """What to do with a chunk of queries, with a chunk of the corpus, and with both."""
+    """The functions to apply to a chunk of queries, to a chunk of the corpus, and to both."""
     if score_function is cos_sim:
         return lambda rows: unit_rows(to_float(rows)), lambda rows: transposed(unit_rows(to_float(rows))), product
     if score_function is dot_score:
@@ -93,12 +93,12 @@ def _top_k(scores: FloatArray, k: int, query_start: int, corpus_start: int) -> t
             f"The score of query {query_start + row} and row {corpus_start + column} of the corpus is NaN, which has "
             "no rank. Look for NaN or infinite values in these two embeddings."
         )
-    # k groups have a maximum of at least this, so the k best scores are at least this. Few others are, and to find
-    # these takes a tenth of the time of `argpartition` over all.
+    # k groups have a maximum of at least this, so the k best scores are at least this. Few others are. Finding these
+    # takes a tenth of the time of `argpartition` over all scores.
     bounds = np.partition(maxima, -k, axis=1)[:, -k]
     ids = np.empty((len(scores), k), np.intp)
     columns = scores.shape[1]
-    step = max(1, _BLOCK_ELEMENTS // columns)  # bounds the memory where most scores are equal, so all are candidates
+    step = max(1, _BLOCK_ELEMENTS // columns)  # bounds the memory if most scores are equal, so that all are candidates
     for start in range(0, len(scores), step):
         block = scores[start : start + step]
         candidates = np.flatnonzero(block >= bounds[start : start + step, None])
@@ -110,7 +110,7 @@ def _top_k(scores: FloatArray, k: int, query_start: int, corpus_start: int) -> t
 
 
 def _stride_maxima(scores: FloatArray, at_least: int) -> FloatArray:
-    """Maxima of disjoint groups of columns, [rows, min(at_least, columns) or more]; NaN where a group has one."""
+    """Maxima of disjoint groups of columns, [rows, min(at_least, columns) or more]; NaN if a group has one."""
     rows, columns = scores.shape
     members = max(1, columns // at_least)
     groups = columns // members

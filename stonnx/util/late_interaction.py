@@ -4,8 +4,8 @@ The score of a query and a document is the sum over the query's rows of the larg
 document: ``sum_i max_j (a_i . b_j)`` (https://arxiv.org/abs/2004.12832, equation 3). Nothing is normalized.
 
 Embeddings are a list of arrays [rows, dimension], an array [items, rows, dimension] in which rows of zeros are padding,
-or one array [rows, dimension], which is one item. numpy arrays and torch tensors go in; the result is an array, or a
-torch tensor if an input is one, and is always float32.
+or one array [rows, dimension], which is one item. Inputs are numpy arrays or torch tensors. The result is an array, or
+a torch tensor if an input is one, and is always float32.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def maxsim(
         a: Queries: a list of [rows, dimension], [items, rows, dimension], or one query [rows, dimension].
         b: Documents, in the same forms.
         a_mask: Weight of each query row, bool or float: [items, rows], [rows] for one query, or a list of [rows]. None:
-            every row counts, but for rows of zeros in [items, rows, dimension].
+            every row counts, except rows of zeros in [items, rows, dimension].
         b_mask: Which document rows count, in the same forms.
-        chunk_elements: How many numbers of documents and of products are in memory at a time. The scores do not
-            depend on it. None: what fits a processor's cache.
+        chunk_elements: The most numbers of documents and of products in memory at a time. The scores do not depend
+            on it. None: as many as fit a processor's cache.
         length_normalize: Divide each score by the number of the query's rows that count (at least 1).
-        device: None or ``"cpu"``: it is computed there.
+        device: None or ``"cpu"``: the function runs there.
 
     Returns:
-        float32 [queries, documents]. A document without rows has -1e9.
+        float32 [queries, documents]. The score of a document without rows is -1e9.
 
     Raises:
         InvalidArgumentError: Dimensions differ, a mask does not fit, or the embeddings have another number of axes.
-        UnsupportedError: Another device.
+        UnsupportedError: ``device`` is another device.
 
     Example:
         >>> query = [[1.0, 0.0], [0.0, 1.0]]
@@ -211,7 +211,7 @@ def _items(embeddings: Any, mask: Any, name: str) -> list[_Item]:
 def _masked(array: npt.NDArray[Any], weights: npt.NDArray[np.float32]) -> _Item:
     kept = np.flatnonzero(weights)
     if len(weights) > len(array):
-        # A mask may count rows after an item's own: those of the padding, which are zeros.
+        # A mask may also count rows after an item's own: the zeros of the padding.
         array = np.concatenate([array, np.zeros((len(weights) - len(array), array.shape[1]), array.dtype)])
     return _Item(array if len(kept) == len(array) else array[kept], weights[kept], max(len(kept), 1))
 
@@ -248,7 +248,7 @@ def _float(value: Any) -> npt.NDArray[Any]:
 
 def _result_like(a: Any, b: Any) -> Callable[[Any], Any]:
     given = [*(a if isinstance(a, list | tuple) else [a]), *(b if isinstance(b, list | tuple) else [b])]
-    # Documents before queries: the result is on their device.
+    # Documents come before queries because the result is on their device.
     return result_like(*reversed(given)) if given else lambda scores: scores
 
 

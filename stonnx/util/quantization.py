@@ -52,9 +52,9 @@ def quantize_embeddings(
         precision: "float32", "int8" (-128 to 127), "uint8" (0 to 255), "binary" (packed, as int8) or "ubinary"
             (packed, as uint8).
         ranges: [2, dimension], the minimum and the maximum of each dimension, for int8 and uint8. Values outside
-            become the first or the last step. Keep them: queries and corpus have to be quantized with the same.
-        calibration_embeddings: [rows, dimension] to take the ranges from, where ``ranges`` is not given. Without
-            either they come from ``embeddings``.
+            become the first or the last step. Keep them: queries and corpus need the same ranges.
+        calibration_embeddings: [rows, dimension] to take the ranges from if ``ranges`` is None. If both are None, the
+            ranges come from ``embeddings``.
 
     Returns:
         A numpy array [rows, dimension] of that dtype, packed [rows, ceil(dimension / 8)], also for tensors; or a list
@@ -117,7 +117,7 @@ def quantize_embeddings(
 def quantization_ranges(
     embeddings: Embeddings, precision: Precision, calibration_embeddings: Embeddings | None = None
 ) -> npt.NDArray[Any]:
-    """The ``ranges`` [2, dimension] that :func:`quantize_embeddings` takes where none are given.
+    """The ``ranges`` [2, dimension] that :func:`quantize_embeddings` uses if its caller passes none.
 
     Args:
         embeddings: [rows, dimension].
@@ -179,7 +179,7 @@ def _starts_and_steps(ranges: Embeddings, dimension: int) -> tuple[FloatArray, F
 
 
 def _to_dense(value: Embeddings, name: str) -> npt.NDArray[Any]:
-    """A value as a dense array of numbers. ``name`` is that of the argument, for messages."""
+    """A value as a dense array of numbers. ``name`` is the name of the argument, for messages."""
     dense = _dense(value)
     if not dense.ndim or dense.dtype.kind not in "fiub":
         raise InvalidArgumentError(
@@ -191,7 +191,7 @@ def _to_dense(value: Embeddings, name: str) -> npt.NDArray[Any]:
 
 def _dense(value: Embeddings) -> npt.NDArray[Any]:
     if isinstance(value, list | tuple):
-        # Not `to_array`, which makes Python floats float32: in float64 some of them fall in another step.
+        # Not `to_array`, which makes Python floats float32. Some of them fall in another step than in float64.
         try:
             return np.asarray(value)
         except ValueError as error:

@@ -146,7 +146,7 @@ def paraphrase_mining_embeddings(
 ) -> list[list[float | int]]:
     """Find the most similar pairs of rows.
 
-    A pair is found where one of the two is among the ``top_k`` nearest of the other.
+    The search finds a pair if one of the two is among the ``top_k`` nearest of the other.
 
     Args:
         embeddings: [rows, dimension]; dense or sparse.
@@ -252,7 +252,7 @@ def community_detection(
     unit = unit_rows(rows)
     count = unit.shape[0]
     candidates: list[tuple[int, npt.NDArray[np.int32]]] = []
-    # In float32 even for float64 embeddings, where a threshold such as 0.7 is a little lower: as the original does.
+    # In float32 even for float64 embeddings, as in the original: a threshold such as 0.7 is a little lower there.
     smallest = np.float32(threshold)
     columns = transposed(unit)
     with progress_bar(count, show_progress_bar, "row") as advance:

@@ -39,7 +39,7 @@ _BLOCK_ELEMENTS = 1 << 16  # 256 KB of differences at a time: they stay in the c
 
 
 def cos_sim(a: Embeddings, b: Embeddings) -> FloatArray:
-    """Cosine of each row of ``a`` with each row of ``b``; 0 where either is all zeros.
+    """Cosine of each row of ``a`` with each row of ``b``; 0 if either row is all zeros.
 
     Args:
         a: [n, dimension], or one vector.
@@ -129,7 +129,7 @@ def manhattan_sim(a: Embeddings, b: Embeddings) -> FloatArray:
 
 
 def pairwise_cos_sim(a: Embeddings, b: Embeddings) -> FloatArray:
-    """Cosine of each row of ``a`` with the same row of ``b``; 0 where either is all zeros.
+    """Cosine of each row of ``a`` with the same row of ``b``; 0 if either row is all zeros.
 
     Args:
         a: [n, dimension]; or one vector or row, which is compared with every row of ``b``.
@@ -223,7 +223,7 @@ def pairwise_angle_sim(x: Embeddings, y: Embeddings) -> FloatArray:
         unit_x, unit_y = unit_rows(rows_x), unit_rows(rows_y)
         half = (unit_x.shape[1] + 1) // 2
         imaginary_x, imaginary_y = unit_x[:, half:], unit_y[:, half:]
-        # The real part that would meet the padding contributes zero, so it is left out instead of padded.
+        # The real part opposite the padding contributes zero, so this leaves it out instead of padding.
         paired = imaginary_x.shape[1]
         sine = row_dot(imaginary_x, unit_y[:, :paired]) - row_dot(unit_x[:, :paired], imaginary_y)
         return np.asarray(np.abs(row_dot(unit_x, unit_y) + sine))
@@ -257,7 +257,7 @@ def _by_row(a: Embeddings, b: Embeddings, score: Callable[[Matrix, Matrix], Floa
         )
         scores = score(rows_a, rows_b)
     else:
-        # In blocks: what a score needs on the way stays in the cache, and memory stays bounded.
+        # In blocks: intermediate arrays of a score stay in the cache, and memory stays bounded.
         rows_a, rows_b = np.broadcast_arrays(rows_a, rows_b)
         scores = np.empty(count, np.result_type(rows_a, rows_b))
         for block in blocks(rows_a):
@@ -280,7 +280,7 @@ def _sum_of_differences(rows_a: FloatArray, rows_b: FloatArray, of: Callable[...
 
 
 def _sparse_manhattan(rows_a: Any, rows_b: Any) -> FloatArray:
-    # |x - y| is |x| + |y| except where both are non-zero: only those columns are looked at, one row at a time.
+    # |x - y| is |x| + |y| unless both are non-zero. So this looks at those columns only, one row at a time.
     # In float64, because the two parts cancel.
     rows_a, columns_b = rows_a.astype(np.float64), rows_b.tocsc().astype(np.float64)
     distances = np.add.outer(row_abs_sum(rows_a), row_abs_sum(columns_b))

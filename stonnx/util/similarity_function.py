@@ -43,7 +43,7 @@ class SimilarityFunction(Enum):
         """The function that compares all rows with all rows, such as :func:`~stonnx.util.cos_sim`.
 
         Raises:
-            InvalidArgumentError: A name that is none of :meth:`possible_values`.
+            InvalidArgumentError: The name is not one of :meth:`possible_values`.
         """
         return _FUNCTIONS[SimilarityFunction(similarity_function)][0]
 
@@ -52,7 +52,7 @@ class SimilarityFunction(Enum):
         """The function that compares row by row, such as :func:`~stonnx.util.pairwise_cos_sim`.
 
         Raises:
-            InvalidArgumentError: A name that is none of :meth:`possible_values`.
+            InvalidArgumentError: The name is not one of :meth:`possible_values`.
         """
         return _FUNCTIONS[SimilarityFunction(similarity_function)][1]
 

@@ -87,7 +87,7 @@ def select_max_active_dims(embeddings: Embeddings, max_active_dims: int | None) 
         max_active_dims: How many values to keep of each. None, or more than there are, keeps all.
 
     Returns:
-        New embeddings of the same shape, float32 (float64 for dense float64 input); the ones that were given for None.
+        New embeddings of the same shape, float32 (float64 for dense float64 input). For None, the given embeddings.
         A scipy sparse input gives a ``csr_array``, a tensor a tensor of the same layout.
 
     Raises:
@@ -109,7 +109,7 @@ def select_max_active_dims(embeddings: Embeddings, max_active_dims: int | None) 
         np.put_along_axis(result, weakest, 0, axis=-1)
         return _like_input(embeddings, result)
     row = np.repeat(np.arange(array.shape[0]), np.diff(array.indptr))
-    # Of each row the strongest come first, and the values of earlier rows before all of them.
+    # Sorted by row, and within a row by strength.
     order = np.lexsort((array.indices, -np.abs(array.data), row))
     kept = np.sort(order[np.arange(len(order)) - array.indptr[row[order]] < max_active_dims])
     counts = np.bincount(row[kept], minlength=array.shape[0])

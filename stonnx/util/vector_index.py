@@ -1,6 +1,6 @@
 """Search in an index of faiss or usearch, rescored with the float queries.
 
-The two libraries differ in how an index is built, searched and read: a :class:`_Library` each. The rest is one flow.
+The two libraries build, search and read an index differently: each has a :class:`_Library`. They share the rest.
 Source: https://huggingface.co/blog/embedding-quantization
 """
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _HNSW_LINKS = 16
 
 Array: TypeAlias = npt.NDArray[Any]
-_MOST_HITS = 2**31 - 1  # what both libraries count with
+_MOST_HITS = 2**31 - 1  # the largest count in both libraries
 
 Found: TypeAlias = tuple[Array, Array, npt.NDArray[np.bool_]]
 """Scores, corpus rows, and which of them are filled: [queries, k] each. Both libraries pad short results."""
@@ -62,8 +62,8 @@ def semantic_search_faiss(
 ) -> SearchResult:
     """Find the rows of a corpus nearest to each query, with faiss. Needs ``pip install faiss-cpu``.
 
-    With float queries and a quantized corpus, ``top_k * rescore_multiplier`` rows are searched for with quantized
-    queries, and the dot products of the float queries with these decide.
+    With float queries and a quantized corpus, the search finds ``top_k * rescore_multiplier`` rows with quantized
+    queries. The dot products of the float queries with these rows then decide.
 
     Args:
         query_embeddings: [queries, dimension] or one vector; floats, or already quantized as the corpus.
@@ -71,8 +71,8 @@ def semantic_search_faiss(
         corpus_index: An index from an earlier call with ``output_index=True``, or one that you made.
         corpus_precision: "float32" and "uint8" are compared by dot product, "ubinary" by Hamming distance.
         top_k: Hits per query at most.
-        ranges: What the corpus was quantized with: see :func:`quantize_embeddings`. For "uint8" only.
-        calibration_embeddings: To take the ranges from, where ``ranges`` is not given.
+        ranges: The ranges that the corpus was quantized with: see :func:`quantize_embeddings`. For "uint8" only.
+        calibration_embeddings: Embeddings to take the ranges from if ``ranges`` is None.
         rescore: Whether to rescore.
         rescore_multiplier: How many times ``top_k`` to rescore.
         exact: Compare with every row; otherwise build an approximate (HNSW) index.
@@ -80,12 +80,12 @@ def semantic_search_faiss(
 
     Returns:
         ``(results, seconds)`` or ``(results, seconds, index)``: for each query its hits, best first, as
-        :func:`semantic_search` gives them. Scores are dot products where rescored, else what faiss gives, which for
-        "ubinary" is the number of different bits.
+        :func:`semantic_search` gives them. Rescored scores are dot products. Others are the scores of faiss: for
+        "ubinary", the number of different bits.
 
     Raises:
         InvalidArgumentError: Both or none of ``corpus_embeddings`` and ``corpus_index``, another precision, a size
-            below 1, or what :func:`quantize_embeddings` refuses.
+            below 1, or an argument that :func:`quantize_embeddings` refuses.
         MissingDependencyError: faiss is not installed.
 
     Example:
@@ -234,7 +234,7 @@ def _search(
 
 
 def _as_stored(codes: Array, precision: Precision) -> Array:
-    # An index reads binary codes as bytes: back to those before `quantize_embeddings` subtracted 128.
+    # An index reads binary codes as bytes, so this restores the bytes from before the subtraction of 128.
     return codes.view(np.uint8) ^ 0x80 if precision == "binary" else codes
 
 
@@ -274,7 +274,7 @@ def _build_usearch(codes: Array, precision: Precision, exact: bool) -> Any:
 
 def _search_usearch(index: Any, codes: Array, k: int, exact: bool) -> Found:
     matches = index.search(codes, count=k, exact=exact)
-    # One query gives vectors without padding; several give matrices, and `counts` has how much of each is filled.
+    # One query gives vectors without padding. Several give matrices, and `counts` says how much of each row is filled.
     scores, rows = np.atleast_2d(matches.distances), np.atleast_2d(matches.keys)
     counts = np.asarray(getattr(matches, "counts", rows.shape[1]))
     return scores, rows, np.arange(rows.shape[1]) < counts.reshape(-1, 1)

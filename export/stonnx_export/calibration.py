@@ -1,4 +1,4 @@
-"""What some values of a network are, over texts or over random tokens."""
+"""Measures values of a network, over texts or over random tokens."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 # Sequences of uniformly random token ids give ranges as good as those of real sentences (measured on all-MiniLM-L6-v2),
 # in any language and without any data.
 _SEQUENCES, _TOKENS = 64, 64
-# But for these, which are in every text, and stand for more than themselves: trained networks put their largest values
-# on them, and on the first token.
+# Punctuation is mixed in, because trained networks put their largest values on it, and on the first token. Every text
+# has some of it.
 _PUNCTUATION = ". , ? ! : ; - ' \" ( )"
 _SHARE_OF_PUNCTUATION = 1 / 8
 # Tokens whose moments are computed in one product.
 TOKENS_TOGETHER = 1024
-# Texts of one's own to calibrate with.
+# How many texts a caller's file must have, and how many of them are used at most.
 _FEWEST_TEXTS, _MOST_TEXTS = 16, 1000
 _CALIBRATION = (
     f"Calibrate with a text file of at least {_FEWEST_TEXTS} lines, one text in each, "
@@ -40,7 +40,7 @@ _CALIBRATION = (
 
 
 def random_sequences(tokenizer: OriginalTokenizer, limit: int) -> list[list[int]]:
-    """Sequences of random ids, and some punctuation, between the special tokens of every text; always the same ones."""
+    """Random ids and some punctuation between the special tokens of a text; the sequences are always the same."""
     backend = tokenizer.backend
     first, last = _special_tokens(backend) if tokenizer.add_special_tokens else ([], [])
     generator = np.random.default_rng(0)
@@ -67,8 +67,8 @@ def read_texts(file: str | os.PathLike[str]) -> list[str]:
     """The lines of a text file to calibrate with, at most the first 1,000 that are not empty.
 
     Raises:
-        InvalidArgumentError: It is not a text in UTF-8, or has fewer than 16 lines: the ranges of a layer cannot be
-            told from a few sentences.
+        InvalidArgumentError: The file is not UTF-8, or has fewer than 16 lines: a few sentences do not show the ranges
+            of a layer.
     """
     try:
         with open(file, encoding="utf-8") as lines:
@@ -85,7 +85,7 @@ def read_texts(file: str | os.PathLike[str]) -> list[str]:
 
 
 def _special_tokens(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens in front of a text and behind it."""
+    """The special tokens before a text and after it."""
     encoding = _unlimited(backend).encode("a")
     special = encoding.special_tokens_mask
     front = next((index for index, flag in enumerate(special) if not flag), len(special))
@@ -104,7 +104,7 @@ def _unlimited(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 def tokens(
     model: ir.Model, values: Collection[ir.Value], sequences: Iterable[Sequence[int]]
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """What values [B, S, K], or [B, K], are in each sequence, [S, K] or [K], by the name of the value."""
+    """Values [B, S, K], or [B, K], measured in each sequence, [S, K] or [K], by the name of the value."""
     names = [str(value.name) for value in values]
     extra = [value for value in values if not value.is_graph_output()]
     model.graph.outputs.extend(extra)
@@ -138,7 +138,7 @@ def second_moments(
 ) -> Mapping[str, npt.NDArray[np.float32]]:
     """The mean of ``x_i x_j`` over all tokens, [K, K], by the name of the value.
 
-    Of float values [B, S, K], divided by the scales [K] of their channels where those are given.
+    The values are float, [B, S, K]. They are divided by the scales [K] of their channels if those are given.
     """
     scales = {str(value.name): scale for value, scale in values.items()}
     sums: dict[str, npt.NDArray[np.float32]] = {}
@@ -156,7 +156,7 @@ def second_moments(
 def _together(
     parts: Iterable[dict[str, npt.NDArray[np.float32]]],
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """The tokens of many sequences in one array: a large product takes a tenth of the time of many small ones."""
+    """The tokens of many sequences in one array: one large product takes a tenth of the time of many small ones."""
     waiting: list[dict[str, npt.NDArray[np.float32]]] = []
     for part in parts:
         waiting.append(part)
@@ -176,7 +176,7 @@ def feeds(session: InferenceSession, sequence: Sequence[int]) -> dict[str, npt.N
 
 
 def options() -> SessionOptions:
-    """Settings of a session for measuring: the graph as it is, and no chatter."""
+    """Settings of a session for measuring: it runs the graph as it is, and logs nothing."""
     onnxruntime = import_onnxruntime()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3

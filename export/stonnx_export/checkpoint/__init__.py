@@ -1,1 +1,1 @@
-"""The directory of a checkpoint in; its chain of modules as data out."""
+"""The directory of a checkpoint enters; its chain of modules leaves, as data."""

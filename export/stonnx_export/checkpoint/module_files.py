@@ -31,7 +31,7 @@ from stonnx_export.checkpoint.modules import (
     WeightedLayerPooling,
 )
 
-# What to do about a checkpoint that is code as well as data.
+# The advice for a checkpoint that is code as well as data.
 TRUST_IT = (
     "Read that code. If you trust it, let the exporter run it: stonnx export MODEL --trust-remote-code, or "
     "export(..., trust_remote_code=True). The bundle itself never needs it."
@@ -47,8 +47,8 @@ _OLD_POOLING_SETTINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# What a Transformer may do to texts beside max_seq_length and do_lower_case: a limit for each task, tokens appended to
-# queries, arguments of the tokenizer. A bundle's tokenizer does the same to every text.
+# Settings of a Transformer that change texts beyond max_seq_length and do_lower_case: a limit for each task, tokens
+# appended to queries, arguments of the tokenizer. They are refused: a bundle's tokenizer treats all texts alike.
 _REFUSED_TRANSFORMER_SETTINGS = ("query_length", "document_length", "query_expansion", "processing_kwargs")
 
 
@@ -57,7 +57,7 @@ _OUTPUTS = ("last_hidden_state", "logits")
 
 
 def read_module(root: Path, reference: str, path: str, *, trusted: bool = False, first: bool = False) -> Module | None:
-    """Read one module; None for one that does nothing at inference.
+    """Read one module; the result is None if the module does nothing at inference.
 
     Args:
         root: The checkpoint.
@@ -104,7 +104,7 @@ def _folder(root: Path, path: str) -> Path:
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Files of another shape than expected are an ExportError: each library has errors of its own for that."""
+    """Raise ExportError if a file has an unexpected shape: each library has errors of its own for that."""
     try:
         yield
     except StonnxError:
@@ -142,13 +142,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def transformer_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a Transformer module; none if it has no file of them."""
+    """The settings of a Transformer module; empty if it has no file with settings."""
     file = _transformer_file(folder)
     return read_object(file) if file is not None else {}
 
 
 def _transformer_file(folder: Path) -> Path | None:
-    """The first file with settings is read, as by sentence-transformers."""
+    """The first file with settings, which is the one that sentence-transformers reads."""
     kinds = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
     files = [folder / f"sentence_{kind}_config.json" for kind in kinds]
     return next((file for file in files if file.is_file() and read_object(file)), None)
@@ -177,7 +177,7 @@ def _read_static_embedding(folder: Path) -> StaticEmbedding:
     weights = _read_weights(folder)
     if "embedding.weight" in weights:
         return StaticEmbedding(weights["embedding.weight"])
-    # The layout of model2vec: rows may be shared by tokens, and scaled for each of them.
+    # The layout of model2vec: tokens may share a row, and each token may scale it.
     table = weights["embeddings"]
     if "mapping" in weights:
         table = table[weights["mapping"].astype(np.int64)]
@@ -238,7 +238,7 @@ def _read_sparse_auto_encoder(folder: Path) -> SparseAutoEncoder:
     settings, weights = read_object(folder / "config.json"), _read_weights(folder)
     return SparseAutoEncoder(
         pre_bias=weights["pre_bias"],
-        # The decoder shares the weight of the encoder, and files hold it under the name of either.
+        # The decoder shares the weight of the encoder, and files hold it under either name.
         weight=weights["encoder.weight"] if "encoder.weight" in weights else weights["decoder.linear.weight"],
         latent_bias=weights["latent_bias"],
         k=int(settings["k"]),
@@ -304,9 +304,9 @@ def optional_object(path: Path) -> dict[str, Any]:
 
 
 def _read_exactly(folder: Path, shapes: Mapping[str, tuple[Any, ...]]) -> dict[str, FloatArray]:
-    """The weights of a module that has these and no others, as sentence-transformers insists.
+    """The weights of a module that has exactly these, as sentence-transformers requires.
 
-    Of a size that its settings leave out, which is None, anything is right.
+    None stands for a size that the settings leave out: any number fits it.
     """
     weights = _read_weights(folder)
     missing = [name for name in shapes if name not in weights]

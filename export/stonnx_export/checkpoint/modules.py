@@ -1,7 +1,7 @@
 """The modules of a checkpoint as data, each read from its own folder. Nothing here imports torch.
 
-A module that stonnx can put into a graph has a dataclass, a reader, and a builder in ``heads.py``; every other one is
-refused by name.
+A module that stonnx can put into a graph has a dataclass, a reader, and a builder in ``heads``. The exporter refuses
+every other module by name.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Transformer:
-    """The network itself: its texts are cut to ``max_seq_length`` tokens, or to what the tokenizer says if None.
+    """The network itself. Texts are cut to ``max_seq_length`` tokens; if that is None, the tokenizer has the limit.
 
-    ``do_lower_case`` puts texts into lower case first, whatever the tokenizer does by itself. ``code`` names the
-    module's class if it is code of the repository.
+    ``do_lower_case`` puts texts into lower case before the tokenizer reads them. ``code`` names the module's class if
+    that class is code of the repository.
     """
 
     max_seq_length: int | None = None
@@ -101,7 +101,7 @@ class SpladePooling:
 
 @dataclass(frozen=True)
 class SparseAutoEncoder:
-    """The k largest of (x - pre_bias) W^T + latent_bias, behind a ReLU; the rest is zero."""
+    """The k largest of (x - pre_bias) W^T + latent_bias, after a ReLU; the rest is zero."""
 
     pre_bias: FloatArray
     weight: FloatArray
@@ -112,7 +112,7 @@ class SparseAutoEncoder:
 
 @dataclass(frozen=True)
 class Dense:
-    """activation(x W^T + b), and x (or x R^T) added to it where the layer is residual."""
+    """activation(x W^T + b), and x (or x R^T) added to it if the layer is residual."""
 
     weight: FloatArray
     bias: FloatArray | None
@@ -137,7 +137,7 @@ class Normalize:
 
 @dataclass(frozen=True)
 class Code:
-    """A module that is code of the repository. What it does is known only by running it."""
+    """A module that is code of the repository. Only running it shows its effect."""
 
     reference: str
 

@@ -1,4 +1,4 @@
-"""A checkpoint directory to a typed chain of modules: what has to become part of the graph.
+"""Turns a checkpoint directory into a typed chain of modules, all of which become part of the graph.
 
 Reads the layouts that sentence-transformers writes (``modules.json``, ``router_config.json``), with the module paths of
 version 6 and the older ones, and plain transformers checkpoints. Nothing here imports torch.
@@ -55,7 +55,7 @@ _TASK_OF_MODEL_TYPE: Mapping[str, Task] = {row.class_name: row.name for row in T
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint directory says, apart from the weights of the network."""
+    """The contents of a checkpoint directory, apart from the weights of the network."""
 
     directory: Path
     task: Task
@@ -63,10 +63,10 @@ class Checkpoint:
     max_positions: int | None
     # One chain for each route; a model without a Router has the route "default".
     routes: Mapping[str, tuple[Module, ...]]
-    # The folder of the first module of each route: its tokenizer lies there, and its network.
+    # The folder of the first module of each route. Its tokenizer and its network lie there.
     folders: Mapping[str, Path]
     default_route: str
-    # Whether a text needs a task: there are routes, and none is the default. `default_route` is the first one then.
+    # Whether a text needs a task: the model has routes and no default among them. Then `default_route` is the first.
     needs_task: bool
     prompts: Mapping[str, str]
     default_prompt_name: str | None
@@ -94,7 +94,7 @@ class Checkpoint:
 
     @property
     def most_active_dims(self) -> int | None:
-        """The number of values that a SparseAutoEncoder gives; None without one."""
+        """The number of values that a SparseAutoEncoder gives; None if the model has none."""
         autoencoders = (m for chain in self.routes.values() for m in chain if isinstance(m, SparseAutoEncoder))
         return next((module.k for module in autoencoders), None)
 
@@ -109,12 +109,12 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
 
     Args:
         directory: The checkpoint.
-        task: What the model is for. None: what the checkpoint says.
+        task: The task of the model. None: the one that the checkpoint names.
         trust: Modules may be code of the repository. None: they may not.
 
     Raises:
         ModelNotFoundError: It is not a checkpoint.
-        UnsupportedError: It has a module, or a setting of one, that cannot become part of the graph; named.
+        UnsupportedError: A module, or a setting of one, cannot become part of the graph. The message names it.
         ExportError: One of its files is damaged.
     """
     _refuse_adapter(directory)
@@ -131,7 +131,7 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
     task = _checked_task(directory, task, raw, config, routes)
     settings = read_settings(directory, task)
     if not (directory / "modules.json").is_file() and task != "embedding":
-        # sentence-transformers adds a pooling to plain transformers checkpoints, as far as the task has one.
+        # sentence-transformers adds a pooling to plain transformers checkpoints, if the task has one.
         modules: tuple[Module, ...] = (Transformer(),)
         routes = {DEFAULT_ROUTE: modules if TASKS[task].gives_labels else (*modules, SpladePooling("max", twice=False))}
     if settings.max_active_dims is not None:
@@ -164,7 +164,7 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
 
 
 def _with_active_dims(chain: tuple[Module, ...], count: int) -> tuple[Module, ...]:
-    """A chain whose SparseAutoEncoder gives ``count`` values if that is more than its own k, as the original does."""
+    """A chain whose SparseAutoEncoder gives ``count`` values, as the original does, if that is more than its own k."""
     wide: list[Module] = []
     for module in chain:
         if isinstance(module, SparseAutoEncoder) and count > module.k:
@@ -190,7 +190,7 @@ class _Routes:
 def _read_routes(directory: Path, trusted: bool) -> _Routes:
     modules_file = directory / "modules.json"
     if not modules_file.is_file():
-        # What sentence-transformers does with a plain transformers checkpoint.
+        # sentence-transformers treats a plain transformers checkpoint in this way.
         config = read_object(directory / "config.json")
         architecture = _architecture(config)
         causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
@@ -213,7 +213,7 @@ def _read_router(directory: Path, rows: list[tuple[str, str]], trusted: bool) ->
     file = root / "router_config.json"
     config = read_object(file if file.is_file() else root / "config.json")
     types, structure, parameters = config["types"], config["structure"], config.get("parameters") or {}
-    # Both choose by what is read, a text or an image, as well as by the task.
+    # Both choose by the kind of input, a text or an image, as well as by the task.
     by_modality = ["route_mappings"] if parameters.get("route_mappings") else []
     by_modality += [f"the route {name!r}" for name in _MODALITIES if name in structure]
     if by_modality:
@@ -251,7 +251,7 @@ def _read_chain(directory: Path, rows: list[tuple[str, str]], trusted: bool) -> 
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """Raise UnsupportedError for a LoRA or another adapter, which is a change to a model elsewhere."""
+    """Raise UnsupportedError for a LoRA or another adapter, which changes a model that lies elsewhere."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         return
@@ -276,7 +276,7 @@ def _checked_task(
     config: Mapping[str, Any],
     routes: Mapping[str, tuple[Module, ...]],
 ) -> Task:
-    """The task of a checkpoint, which must be the one that is asked for.
+    """The task of a checkpoint, which must be the one that the caller names, if any.
 
     sentence-transformers converts checkpoints of one class to another by adding modules, some of them untrained.
     """
@@ -331,7 +331,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _activation(settings: Mapping[str, Any], config: Mapping[str, Any], num_labels: int | None) -> str:
-    """The activation of a reranker, from the places where its versions have written it."""
+    """The activation of a reranker, from the places where versions of sentence-transformers have written it."""
     written = (
         settings.get("activation_fn")
         or (config.get("sentence_transformers") or {}).get("activation_fn")
@@ -347,7 +347,7 @@ def _positions(config: Mapping[str, Any]) -> int | None:
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or positions <= 0:
         return None
-    # These count positions from the padding id on, which the first of them never reach.
+    # These networks count positions from the padding id on, so texts never use the first positions.
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl"):
         padding_id = config.get("pad_token_id")
         return positions - (1 if padding_id is None else int(padding_id)) - 1

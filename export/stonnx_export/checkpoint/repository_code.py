@@ -1,8 +1,8 @@
-"""Code of a model repository that a checkpoint asks for: found, named, and refused unless the caller trusts it.
+"""Finds and names code of a model repository that a checkpoint needs, and refuses it unless the caller trusts it.
 
-If nobody allows that code, transformers loads its own class of the same ``model_type`` and says nothing: another
-network, with random weights if the names differ. So a checkpoint that names such code is refused before anything is
-loaded.
+If nobody allows that code, transformers silently loads its own class of the same ``model_type``. That is another
+network, with random weights if the names differ. So the exporter refuses a checkpoint that names such code before
+it loads anything.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from stonnx._tasks import Task
 from stonnx_export.checkpoint.module_files import TRUST_IT, optional_object, transformer_settings
 from stonnx_export.checkpoint.modules import Module, SpladePooling
 
-# What a Transformer module is for, as its settings write it -> the class of transformers that loads its network.
+# The task in the settings of a Transformer module -> the class of transformers that loads its network.
 _AUTO_CLASSES = {
     "feature-extraction": "AutoModel",
     "fill-mask": "AutoModelForMaskedLM",
     "sequence-classification": "AutoModelForSequenceClassification",
     "text-generation": "AutoModelForCausalLM",
 }
-# Architectures that transformers took over from these repositories: its own class is the published one's successor. The
+# Architectures that transformers took over from these repositories. Its own class succeeds the published one; the
 # repositories keep their ``auto_map`` for older versions.
 _TAKEN_OVER = {"nomic_bert": "nomic-ai/nomic-bert-2048--", "eurobert": "EuroBERT/"}
-# Files that may name a tokenizer or a processor around one, and what transformers looks for in them.
+# Files that may name a tokenizer or a processor around one, and the names that transformers looks for in them.
 _TOKENIZER_FILES = {
     "tokenizer_config.json": ("AutoTokenizer", "AutoProcessor"),
     "processor_config.json": ("AutoProcessor",),
@@ -54,7 +54,7 @@ class Trust:
 
 
 def auto_class(folder: Path, chain: tuple[Module, ...], task: Task) -> str:
-    """The class of transformers that sentence-transformers loads the network of a chain with."""
+    """The class of transformers with which sentence-transformers loads the network of a chain."""
     written = transformer_settings(folder).get("transformer_task")
     if written in _AUTO_CLASSES:
         return _AUTO_CLASSES[written]
@@ -66,7 +66,7 @@ def auto_class(folder: Path, chain: tuple[Module, ...], task: Task) -> str:
 
 
 def network_code(folder: Path, loader: str) -> tuple[CodeReference, ...]:
-    """The repository's classes for the network in a folder and its configuration, as far as ``loader`` looks there."""
+    """The repository's classes for the network in a folder and its configuration, if ``loader`` looks for them."""
     file = folder / "config.json"
     config = optional_object(file)
     repository = _TAKEN_OVER.get(str(config.get("model_type")))

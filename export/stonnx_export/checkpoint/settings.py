@@ -15,7 +15,7 @@ from stonnx_export.checkpoint.module_files import optional_object
 logger = logging.getLogger("stonnx")
 
 _NAME = "config_sentence_transformers.json"
-# Names that the model classes have a similarity for. sentence-transformers passes over any other, without a word.
+# Names that the model classes have a similarity for. sentence-transformers silently ignores any other.
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # Prompts that embedding models have even if nobody wrote them down.
 _PROMPTS = ("query", "document")
@@ -38,10 +38,10 @@ def raw_settings(directory: Path) -> dict[str, Any]:
 
 
 def read_settings(directory: Path, task: Task) -> Settings:
-    """The settings of a checkpoint that say something for a task.
+    """The settings of a checkpoint that matter to a task.
 
     Raises:
-        ExportError: A setting is one that sentence-transformers refuses, too.
+        ExportError: A setting has a value that sentence-transformers refuses, too.
     """
     found, file = raw_settings(directory), directory / _NAME
     prompts = _prompts(found, file)

@@ -1,1 +1,1 @@
-"""A float32 graph in; a graph in half precision out."""
+"""A float32 graph enters; a graph in half precision leaves."""

@@ -1,10 +1,10 @@
 """The network in half precision, for GPUs.
 
 Requires: a network before its heads are grafted on, and the largest magnitude of each of its :func:`values`. Ensures:
-what is computed from embedding tables is float16, weights included; positions, masks and rotary angles, which are
-computed from the inputs alone, stay float32, and so do the sums of squares of RMS normalization, and every operator
-that reads or gives a value that half precision has no room for. The outputs are float32, so that pooling and everything
-behind it is computed as in every other bundle.
+everything computed from embedding tables is float16, weights included. Positions, masks and rotary angles depend on
+the inputs alone and stay float32. So do the sums of squares of RMS normalization, and every operator that reads or
+gives a value too large for half precision. The outputs are float32, so that pooling and everything after it is
+computed as in every other bundle.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from stonnx_export.graph.pass_result import PassResult
 from stonnx_export.graph.read import constant_array
 
 _NAME = "float16"
-# Half of the largest number that half precision has: other texts than those that were measured have larger values.
+# Half of the largest number in half precision: texts that were not measured may have larger values.
 LIMIT = float(np.finfo(np.float16).max) / 2
-# Parts of a normalization that is spelled out: in half precision they overflow, or lose what they are about.
+# Parts of a normalization that is spelled out: in half precision they overflow, or lose the digits that matter.
 _WIDE = frozenset({"Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Rsqrt", "Reciprocal", "Sin", "Cos", "CumSum"})
 
 
 def values(model: ir.Model) -> list[ir.Value]:
-    """What the pass has to know the largest magnitude of: what its operators compute or read, but weights."""
+    """The values whose largest magnitude the pass needs: all that its operators compute or read, except weights."""
     ShapeInferencePass()(model)
     found: dict[ir.Value, None] = {}
     for node in _candidates(model.graph):
@@ -42,7 +42,7 @@ def run(model: ir.Model, largest: Mapping[str, float]) -> PassResult:
 
     ``largest`` has the largest magnitude of each of the model's :func:`values`, by its name.
     """
-    ShapeInferencePass()(model)  # types of what other passes made
+    ShapeInferencePass()(model)  # types of the values that other passes made
     graph = model.graph
     half: set[ir.Node | None] = set()
     declined, kept = [], []
@@ -78,7 +78,7 @@ def run(model: ir.Model, largest: Mapping[str, float]) -> PassResult:
 
 
 def _candidates(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes that compute on rows of a float table, all but those that need the range of float32 whatever comes."""
+    """The nodes that compute on rows of a float table, except those that always need the range of float32."""
     data: set[ir.Value] = set()
     found = []
     for node in graph:
@@ -103,7 +103,7 @@ def _operator(value: ir.Value) -> str:
 
 
 def _too_large(node: ir.Node, largest: Mapping[str, float]) -> str:
-    """What a node reads or computes that has no room in half precision; empty where everything has."""
+    """The value that a node reads or computes and that half precision cannot hold; empty if it holds all of them."""
     for value in (*node.inputs, *node.outputs):
         if value is None or not _is_float(value):
             continue
@@ -122,7 +122,7 @@ def _is_float(value: ir.Value) -> bool:
 def _converted(
     graph: ir.Graph, value: ir.Value, half: bool, before: ir.Node, casts: dict[tuple[ir.Value, bool], ir.Value]
 ) -> ir.Value:
-    """A value in the other precision: weights are converted here, everything else when the graph runs."""
+    """A value in the other precision. Weights are converted here, all other values when the graph runs."""
     if (value, half) not in casts:
         array = constant_array(value) if value.is_initializer() else None
         if array is not None and half:

@@ -1,7 +1,7 @@
-"""The largest values of a network over texts: which of its operators have no room in half precision.
+"""The largest values of a network over texts. They show which of its operators overflow in half precision.
 
-The CPU cannot tell: onnxruntime's CPU provider computes half-precision operators in float32 and removes the casts
-between them, so that a value beyond 65,504 survives there and is infinite on a GPU.
+Running in half precision on the CPU would not show it: onnxruntime's CPU provider computes such operators in float32
+and removes the casts between them. So a value beyond 65,504 survives there and is infinite on a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stonnx_export.originals.original import OriginalTokenizer
 from stonnx_export.texts import sentences, verification_texts
 
 _BATCH = 8
-# Longer texts have no larger values, but take long.
+# Longer texts do not have larger values, but take long.
 _LONGEST = 512
 _Batch = Mapping[str, npt.NDArray[np.int64]]
 
@@ -36,11 +36,11 @@ def sequences(tokenizer: OriginalTokenizer, limit: int | None) -> list[list[int]
 
 
 def largest_values(model: ir.Model, sequences: Sequence[Sequence[int]]) -> Mapping[str, float]:
-    """The largest magnitude of each value that ``passes.float16`` would compute or read in half precision, by its name.
+    """The largest magnitude of each value that ``fp16.float16`` would compute or read in half precision, by its name.
 
     Args:
         model: The float32 network, which is left as it is.
-        sequences: Token ids of texts. They are measured with padding, where masks are at their lowest.
+        sequences: Token ids of texts. They are measured with padding, because masks are at their lowest there.
     """
     model = model.clone()
     graph, op = model.graph, GraphBuilder(model.graph)
@@ -66,7 +66,7 @@ def largest_values(model: ir.Model, sequences: Sequence[Sequence[int]]) -> Mappi
 
 
 def _batches(sequences: Sequence[Sequence[int]]) -> Iterator[_Batch]:
-    """Batches of texts of similar length, each beside a text of one token."""
+    """Batches of texts of similar length, each with a text of one token."""
     ordered = sorted(sequences, key=len)
     for start in range(0, len(ordered), _BATCH):
         rows = [ordered[start][:1], *ordered[start : start + _BATCH]]

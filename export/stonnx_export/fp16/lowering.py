@@ -1,4 +1,4 @@
-"""Half precision of a network, as a recipe names it."""
+"""Half precision for a network, in the form that a recipe names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from stonnx_export.originals.original import OriginalTokenizer
 
 
 def to_float16(network: ir.Model, tokenizer: OriginalTokenizer, limit: int | None) -> PassResult:
-    """Make a network float16, as far as the values that it has for texts of all lengths have room.
+    """Make a network float16, except the operators whose values, for texts of any length, would overflow.
 
     Args:
         network: Rewritten in place.
-        tokenizer: Makes the texts whose values are looked at.
-        limit: Tokens of the longest text. None: no such limit.
+        tokenizer: Makes the texts whose values are measured.
+        limit: Tokens of the longest text. None: texts have no limit.
     """
     return float16.run(network, half_range.largest_values(network, half_range.sequences(tokenizer, limit)))

@@ -1,1 +1,1 @@
-"""Tools to build, read and save graphs. They know no model."""
+"""Tools to build, read and save graphs. They do not know any model."""

@@ -19,8 +19,8 @@ class GraphBuilder:
     """Makes nodes by their operator's name: ``op.Add(a, b)`` returns the value that the new node computes.
 
     Args:
-        graph: Where the nodes go.
-        before: Insert in front of this node instead of at the end.
+        graph: The graph that the nodes are added to.
+        before: Insert before this node instead of at the end.
     """
 
     def __init__(self, graph: ir.Graph, before: ir.Node | None = None) -> None:
@@ -51,7 +51,7 @@ class GraphBuilder:
         return tuple(node.outputs)
 
     def constant(self, array: npt.NDArray[Any], name: str = "constant") -> ir.Value:
-        """An initializer. Equal small arrays are one."""
+        """An initializer. Equal small arrays share one."""
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
         if key is not None and key in self._constants:
             return self._constants[key]
@@ -62,7 +62,7 @@ class GraphBuilder:
         return value
 
     def named_constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
-        """An initializer of exactly that name, which is made once."""
+        """An initializer of exactly that name. It is made once."""
         if name in self.graph.initializers:
             return self.graph.initializers[name]
         tensor = ir.tensor(array, name=name)
@@ -115,7 +115,7 @@ def _counted(graph: ir.Graph) -> dict[str, int]:
 
 
 def add_to_bias(biased: tuple[ir.Node, int], vector: npt.NDArray[np.float64]) -> None:
-    """Add to what :func:`bias_behind` found, in double precision: the sum replaces one that was rounded once."""
+    """Add to the bias that :func:`bias_behind` found, in double precision: that bias was rounded once already."""
     add, index = biased
     bias = constant_array(add.inputs[index])
     assert add.graph is not None

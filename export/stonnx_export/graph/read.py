@@ -1,4 +1,4 @@
-"""Questions to a graph: constants, uses, biases, causality."""
+"""Answers questions about a graph: constants, uses, biases, causality."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from stonnx._errors import ExportError
 
-# They work on each token by itself, over its channels.
+# These operators work on each token by itself, over its channels.
 NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
@@ -46,7 +46,7 @@ def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
 
 
 def depends_on_inputs(value: ir.Value) -> bool:
-    """Whether anything that a graph is fed decides a value."""
+    """Whether a value depends on an input of the graph."""
     waiting, seen = [value], {value}
     while waiting:
         found = waiting.pop()
@@ -60,19 +60,19 @@ def depends_on_inputs(value: ir.Value) -> bool:
 
 
 def constant_number(value: ir.Value | None) -> float | None:
-    """The number that a constant of one element is; else None."""
+    """The number in a constant of one element; None for any other value."""
     array = constant_array(value)
     return float(array.reshape(())) if array is not None and array.size == 1 else None
 
 
 def only_use(value: ir.Value) -> ir.Node | None:
-    """The node that reads a value, where nothing else does and it is not an output of the graph."""
+    """The node that reads a value, if no other node does and the value is not an output of the graph."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def vector_added(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
-    """x and b, where a value is ``x + b`` with a constant vector b, and only one node reads it; else None."""
+    """x and b, if a value is ``x + b`` with a constant vector b, and only one node reads it; else None."""
     add = value.producer() if value is not None else None
     if value is None or add is None or add.op_type != "Add" or only_use(value) is None:
         return None
@@ -83,7 +83,7 @@ def vector_added(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
 
 
 def bias_behind(product: ir.Node) -> tuple[ir.Node, int] | None:
-    """The addition of a constant vector that alone reads a product, and which of its inputs that is; else None."""
+    """The addition that alone reads a product and adds a constant vector, and the vector's input index; else None."""
     add = only_use(product.outputs[0])
     if add is None or add.op_type != "Add":
         return None
@@ -98,10 +98,10 @@ def _is_vector(value: ir.Value) -> bool:
 
 
 def is_causal(attention: ir.Node) -> bool:
-    """Whether an ``Attention`` node lets each token see those in front of it only."""
+    """Whether an ``Attention`` node hides from each token those after it."""
     return "is_causal" in attention.attributes and attention.attributes["is_causal"].as_int() == 1
 
 
 def caps_scores(attention: ir.Node) -> bool:
-    """Whether an ``Attention`` node bounds its scores in front of the softmax."""
+    """Whether an ``Attention`` node bounds its scores before the softmax."""
     return "softcap" in attention.attributes and attention.attributes["softcap"].as_float() != 0

@@ -1,4 +1,4 @@
-"""A finished graph to its file, after a look for values that are not finite."""
+"""Writes a finished graph to its file, after a check for values that are not finite."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from stonnx_export.graph.read import constant_array
 
 
 def check_finite(model: ir.Model) -> None:
-    """Raise ExportError where weights are NaN or infinite: no text that meets them has a vector."""
+    """Raise ExportError if weights are NaN or infinite: a text that meets them does not have a vector."""
     for name, value in model.graph.initializers.items():
         array = constant_array(value)
         if array is None or array.dtype.kind != "f" or array.size == 1:
             continue
         broken = ~np.isfinite(array)
-        # Minus infinity among zeros is a mask.
+        # An array of zeros and minus infinity is a mask.
         if broken.any() and (array[~broken].any() or not np.isneginf(array[broken]).all()):
             raise ExportError(
                 f"{np.count_nonzero(broken):,} of the {array.size:,} weights {name!r} are NaN or infinite: the "

@@ -1,1 +1,1 @@
-"""A traced network and a module chain in; a graph with pooling, normalization and scoring out."""
+"""A traced network and a module chain enter; a graph with pooling, normalization and scoring leaves."""

@@ -19,7 +19,7 @@ ACTIVATIONS: Mapping[str, Callable[[GraphBuilder, ir.Value], ir.Value]] = {
     "leaky_relu": lambda op, x: op.LeakyRelu(x, alpha=0.01),
     "softplus": lambda op, x: op.Softplus(x),
     "elu": lambda op, x: op.Elu(x, alpha=1.0),
-    # With alpha = 1, its default, the same function.
+    # With alpha = 1, the default of CELU, ELU is the same function.
     "celu": lambda op, x: op.Elu(x, alpha=1.0),
     "selu": lambda op, x: op.Selu(x),
     "mish": lambda op, x: op.Mul(x, op.Tanh(op.Softplus(x))),

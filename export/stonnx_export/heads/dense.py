@@ -12,7 +12,7 @@ from stonnx_export.heads.activations import ACTIVATIONS
 
 
 def dense(op: GraphBuilder, module: modules.Dense, vector: ir.Value) -> ir.Value:
-    """activation(x W^T + b), with a residual connection around it where the module has one."""
+    """activation(x W^T + b), with a residual connection around it if the module has one."""
     result = linear(op, vector, module.weight, module.bias)
     result = ACTIVATIONS[module.activation](op, result)
     if not module.residual:

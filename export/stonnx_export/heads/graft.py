@@ -1,4 +1,4 @@
-"""The modules of a checkpoint, as ONNX nodes: everything of a bundle's graph but the network itself.
+"""The modules of a checkpoint, as ONNX nodes: everything in a bundle's graph except the network itself.
 
 Each function takes values of the graph and returns a value. Shapes in comments: B texts, S tokens, H hidden size, V
 vocabulary. The definitions are those of sentence-transformers' modules of the same names.
@@ -22,10 +22,10 @@ from stonnx_export.heads.sparse import sparse_auto_encoder, splade
 def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "embedding") -> None:
     """Append the modules after the first to a graph, and give it the outputs of its task.
 
-    ``embedding`` has ``sentence_embedding`` [B, dim] and, where there are tokens, ``token_embeddings`` [B, S, H];
-    ``sparse`` has ``sparse_embedding`` [B, dim]. The graph has the input ``attention_mask`` [B, S], and as outputs the
-    token embeddings [B, S, H], the logits [B, S, V], the hidden states of every layer, or the vector [B, H] of a module
-    that gives one at once.
+    ``embedding`` has ``sentence_embedding`` [B, dim] and, if there are tokens, ``token_embeddings`` [B, S, H];
+    ``sparse`` has ``sparse_embedding`` [B, dim]. The given graph has the input ``attention_mask`` [B, S]. Its outputs
+    are the token embeddings [B, S, H], the logits [B, S, V], the hidden states of every layer, or the vector [B, H] of
+    a module that gives one directly.
     """
     graph = model.graph
     op = GraphBuilder(graph)
@@ -97,7 +97,7 @@ def name_outputs(model: ir.Model, task: Task, activation: str | None) -> None:
 
 
 def output_dimension(chain: tuple[modules.Module, ...], size: int) -> int:
-    """Dimensions of the vector that a chain ends with, where its first module gives ``size``."""
+    """Dimensions of the vector that a chain ends with, if its first module gives ``size``."""
     for module in chain:
         match module:
             case modules.Pooling():

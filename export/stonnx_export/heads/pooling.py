@@ -25,7 +25,7 @@ def pool(op: GraphBuilder, module: modules.Pooling, tokens: ir.Value, mask: ir.V
     """Token embeddings [B, S, H] and mask [B, S] to vectors [B, modes x H]."""
     used = mask
     if not module.include_prompt:
-        # The first `prompt_length` tokens do not count. 0, the default, leaves every token in.
+        # The first `prompt_length` tokens do not count. With 0, the default, every token counts.
         prompt_length = op.optional_input("prompt_length", np.array(0, dtype=np.int64), ())
         width = op.Shape(mask, start=1, end=2)
         positions = op.Range(op.scalar(0), op.Squeeze(width), op.scalar(1))
@@ -37,8 +37,8 @@ def pool(op: GraphBuilder, module: modules.Pooling, tokens: ir.Value, mask: ir.V
 
 
 def weighted_sum(op: GraphBuilder, tokens: ir.Value, weights: ir.Value) -> ir.Value:
-    """The sum of tokens with a weight each: [B, S, H] and [B, S] to [B, H]."""
-    # A product with the weights as a row reads the tokens once.
+    """The weighted sum of tokens: [B, S, H] and weights [B, S] to [B, H]."""
+    # A matrix product with the weights as a row reads the tokens only once.
     return op.Squeeze(op.MatMul(op.Unsqueeze(weights, op.vector([1])), tokens), op.vector([1]))
 
 
@@ -49,7 +49,7 @@ def _weighted_mean(op: GraphBuilder, tokens: ir.Value, weights: ir.Value, square
 
 
 def mean(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
-    """The mean of the tokens that the mask has."""
+    """The mean of the tokens that the mask selects."""
     return _weighted_mean(op, tokens, op.Cast(mask, to=ir.DataType.FLOAT))
 
 
@@ -64,7 +64,7 @@ def _position_weighted_mean(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) 
 
 
 def maximum(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
-    """The largest value in each dimension, of the tokens that the mask has."""
+    """The largest value in each dimension, among the tokens that the mask selects."""
     kept = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), op.vector([2]))
     lowest = op.constant(np.array(-np.inf, dtype=np.float32))
     return op.ReduceMax(op.Where(kept, tokens, lowest), op.vector([1]), keepdims=0)
@@ -76,13 +76,13 @@ def _first(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
 
 
 def _first_used(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
-    # The first token that counts, behind an excluded prompt.
+    # The first token that counts, after an excluded prompt.
     index = op.ArgMax(op.Cast(mask, to=ir.DataType.INT32), axis=1, keepdims=1)
     return op.Squeeze(op.GatherND(tokens, op.Unsqueeze(index, op.vector([2])), batch_dims=1), op.vector([1]))
 
 
 def _last(op: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> ir.Value:
-    # The last token that counts. Without any, the last of all is taken, times its mask of zero.
+    # The last token that counts. If none counts, the last of all is taken, times its mask of zero.
     flags = op.Cast(mask, to=ir.DataType.INT32)
     index = op.ArgMax(flags, axis=1, keepdims=1, select_last_index=1)
     picked = op.Squeeze(op.GatherND(tokens, op.Unsqueeze(index, op.vector([2])), batch_dims=1), op.vector([1]))

@@ -22,13 +22,13 @@ def splade(op: GraphBuilder, module: modules.SpladePooling, logits: ir.Value, ma
         return _log1p(op, x) if module.twice else x
 
     if module.strategy == "max":
-        # Without a token there is nothing to take the maximum of; ReLU turns that -inf into 0.
+        # For a text without tokens the maximum is -inf; ReLU turns it into 0.
         return saturate(maximum(op, logits, mask))
     return weighted_sum(op, saturate(logits), op.Cast(mask, to=ir.DataType.FLOAT))
 
 
 def _log1p(op: GraphBuilder, x: ir.Value) -> ir.Value:
-    # ONNX has no log1p, and log(1 + x) loses small x. With u = 1 + x as it was rounded, log(u) x / (u - 1) does not:
+    # ONNX has no log1p, and log(1 + x) loses small x. With u, the rounded 1 + x, log(u) x / (u - 1) does not lose it:
     # W. Kahan's formula; Higham, "Accuracy and Stability of Numerical Algorithms", section 1.14.1.
     one = op.constant(np.array(1.0, dtype=np.float32))
     rounded = op.Add(x, one)
@@ -38,7 +38,7 @@ def _log1p(op: GraphBuilder, x: ir.Value) -> ir.Value:
 
 
 def sparse_auto_encoder(op: GraphBuilder, module: modules.SparseAutoEncoder, vector: ir.Value) -> ir.Value:
-    """The k largest latents of a vector [B, H], behind a ReLU; the others are zero."""
+    """The k largest latents of a vector [B, H], after a ReLU; the others are zero."""
     if module.normalize:
         centred = op.Sub(vector, op.ReduceMean(vector, op.vector([-1]), keepdims=1))
         squares = op.ReduceSumSquare(centred, op.vector([-1]), keepdims=1)

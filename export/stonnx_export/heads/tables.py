@@ -1,4 +1,4 @@
-"""Models that are a table: static embeddings, dense and sparse. They have no network before the head."""
+"""Models that are a table: static embeddings, dense and sparse. They do not have a network before the head."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sparse_static_embedding(weight: npt.NDArray[np.float32]) -> ir.Model:
     table = op.constant(weight, "weights")
     shape = op.Concat(op.Shape(ids, start=0, end=1), op.vector([len(weight)]), axis=0)
     zeros = op.Expand(op.constant(np.zeros(1, dtype=np.float32)), shape)
-    # The maximum, since the id of padding may be that of a token that occurs.
+    # The maximum, because the id of padding may also be that of a token in the text.
     present = op.ScatterElements(zeros, ids, op.Cast(mask, to=ir.DataType.FLOAT), axis=1, reduction="max")
     vector = op.Mul(present, table)
     op.name_output(vector, "vector", ("batch", len(weight)))

@@ -1,1 +1,1 @@
-"""A float32 graph in; a graph with 8-bit products out."""
+"""A float32 graph enters; a graph with 8-bit products leaves."""

@@ -1,8 +1,8 @@
-"""GELU in its form with tanh, which takes the bias in front of it.
+"""GELU in its form with tanh, which takes in the bias before it.
 
 Requires: ``Gelu`` of ``x + b`` with a constant b. Ensures: ``FastGelu``, which differs from the exact form by less than
-0.0005; the step with which 8 bits hold the result is larger by far, so this belongs to int8 only. One operator instead
-of two: adding a bias takes a third of the time that GELU takes. Without a bias, the exact form is as fast.
+0.0005. The step with which 8 bits hold the result is far larger, so this pass belongs to int8 only. It saves one
+operator of two: adding a bias takes a third of the time that GELU takes. Without a bias, the exact form is as fast.
 """
 
 from __future__ import annotations

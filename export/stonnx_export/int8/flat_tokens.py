@@ -1,9 +1,9 @@
 """Element-wise work on rows of tokens [B * S, H] instead of [B, S, H].
 
-Quantized products take rows, so each one stands between two Reshapes. Requires: those Reshapes, as
-``quantize_products`` makes them. Ensures: a Reshape to [B, S, H] moves behind element-wise operators and
-normalizations until a Reshape back to rows takes it away, or something needs the text's own dimension. Exact, and
-nothing is computed: it saves the nodes, which matters for one short text at a time.
+Quantized products take rows, so each one stands between two Reshapes. Requires: those Reshapes, as ``products`` makes
+them. Ensures: a Reshape to [B, S, H] moves after element-wise operators and normalizations, until it cancels a Reshape
+back to rows, or an operator needs the text's own dimension. Exact. Reshapes compute nothing, so this saves only the
+nodes, which matters for one short text at a time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rows_of(value: ir.Value | None) -> ir.Value | None:
 
 
 def _share_shape(node: ir.Node, shapes: dict[tuple[str, ...], ir.Value]) -> None:
-    """Values with the same symbolic shape take it from one node."""
+    """Let values with the same symbolic shape take it from one node."""
     value = node.outputs[0]
     if rows_of(value) is None or value.shape is None:
         return
@@ -61,18 +61,18 @@ def _share_shape(node: ir.Node, shapes: dict[tuple[str, ...], ir.Value]) -> None
 
 
 def _cancel(node: ir.Node) -> None:
-    """Reshape to rows of what was reshaped from rows: the rows."""
+    """Replace a Reshape to rows by the rows, if its input was reshaped from them."""
     value = node.inputs[0]
     rows = rows_of(value)
     target = constant_array(node.inputs[1])
-    # A scalar, as sizes that a network works with are, has no last dimension.
+    # A scalar, such as a size that the network computes with, does not have a last dimension.
     width = value.shape[-1] if value is not None and value.shape else None
     if rows is not None and target is not None and target.tolist() == [-1, width]:
         node.outputs[0].replace_all_uses_with(rows)
 
 
 def _sink(graph: ir.Graph, node: ir.Node) -> bool:
-    """``f(Reshape(a), ...)`` becomes ``Reshape(f(a, ...))``, where all inputs are tokens or vectors."""
+    """``f(Reshape(a), ...)`` becomes ``Reshape(f(a, ...))``, if all inputs are tokens or vectors."""
     if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return False
     if node.op_type in NORMALIZATIONS and "axis" in node.attributes and node.attributes["axis"].as_int() != -1:
@@ -105,7 +105,7 @@ def _sink(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _leading(value: ir.Value) -> tuple[str, ...] | None:
-    """The first two of three dimensions, where they are known by number or name."""
+    """The first two of three dimensions, if they are known by number or name."""
     if value.shape is None or len(value.shape) != 3:
         return None
     known = tuple(str(dimension) for dimension in value.shape)[:2]

@@ -1,15 +1,15 @@
-"""Token-wise matrix products in 8 bits, with a scale for each token or one for all there will ever be.
+"""Token-wise matrix products in 8 bits, with a scale for each token or one static scale for all tokens.
 
 Requires: products ``x W`` of float32 tokens [B, S, K] with a constant W [K, N]. Ensures: each such product that is
-large enough to matter is ``MatMulIntegerToFloat`` of uint8 tokens and an int8 W with a scale for each column. The
-scale of a token is its own, or static, a constant of the graph: its vector depends neither on the texts beside it nor
-on padding. A static scale needs no pass over the values to find it and none over the product to apply it, and the
-bias goes into the product.
+large enough to matter is ``MatMulIntegerToFloat`` of uint8 tokens and an int8 W with a scale for each column. Each
+token has a scale of its own, or a static one, which is a constant of the graph. So a text's vector depends neither on
+the other texts of its batch nor on padding. A static scale saves the pass over the values that finds a scale and the
+pass over the product that applies it, and the bias goes into the product.
 
-The channels of x are evened out first, where that is free (``smooth_channels``).
+The channels of x are evened out first, if that is free (``smooth_channels``).
 
-The operator documents scales of one dimension only; that [tokens, 1] scales rows is what its CPU kernel does. The
-probe in every bundle would notice if that changed.
+The operator documents scales of one dimension only. Its CPU kernel also scales rows by [tokens, 1]. The probe in every
+bundle would notice if that changed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Range:
     """How 8 bits hold the values of a token: ``value / scale + zero_point``, with ``scale`` from its own extremes.
 
     ``symmetric`` takes the largest magnitude; otherwise values are bounded from below by ``-lowest``, a constant.
-    Where two products are added in 16 bits, 7 bits are all that cannot saturate: ``safe_*``.
+    If two products are added in 16 bits, only 7 bits cannot saturate: ``safe_*``.
     """
 
     symmetric: bool
@@ -55,12 +55,12 @@ class Range:
 
     @property
     def suffix(self) -> str:
-        """Of the names of initializers: values that are bounded from below have some of their own."""
+        """A suffix for names of initializers: values that are bounded from below have initializers of their own."""
         return "" if self.symmetric else f"_above_{self.lowest:g}"
 
 
 SYMMETRIC = Range(symmetric=True, zero_point=128, steps=127, safe_zero_point=64, safe_steps=63)
-# Bounded from below by a small number: nearly one bit more.
+# A small bound from below gains nearly one bit.
 AFTER_GELU = Range(False, zero_point=16, steps=239, safe_zero_point=8, safe_steps=119, lowest=_GELU_MINIMUM)
 AFTER_RELU = Range(False, zero_point=0, steps=255, safe_zero_point=0, safe_steps=127)
 
@@ -94,7 +94,7 @@ def groups(model: ir.Model) -> list[Group]:
 
 @dataclass
 class Quantizer:
-    """Quantizes the groups of a graph, all but those named in ``keep``.
+    """Quantizes the groups of a graph, except those named in ``keep``.
 
     ``ranges`` has the largest magnitude of each channel, [K], by the name of the group's input. ``static`` has the
     largest magnitude of all tokens, evened out, of each group that gets a static scale, by the group's name. ``codes``
@@ -105,7 +105,7 @@ class Quantizer:
     keep: Collection[str] = ()
     static: Mapping[str, float] = field(default_factory=dict)
     codes: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
-    # Filled by the pass: what replaces which initializer where sums of two products could saturate.
+    # The pass fills this: an initializer's name -> the value that replaces it if sums of two products could saturate.
     saturation_safe: dict[str, Scalar] = field(default_factory=dict)
     _shared: dict[tuple[object, ...], ir.Value] = field(default_factory=dict, init=False, repr=False)
     # Whether the group at hand reads a constant.
@@ -118,7 +118,7 @@ class Quantizer:
         every = groups(model)
         chosen = [group for group in every if group.name not in self.keep]
         declined = [f"{group.name}: kept in float32 for accuracy" for group in every if group.name in self.keep]
-        # Before the first product is quantized: evening out the input of one can change the weights of another.
+        # This precedes the first quantized product: evening out the input of one can change the weights of another.
         scales = [self.smooth(graph, group) for group in chosen]
         for group, smooth in zip(chosen, scales, strict=True):
             self._quantize(GraphBuilder(graph, before=group.products[0]), group, smooth)
@@ -212,10 +212,10 @@ class Quantizer:
         return op.constant(chosen, "weight"), op.constant(column_scale, "weight_scale"), weight.shape[1]
 
     def _scalar(self, op: GraphBuilder, name: str, dtype: type, value: float, safe: float) -> ir.Value:
-        """An initializer with a name of its own, that a runtime may replace by its safe value.
+        """An initializer with a name of its own, which a runtime may replace by its safe value.
 
-        The codes of a constant, as DeBERTa's relative positions, are computed when onnxruntime loads the graph, which
-        is before it replaces anything: they have the safe value in both forms.
+        onnxruntime computes the codes of a constant, such as DeBERTa's relative positions, when it loads the graph.
+        That is before it replaces anything, so they have the safe value in both forms.
         """
         if self._is_constant:
             return op.constant(np.array(safe, dtype=dtype), name)
@@ -244,7 +244,7 @@ def rows_of_table(product: ir.Node) -> tuple[ir.Value, ir.Node | None] | None:
 
 
 def range_of(group: Group) -> Range:
-    """How 8 bits hold the input of a group: what it is computed by says where it is bounded."""
+    """How 8 bits hold the input of a group: the operator that computes it decides whether it is bounded."""
     node = group.input.producer()
     operator = node.op_type if node is not None else ""
     return {"Gelu": AFTER_GELU, "FastGelu": AFTER_GELU, "Relu": AFTER_RELU}.get(operator, SYMMETRIC)

@@ -1,4 +1,4 @@
-"""int8 of one graph: calibrated, applied, and taken back for the layers that it hurts most."""
+"""Calibrates int8 for one graph, applies it, and takes it back for the layers that it hurts most."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SHARES = (1 / 8, 1 / 4, 1 / 2)
 # Sequences on which the error that a layer makes is measured.
 _SEQUENCES = 16
 
-# A static scale may cost a product this share of its energy: a cosine of 0.9999. It is 0.0001 to 0.0002 in
-# all-MiniLM-L6-v2, twice to six times what scales of tokens cost.
+# A static scale may cost a product this share of its energy: a cosine of 0.9999. In all-MiniLM-L6-v2 it costs 0.0001
+# to 0.0002, twice to six times as much as scales of tokens.
 _STATIC_NOISE = 2e-4
 
-# Products of more inputs are rounded to the nearest step: their moments and what is made of them would take minutes.
+# Products of more inputs are rounded to the nearest step: computing with their moments would take minutes.
 _MOST_INPUTS = 4096
 
 # Bytes of moments and tokens that are held at a time.
@@ -37,13 +37,13 @@ _MOMENTS = 1 << 30
 
 
 class Quantization:
-    """A float32 graph and what it takes to make its int8 form.
+    """A float32 graph, with everything that its int8 form is made from.
 
     Args:
-        model: The graph, which is left as it is.
+        model: The graph. It stays as it is.
         sequences: Token ids of the texts to calibrate with.
-        others: Those of further texts that static scales have to hold as well: what is larger is cut off.
-        advance: Is told how many values of how many have been looked at: up to a minute for each in large models.
+        others: Token ids of further texts, whose values static scales have to hold as well: larger values are cut off.
+        advance: Is told how many values of how many are measured: up to a minute for each in large models.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Quantization:
 
     @property
     def has_static_scales(self) -> bool:
-        """Whether values have one scale for all tokens: the first to go where the tolerance is missed."""
+        """Whether values have one scale for all tokens. Static scales go first if the tolerance is missed."""
         return bool(self._static)
 
     def keep_more(self, advance: Advance = untold) -> bool:
         """Give every token a scale of its own, then keep more of the worst layers in float32, up to half of them.
 
-        False where nothing is left to do.
-        ``advance`` is told how many of how many layers have been looked at.
+        The result is False if nothing is left to do.
+        ``advance`` is told how many of how many layers have been measured.
         """
         if not self._names:
             return False
@@ -104,7 +104,7 @@ class Quantization:
     def _quantized(self, keep: Collection[str]) -> tuple[ir.Model, list[PassResult], dict[str, Scalar]]:
         model = self._model.clone()
         quantizer = products.Quantizer(self._ranges, keep, self._static, self._codes)
-        # Static products have taken the biases in front of their GELU.
+        # Static products have taken in the biases before their GELU.
         results = [quantizer.run(model), fast_gelu.run(model), tables.run(model), flat_tokens.run(model)]
         results.append(PassResult("static_scales", sum(name not in keep for name in self._static)))
         return model, results, quantizer.saturation_safe
@@ -114,8 +114,8 @@ class Quantization:
         model = self._model.clone()
         groups = [group for group in products.groups(model) if last_dimension(group.input) <= _MOST_INPUTS]
         smooth = products.Quantizer(self._ranges).smooth
-        # The values of the graph as it is, and what divides them. That a product's columns are divided too, where
-        # they are the values of attention, changes none of its codes.
+        # The values of the graph as it is, and the scales that divide them. Smoothing also divides a product's columns
+        # if they are the values of attention; that does not change any of its codes.
         scales = {group.name: smooth(model.graph, group) for group in groups}
         groups = [group for group in products.groups(self._model) if group.name in scales]
         done = 0
@@ -130,11 +130,11 @@ class Quantization:
         self, group: Group, scale: npt.NDArray[np.float32] | None, moments: npt.NDArray[np.float32]
     ) -> None:
         weights = [array for product in group.products if (array := constant_array(product.inputs[1])) is not None]
-        # Side by side: what it takes to round them is the same for all that read a value.
+        # Side by side: all products that read a value need the same moments for their rounding.
         weight = np.concatenate(weights, axis=1)
         if scale is not None:
             weight = weight * scale[:, None]
-        if not any(products.rows_of_table(product) for product in group.products):  # embeddings read that too
+        if not any(products.rows_of_table(product) for product in group.products):  # embeddings read tables too
             _, steps = products.quantize_columns(weight)
             parts = np.cumsum([array.shape[1] for array in weights])[:-1]
             every = np.split(compensated(weight, steps, moments), parts, axis=1)

@@ -1,8 +1,8 @@
 """Weights in 8 bits whose rounding errors cancel (GPTQ, arXiv:2210.17323).
 
 Rounding each weight to the nearest step is best for the weight and not for the product. Here the weights of one input
-after the other are rounded, and what rounding has cost so far is made up for by those that are still to come, as far as
-their inputs go together with it: that takes the second moments of the inputs, ``E[x_i x_j]``.
+after the other are rounded. Weights that are rounded later make up for the error so far, as far as their inputs
+correlate with the earlier ones: that takes the second moments of the inputs, ``E[x_i x_j]``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-# Added to the diagonal of the moments, times its mean: random tokens are not the user's text, so what they say about
-# which inputs go together is believed by half (all-MiniLM-L6-v2: better than 0.01 and 0.1 on every kind of text).
+# Added to the diagonal of the moments, times its mean. Random tokens are not the user's text, so the correlations that
+# they show count by half (all-MiniLM-L6-v2: better than 0.01 and 0.1 on every kind of text).
 _DAMPING = 0.5
 # Inputs whose errors are passed on together, in one product.
 _BLOCK = 64
@@ -26,7 +26,7 @@ def compensated(
     Args:
         weight: The weight [K, N] of a product ``x W``.
         scale: The step of each column, [N], positive.
-        moments: The second moments of x, [K, K]; times any number.
+        moments: The second moments of x, [K, K], times any number.
 
     Example:
         >>> import numpy as np
@@ -35,7 +35,7 @@ def compensated(
     """
     count = len(weight)
     damping = _DAMPING * float(np.diag(moments).mean()) or 1.0
-    # Those that matter most are rounded first, while many can still make up for it.
+    # The weights that matter most are rounded first, while many others can still make up for their error.
     order = np.argsort(-np.diag(moments), kind="stable")
     matrix = moments[np.ix_(order, order)].astype(np.float64) + damping * np.eye(count)
     factor = np.linalg.cholesky(np.linalg.inv(matrix)).T

@@ -1,12 +1,13 @@
 """Channels of a value evened out before it becomes 8 bits (SmoothQuant, arXiv:2211.10438).
 
 Channel k of x is divided by ``s_k = r_k^a``, with r the channel's largest magnitude in calibration and the geometric
-mean of s 1, and row k of the products that read x is multiplied by it. Without that, a channel that is a hundred times
-as large as the others takes all steps of a token's scale, and trained networks have such channels.
+mean of s 1. Row k of the products that read x is multiplied by it. Without that, a channel that is a hundred times
+as large as the others takes all steps of a token's scale. Trained networks have such channels.
 
-Requires: a value [B, S, K] of which the products are known. Ensures: it is divided where that costs nothing, in what it
-is computed from: the parameters of a normalization; the columns of the product that a gate multiplies (SwiGLU, GeGLU);
-those of the values that attention mixes. Exact in real numbers. Behind an activation alone there is nothing to divide.
+Requires: a value [B, S, K] of which the products are known. Ensures: it is divided if that costs nothing, in the
+constants that it is computed from: the parameters of a normalization; the columns of the product that a gate multiplies
+(SwiGLU, GeGLU); the columns of the values that attention mixes. Exact in real numbers. After a bare activation there is
+nothing to divide.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ def smooth(
     """Divide a value by scales of its channels; the caller multiplies the rows of the products by them.
 
     Args:
-        graph: The graph, which is rewritten in place.
+        graph: The graph. It is rewritten in place.
         value: The value [B, S, K].
         products: The products that read it.
         peak: The largest magnitude of each channel, [K].
 
     Returns:
-        The scales [K]; None where the value cannot be divided at no cost, and is left alone.
+        The scales [K]; None if the value cannot be divided at no cost, and is left alone.
     """
     node = value.producer()
     if node is None or value.is_graph_output() or not peak.max() > 0:
@@ -88,7 +89,7 @@ def _divide_parameters(graph: ir.Graph, node: ir.Node, scales: Scales) -> bool:
 def _restore(
     graph: ir.Graph, value: ir.Value, node: ir.Node, others: list[tuple[ir.Node, int]], scales: Scales
 ) -> None:
-    """Give what else reads a divided value the value as it was: one multiplication."""
+    """Give other readers of a divided value the value as it was, by one multiplication."""
     nodes = list(graph)
     op = GraphBuilder(graph, before=nodes[nodes.index(node) + 1])
     restored = op.Mul(value, op.constant(scales, "smoothing"))
@@ -111,7 +112,7 @@ def _divide_values(graph: ir.Graph, attention: ir.Node, peak: npt.NDArray[np.flo
 
 
 def _divide_product(graph: ir.Graph, value: ir.Value, scales: Scales) -> bool:
-    """Divide the columns of the product, and its bias, that a value is the result of, or some columns of the result."""
+    """Divide the columns, and the bias, of the product that a value is the result of, or is some columns of."""
     if only_use(value) is None:
         return False
     split, start, end = value.producer(), 0, len(scales)

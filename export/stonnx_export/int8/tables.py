@@ -1,7 +1,7 @@
 """Embedding tables in 8 bits, with a scale for each row.
 
-Requires: ``Gather`` of rows of a float32 table. Ensures: the table is int8, and a row is multiplied by its scale once
-it is read. Products with the same table, as in SPLADE's vocabulary, share it (``quantize_products``).
+Requires: ``Gather`` of rows of a float32 table. Ensures: the table is int8, and a row is multiplied by its scale after
+it is read. Products with the same table, as in SPLADE's vocabulary, share it (``products``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stonnx_export.graph.read import constant_array
 
 _NAME = "quantize_tables"
 
-# Smaller tables, as those of positions and token types, stay as they are.
+# Smaller tables, such as those of positions and token types, stay as they are.
 _SMALLEST = 1 << 18
 
 
@@ -50,7 +50,7 @@ def is_quantizable(table: ir.Value) -> bool:
 
 
 def quantized_table(op: GraphBuilder, table: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """int8 codes [V, H] of a table and the scale [V, 1] of each row, made once for a table."""
+    """int8 codes [V, H] of a table and the scale [V, 1] of each row. They are made once for a table."""
     name = str(table.name)
     if f"{name}_codes" not in op.graph.initializers:
         array = constant_array(table)

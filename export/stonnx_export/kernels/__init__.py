@@ -1,5 +1,5 @@
-"""A finished graph in; the same graph out, with each block that a native kernel can run as one operator.
+"""A finished graph enters; the same graph leaves, with each block that a native kernel can run as one operator.
 
-The operators are model-local functions: without the library of kernels, onnxruntime puts their bodies, the stock
-operators, back in their place. ``kernels/OPERATORS.md`` of the repository describes the operators.
+The operators are model-local functions. Without the library of kernels, onnxruntime replaces each by its body of stock
+operators. ``kernels/OPERATORS.md`` of the repository describes the operators.
 """

@@ -1,8 +1,8 @@
-"""Weights and embedding tables stored in bfloat16: half the size, and what kernels multiply as it is.
+"""Weights and embedding tables stored in bfloat16: they take half the size, and kernels multiply them as they are.
 
 Requires: products ``x W`` and lookups in tables, in float32. Ensures: each large W and table is bfloat16, and a
-``Cast`` makes float32 of it, which onnxruntime computes once, at load. So all arithmetic stays in float32 unless a
-kernel runs; only the weights are rounded, by at most 1 / 256 of each.
+``Cast`` turns it into float32, which onnxruntime computes once, at load. So all arithmetic stays in float32 unless a
+kernel runs. Only the weights are rounded, each by at most 1 / 256 of itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.passes import PassResult
 
 _NAME = "bfloat16"
-# Smaller ones are not worth a node each.
+# Smaller weights are not worth a node each.
 _SMALLEST = 4096
 
 
@@ -32,7 +32,7 @@ def run(model: ir.Model) -> PassResult:
             continue
         stored = _stored(graph, weight)
         for lookup in lookups:
-            # Rows become float32 one by one: the table stays as small as it is in the file.
+            # Rows become float32 only after they are read: the table stays as small as it is in the file.
             _cast_after(graph, lookup, stored)
         if products:
             op = GraphBuilder(graph, before=min(products, key=list(graph).index))

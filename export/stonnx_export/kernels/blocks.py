@@ -1,7 +1,7 @@
 """Blocks of a transformer in its graph: attention or feed-forward network, with residual connection and norms.
 
-A block ends with the addition of its residual, or with the norm after it. What it reads and does is found by walking
-back from there; anything that ``kernels/OPERATORS.md`` does not describe makes a block decline.
+A block ends with the addition of its residual, or with the norm after it. The search walks back from there, over the
+operators and inputs of the block. A block with anything that ``kernels/OPERATORS.md`` does not describe is declined.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Ending:
-    """``residual + product``, and what becomes of it."""
+    """``residual + product``, and the norm that reads it, if any."""
 
     product: Product
     residual: ir.Value
@@ -75,7 +75,7 @@ def block(ending: Ending, lengths: ir.Value | None, windows: Windows, kinds: Col
     """The block with this ending.
 
     Raises:
-        Declined: It does something that the operators cannot.
+        Declined: The block does something that the operators cannot.
     """
     attention = attention_of(ending.product.input, windows)
     if attention is not None:
@@ -108,7 +108,7 @@ def _around(
     limit: ir.Value | None,
     mask: ir.Value | None,
 ) -> Part:
-    """The block, given what stands between its norms."""
+    """The block, given the part between its norms."""
     source = products[0].input
     if any(product.input is not source for product in products[:-1]):
         raise Declined("its products read different values")
@@ -144,7 +144,7 @@ def _around(
 
 
 def _before_limit(value: ir.Value, limit: ir.Value | None) -> ir.Value:
-    """The value of all tokens, where only the first ones of it are read."""
+    """The value of all tokens, if only its first ones are read."""
     if limit is None:
         return value
     tokens = unshaped(value)
@@ -203,7 +203,7 @@ def _attention(attention: Attention, lengths: ir.Value | None) -> tuple[_Inputs,
 
 @dataclass(frozen=True)
 class Activated:
-    """``activation(x W_up) * (x W_gate)``, the second factor where there is one.
+    """``activation(x W_up) * (x W_gate)``, the second factor if there is one.
 
     ``fused`` says that one product has both side by side: 1, the columns that are activated come first; 2, last.
     """

@@ -1,8 +1,8 @@
-"""A part of a graph as a model-local function: one node takes the place of many, and its body is what they were.
+"""Turns a part of a graph into a model-local function: one node takes the place of many, which become its body.
 
-onnxruntime inlines the body where no kernel claims the node, so the result is the same to the last bit. Operators that
+onnxruntime inlines the body if no kernel claims the node, so the result is the same to the last bit. Operators that
 parts share, such as the zero points of all tokens, are copied into each body. A body whose operators differ needs an
-operator name of its own, because onnxruntime 1.26 ignores the ``overload`` of functions: the second body of ``NAME`` is
+operator name of its own, because onnxruntime 1.26 ignores the ``overload`` of functions. The second body of ``NAME`` is
 ``NAME_1``, and the library registers each operator under these names too.
 """
 
@@ -24,19 +24,19 @@ DOMAIN = "stonnx.kernels"
 # Bodies that an operator may have in one graph: as many names as the library registers.
 MOST_BODIES = 24
 _MOST_EXTRAS = 12
-# What the dimension of tokens is called where a graph works on the first ones only (see first_token).
+# The name of the dimension of tokens if a graph works on the first ones only (see first_token).
 FIRST_TOKENS = "tokens"
 # Larger constants are inputs of the function: the kernel wants them, and two layers can share a body.
 _LARGEST_CONSTANT = 64
-# The runtime replaces these where 8-bit products saturate. It cannot do so inside a body.
+# The runtime replaces these initializers if 8-bit products saturate. It cannot do so inside a body.
 _REPLACEABLE = "stonnx_int8_"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What becomes one node: everything that ``output`` is computed from, up to the inputs.
+    """The part that becomes one node: everything that ``output`` is computed from, up to the inputs.
 
-    ``inputs`` are in the order of the operator, None if one is left out; further inputs that only the body needs follow
+    ``inputs`` are in the order of the operator, None if one is left out. Further inputs that only the body needs follow
     as ``extra_0``, ``extra_1`` ... . ``same_rows`` says that all its values have as many rows as its first input.
     """
 
@@ -49,17 +49,17 @@ class Part:
 
 
 class Declined(Exception):  # noqa: N818 - an answer, not a failure
-    """Why a part stays as it is."""
+    """The reason why a part stays as it is."""
 
 
 class Outliner:
-    """Replaces parts of a model by calls of functions. Equal bodies are one function."""
+    """Replaces parts of a model by calls of functions. Parts with equal bodies share one function."""
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         ids = input_named(model.graph, "input_ids")
         op = GraphBuilder(model.graph, before=model.graph[0])
-        # [texts, tokens of the longest]: what bodies make shapes of.
+        # [texts, tokens of the longest]: bodies make shapes from it.
         self._shape = op.Shape(ids, end=2) if ids is not None else None
         self._zero_points: dict[ir.Value, ir.Value] = {}
         self._names: dict[bytes, str] = {}
@@ -69,7 +69,7 @@ class Outliner:
         """Put one node in the place of a part.
 
         Raises:
-            Declined: The part reads something that a body cannot have. The graph is as it was.
+            Declined: The part reads something that a body cannot have. The graph stays as it was.
         """
         graph = self._model.graph
         order = {node: index for index, node in enumerate(graph)}
@@ -93,9 +93,9 @@ class Outliner:
         take_place(part.output, new)
 
     def _shared(self, part: Part, expand: ir.Node) -> ir.Value | None:
-        """Zero points of all tokens that take the place of those that were spread over the scales of one block.
+        """Zero points of all tokens, which replace those that were spread over the scales of one block.
 
-        They are spread over the tokens of the first block that needs them, and are inputs of it and of all others.
+        They are spread over the tokens of the first block that needs them. All other blocks take them as inputs too.
         """
         spread, tokens = expand.outputs[0], next(iter(part.inputs.values()))
         if not part.same_rows or tokens is None:
@@ -110,7 +110,7 @@ class Outliner:
 
 
 def take_place(old: ir.Value, new: ir.Value) -> None:
-    """Have everything read another value, and the graph give it under the same name."""
+    """Let all readers read another value, and let the graph give it under the same name."""
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     if new.is_graph_output():
         old.name, new.name = f"{old.name}_replaced", old.name
@@ -143,7 +143,7 @@ class _Body:
             raise Declined(f"its body needs more than {_MOST_EXTRAS} further inputs")
 
     def function(self, opsets: Mapping[str, int]) -> ir.Function:
-        """The function, of no name yet."""
+        """The function, which does not have a name yet."""
         graph = ir.Graph(
             self._formals,
             [self._values[self._part.output]],
@@ -165,7 +165,7 @@ class _Body:
         return self._values[value]
 
     def _inside(self) -> set[ir.Node]:
-        """The nodes of the part. Those that stay outside must not need what they compute."""
+        """The nodes of the part. Nodes that stay outside must not need their results."""
         found: set[ir.Node] = set()
         pending = [self._part.output]
         while pending:
@@ -218,7 +218,7 @@ class _Body:
         return self._values[value]
 
     def _dimensions(self, node: ir.Node) -> ir.Value:
-        """Those of the numbers of texts and tokens that a ``Shape`` outside takes."""
+        """The numbers, of texts or tokens or both, that a ``Shape`` outside of the part takes."""
         if self._shape is None:
             raise Declined("the graph has no input 'input_ids'")
         span = [self._constant(np.array([number], dtype=np.int64)) for number in _span(node)]
@@ -242,7 +242,7 @@ class _Body:
 
 
 def _operands(node: ir.Node) -> list[ir.Value | None]:
-    """What a node reads; of zero points that are one number for all tokens, the number."""
+    """The values that a node reads; for zero points that are one number for all tokens, that number."""
     operands, expand = list(node.inputs), _zero_points(node)
     if expand is not None:
         operands[2] = expand.inputs[0]
@@ -257,7 +257,7 @@ def _zero_points(node: ir.Node) -> ir.Node | None:
 
 
 def _is_of_zero_points(node: ir.Node) -> bool:
-    """Whether a node is the shape over which zero points are spread: each body makes its own."""
+    """Whether a node is the shape over which zero points are spread. Each body makes its own."""
     uses = [use.node for use in node.outputs[0].uses()] if node.op_type == "Shape" else []
     return bool(uses) and all(
         user.op_type == "Expand" and all(_zero_points(use.node) is user for use in user.outputs[0].uses())
@@ -276,11 +276,11 @@ def counts_all_tokens(node: ir.Node) -> bool:
 
 
 def _span(shape: ir.Node) -> tuple[int, int]:
-    """Which dimensions a ``Shape`` takes; an open end is -1."""
+    """The first dimension that a ``Shape`` takes and its end; an open end is -1."""
     first, last = (shape.attributes.get(name) for name in ("start", "end"))
     return first.as_int() if first is not None else 0, last.as_int() if last is not None else -1
 
 
 def _is_cheap(node: ir.Node) -> bool:
-    """Shapes and the like: a few numbers, which cost nothing to compute twice."""
+    """Whether a node computes a shape or the like: a few numbers, which cost nothing to compute twice."""
     return node.op_type in ("Shape", "Slice", "Squeeze", "Unsqueeze", "Concat", "Expand", "Reshape", "Constant")

@@ -1,4 +1,4 @@
-"""``Attention`` nodes with what is around them: projections, norms of heads, rotation, groups of heads."""
+"""``Attention`` nodes with the operators around them: projections, norms of heads, rotation, groups of heads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stonnx_export.kernels.window import Windows
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of queries, keys or values: a product, or a third of one, and what happened to it.
+    """The heads of queries, keys or values: a product, or a third of one, and the operators on it.
 
-    ``limit`` is the number of first tokens that it was cut to, ``cos`` and ``sin`` are the tables of its rotation.
+    ``limit`` is the number of first tokens that it was cut to. ``cos`` and ``sin`` are the tables of its rotation.
     """
 
     product: Product
@@ -44,26 +44,26 @@ class Attention:
     window: int | None
     lengths: ir.Value | None
     position_bias: ir.Value | None
-    # Of a window: the operator has its width, and the body reads the mask.
+    # The mask of a window: the operator has the width, and the body reads the mask.
     mask: ir.Value | None
 
     @property
     def products(self) -> tuple[Product, ...]:
-        """The projections: three, or one that makes queries, keys and values side by side."""
+        """The projections: three products, or one that makes queries, keys and values side by side."""
         every = (self.query.product, self.key.product, self.value.product)
         return every[:1] if self.query.part is not None else every
 
     @property
     def limit(self) -> ir.Value | None:
-        """How many first tokens attend, where not all do."""
+        """How many first tokens attend, if not all do."""
         return self.query.limit
 
 
 def attention_of(value: ir.Value, windows: Windows) -> Attention | None:
-    """The attention that a value [tokens, heads * head_size] is the result of; None where it is something else.
+    """The attention that a value [tokens, heads * head_size] is the result of; None if it is something else.
 
     Raises:
-        Declined: It is attention of a kind that the operators do not have.
+        Declined: The operators do not have this kind of attention.
     """
     mixed = unshaped(value)
     node = mixed.producer() if mixed is not None else None
@@ -95,7 +95,7 @@ def attention_of(value: ir.Value, windows: Windows) -> Attention | None:
     if width % heads:
         raise Declined(f"{heads} heads do not divide its width of {width}")
     head_size = width // heads
-    # Where keys are repeated for each group of queries, the product says how many there were.
+    # If keys are repeated for each group of queries, the product shows how many there were.
     if one.part is None:
         kv_heads = two.product.shape[1] // head_size
     attribute = node.attributes.get("scale")
@@ -108,10 +108,10 @@ def attention_of(value: ir.Value, windows: Windows) -> Attention | None:
 
 
 def heads_of(value: ir.Value | None) -> Heads:
-    """What heads are made of.
+    """The product that heads are made from, and the operators on it.
 
     Raises:
-        Declined: They are made of something else.
+        Declined: They are made from something else.
     """
     if value is None:
         raise Declined("its attention lacks an input")
@@ -127,7 +127,7 @@ def heads_of(value: ir.Value | None) -> Heads:
 
 
 def _cut(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
-    """All tokens of a value, and the number of first ones that it was cut to, if it was."""
+    """All tokens of a value, and the number of first tokens if the value was cut to these."""
     node = value.producer()
     if node is None or node.op_type != "Slice" or len(node.inputs) < 4 or value.shape is None or len(value.shape) != 3:
         return value, None
@@ -196,7 +196,7 @@ def _is_rotated_half(value: ir.Value, tokens: ir.Value) -> bool:
 
 
 def _span_of(value: ir.Value | None, tokens: ir.Value, size: int) -> tuple[int, int] | None:
-    """The channels that a Slice takes of tokens."""
+    """The channels that a Slice takes from tokens."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Slice" or node.inputs[0] is not tokens or len(node.inputs) < 4:
         return None
@@ -208,7 +208,7 @@ def _span_of(value: ir.Value | None, tokens: ir.Value, size: int) -> tuple[int, 
 
 
 def _table(value: ir.Value) -> ir.Value:
-    """cos or sin [1, S, R], which is spread over heads by an Unsqueeze."""
+    """cos or sin [1, S, R], which an Unsqueeze spreads over heads."""
     node = value.producer()
     axes = constant_array(node.inputs[1]) if node is not None and node.op_type == "Unsqueeze" else None
     table = node.inputs[0] if node is not None else None

@@ -1,8 +1,8 @@
 """Blocks of a finished graph as operators that a native kernel can run, and that onnxruntime runs without one.
 
 Requires: the graph as it would be written. Ensures: each block that ``kernels/OPERATORS.md`` describes is one node of
-the domain ``stonnx.kernels``, a model-local function whose body is what stood there. What does not fit stays as it is,
-and the result says why. Exact to the last bit if the bodies run.
+the domain ``stonnx.kernels``. The node is a model-local function, and the nodes that it replaced are its body. A block
+that does not fit stays as it is, and the result says why. Exact to the last bit if the bodies run.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Outline:
 
     @property
     def result(self) -> PassResult:
-        """The same as of any other pass."""
+        """The result in the form that every pass returns."""
         return PassResult(_NAME, self.blocks.total(), tuple(self.stock.elements()))
 
 
 def kernels(outlines: Sequence[Outline]) -> Kernels | None:
-    """What the manifest says about the graphs of a bundle; None where no graph has any such block."""
+    """The manifest's entry about the kernels of a bundle's graphs; None if no graph has any such block."""
     blocks = sum((found.blocks for found in outlines), Counter[str]())
     stock = sum((found.stock for found in outlines), Counter[str]())
     return Kernels(OPERATORS, dict(blocks), dict(stock)) if blocks or stock else None
@@ -75,7 +75,7 @@ def run(model: ir.Model, kinds: Collection[WeightKind]) -> Outline:
 
 
 def _lengths(graph: ir.Graph) -> ir.Value | None:
-    """The number of tokens of each text, which attention reads already, or which is made for the kernels."""
+    """The number of tokens of each text. Attention reads it already, or it is made for the kernels."""
     mask = input_named(graph, "attention_mask")
     if mask is None:
         return None

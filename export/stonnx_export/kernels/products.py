@@ -1,4 +1,4 @@
-"""Token-wise products as the graph has them: in float32, or in 8 bits with a scale for each token or one for all."""
+"""Token-wise products in a graph: in float32, or in 8 bits with a scale for each token or one for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from stonnx_export.graph.read import constant_array
 
-# How weights are stored, as operators are named after it.
+# How weights are stored. The names of operators contain it.
 WeightKind = Literal["Float", "BFloat16", "Int8"]
 
 _WEIGHTS: Mapping[ir.DataType, WeightKind] = {
@@ -25,8 +25,8 @@ _WEIGHTS: Mapping[ir.DataType, WeightKind] = {
 class Product:
     """``y = x W + b`` for tokens x.
 
-    The last five are of 8 bits: the scale [N] of each column; a static ``scale``, or how the scale of a token follows
-    from its peak (``steps``, and ``least`` where it is bounded from below); and the zero point.
+    The last five belong to 8 bits: the scale [N] of each column; a static ``scale``, or how the scale of a token
+    follows from its peak (``steps``, and ``least`` if it is bounded from below); and the zero point.
     """
 
     input: ir.Value
@@ -51,7 +51,7 @@ class Product:
 
     @property
     def settings(self) -> tuple[ir.Value, ...]:
-        """What says how its input becomes 8 bits: for the stock operators alone."""
+        """The values that say how its input becomes 8 bits. Only the stock operators need them."""
         return tuple(value for value in (self.scale, self.steps, self.least, self.zero_point) if value is not None)
 
     @property
@@ -63,7 +63,7 @@ class Product:
 
 
 def product_of(value: ir.Value | None) -> Product | None:
-    """The product that a value is, reshaped or not; else None."""
+    """The product whose result a value is, reshaped or not; else None."""
     value = unshaped(value)
     product, bias = _without_bias(value)
     product = unshaped(product)
@@ -79,7 +79,7 @@ def product_of(value: ir.Value | None) -> Product | None:
 
 
 def _without_bias(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
-    """x and b, where a value is ``x + b`` with a constant vector b; else the value itself and None."""
+    """x and b, if a value is ``x + b`` with a constant vector b; else the value itself and None."""
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "Add":
         for tokens, bias in (node.inputs, reversed(node.inputs)):
@@ -114,7 +114,7 @@ def _integer_product(node: ir.Node, bias: ir.Value | None) -> Product | None:
 
 
 def _scale_of_tokens(scale: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Value | None] | None:
-    """What the peak of each token is multiplied by, and the least scale, if any."""
+    """The factor that turns the peak of each token into its scale, and the least scale, if any."""
     node, least = scale.producer(), None
     if node is not None and node.op_type == "Max" and len(node.inputs) == 2:
         least = node.inputs[1]
@@ -131,7 +131,7 @@ def _scale_of_tokens(scale: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Va
 
 
 def _stored(weight: ir.Value | None) -> ir.Value | None:
-    """The initializer [K, N] that a weight is, or that it is made of in float32 from bfloat16; else None."""
+    """The initializer [K, N] that a weight is, or from whose bfloat16 the graph makes it in float32; else None."""
     node = weight.producer() if weight is not None else None
     if node is not None and node.op_type == "Cast":
         weight = node.inputs[0]
@@ -142,7 +142,7 @@ def _stored(weight: ir.Value | None) -> ir.Value | None:
 
 
 def vector_factor(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
-    """x and s, where a value is ``x * s`` with a constant vector s; else None."""
+    """x and s, if a value is ``x * s`` with a constant vector s; else None."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Mul":
         return None

@@ -1,7 +1,7 @@
-"""Blocks between rows of tokens [B * S, H], from the first to the last.
+"""Lets all blocks, from the first to the last, read and give rows of tokens [B * S, H].
 
 Quantized products work on rows already (``flat_tokens``). Requires: that pass. Ensures: the first block starts with
-rows too, and the last normalization ends with them, also where its result is an output of the graph. Exact: a Reshape
+rows too, and the last normalization ends with them, even if its result is an output of the graph. Exact: a Reshape
 changes places with an operator that works on each token by itself.
 """
 
@@ -79,9 +79,9 @@ def _scale_rows(graph: ir.Graph, reshape: ir.Node) -> None:
 
 
 def _count_tokens(graph: ir.Graph, shape: ir.Node) -> None:
-    """The numbers of texts and tokens come from the ids, not from a value that a block computes.
+    """Take the numbers of texts and tokens from the ids, not from a value that a block computes.
 
-    So does the number of the first tokens, where attention is computed for those alone.
+    The number of the first tokens comes from the ids too, if attention is computed for those alone.
     """
     ids = input_named(graph, "input_ids")
     value = shape.inputs[0]
@@ -100,13 +100,13 @@ def _count_tokens(graph: ir.Graph, shape: ir.Node) -> None:
 
 
 def _rows_target(reshape: ir.Node) -> list[int] | None:
-    """[-1, H], where a Reshape makes rows."""
+    """[-1, H], if a Reshape makes rows; else None."""
     target = constant_array(reshape.inputs[1])
     return target.tolist() if target is not None and target.size == 2 and target[0] == -1 else None
 
 
 def _rows(tokens: ir.Value | None, target: list[int]) -> ir.Value | None:
-    """The rows that the graph makes of tokens somewhere, if it does."""
+    """The rows that the graph makes of tokens somewhere; None if it does not."""
     users = [use.node for use in tokens.uses()] if tokens is not None else []
     reshapes = (user for user in users if user.op_type == "Reshape" and _rows_target(user) == target)
     return next((user.outputs[0] for user in reshapes), None)

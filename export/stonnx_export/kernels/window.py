@@ -1,4 +1,4 @@
-"""Masks that let each token see those near it: which distance, asked of the part of the graph that computes them."""
+"""Masks that let each token see those near it. Running the part of the graph that computes one shows its distance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Windows:
         self._known: dict[ir.Value, int | None] = {}
 
     def width(self, mask: ir.Value) -> int | None:
-        """w, where token i of a text sees its tokens j with ``abs(i - j) <= w`` and no others; else None."""
+        """w, if token i of a text sees its tokens j with ``abs(i - j) <= w`` and no others; else None."""
         if mask not in self._known:
             self._known[mask] = self._probe(mask)
         return self._known[mask]
@@ -34,7 +34,7 @@ class Windows:
                 options,
                 providers=["CPUExecutionProvider"],
             )
-        except Exception:  # what cannot run on its own says nothing
+        except Exception:  # a part that cannot run on its own shows nothing
             return None
         found: list[int] = []
         for lengths in _PROBES:
@@ -54,11 +54,11 @@ class Windows:
                 return None
             reach = int(np.broadcast_to(distance, seen.shape)[seen].max())
             expected = (distance <= reach) & real[:, None, :]
-            # Rows of queries that are padding do not matter: nothing reads them.
+            # Queries that are padding do not matter: nothing reads their rows.
             if not np.array_equal(allowed[real], expected[real]):
                 return None
             found.append(reach)
-        # A text of fewer tokens reaches no further than its end; the longest must have met the window's.
+        # A short text ends before the window does. The longest text must be longer than the window.
         widest, longest = max(found), [max(lengths) - 1 for lengths in _PROBES]
         consistent = found == [min(widest, last) for last in longest]
         return widest if consistent and widest < max(longest) else None

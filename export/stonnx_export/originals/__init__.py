@@ -1,1 +1,1 @@
-"""A checkpoint in; the original out, to trace and to compare with: PyTorch's, or an ONNX file."""
+"""A checkpoint enters; the original leaves, to trace and to compare with: PyTorch's, or an ONNX file."""

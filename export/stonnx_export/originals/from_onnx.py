@@ -1,7 +1,7 @@
-"""The original as an ONNX file that lies in the checkpoint already: no PyTorch, no transformers.
+"""The original as an ONNX file that lies in the checkpoint already: it needs neither PyTorch nor transformers.
 
-The network is that file under onnxruntime, without optimizations; what follows it is numpy, from the checkpoint's own
-modules. So a bundle is compared with the file that it was made from, and its heads with a second implementation.
+onnxruntime runs that file without optimizations as the network. numpy runs the checkpoint's modules after it. So a
+bundle is compared with the file that it was made from, and its heads with a second implementation.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from stonnx_export.originals.transformers_ids import compare_with_transformers
 
 logger = logging.getLogger("stonnx")
 
-# What no tokenizer means when it writes it down: transformers' way to say that there is no limit is 1e30.
+# From this number on, a tokenizer's limit means "unlimited": transformers writes 1e30 for that.
 _NO_LIMIT = 1_000_000
-# The texts on which an unknown pooling is told from others: one to many tokens, in an order that no mean survives.
+# Texts that tell an unknown pooling from others: they have one to many tokens, in an order that a mean does not keep.
 _SAMPLES = ("a", "Hello, world!", "The quick brown fox jumps over the lazy dog.", "tea for two, and two for tea " * 4)
 _SAME = 1e-5
 _CHAINS: tuple[tuple[Module, ...], ...] = tuple(
@@ -66,7 +66,7 @@ _COPY = (
 
 
 def is_exportable(checkpoint: Checkpoint) -> bool:
-    """Whether every network of a checkpoint is there as an ONNX file. Tables of vectors need none."""
+    """Whether every network of a checkpoint is there as an ONNX file. Tables of vectors do not need one."""
     return all(
         onnx_file.find(checkpoint.folders[route]) is not None
         for route, chain in checkpoint.routes.items()
@@ -78,8 +78,8 @@ class OnnxOriginal:
     """A checkpoint with an ONNX file. Implements ``Original``.
 
     Raises:
-        ModelNotFoundError: There is no ONNX file.
-        UnsupportedError: The file, or the chain behind it, cannot become a bundle.
+        ModelNotFoundError: The checkpoint has no ONNX file.
+        UnsupportedError: The file, or the chain after it, cannot become a bundle.
         ExportError: The file is damaged.
     """
 
@@ -91,7 +91,7 @@ class OnnxOriginal:
         for route, chain in checkpoint.routes.items():
             files = read_tokenizer(checkpoint.folders[route], chain[0])
             self._tokenizers[route] = files
-            # A copy, since this one cuts texts.
+            # A copy, because this tokenizer cuts texts.
             self._encoders[route] = tokenizers.Tokenizer.from_str(files.tokenizer.backend.to_str())
             self._encoders[route].no_padding()
             if isinstance(chain[0], Transformer):
@@ -112,7 +112,7 @@ class OnnxOriginal:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint, with the chain that its ONNX file turned out to have where no modules.json says it."""
+        """The checkpoint. If it has no modules.json, its chain is the one that its ONNX file turned out to have."""
         return self._checkpoint
 
     @property
@@ -186,7 +186,7 @@ class OnnxOriginal:
         return self._encoders[route].encode(first, second, add_special_tokens=special)
 
     def _length(self, route: str, prompt: str) -> int:
-        """Tokens of a prompt in front of a text, without the special token that ends it where it stands alone."""
+        """Tokens of a prompt before a text, without the special token that ends it if it stands alone."""
         ids = self.token_ids(route, prompt) if prompt else []
         return len(ids) - (ids[-1:] != [] and ids[-1] in self._tokenizers[route].tokenizer.special_token_ids)
 
@@ -201,7 +201,7 @@ class OnnxOriginal:
             case _:
                 states = self._run(route, text)[self._files[route].output]
         if not TASKS[self._checkpoint.task].gives_labels:
-            # A text alone has no padding.
+            # A text alone does not have padding.
             states = numpy_modules.run(chain, states, np.ones(states.shape[:2], dtype=np.int64), prompt_length)
         row: npt.NDArray[np.float32] = states[0]
         return row
@@ -213,10 +213,10 @@ class OnnxOriginal:
         return self._files[route].run(np.array([encoding.ids], dtype=np.int64), types)
 
     def _with_own_head(self, file: OnnxFile) -> Checkpoint:
-        """The checkpoint with the pooling that its ONNX file has, where no modules.json says which that is.
+        """The checkpoint with the pooling that its ONNX file has, if no modules.json names it.
 
-        optimum-cli copies neither modules.json nor what belongs to it, but its graph for a sentence-transformers model
-        computes the sentence embedding too. Which pooling does so is found by computing all of them.
+        optimum-cli copies neither modules.json nor the files that belong to it. But its graph for a model of
+        sentence-transformers computes the sentence embedding too. Computing all poolings shows which one gives that.
         """
         checkpoint = self._checkpoint
         if not file.has_head:

@@ -1,6 +1,6 @@
 """The original in sentence-transformers and PyTorch.
 
-The places where sentence-transformers' versions 5 and 6 differ are in this file and nowhere else.
+Only this file deals with the differences between versions 5 and 6 of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from stonnx_export.originals.original import LoadReport, OriginalTokenizer, bare
 from stonnx_export.originals.trace import Output, trace, trace_chain
 from stonnx_export.originals.weights import has_sixteen_bits, refuse_missing, refuse_random, unexpected, watch_loading
 
-# What cuts the results of a task short, unless it is None.
+# The setting that cuts the results of a task short, unless it is None.
 _SETTINGS = {"embedding": "truncate_dim", "sparse": "max_active_dims"}
 
 
@@ -64,7 +64,7 @@ class TorchOriginal:
         return self._loaded
 
     def _example(self) -> npt.NDArray[np.float32]:
-        """What all routes give for some texts."""
+        """The results of all routes for some texts."""
         texts: list[Text] = ["a b c", "The weather is lovely today."]
         if self._checkpoint.task == "rerank":
             texts = [("a b c", "The weather is lovely today.")]
@@ -91,7 +91,7 @@ class TorchOriginal:
     def tokenizer(self, route: str) -> OriginalTokenizer:
         source = self._tokenizer(route)
         first = self._checkpoint.routes[route][0]
-        if isinstance(source, tokenizers.Tokenizer):  # StaticEmbedding has a bare one, which knows no padding
+        if isinstance(source, tokenizers.Tokenizer):  # StaticEmbedding has a bare one, without padding
             return bare_tokenizer(source)
         backend = getattr(source, "backend_tokenizer", None)
         if backend is None:
@@ -116,12 +116,12 @@ class TorchOriginal:
             options = {"truncation": "longest_first", "max_length": self._model.max_length}
             return list(self._tokenizer(route)(*text, **options)["input_ids"])
         module = self._modules(route)[0]
-        # Version 5 knows tasks in a Router only, and the route has been chosen here.
+        # Version 5 knows tasks in a Router only, and the route has been chosen already.
         features = module.preprocess([text], task=task) if hasattr(module, "preprocess") else module.tokenize([text])
         return [int(token) for token in features["input_ids"].reshape(-1)]
 
     def outputs(self, route: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
-        # An empty prompt keeps the default one away. A CrossEncoder of version 5 knows no prompts.
+        # An empty prompt keeps the default one away. A CrossEncoder of version 5 does not know prompts.
         options: dict[str, Any] = {"prompt": ""} if self._is_chain else {}
         return self._one_at_a_time(texts, **options, **({} if route == DEFAULT_ROUTE else {"task": route}))
 
@@ -131,7 +131,7 @@ class TorchOriginal:
     def _one_at_a_time(
         self, texts: Sequence[Text], method: str | None = None, **options: Any
     ) -> npt.NDArray[np.float32]:
-        """Vectors with all their dimensions, or logits; by encode or predict, unless another method is named."""
+        """Vectors with all their dimensions, or logits, from encode or predict, unless another method is named."""
         match self._checkpoint.task:
             case "rerank":
                 options["activation_fn"] = torch.nn.Identity()
@@ -196,7 +196,7 @@ class TorchOriginal:
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> Any:
-    """The model in sentence-transformers, in a precision or, for None, in the one that it has by default.
+    """The model in sentence-transformers, in the given precision; for None, in its default precision.
 
     It runs code of the repository only if the caller trusts it.
     """
@@ -218,7 +218,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """transformers draws a progress bar while it loads weights; our own stages say enough."""
+    """Silence the progress bar that transformers draws while it loads weights; our own stages say enough."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -16,17 +16,17 @@ from stonnx_export.checkpoint.repository_code import Trust, refuse_network_code,
 from stonnx_export.originals.original import Original
 from stonnx_export.originals.text_limits import respect_positions
 
-# What the network is made from: PyTorch's weights, or an ONNX file of the checkpoint.
+# The source of the network: PyTorch's weights, or an ONNX file of the checkpoint.
 SourceKind = Literal["auto", "torch", "onnx"]
 
 
 def open_checkpoint(
     directory: Path, task: Task | None, source: SourceKind, trust: Trust | None = None
 ) -> tuple[Checkpoint, Original]:
-    """What a checkpoint says about itself, and the original that computes its vectors.
+    """The data of a checkpoint, and the original that computes its vectors.
 
     Raises:
-        UnsupportedError: It needs code of its repository, and ``trust`` is None.
+        UnsupportedError: The checkpoint needs code of its repository, and ``trust`` is None.
     """
     checkpoint = read_checkpoint(directory, task, trust)
     if _choose_source(checkpoint, source) == "torch":
@@ -121,7 +121,7 @@ def _load_original(checkpoint: Checkpoint) -> Original:
 
 
 def _load_onnx_original(checkpoint: Checkpoint) -> tuple[Checkpoint, Original]:
-    """The checkpoint too: without modules.json, its chain is what the ONNX file turns out to have."""
+    """The original, and the checkpoint: without modules.json, the ONNX file decides which chain it has."""
     with _exporter_needed():
         from stonnx_export.originals.from_onnx import OnnxOriginal
 

@@ -1,7 +1,7 @@
 """The modules of sentence-transformers in numpy: the oracle for bundles that are made without PyTorch.
 
-Written from the definitions of the modules, apart from ``heads.py``, whose results it is there to judge: the two share
-no code, and this one computes in float64. Shapes: B texts, S tokens, H hidden size, V vocabulary.
+It is written from the definitions of the modules and judges the results of ``heads``. The two do not share code, and
+this one computes in float64. Shapes: B texts, S tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Mask = npt.NDArray[np.int64]
 def run(
     chain: tuple[modules.Module, ...], states: npt.NDArray[np.float32], mask: _Mask, prompt_length: int = 0
 ) -> npt.NDArray[np.float32]:
-    """What the modules after the first make of a network's output.
+    """Run the modules after the first on a network's output.
 
     Args:
         chain: The whole chain; its first module is the network.
@@ -34,7 +34,7 @@ def run(
     Returns:
         Vectors [B, features].
     """
-    # float32 until the tokens are pooled: the logits of a long text are large.
+    # float32 until the tokens are pooled: the logits of a long text take much memory.
     values: npt.NDArray[Any] = states
     for module in chain[1:]:
         match module:
@@ -51,7 +51,7 @@ def run(
                 deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + module.epsilon)
                 values = centred / deviation * module.weight + module.bias
             case modules.Normalize() if values.ndim == 2:
-                # float32, where the epsilon of torch.nn.functional.normalize is not quite 1e-12
+                # in float32, the epsilon of torch.nn.functional.normalize is not quite 1e-12
                 values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.float32(1e-12))
             case _:
                 raise UnsupportedError(f"{type(module).__name__} at this place of the chain is not known in numpy.")
@@ -74,7 +74,7 @@ def sparse_static_embedding(weight: npt.NDArray[np.float32], ids: list[int]) -> 
 
 
 def keep_largest(rows: npt.NDArray[np.float32], count: int | None) -> npt.NDArray[np.float32]:
-    """Rows [B, V] with their ``count`` values of largest magnitude, of equal ones the first; all values for None."""
+    """Rows [B, V] with their ``count`` values of largest magnitude, the first of equal ones; all values for None."""
     if count is None or count >= rows.shape[1]:
         return rows
     places = np.argsort(-np.abs(rows), axis=1, kind="stable")[:, :count]
@@ -93,7 +93,7 @@ def pooling(module: modules.Pooling, tokens: npt.NDArray[Any], mask: _Mask, prom
 def _pool(module: modules.Pooling, tokens: _Array, real: npt.NDArray[np.bool_], prompt_length: int) -> _Array:
     """One text: [S, H] to [modes x H]."""
     position = np.arange(len(tokens))
-    # Tokens are counted from the first one that is not padding; without any, all of them are padding.
+    # Tokens are counted from the first one that is not padding. If there is none, all tokens are padding.
     start = int(real.argmax())
     used = real if module.include_prompt else real & (position >= start + prompt_length)
     none = not used.any()
@@ -111,7 +111,7 @@ def _pool(module: modules.Pooling, tokens: _Array, real: npt.NDArray[np.bool_], 
             case "mean_sqrt_len_tokens":
                 part = zero if none else kept.sum(axis=0) / math.sqrt(len(kept))
             case "weightedmean":
-                # A token weighs as much as its number in the text, also where the prompt before it is left out.
+                # A token weighs as much as its number in the text, even if the prompt before it is left out.
                 weights = (position - start + 1)[used]
                 part = zero if none else np.average(kept, axis=0, weights=weights)
             case "lasttoken":
@@ -161,7 +161,7 @@ def _softmax(x: _Array) -> _Array:
 # Klambauer et al., "Self-Normalizing Neural Networks", arXiv:1706.02515, appendix A1.
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
-# exp of large numbers is never taken: float64 would overflow, and the tests turn that warning into an error.
+# These never take exp of large numbers: float64 would overflow, and the tests turn that warning into an error.
 ACTIVATIONS: Mapping[str, Callable[[_Array], _Array]] = {
     "identity": lambda x: x,
     "tanh": np.tanh,

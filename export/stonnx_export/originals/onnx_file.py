@@ -1,6 +1,7 @@
-"""An ONNX file that another exporter made, as a network of ours: our names, our opset, the one output that is needed.
+"""Turns an ONNX file of another exporter into a network with our names, our opset, and only the output we need.
 
-What cannot be used as it is gets refused by name: reduced precision, inputs that stonnx does not feed, fixed sizes.
+A file that cannot be used as it is gets refused, with the reason: reduced precision, inputs that stonnx does not feed,
+fixed sizes.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from stonnx._errors import ExportError, UnsupportedError
 from stonnx_export.graph.builder import OPSET, GraphBuilder
 from stonnx_export.graph.read import input_named
 
-# What a network is asked for: token embeddings [B, S, H], a logit for each token of the vocabulary [B, S, V], or one
-# for each label [B, labels].
+# The output that the exporter wants of a network: token embeddings [B, S, H], a logit for each token of the vocabulary
+# [B, S, V], or one for each label [B, labels].
 Wanted = Literal["tokens", "vocabulary", "labels"]
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# What exporters call these outputs: optimum's for sentence_transformers, its others and transformers.onnx.
+# Names that exporters give these outputs: optimum's for sentence_transformers, its others and transformers.onnx.
 _NAMES: Mapping[Wanted, tuple[str, ...]] = {
     "tokens": ("token_embeddings", "last_hidden_state"),
     "vocabulary": ("logits",),
     "labels": ("logits",),
 }
-# The vector that a graph has a head of its own for.
+# The output of a graph that has a head of its own.
 SENTENCE_EMBEDDING = "sentence_embedding"
 
 _OTHER_NAMES = {name for names in _NAMES.values() for name in names} | {SENTENCE_EMBEDDING}
-# In words, and the task of optimum-cli that gives it.
+# The same in words, and the task of optimum-cli that gives it.
 _WANTED: Mapping[Wanted, tuple[str, str]] = {
     "tokens": (
         "token embeddings, last_hidden_state or token_embeddings [batch, sequence, hidden]",
@@ -56,21 +57,21 @@ _QUANTIZED = (
     *("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"),
 )
 
-# The first that knows opset 24, as the graphs without a network have it.
+# The first version that knows opset 24. Graphs without a network have it too.
 _IR_VERSION = 11
 
 
 def find(folder: Path) -> Path | None:
-    """The ONNX file of a network: the place on the Hub first, then the one where optimum-cli puts it."""
+    """The ONNX file of a network: in the place that the Hub uses, or else in the place that optimum-cli uses."""
     return next((file for file in (folder / "onnx" / "model.onnx", folder / "model.onnx") if file.is_file()), None)
 
 
 class OnnxFile:
-    """A network in a file, checked, and loaded into onnxruntime as it is: without any optimization.
+    """A network in a file, checked, and loaded into onnxruntime without any optimization.
 
     Raises:
         ExportError: The file, or data that belongs to it, is damaged or missing.
-        UnsupportedError: The graph is of a kind that cannot become part of a bundle.
+        UnsupportedError: This kind of graph cannot become part of a bundle.
     """
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
@@ -109,20 +110,20 @@ class OnnxFile:
         return dict(zip(names, arrays, strict=True))
 
     def network(self, *, token_types: bool) -> ir.Model:
-        """The network as ``trace`` gives it, from the file on disk: the outputs that are not needed are gone.
+        """The network in the form that ``trace`` gives, from the file on disk, without the outputs that are not needed.
 
         Args:
-            token_types: Whether its tokenizer tells the two texts of a pair apart. Where it does not, the input
-                ``token_type_ids`` of the file is 0 everywhere, and no input any more.
+            token_types: Whether its tokenizer tells the two texts of a pair apart. If it does not, the input
+                ``token_type_ids`` of the file becomes a constant, 0 everywhere.
         """
         model = _load(self.path)
-        ir.external_data.load_to_model(model)  # the bundle's file is elsewhere, and holds its weights itself
+        ir.external_data.load_to_model(model)  # the bundle's file lies elsewhere, and contains its weights
         graph = model.graph
         graph.outputs[:] = [value for value in graph.outputs if value.name == self.output]
         graph.inputs[:] = sorted(graph.inputs, key=lambda value: _INPUTS.index(str(value.name)))
         RemoveUnusedNodesPass()(model)
         for value in [*graph.inputs, *(value for node in graph for value in node.outputs)]:
-            # Sizes get our names; what depends on them is inferred again from there.
+            # Sizes get our names. Shapes that depend on them are inferred again from there.
             value.shape = ir.Shape(("batch", "sequence")) if value in graph.inputs else None
         _to_current_opset(model, self.path)
         graph = model.graph
@@ -140,7 +141,7 @@ def _load(path: Path) -> ir.Model:
     """The graph without functions of its own, and without weights among its inputs."""
     try:
         model = ir.load(path)
-    except Exception as error:  # protobuf's errors, and those of onnx-ir for what protobuf lets pass
+    except Exception as error:  # protobuf's errors, and those of onnx-ir if protobuf lets a file pass
         raise ExportError(
             f"{path} is not a readable ONNX file: {error} It may be incomplete, or a Git LFS pointer: download it "
             "again."
@@ -152,7 +153,7 @@ def _load(path: Path) -> ir.Model:
     version = graph.opset_imports.pop("ai.onnx", None)  # the other name of ""
     if version is not None:
         graph.opset_imports.setdefault("", version)
-    # Until IR version 4 every weight was an input too.
+    # Before IR version 4, every weight was an input too.
     graph.inputs[:] = [value for value in graph.inputs if value.name not in graph.initializers]
     return model
 
@@ -194,7 +195,7 @@ def _check_precision(model: ir.Model, path: Path) -> None:
 
 
 def _choose_output(example: Mapping[str, npt.NDArray[Any]], wanted: Wanted, path: Path) -> str:
-    """The name of the output with what is wanted, seen by what the graph gives for a text of three tokens."""
+    """The name of the wanted output. The outputs of the graph for a text of three tokens show which one it is."""
     shape = (1,) if wanted == "labels" else (1, 3)
     names = [name for name in _NAMES[wanted] if name in example]
     if not names and len(example) == 1 and not set(example) & _OTHER_NAMES:
@@ -226,9 +227,9 @@ def _to_current_opset(model: ir.Model, path: Path) -> None:
 
 
 def _restore_softmax(graph: ir.Graph) -> None:
-    """Softmax over the last dimension, as it was before the converter to opset 13 put Flatten and Reshape around it.
+    """Bring back Softmax over the last dimension, which the converter to opset 13 put Flatten and Reshape around.
 
-    The converter does so wherever it does not know the number of dimensions: old nodes flatten by themselves.
+    The converter does so if it does not know the number of dimensions: old nodes flatten by themselves.
     """
     for node in [node for node in graph if node.op_type == "Softmax"]:
         flatten = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -258,7 +259,7 @@ def _drop_token_types(graph: ir.Graph) -> None:
 
 @contextmanager
 def _silence(name: str) -> Iterator[list[str]]:
-    """Keep what a library logs from the terminal; it is in the list, the cause of an error behind the message."""
+    """Keep a library's log off the terminal. The list gets it, for an error message to name the cause."""
     messages: list[str] = []
 
     class Handler(logging.Handler):

@@ -1,4 +1,4 @@
-"""How long a text may be: what the tokenizer says, as far as the network has positions for it."""
+"""How long a text may be: the tokenizer's limit, or the network's number of positions if that is smaller."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from stonnx_export.originals.original import Original
 
 logger = logging.getLogger("stonnx")
 
-# What no tokenizer means when it writes it down: transformers' way to say that there is no limit is 1e30.
+# From this number on, a tokenizer's limit means "unlimited": transformers writes 1e30 for that.
 _NO_LIMIT = 1_000_000
 # Tables of positions are no longer than this; a network for more tokens computes its positions.
 _LONGEST_TABLE = 4096
 
 
 def text_limit(checkpoint: Checkpoint, route: str, original: Original) -> int | None:
-    """The longest text of a route in tokens; None where texts are never cut, as a table of vectors has no positions.
+    """The longest text of a route in tokens; None if texts are never cut, as for a table of vectors.
 
     Raises:
         UnsupportedError: Nothing limits the length.
@@ -37,10 +37,10 @@ def text_limit(checkpoint: Checkpoint, route: str, original: Original) -> int | 
 
 
 def respect_positions(checkpoint: Checkpoint, original: Original) -> None:
-    """Cut the original's texts where its network has no more positions, as the bundle's will be.
+    """Cut the original's texts after the last position of its network, as the bundle cuts its texts.
 
-    RoBERTa and its kin have two positions fewer than their configuration says: with a limit of 514 tokens, or without
-    one, for which sentence-transformers takes those 514, the original fails at 513.
+    RoBERTa and its kin have two positions fewer than their configuration says. With a limit of 514 tokens, which
+    sentence-transformers also takes if a model has no limit, the original fails at 513.
 
     Raises:
         UnsupportedError: The original reads texts that are longer than its positions, and the bundle would not.
@@ -64,7 +64,7 @@ def respect_positions(checkpoint: Checkpoint, original: Original) -> None:
 
 
 def _fails_beyond(checkpoint: Checkpoint, route: str, original: Original, written: int, limit: int) -> bool:
-    """Whether the original has no result for a text of more tokens than its network has positions."""
+    """Whether the original fails for a text of more tokens than its network has positions."""
     if limit > _LONGEST_TABLE:
         return False
     text = " ".join(["a"] * (limit + 1))

@@ -1,4 +1,4 @@
-"""Tokens that a tokenizer knows and a network has no row for: somebody added them and did not resize the embeddings."""
+"""Tokens without a row in the network's table: somebody added them to the tokenizer and did not resize the table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stonnx_export.graph.read import constant_array, input_named
 
 logger = logging.getLogger("stonnx")
 
-# More tokens than these say nothing that their number does not.
+# A message names this many tokens. More names would not help more than their number.
 _MOST_TOKENS = 8
 
 

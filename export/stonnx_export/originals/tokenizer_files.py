@@ -1,8 +1,8 @@
-"""A checkpoint's tokenizer without transformers: tokenizer.json, and what the settings beside it change in it.
+"""A checkpoint's tokenizer without transformers: tokenizer.json, and the changes that the settings beside it make.
 
-tokenizer.json is what counts. transformers 5 builds some tokenizers anew from its vocabulary and settings alone, and
-then ignores how the file normalizes or splits; a setting that nobody wrote down (say, that a BERT tokenizer without
-``do_lower_case`` lowers the case) does not overrule the file here. What somebody did write down does, as it does there.
+tokenizer.json counts. transformers 5 builds some tokenizers anew from its vocabulary and settings alone, and then
+ignores how the file normalizes or splits. Here, a default that nobody wrote down does not overrule the file (say, that
+a BERT tokenizer without ``do_lower_case`` lowers the case). A setting that somebody wrote down does, as it does there.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _BERT_SETTINGS = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
-# Arguments for the tokenizer that a Transformer module may have in its settings, all of which are followed here; the
-# last ones change no token id.
+# Arguments for the tokenizer that a Transformer module may have in its settings. All of them are followed here; the
+# last ones do not change any token id.
 _ARGUMENTS = {"model_max_length", "truncation_side", "add_prefix_space", *_BERT_SETTINGS}
 _ARGUMENTS |= {"padding_side", "use_fast", "clean_up_tokenization_spaces", "model_input_names", "token", "revision"}
 _ARGUMENTS |= {"add_bos_token", "add_eos_token", "split_special_tokens", "pad_token_type_id"}
@@ -46,21 +46,21 @@ _GENERIC_CLASSES = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "Tokenizer
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A tokenizer, and whether its model is told which of two texts a token comes from."""
+    """A tokenizer, and whether it tells the model which of two texts a token comes from."""
 
     tokenizer: OriginalTokenizer
     token_types: bool
 
 
 def read_tokenizer(folder: Path, first: Module) -> TokenizerFiles:
-    """Read the tokenizer of a chain, as sentence-transformers ends up with it.
+    """Read the tokenizer of a chain, in the form in which sentence-transformers uses it.
 
     Args:
         folder: The folder of the first module.
         first: The first module of the chain.
 
     Raises:
-        UnsupportedError: There is no tokenizer.json.
+        UnsupportedError: The folder has no tokenizer.json.
         ExportError: A file cannot be read.
     """
     file = folder / "tokenizer.json"
@@ -94,14 +94,14 @@ def read_tokenizer(folder: Path, first: Module) -> TokenizerFiles:
             special_token_ids=_special_ids(backend, settings),
             add_special_tokens=not isinstance(first, SparseStaticEmbedding),
         ),
-        # A class without token types leaves them out; without its code, one is known by giving every token the type 0.
+        # A class without token types leaves them out. If its code is missing, the type 0 for every token shows that.
         token_types=("token_type_ids" in names if isinstance(names, list) else True)
         and any(backend.encode("a", "a").type_ids),
     )
 
 
 def tokenizer_arguments(folder: Path) -> Mapping[str, Any]:
-    """What the settings of a Transformer module pass to the tokenizer. It counts for more than the tokenizer's files.
+    """Arguments that the settings of a Transformer module pass to the tokenizer. They overrule the tokenizer's files.
 
     Raises:
         ExportError: They are not an object.
@@ -116,7 +116,7 @@ def tokenizer_arguments(folder: Path) -> Mapping[str, Any]:
 def _refuse_settings(
     backend: tokenizers.Tokenizer, settings: Mapping[str, Any], arguments: Mapping[str, Any], folder: Path
 ) -> None:
-    """Raise UnsupportedError for settings that transformers follows, and that cannot be followed without it."""
+    """Raise UnsupportedError for settings that only transformers can follow."""
     unknown = sorted(arguments.keys() - _ARGUMENTS)
     if unknown:
         raise UnsupportedError(
@@ -140,7 +140,7 @@ def _refuse_settings(
 
 
 def _follow_prefix_space(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
-    """What transformers' classes of byte-level tokenizers do with add_prefix_space."""
+    """Follow add_prefix_space as transformers' classes of byte-level tokenizers do."""
     written = settings.get("add_prefix_space")
     if written is None or settings.get("tokenizer_class", _GENERIC_CLASSES[0]) in _GENERIC_CLASSES:
         return
@@ -160,7 +160,7 @@ def _follow_prefix_space(backend: tokenizers.Tokenizer, settings: Mapping[str, A
 
 
 def _read_settings(folder: Path) -> Mapping[str, Any]:
-    """tokenizer_config.json over special_tokens_map.json; the other way round where it is of the old kind."""
+    """tokenizer_config.json over special_tokens_map.json; the other way round if it is of the old kind."""
     settings = _read_optional(folder / "tokenizer_config.json")
     special = _read_optional(folder / "special_tokens_map.json")
     # Newer versions of transformers write the tokens with all their properties, and no longer read the map.
@@ -175,7 +175,7 @@ def _read_optional(file: Path) -> Mapping[str, Any]:
 
 
 def _follow_bert_settings(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
-    """What transformers' BERT-like classes do when tokenizer_config.json and tokenizer.json disagree."""
+    """Resolve differences between tokenizer_config.json and tokenizer.json as transformers' BERT-like classes do."""
     normalizer = backend.normalizer
     if not isinstance(normalizer, normalizers.BertNormalizer) or settings.get("tokenizer_class") in _GENERIC_CLASSES:
         return
@@ -186,7 +186,7 @@ def _follow_bert_settings(backend: tokenizers.Tokenizer, settings: Mapping[str, 
 
 
 def lower_case(backend: tokenizers.Tokenizer) -> None:
-    """do_lower_case of sentence-transformers: a Lowercase in front, unless there is one at the top level already."""
+    """do_lower_case of sentence-transformers: put a Lowercase first, unless the top level has one already."""
     normalizer: Any = backend.normalizer
     parts: list[Any] = [normalizer] if normalizer else []
     if isinstance(normalizer, normalizers.Sequence):
@@ -199,9 +199,9 @@ def _max_length(first: Module, settings: Mapping[str, Any], config: Mapping[str,
     if isinstance(first, Transformer) and first.max_seq_length is not None:
         return first.max_seq_length
     limits = [settings.get("model_max_length", settings.get("max_len"))]
-    if isinstance(first, Transformer):  # a table has no positions
+    if isinstance(first, Transformer):  # a table does not have positions
         limits.append(config.get("max_position_embeddings"))
-    # -1 is how XLNet says that there is no limit.
+    # XLNet writes -1 for "unlimited".
     return min((int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0), default=None)
 
 
@@ -212,14 +212,14 @@ def _truncation_side(side: Any) -> Literal["left", "right"]:
 
 
 def _pad_id(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    """The id of the padding token; 0 where there is none at all, as padding counts for nothing then."""
+    """The id of the padding token; 0 if there is none: the mask hides padding, so any id will do."""
     named = backend.token_to_id(_content(settings["pad_token"])) if settings.get("pad_token") else None
     choices = (named, (backend.padding or {}).get("pad_id"), config.get("pad_token_id"))
     return next((int(choice) for choice in choices if choice is not None), 0)
 
 
 def _special_ids(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids of the tokens with a role; where no file names any, those that tokenizer.json marks as special."""
+    """The ids of the tokens with a role; if no file names any, those that tokenizer.json marks as special."""
     tokens = [_content(settings[name]) for name in _SPECIAL_TOKENS if settings.get(name)]
     for name in _MORE_SPECIAL_TOKENS:
         more = settings.get(name) or []

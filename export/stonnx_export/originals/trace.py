@@ -1,4 +1,4 @@
-"""A PyTorch network to an ONNX graph: ids and mask in, token embeddings or logits out."""
+"""Turns a PyTorch network into an ONNX graph: ids and mask enter, token embeddings or logits leave."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from stonnx_export.graph.read import last_dimension
 
 Output = Literal["last_hidden_state", "logits", "hidden_states"]
 
-# The example that is traced. Every dimension is one that no network has by chance, and no dimension is 1, which the
-# tracer would take for a constant.
+# The size of the traced example. A network is unlikely to have these dimensions by chance. Neither of them is 1,
+# because the tracer would take 1 for a constant.
 _BATCH, _SEQUENCE = 2, 7
 
 
@@ -64,14 +64,14 @@ def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_h
     Args:
         model: The network, in float32.
         token_types: Whether its tokenizer tells the two texts of a pair apart by ``token_type_ids``.
-        output: What is read off: ``"last_hidden_state"``, ``"logits"``, or the ``"hidden_states"`` of every layer.
+        output: The result to read: ``"last_hidden_state"``, ``"logits"``, or the ``"hidden_states"`` of every layer.
 
     Returns:
-        A graph with the inputs ``input_ids``, ``attention_mask`` and, where used, ``token_type_ids``, all int64
+        A graph with the inputs ``input_ids``, ``attention_mask`` and, if used, ``token_type_ids``, all int64
         [batch, sequence], and float32 outputs [batch, sequence, features], or [batch, labels] for a classifier.
 
     Raises:
-        UnsupportedError: The code of the network does something that has no graph.
+        UnsupportedError: The code of the network does something that a graph cannot express.
     """
     names = _input_names(model, token_types)
     traced = _trace(_Network(model, names, output), names, model)
@@ -92,7 +92,7 @@ def trace_chain(modules: Sequence[torch.nn.Module], output: str, *, token_types:
         token embeddings [batch, sequence, features].
 
     Raises:
-        UnsupportedError: The code of a module does something that has no graph.
+        UnsupportedError: The code of a module does something that a graph cannot express.
     """
     network = getattr(modules[0], "auto_model", modules[0])
     names = _input_names(network, token_types)
@@ -132,7 +132,7 @@ def _trace(traceable: torch.nn.Module, names: tuple[str, ...], model: torch.nn.M
 
 
 def _name_by_module(graph: ir.Graph) -> None:
-    """Call results by the module and the operator that they come from: reports name the layers that need attention."""
+    """Name results after the module and the operator that they come from, because reports name layers."""
     counts: dict[str, int] = {}
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -148,7 +148,7 @@ def _name_by_module(graph: ir.Graph) -> None:
 
 @contextlib.contextmanager
 def _refused(model: torch.nn.Module) -> Iterator[None]:
-    """Whatever the tracer or the network raises becomes an error that can be read: its own has the graph in it."""
+    """Turn every error of the tracer or the network into a readable one: the tracer's own contains the graph."""
     try:
         yield
     except Exception as error:
@@ -166,13 +166,13 @@ def _refused(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The tracer logs and warns about matters of its own that no user can act on."""
+    """Silence the tracer, which logs and warns about matters of its own that a user cannot act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        # It prints, too: steps on the standard output and, where it fails, the graph so far on the standard error.
+        # It prints, too: steps on the standard output and, if it fails, the graph so far on the standard error.
         nowhere = io.StringIO()
         with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""A tokenizer that was read without transformers, held against transformers if that is installed."""
+"""Compares a tokenizer that was read without transformers with transformers, if that is installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("stonnx")
 def compare_with_transformers(
     folder: Path, backend: tokenizers.Tokenizer, *, pairs: bool, do_lower_case: bool, add_special_tokens: bool
 ) -> None:
-    """Raise UnsupportedError if transformers makes other token ids of some text.
+    """Raise UnsupportedError if transformers makes other token ids from any text.
 
     Args:
         folder: Where the tokenizer's files are.

@@ -1,7 +1,7 @@
 """Which weights of a network came from the checkpoint, as far as transformers says.
 
-transformers fills whatever the files lack with random numbers and goes on. In a bundle these would be there for ever,
-so a network that needs such weights is refused.
+transformers fills weights that the files lack with random numbers and goes on. A bundle would keep these numbers for
+ever, so the exporter refuses a network that needs such weights.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from stonnx_export.checkpoint.module_files import optional_object
 
 logger = logging.getLogger("stonnx")
 
-# A process has one way of loading; it is changed by one thread at a time.
+# The patch of transformers' loading is global to the process, so one thread at a time may apply it.
 _lock = threading.Lock()
-# As config.json calls them, and as safetensors does.
+# The names in config.json, and those in safetensors.
 _SIXTEEN_BITS = ("bfloat16", "float16", "BF16", "F16")
-# More names than these say nothing that their number does not.
+# A message names this many weights. More names would not help more than their number.
 _MOST_NAMES = 8
 
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network, and the names of its weights that the files lack, and of those that it has no place for."""
+    """A network, the names of its weights that the files lack, and the names in the files that it does not use."""
 
     network: torch.nn.Module
     missing: tuple[str, ...]
@@ -69,14 +69,14 @@ def refuse_missing(
 
     Args:
         networks: What was loaded.
-        compute: What the model gives for some text.
+        compute: Computes the result of the model for some text.
         directory: The checkpoint, for the message.
     """
     missing = [name for network in networks for name in network.missing]
     if not missing:
         return
-    # Other weights give another result, unless nothing is computed from them: BERT's pooler, which few embedding models
-    # use and many checkpoints lack.
+    # Other weights give another result, unless the result does not depend on them. An example is BERT's pooler, which
+    # few embedding models use and many checkpoints lack.
     before = compute()
     with _other_weights(networks):
         if np.array_equal(compute(), before):
@@ -92,7 +92,7 @@ def refuse_missing(
 def refuse_random(first: torch.nn.Module, second: torch.nn.Module, directory: Path) -> None:
     """Raise UnsupportedError if a checkpoint that was loaded twice has other weights the second time.
 
-    For networks that a repository's code loads in a way of its own, about which transformers says nothing.
+    This is for networks that a repository's code loads in a way of its own: transformers does not report on these.
     """
     others = second.state_dict()
     random = [name for name, weight in first.state_dict().items() if not torch.equal(weight, others[name])]
@@ -115,7 +115,7 @@ def has_sixteen_bits(folder: Path) -> bool:
 
 
 def unexpected(networks: Sequence[LoadedNetwork]) -> tuple[str, ...]:
-    """The weights that networks have no place for; they are in no bundle."""
+    """The weights that networks do not use. They do not get into a bundle."""
     names = tuple(name for network in networks for name in network.unexpected)
     if names:
         logger.warning(

@@ -1,8 +1,8 @@
 """Attention without the biases of its keys and values.
 
 Requires: ``Attention`` of three-dimensional inputs, keys or values being ``x + b`` with a constant b. Ensures: keys
-have no bias, since it adds the same number to all scores of a query and softmax does not see it, unless scores are
-capped; the bias of the values moves behind the following product, ``b W + c``, since the weights of attention sum to 1.
+do not have a bias, unless scores are capped: it adds the same number to all scores of a query, and softmax does not see
+it. The bias of the values moves after the following product, ``b W + c``, because the weights of attention sum to 1.
 Exact in real numbers.
 """
 

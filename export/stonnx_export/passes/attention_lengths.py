@@ -1,12 +1,12 @@
-"""Attention with a padding mask to attention with the length of each text.
+"""Turns attention with a padding mask into attention with the length of each text.
 
 Requires: ONNX ``Attention`` nodes (opset 24), right-padded batches, and the pass ``shapes`` before this one. Ensures:
-nodes whose mask says no more than which tokens are padding read ``nonpad_kv_seqlen`` instead, those whose mask is
-causal besides have ``is_causal``; both take and give [batch, sequence, hidden] without transposes where they can, and
-the computation of the mask disappears. Exact; the fastest attention of the CPU provider.
+nodes whose mask only says which tokens are padding read ``nonpad_kv_seqlen`` instead; nodes whose mask is also causal
+have ``is_causal``. Both take and give [batch, sequence, hidden] without transposes if they can, and the computation of
+the mask disappears. Exact. This is the fastest attention of the CPU provider.
 
-That a mask is a padding mask (or a causal padding mask) is not guessed from the shape of the graph, which every
-network draws differently: the part of the graph that computes it is run on masks of several lengths.
+The pass does not guess from the nodes whether a mask is a padding mask (or a causal padding mask), because every
+network computes it by other nodes. It runs the part of the graph that computes the mask on texts of several lengths.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run(model: ir.Model) -> PassResult:
 
 
 def _position_bias(mask: ir.Value, mask_input: ir.Value) -> tuple[ir.Value | None, ir.Value]:
-    """What a mask adds for positions alone [1, heads, S, S], if anything, and the rest of it."""
+    """The part of a mask that depends on positions alone [1, heads, S, S], if any, and the rest of the mask."""
     add = mask.producer()
     if add is None or add.op_type != "Add":
         return None, mask
@@ -73,7 +73,7 @@ def _position_bias(mask: ir.Value, mask_input: ir.Value) -> tuple[ir.Value | Non
     bias, rest = (second, first) if _depends_on(first, mask_input) else (first, second)
     expand = bias.producer()
     if expand is not None and expand.op_type == "Expand" and expand.inputs[0] is not None:
-        bias = expand.inputs[0]  # to every text: the operator does that by itself
+        bias = expand.inputs[0]  # the operator spreads it over the texts by itself
     return bias, rest
 
 
@@ -94,10 +94,10 @@ def _depends_on(value: ir.Value, source: ir.Value) -> bool:
 def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None, bias: ir.Value | None) -> None:
     """Give a node the lengths of the texts instead of a mask; without lengths, causal attention.
 
-    A bias for positions stays where the mask was.
+    A bias for positions takes the place of the mask.
 
-    Padding on the right is behind every token that causal attention reads from, so no lengths are needed; they would
-    even be wrong, since the operator takes the tokens of a text with a length for the last ones of its keys.
+    Padding on the right comes after every token that causal attention reads, so it does not need lengths. They would
+    even be wrong, because the operator takes the tokens of a text with a length for the last ones of its keys.
     """
     op = GraphBuilder(graph, before=node)
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -120,7 +120,7 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None, bias: ir.
 
 
 def _before_split_into_heads(value: ir.Value | None) -> ir.Value | None:
-    """x [B, S, H], where the value is Transpose(Reshape(x)) of shape [B, heads, S, H / heads]; else None."""
+    """x [B, S, H], if the value is Transpose(Reshape(x)) of shape [B, heads, S, H / heads]; else None."""
     transpose = value.producer() if value is not None else None
     if value is None or transpose is None or transpose.op_type != "Transpose" or not _swaps_heads(transpose):
         return None
@@ -133,7 +133,7 @@ def _before_split_into_heads(value: ir.Value | None) -> ir.Value | None:
 
 
 def _after_merge_of_heads(value: ir.Value) -> ir.Value | None:
-    """The value of Reshape(Transpose(x)) of shape [B, S, H], where that is all that x is used for; else None."""
+    """The value of Reshape(Transpose(x)) of shape [B, S, H], if x has no other use; else None."""
     for operator in ("Transpose", "Reshape"):
         uses = list(value.uses())
         if len(uses) != 1 or uses[0].node.op_type != operator or value.is_graph_output():
@@ -149,7 +149,7 @@ def _swaps_heads(transpose: ir.Node) -> bool:
 
 
 def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
-    """``"padding"``, ``"causal"``, or None where the mask is something else or depends on more than the inputs."""
+    """``"padding"``, ``"causal"``, or None if the mask is something else or depends on more than the inputs."""
     graph = model.graph
     try:
         part = ir.convenience.extract(graph, list(graph.inputs), [mask])
@@ -161,7 +161,7 @@ def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
             options,
             providers=["CPUExecutionProvider"],
         )
-    except Exception:  # what cannot run on its own is not padding mask
+    except Exception:  # a part that cannot run on its own is not a padding mask
         return None
     probes = _probes(part)
     if max(map(max, probes)) > _WIDEST:
@@ -185,7 +185,7 @@ def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
         real = attention_mask.astype(bool)
         expected = np.broadcast_to(real[:, None, :], allowed.shape)
         causal = expected & np.tri(width, dtype=bool)
-        # Rows of queries that are padding do not matter: nothing reads them.
+        # Queries that are padding do not matter: nothing reads their rows.
         kinds = {
             kind
             for kind, pattern in (("padding", expected), ("causal", causal))
@@ -195,9 +195,9 @@ def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
 
 
 def _probes(part: ir.Graph) -> list[tuple[int, ...]]:
-    """The batches to probe a mask with: some of every kind, and one that is longer than each number in its graph.
+    """The batches to probe a mask with: some of every kind, and a longer one for each number in its graph.
 
-    A sliding window has its size there, and its mask looks like padding for every text that is shorter.
+    The size of a sliding window is one of these numbers, and its mask looks like padding for every shorter text.
     """
     constants = [*part.initializers.values(), *(value for node in part for value in node.outputs)]
     arrays = [tensor.numpy() for value in constants if (tensor := ir.convenience.get_const_tensor(value)) is not None]

@@ -1,12 +1,12 @@
-"""The last layer for the first token alone, where the result needs no others.
+"""Computes the last layer for the first token alone, if the result does not need the others.
 
-Requires: a value [B, S, H] of which only the first token is read, as a classifier or CLS pooling does. Ensures: what
-works on each token by itself, and is read for that token only, works on [B, 1, H]; attention has the query of that
-token and the keys and values of all. Exact. The product that makes the queries still does so for all tokens: it shares
-its input with those of keys and values, which becomes 8 bits once for all three.
+Requires: a value [B, S, H] of which only the first token is read, as by a classifier or CLS pooling. Ensures: operators
+that work on each token by itself, and whose result is read for that token only, work on [B, 1, H]; attention has the
+query of that token and the keys and values of all. Exact. The product that makes the queries still does so for all
+tokens: it shares its input with the products of keys and values, and that input becomes 8 bits once for all three.
 
-Embedding models give their tokens as an output too, for those who ask for them. There, ``or_all`` makes it the first
-``token_limit`` tokens: an input of the graph, by default all.
+Embedding models also give their tokens as an output, for callers who ask for them. For these models, ``or_all`` keeps
+the first ``token_limit`` tokens. ``token_limit`` is an input of the graph; its default keeps all tokens.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def run(model: ir.Model) -> PassResult:
 def or_all(model: ir.Model) -> PassResult:
     """Rewrite an embedding model in place, so that a caller chooses between the first token and all of them.
 
-    ``fired`` counts as above. The output ``token_embeddings`` becomes [B, min(S, token_limit), H]. For the CPU: other
-    providers want to know their shapes in advance.
+    ``fired`` counts as for ``run``. The output ``token_embeddings`` becomes [B, min(S, token_limit), H]. This is for
+    the CPU: other providers want to know their shapes in advance.
     """
     graph = model.graph
     tokens = next((value for value in graph.outputs if value.name == _OUTPUT), None)
@@ -102,7 +102,7 @@ def _is_token_wise(node: ir.Node | None) -> bool:
 
 
 def _for_first_token_only(graph: ir.Graph, reader: ir.Node, output: ir.Value | None = None) -> list[ir.Node]:
-    """The operators, in order, whose results nobody needs but ``reader``, for the first token, and one output."""
+    """The operators, in order, whose results only ``reader``, for the first token, and one output need."""
     chosen: set[ir.Node] = set()
     for node in reversed(graph):
         value = node.outputs[0] if len(node.outputs) == 1 else None
@@ -117,14 +117,14 @@ def _for_first_token_only(graph: ir.Graph, reader: ir.Node, output: ir.Value | N
 
 
 def _is_narrowed(node: ir.Node, index: int) -> bool:
-    """Whether what an operator for the first token reads there can be computed for that token alone."""
+    """Whether this input of an operator for the first token can be computed for that token alone."""
     return node.op_type != "Attention" and not (node.op_type == "MatMul" and index == 1)
 
 
 def _narrow(
     graph: ir.Graph, chosen: list[ir.Node], states: ir.Value, reader: ir.Node, limit: ir.Value | None = None
 ) -> ir.Value:
-    """Build the operators for the first token, or the first ``limit``; these tokens of ``states`` [B, 1, H]."""
+    """Build the operators for the first token, or the first ``limit``. Returns these tokens of ``states`` [B, 1, H]."""
     op = GraphBuilder(graph, before=reader)
     count: int | str = 1 if limit is None else "tokens"
     narrow: dict[ir.Value, ir.Value] = {}
@@ -137,7 +137,7 @@ def _narrow(
     for node in chosen:
         inputs: list[ir.Value | None] = []
         for index, operand in enumerate(node.inputs):
-            # Attention reads the query, and of a mask or position bias [1, heads, S, S] its row.
+            # Attention reads the query, and the query's row of a mask or position bias [1, heads, S, S].
             needed = _is_narrowed(node, index) or (node.op_type == "Attention" and index in (0, 3))
             inputs.append(first(operand) if needed and operand is not None else operand)
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -154,7 +154,7 @@ def _is_the_same_for_all_tokens(value: ir.Value) -> bool:
 
 
 def _first(op: GraphBuilder, value: ir.Value, limit: ir.Value | None, count: int | str) -> ir.Value:
-    """The first tokens of a value, whose tokens are in the last dimension but one, or in the second of three."""
+    """The first tokens of a value. Its tokens are in the last dimension but one, or in the second of three."""
     axis = 1 if value.shape is None else len(value.shape) - 2
     end = op.vector([1]) if limit is None else limit
     first = op.Slice(value, op.vector([0]), end, op.vector([axis]))

@@ -1,8 +1,8 @@
-"""Attention that arrives as products and softmax, as the ``Attention`` operator.
+"""Turns attention that arrives as products and softmax into the ``Attention`` operator.
 
-Requires: ``MatMul(Softmax(q k^T * scale + masks), v)`` over heads [batch, heads, sequence, width], which is how
-networks with relative positions are traced. Ensures: one ``Attention`` node, with the sum of the masks as its mask;
-``attention_lengths`` takes the padding out of that. Exact.
+Requires: ``MatMul(Softmax(q k^T * scale + masks), v)`` over heads [batch, heads, sequence, width]. Traces of networks
+with relative positions have this form. Ensures: one ``Attention`` node, with the sum of the masks as its mask;
+``attention_lengths`` takes the padding out of that mask. Exact.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _is_heads(value: ir.Value) -> bool:
 
 
 def _untransposed(graph: ir.Graph, value: ir.Value | None, before: ir.Node) -> ir.Value | None:
-    """The keys [batch, heads, sequence, width], where the value is their transposition."""
+    """The keys [batch, heads, sequence, width], if the value is their transposition."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Transpose" or node.inputs[0] is None:
         return None

@@ -1,9 +1,9 @@
-"""Root mean square normalization that arrives in pieces, as the ``RMSNormalization`` operator.
+"""Turns root mean square normalization that arrives in pieces into the ``RMSNormalization`` operator.
 
-Requires: ``w * (x / sqrt(mean(x^2) + epsilon))`` over the last dimension, with a constant vector w, which is how
-networks are traced; the division may be a product with the reciprocal. Ensures: one node with the weight w. Exact in
-real numbers. One pass over the tokens instead of four, and values that a static scale can hold (``quantize.py``). For
-int8 only: TensorRT has the operator since 10.15, and not every onnxruntime has it for CUDA.
+Requires: ``w * (x / sqrt(mean(x^2) + epsilon))`` over the last dimension, with a constant vector w, as in traces of
+networks; the division may be a product with the reciprocal. Ensures: one node with the weight w. Exact in real numbers.
+It makes one pass over the tokens instead of four, and gives values that a static scale can hold (``int8``). It is for
+CPU recipes only: TensorRT has the operator since 10.15, and not every onnxruntime has it for CUDA.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _fuse(graph: ir.Graph, root: ir.Node) -> bool:
 
 
 def _mean_square(value: ir.Value | None) -> tuple[ir.Value, float] | None:
-    """x and epsilon, where a value is ``mean(x^2) + epsilon`` over the last dimension, which is kept; else None."""
+    """x and epsilon, if a value is ``mean(x^2) + epsilon`` over the last dimension, which is kept; else None."""
     add = value.producer() if value is not None else None
     if add is None or add.op_type != "Add":
         return None

@@ -1,8 +1,8 @@
-"""Attention in plain operators, for execution providers that have no kernel for lengths.
+"""Attention in plain operators, for execution providers without a kernel for lengths.
 
 Requires: ``Attention`` with ``nonpad_kv_seqlen`` or ``is_causal``, as ``attention_lengths`` makes it.
-Ensures: products, a sum with a mask, and softmax, which every provider has and which TensorRT and CUDA fuse by
-themselves.
+Ensures: products, a sum with a mask, and softmax. Every provider has these operators, and TensorRT and CUDA fuse them
+by themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stonnx_export.graph.pass_result import PassResult
 from stonnx_export.graph.read import caps_scores, is_causal, last_dimension
 
 _NAME = "plain_attention"
-# Far below every score, and a number that half precision has, also where two masks are added.
+# Far below every score. Half precision can hold this number, and the sum of two of them if two masks are added.
 _LOWEST = np.float32(-10000.0)
 
 
@@ -34,7 +34,7 @@ def run(model: ir.Model) -> PassResult:
             declined.append(f"{node.name}: its scores are capped")
             continue
         if is_causal(node) and _lengths(node) is not None:
-            # Together they mean something else: lengths move the diagonal to the last key.
+            # Together, the two have another meaning: lengths move the diagonal to the last key.
             declined.append(f"{node.name}: it is causal and has lengths")
             continue
         _replace(graph, node, masks)

@@ -1,9 +1,10 @@
-"""Residual connections without the biases of what they add.
+"""Residual connections without the biases of the results that they add.
 
 Requires: ``LayerNormalization`` x of tokens, read by products ``x W`` and by one residual connection ``x + (y + b)``
 with a constant b. Ensures: the normalization gives ``x + b``, its own bias being larger by b, so that nothing adds b
-later; ``b W`` is subtracted from the biases of the products. Keys of attention need none: softmax does not see it. One
-addition over all tokens less, for int8, where few products add their bias at no cost. Exact in real numbers.
+later; ``b W`` is subtracted from the biases of the products. The product of attention's keys does not need that:
+softmax does not see the bias. This saves one addition over all tokens in int8, in which few products add their bias at
+no cost. Exact in real numbers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _move(graph: ir.Graph, norm: ir.Node) -> bool:
         return False
     if any(weight is None or weight.ndim != 2 for weight in weights):
         return False
-    # Where a product has no bias, it gets one: at most as many additions as are saved.
+    # A product without a bias gets one. At most one may: the pass saves one addition.
     if sum(bias_behind(node) is None and not _is_of_keys(node) for node in products) > 1:
         return False
     residual.replace_input_with(place, added[0])
@@ -58,7 +59,7 @@ def _move(graph: ir.Graph, norm: ir.Node) -> bool:
 
 
 def _add(graph: ir.Graph, product: ir.Node, vector: npt.NDArray[np.float64]) -> None:
-    """Add a vector [N] to the result of a product, through its bias where it has one."""
+    """Add a vector [N] to the result of a product, through its bias if it has one."""
     biased = bias_behind(product)
     if biased is not None:
         add_to_bias(biased, vector)

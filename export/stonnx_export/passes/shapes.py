@@ -1,7 +1,7 @@
 """Take every batch size and sequence length from ``input_ids``, and make ``token_type_ids`` optional.
 
 Requires: inputs of shape [batch, sequence]. Ensures: ``input_ids`` and ``attention_mask`` are the only required inputs.
-The tracer reads sizes from whichever input comes to hand, which would tie the graph to inputs that it hardly needs.
+The tracer reads sizes from any of the inputs, which would tie the graph to inputs that it hardly needs.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def run(model: ir.Model) -> PassResult:
                 fired += 1
     types = input_named(graph, "token_type_ids")
     if types is not None and types.const_value is None:
-        # Segment 0 for every token is what a single text has. The default is one zero, spread over the batch; its
-        # dimensions have names of their own, since onnxruntime shares buffers between values of equal shape.
+        # A single text has segment 0 for every token. The default is one zero, spread over the batch. Its dimensions
+        # have names of their own, because onnxruntime shares buffers between values of equal shape.
         op = GraphBuilder(graph, before=graph[0])
         spread = op.Expand(types, op.Shape(ids))
         spread.shape, spread.type = ids.shape, types.type

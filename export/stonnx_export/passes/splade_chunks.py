@@ -1,9 +1,9 @@
-"""SPLADE's maximum over tokens in pieces of the vocabulary.
+"""Computes SPLADE's maximum over tokens in pieces of the vocabulary.
 
-Requires: ReduceMax(Where(mask, x W + b, -inf)) over the tokens, as ``heads.splade`` builds it. Ensures: logits of
+Requires: ReduceMax(Where(mask, x W + b, -inf)) over the tokens, as ``heads.sparse`` builds it. Ensures: logits of
 [batch, sequence, vocabulary] never exist; at most ``CHUNK`` columns of them do. The bias is added after the maximum,
-on one row for each text: the same number for all tokens does not change which is the largest. Padding is replaced by
-the first token in front of the product, which changes no maximum, and costs a hundredth of a mask behind it. Exact.
+on one row for each text: the same number for all tokens does not change which is the largest. The first token replaces
+padding before the product. That does not change any maximum, and costs a hundredth of a mask after it. Exact.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.pass_result import PassResult
 
 _NAME = "splade_chunks"
-# Columns of the vocabulary at a time: 512 tokens of these are 4 MB. Larger pieces leave the processor's caches, smaller
-# ones are more operators for one short text.
+# Columns of the vocabulary at a time: 512 tokens of these are 4 MB. Larger pieces leave the processor's caches; smaller
+# pieces mean more operators for one short text.
 CHUNK = 2048
 
 
@@ -46,12 +46,12 @@ def run(model: ir.Model) -> PassResult:
         filled.shape, filled.type = states.shape, states.type
         pieces = []
         for start in range(0, vocabulary, CHUNK):
-            # Rows of the table, which most models share with the word embeddings: the file does not grow. onnxruntime
-            # takes the rows out and transposes them once, when it loads the graph.
+            # These are rows of the table that most models share with the word embeddings, so the file does not grow.
+            # onnxruntime takes the rows out and transposes them once, when it loads the graph.
             rows = op.Slice(table, op.vector([start]), op.vector([start + CHUNK]), op.vector([0]))
             logits = op.MatMul(filled, op.Transpose(rows, perm=[1, 0]))
             pieces.append(op.ReduceMax(logits, node.inputs[1], keepdims=0))
-        # Padding is on the right: a text whose first token does not count has none.
+        # Padding is on the right: a text whose first token does not count does not have any token.
         any_token = op.Squeeze(op.Slice(kept, *first), op.vector([2]))
         result = op.Where(any_token, op.Add(op.Concat(*pieces, axis=-1), bias), lowest)
         node.outputs[0].replace_all_uses_with(result)

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: read, trace, graft, rewrite, save, verify, and only then move into place."""
+"""Turns a checkpoint into a bundle: read, trace, graft, rewrite, save, verify, and only then move into place."""
 
 from __future__ import annotations
 
@@ -75,34 +75,34 @@ def export(
 ) -> Path:
     """Export a checkpoint to a bundle and verify it against the original.
 
-    Nothing appears at ``output`` before everything has been written and verified; an export that fails or is
+    The bundle appears at ``output`` only after everything has been written and verified. An export that fails or is
     interrupted leaves nothing there.
 
     Args:
         model: A checkpoint directory, or a Hub id. A bare name belongs to ``sentence-transformers/``.
         output: Directory of the bundle. None: ``MODEL-DTYPE`` in the current directory.
         dtype: The recipe: see ``stonnx_export.RECIPES``.
-        calibrate: A text file, one text in a line, from which int8 takes the ranges of its values. None: from random
-            tokens, which is as good for most models and needs no texts.
+        calibrate: A text file, one text in a line, from which int8 takes the ranges of its values. None: it takes them
+            from random tokens, which is as good for most models and does not need texts.
         pairs: A CSV file of scored pairs (text, text, number), for the drop of Spearman's correlation in the report.
-        task: ``"embedding"``, ``"sparse"`` or ``"rerank"``. None: what the checkpoint is for.
+        task: ``"embedding"``, ``"sparse"`` or ``"rerank"``. None: the task of the checkpoint.
         source: ``"torch"`` takes the PyTorch weights; ``"onnx"`` takes the ONNX file that the checkpoint has in
-            ``onnx/model.onnx`` or ``model.onnx``, and needs no PyTorch. ``"auto"``: the weights where they are there
-            and PyTorch is installed, otherwise the ONNX file.
-        overwrite: Replace a bundle that is there already.
-        name: How the manifest names the source. None: ``model`` as it was given.
+            ``onnx/model.onnx`` or ``model.onnx``, and does not need PyTorch. ``"auto"`` takes the weights if they are
+            there and PyTorch is installed, otherwise the ONNX file.
+        overwrite: Replace a bundle that exists at ``output`` already.
+        name: The name of the source in the manifest. None: ``model`` as it was given.
         revision, token, cache_folder, local_files_only: As for a download from the Hub.
-        trust_remote_code: Run code that the checkpoint's repository brings along, which its network, tokenizer or
-            modules may need. It can do whatever you can do: read it first. A checkpoint that needs such code is refused
-            without this; the bundle never needs it.
-        show_progress: Print each stage on standard error. None: where that is a terminal.
+        trust_remote_code: Run code from the checkpoint's repository, which its network, tokenizer or modules may need.
+            That code can do whatever you can do: read it first. Without this setting, a checkpoint that needs such code
+            is refused. The bundle never needs it.
+        show_progress: Print each stage on standard error. None: print if that is a terminal.
 
     Returns:
         The directory of the bundle.
 
     Raises:
-        ModelNotFoundError: There is no checkpoint.
-        UnsupportedError: A module or setting of it cannot be exported.
+        ModelNotFoundError: The checkpoint does not exist.
+        UnsupportedError: A module or setting of the checkpoint cannot be exported.
         MissingDependencyError: The source needs a package that is not installed.
         FidelityError: The result is further from the original than the recipe tolerates.
         ExportError: The output directory is in the way, or cannot be written.
@@ -163,7 +163,7 @@ def export(
                 write_manifest(staging, manifest)
             try:
                 with stage("verifying against the original"):
-                    # The file itself, whether this machine has kernels or not.
+                    # Verify the file itself, whether this machine has kernels or not.
                     engine = Engine(open_bundle(staging), device="cpu", kernels=False)
                     fidelity = verify_fidelity(engine, original, recipe.tolerance[checkpoint.task], known=known)
                     if scored is not None:
@@ -242,7 +242,7 @@ def _calibrate(
 def _quantize(
     graphs: dict[str, ir.Model], quantizations: dict[str, Quantization]
 ) -> tuple[dict[str, ir.Model], list[PassResult], dict[str, dict[str, Scalar]]]:
-    """The graphs to write, what quantizing did, and each route's values that are safe from saturation."""
+    """The graphs to write, the results of quantizing, and each route's values that are safe from saturation."""
     built, results, safe = dict(graphs), [], {}
     for route, quantization in quantizations.items():
         built[route], more, safe[route] = quantization.apply()
@@ -252,7 +252,7 @@ def _quantize(
 
 
 def _keep_more(quantizations: dict[str, Quantization], stage: Stages) -> bool:
-    """Keep more layers in float32; False where there is nothing more to keep."""
+    """Keep more layers in float32; False if there is nothing more to keep."""
     if not quantizations:
         return False
     static = any(quantization.has_static_scales for quantization in quantizations.values())
@@ -272,7 +272,7 @@ def _worst_layers(quantizations: dict[str, Quantization]) -> str:
 
 
 def _count(results: list[PassResult]) -> dict[str, int]:
-    """How often each pass fired, in the order of the passes. What a pass declined is logged, for DEBUG."""
+    """How often each pass fired, in the order of the passes. It logs at DEBUG why a pass declined."""
     counts: dict[str, int] = {}
     for result in results:
         counts[result.name] = counts.get(result.name, 0) + result.fired

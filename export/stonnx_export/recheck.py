@@ -1,4 +1,4 @@
-"""A bundle that exists already, compared with its checkpoint again: ``stonnx verify``."""
+"""Compares an existing bundle with its checkpoint again: ``stonnx verify``."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def verify_bundle(
         bundle: Directory of the bundle.
         against: The checkpoint that it was made from: directory or Hub id.
         pairs: A CSV file of scored pairs (text, text, number), for the drop of Spearman's correlation.
-        source: What the original is made from, as for ``export``.
+        source: The source of the original, as for ``export``.
         trust_remote_code: Whether code of the checkpoint's repository may be run, as for ``export``.
 
     Returns:
         The report.
 
     Raises:
-        ToleranceError: The bundle is outside its tolerance here; ``fidelity`` of the error is the whole report.
+        ToleranceError: The bundle is outside its tolerance here. ``fidelity`` of the error is the whole report.
         FidelityError: Token ids differ from the checkpoint's, so that nothing else can be compared.
-        ModelNotFoundError: There is no bundle, or no checkpoint.
+        ModelNotFoundError: The bundle or the checkpoint does not exist.
         UnsupportedError: Neither this version nor the bundle has a tolerance for its recipe.
     """
     scored = read_pairs(pairs) if pairs is not None else None
@@ -66,7 +66,7 @@ def _tolerance(manifest: Manifest) -> Mapping[str, float]:
     recipe = RECIPES.get(manifest.recipe)
     if recipe is not None:
         return recipe.tolerance[manifest.task]
-    # A recipe that a later version no longer has left its bounds in the bundle.
+    # If this version no longer has the recipe, its bounds are still in the bundle.
     if manifest.fidelity is not None and manifest.fidelity.tolerance:
         return manifest.fidelity.tolerance
     raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""Recipes: what precision a bundle has, which passes make it, and how far from the original it may be."""
+"""Recipes: the precision of a bundle, the passes that make it, and how far from the original it may be."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stonnx_export.passes import (
 
 # A pass rewrites a model in place and says how often it fired and why it declined.
 Pass = Callable[[ir.Model], PassResult]
-# It is told the tokenizer too, and how many tokens the longest text has.
+# A lowering is also told the tokenizer, and how many tokens the longest text has.
 Lowering = Callable[[ir.Model, OriginalTokenizer, int | None], PassResult]
 
 
@@ -36,18 +36,18 @@ Lowering = Callable[[ir.Model, OriginalTokenizer, int | None], PassResult]
 class Recipe:
     """A named way to make a bundle.
 
-    ``tolerance`` bounds what verification may find for each task, by the names of the figures in
+    ``tolerance`` bounds the figures of verification for each task, by their names in
     :class:`stonnx._bundle.manifest.Fidelity`.
     """
 
     name: str
     precision: str
-    # Of the whole graph, once the heads are grafted on the network.
+    # Passes over the whole graph, after the heads are grafted on the network.
     passes: tuple[Pass, ...]
     tolerance: Mapping[Task, Mapping[str, float]]
     # The lowest cosine between a text's vector here and on any other machine.
     probe_cosine: float
-    # Of the network alone, before that.
+    # Passes over the network alone, before that.
     network_passes: tuple[Pass, ...] = ()
     # Gives the network a lower precision, after its passes.
     lowering: Lowering | None = None
@@ -59,10 +59,10 @@ class Recipe:
     requires_cpu_features: tuple[str, ...] = ()
 
 
-# What every bundle gets: changes that are exact in real numbers.
+# Every bundle gets these passes: their changes are exact in real numbers.
 _EXACT: tuple[Pass, ...] = (shapes.run, fuse_attention.run, attention_lengths.run, attention_biases.run)
 _OUTPUTS: tuple[Pass, ...] = (first_token.run, splade_chunks.run)
-# A text's vector is its own: what rounding in other orders of summation makes of it, and no more.
+# A text's vector does not depend on other texts. Only rounding in another order of summation may change it.
 _INVARIANT = 0.999999
 
 
@@ -88,7 +88,7 @@ RECIPES: Mapping[str, Recipe] = {
             tolerance=_bounds(
                 {"cosine_min": 0.99999, "spearman_drop": 0.01},
                 embedding={"max_abs_difference": 1e-5, "batch_invariance": 1e-6},
-                # Not normalized: differences of sums that are large themselves.
+                # Sparse vectors are not normalized: these are differences of sums that are large themselves.
                 sparse={"max_abs_difference": 1e-4, "batch_invariance": 1e-5},
                 rerank={"max_abs_difference": 1e-4, "batch_invariance": 1e-5},
             ),
@@ -110,11 +110,11 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="bf16",
             precision="bfloat16",
-            # For CPUs with kernels that multiply bfloat16; the passes are those of int8 but for its biases.
+            # For CPUs with kernels that multiply bfloat16. The passes are those of int8, except for the biases.
             passes=(*_EXACT, fuse_rms_norm.run, *_OUTPUTS, first_token.or_all, bfloat16.run),
             outline=frozenset({"BFloat16"}),
             probe_cosine=0.9999,
-            # Of the weights' rounding alone, which is what the stock operators have.
+            # These bounds cover only the rounding of the weights, which the stock operators have too.
             tolerance=_bounds(
                 {"invariance_cosine": _INVARIANT, "spearman_drop": 0.05},
                 embedding={"cosine_min": 0.9999, "neighbours_overlap": 0.98},
@@ -125,7 +125,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="int8",
             precision="int8",
-            # Whoever asks for no tokens saves their last layer: on the CPU, where int8 runs.
+            # Callers who do not ask for tokens save the last layer of these: on the CPU, for which int8 is made.
             passes=(*_EXACT, fuse_rms_norm.run, residual_biases.run, *_OUTPUTS, first_token.or_all),
             quantization=Quantization,
             outline=frozenset({"Int8"}),

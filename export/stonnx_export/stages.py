@@ -1,4 +1,4 @@
-"""The stages of an export, and who is told of its progress."""
+"""The stages of an export, and its progress."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from contextlib import contextmanager
 
 
 class Stages:
-    """Prints what is being done, how far it is where that is known, and how long it took."""
+    """Prints the current stage, how far it is if that is known, and how long it took."""
 
     def __init__(self, show: bool) -> None:
         self._show = show
 
     @contextmanager
     def __call__(self, text: str) -> Iterator[Advance]:
-        """One stage. Yields what is told how far it is."""
+        """Run one stage. The block gets a function that it calls to say how far it is."""
         start = time.perf_counter()
         again = ""
 
         def advance(done: int, total: int) -> None:
             nonlocal again
-            # A file would have a line of all of them.
+            # In a log file, each update would be a line of its own.
             if sys.stderr.isatty():
                 again = f"\r{text} ..."
                 self._print(f"{again} {done} of {total}")
@@ -33,7 +33,7 @@ class Stages:
         except BaseException:
             self._print(" failed\n")
             raise
-        # As wide as what it takes the place of.
+        # Pad the time to the width of the progress that it overwrites.
         self._print(f"{again} {f'{time.perf_counter() - start:.1f} s':<{12 if again else 0}}\n")
 
     def _print(self, text: str) -> None:
@@ -41,7 +41,7 @@ class Stages:
             print(text, end="", file=sys.stderr, flush=True)
 
 
-# Is told how many layers of how many are done.
+# A function that is told how many layers of how many are done.
 Advance = Callable[[int, int], None]
 
 

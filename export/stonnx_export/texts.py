@@ -28,8 +28,8 @@ def sentences() -> list[str]:
     ]
 
 
-# Vectors are compared up to this length: the original takes minutes for longer ones on a laptop. Ids are compared at
-# the model's true limit in any case.
+# Vectors are compared up to this length: the original takes minutes for longer texts on a laptop. Ids are always
+# compared at the model's true limit.
 LONGEST = 1024
 
 TEXTS = (
@@ -56,7 +56,7 @@ TEXTS = (
     "A man is playing a large flute on the stage while a crowd of people listens to the music in the evening.",
 )
 
-# What is compared once more in each way of calling the model, with the prompt and the route that belong to it.
+# Texts that are compared once more in each way of calling the model, with the prompt and the route that belong to it.
 CALLED_TEXTS = (TEXTS[0], TEXTS[4], TEXTS[7], " ".join(["a"] * 100))
 
 

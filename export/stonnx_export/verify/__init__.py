@@ -1,1 +1,1 @@
-"""A bundle and its original in; figures of how close they are out."""
+"""A bundle and its original enter; figures of how close they are leave."""

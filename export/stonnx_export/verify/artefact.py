@@ -22,16 +22,16 @@ _SLACK = 10
 
 
 def try_bundle(directory: Path, manifest: Manifest, original: Original, tolerance: Mapping[str, float]) -> None:
-    """Open a bundle, and compare what callers get with what the original gives them.
+    """Open a bundle, and compare the results that callers get with those of the original.
 
-    Settings of the model as a whole (prompts, truncated vectors, active dimensions, activations) are compared here; how
-    close the vectors are was verified before.
+    This compares settings of the model as a whole (prompts, truncated vectors, active dimensions, activations). The
+    exporter has verified before how close the vectors are.
 
     Args:
         directory: The bundle.
         manifest: Its manifest.
-        original: What it was made from.
-        tolerance: Bounds of the bundle's recipe; values are compared if it bounds their difference.
+        original: The original that it was made from.
+        tolerance: Bounds of the bundle's recipe. Values are compared if it bounds their difference.
 
     Raises:
         FidelityError: The bundle does not load, cannot be called, or gives other results.
@@ -66,7 +66,7 @@ def _texts(manifest: Manifest) -> list[Text]:
 
 
 def _call(model: Any, method: str, manifest: Manifest) -> npt.NDArray[np.float32]:
-    """What a method gives for some texts, as rows [texts, features]."""
+    """The results of a method for some texts, as rows [texts, features]."""
     options = {"convert_to_sparse_tensor": False} if manifest.task == "sparse" else {}
     result = getattr(model, method)(_texts(manifest), show_progress_bar=False, **options)
     return np.asarray(result, dtype=np.float32).reshape(len(CALLED_TEXTS), -1)

@@ -1,4 +1,4 @@
-"""A bundle against the original: the same ids, the same vectors, alone, in batches and with padding."""
+"""Compares a bundle with the original: the same ids, the same vectors, alone, in batches and with padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stonnx_export.originals.original import Original, in_front
 from stonnx_export.texts import CALLED_TEXTS, LONGEST, TEXTS, sentences, verification_texts
 from stonnx_export.verify.figures import _worst, check, measure, neighbours_overlap, spearman
 
-# Padding that must change nothing, in tokens.
+# Padding, in tokens, that must not change anything.
 _PADDINGS = (64, 256)
 
 
@@ -29,7 +29,7 @@ def verify_fidelity(
     *,
     known: dict[str, npt.NDArray[np.float32]] | None = None,
 ) -> Fidelity:
-    """Compare a bundle with the original that it was made from, and refuse it where it is too far away.
+    """Compare a bundle with the original that it was made from, and refuse it if it is too far away.
 
     The arguments are those of :func:`compare`.
 
@@ -53,9 +53,9 @@ def compare(
 
     Args:
         engine: The bundle.
-        original: What it was made from.
+        original: The original that it was made from.
         tolerance: Bounds, by the names of the report's figures.
-        known: What the original gave for all texts, by route: filled by the first call, and read by the next ones.
+        known: The original's results for all texts, by route. The first call fills it, and the next calls read it.
 
     Raises:
         FidelityError: Ids differ, so that nothing else can be compared.
@@ -72,7 +72,7 @@ def compare(
         texts: list[Text] = [*verification_texts(limit or LONGEST, special), *sentences()]
         called: list[Text] = [*CALLED_TEXTS]
         if TASKS[manifest.task].reads_pairs:
-            # Each text beside one of another length, so that both sides of a pair get to be the longer one.
+            # Each text comes with one of another length, so that either side of a pair is sometimes the longer one.
             texts, called = _pairs(texts, 7), _pairs(called, 1)
         calls = _calls(manifest, name)
         _compare_ids(route, original, name, texts, limit)
@@ -102,7 +102,7 @@ def compare(
         agreement = _agreement(manifest.task, expected, alone)
         compared = len(expected)
         if TASKS[manifest.task].gives_labels:
-            # A cosine says nothing about a single number: take those of each label's logits over all pairs.
+            # A cosine says nothing about a single number: take the cosines of each label's logits over all pairs.
             expected, batched, alone, padded = expected.T, batched.T, alone.T, padded.transpose(0, 2, 1)
         report = measure(expected, batched, alone, padded, tolerance, original.name)
         reports.append(dataclasses.replace(report, texts=compared, **agreement))  # type: ignore[arg-type]
@@ -111,20 +111,20 @@ def compare(
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """A way of calling the model that puts a prompt in front or says what texts are for; None: neither."""
+    """A way of calling the model that adds a prompt or names the task of the texts; None: neither."""
 
     task: str | None
     prompt: str
 
 
 def _calls(manifest: Manifest, route: str) -> list[_Call]:
-    """What reaches a route, beside texts as they are."""
+    """The ways of calling the model that reach a route, besides texts as they are."""
     default, prompts = manifest.default_prompt_name, manifest.prompts
     calls = []
     if default and route == manifest.default_route and not manifest.needs_task:
         calls.append(_Call(None, prompts.get(default) or ""))
     if not TASKS[manifest.task].reads_pairs:
-        # A Router has no other route for a task that it does not know.
+        # A Router does not have another route for a task that it does not know.
         calls += [
             _Call(task, prompts.get(task) or "") for task in ("query", "document") if route in (task, DEFAULT_ROUTE)
         ]
@@ -138,7 +138,7 @@ def _pairs(texts: list[Text], apart: int) -> list[Text]:
 def outputs(
     route: LoadedRoute, task: Task, texts: list[Text], batch_size: int = 32, *, prompt: str = ""
 ) -> npt.NDArray[np.float32]:
-    """The bundle's vectors or logits with a prompt in front, [texts, features]: alone for a batch size of 1."""
+    """The bundle's vectors or logits after a prompt, [texts, features]. With a batch size of 1, each text is alone."""
     result: dict[int, npt.NDArray[np.float32]] = {}
     texts = [in_front(prompt, text) for text in texts]
     excluded = route.tokenizer.prompt_length(prompt) if prompt and "prompt_length" in route.session.inputs else 0
@@ -172,7 +172,7 @@ def _padded(route: LoadedRoute, task: Task, texts: list[Text]) -> npt.NDArray[np
 
 
 def _agreement(task: Task, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> dict[str, float]:
-    """The figures of a task that are about more than one vector; neighbours are those of the sentences, at the end."""
+    """The figures of a task about more than one vector. Only the sentences, at the end, count as neighbours."""
     if TASKS[task].gives_labels:
         return {"rank_correlation": min(spearman(a, b) for a, b in zip(expected.T, actual.T, strict=True))}
     last = len(sentences())
@@ -186,7 +186,7 @@ def _agreement(task: Task, expected: npt.NDArray[np.float32], actual: npt.NDArra
 def _compare_ids(
     route: LoadedRoute, original: Original, name: str, texts: list[Text], limit: int | None, task: str | None = None
 ) -> None:
-    # The last one is beyond the limit, however long that is.
+    # The last text is beyond the limit, however long that is.
     long = " ".join(["a"] * ((limit or LONGEST) + 8))
     special = [route.tokenizer.backend.id_to_token(index) for index in route.spec.tokenizer.special_token_ids]
     written = f"a {' b '.join(token for token in special if token)} c"

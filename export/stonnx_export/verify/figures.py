@@ -13,14 +13,14 @@ from stonnx._errors import FidelityError
 
 
 class ToleranceError(FidelityError):
-    """A figure is outside its tolerance; a more precise bundle may be inside. ``fidelity`` is the whole report."""
+    """A figure is outside its tolerance. A more precise bundle may be inside. ``fidelity`` is the whole report."""
 
     def __init__(self, message: str, fidelity: Fidelity | None = None) -> None:
         super().__init__(message)
         self.fidelity = fidelity
 
 
-# The figures of a report, bounded from below or from above, as messages call them.
+# The figures of a report, bounded from below or from above, and their names in messages.
 _AT_LEAST = {
     "cosine_mean": "mean cosine",
     "cosine_p1": "1st percentile of the cosine",
@@ -51,7 +51,7 @@ def neighbours_overlap(expected: npt.NDArray[np.float32], actual: npt.NDArray[np
 
 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Spearman's rank correlation of two series; 1 where neither varies."""
+    """Spearman's rank correlation of two series; 1 if neither varies."""
     ranks: list[npt.NDArray[np.float64]] = []
     for series in map(np.asarray, (a, b)):
         _, places, counts = np.unique(series, return_inverse=True, return_counts=True)
@@ -64,7 +64,7 @@ def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 
 def _worst(reports: list[Fidelity]) -> Fidelity:
-    """One report for all routes: the worst of each figure. numpy's minimum, unlike Python's, is NaN where one is."""
+    """One report for all routes: the worst of each figure. numpy's minimum, unlike Python's, keeps a NaN."""
     worst: dict[str, float | None] = {}
     for name in (*_AT_LEAST, *_AT_MOST):
         found = [value for report in reports if (value := getattr(report, name)) is not None]
@@ -80,9 +80,9 @@ def measure(
     tolerance: Mapping[str, float],
     compared_with: str,
 ) -> Fidelity:
-    """The fidelity report of vectors [texts, dim]. Differences are relative to the largest value if that is over 1.
+    """The fidelity report of vectors [texts, dim]. Differences are relative to the largest value if it is over 1.
 
-    ``padded`` [paddings, some texts, dim] are vectors that must not depend on the padding; the first are without.
+    ``padded`` [paddings, some texts, dim] are vectors that must not depend on the padding. The first have no padding.
     """
     scale = max(1.0, float(np.abs(expected).max()))
     with np.errstate(invalid="ignore"):  # infinities become NaN, which check() refuses
@@ -96,7 +96,7 @@ def measure(
         cosine_mean=float(cosines.mean()),
         cosine_min=float(cosines.min()),
         max_abs_difference=float(differences[:2].max()),
-        # numpy's maximum, unlike Python's, is NaN where one is.
+        # numpy's maximum, unlike Python's, keeps a NaN.
         batch_invariance=float(np.maximum(differences[2], by_padding)),
         tolerance=tolerance,
         cosine_p1=float(np.percentile(cosines, 1)),
@@ -105,11 +105,11 @@ def measure(
 
 
 def check(fidelity: Fidelity) -> None:
-    """Raise ToleranceError where a report is outside its tolerance."""
+    """Raise ToleranceError if a report is outside its tolerance."""
     problems = []
     for name, limit in fidelity.tolerance.items():
         value = getattr(fidelity, name)
-        if value is None:  # nothing that was compared has this figure
+        if value is None:  # the comparison did not give this figure
             continue
         if name in _AT_LEAST and not value >= limit:  # a NaN is a problem too
             problems.append(f"{_AT_LEAST[name]} {value:.7f}, allowed is at least {limit}")
@@ -122,7 +122,7 @@ def check(fidelity: Fidelity) -> None:
 def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     wide, other = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1) * np.linalg.norm(other, axis=1)
-    # Two zero vectors are equal; a zero vector beside another has the cosine 0.
+    # Two zero vectors are equal. A zero vector and another one have the cosine 0.
     both_zero = (norms == 0) & ~wide.any(axis=1) & ~other.any(axis=1)
     cosines: npt.NDArray[np.float64] = np.where(both_zero, 1.0, (wide * other).sum(axis=1) / np.maximum(norms, 1e-30))
     return cosines

@@ -26,7 +26,7 @@ _FORMAT = "Each line has a text, a text and a number, as in STSb: sentence1,sent
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs of texts and what people say about how similar they are, or how relevant the second one is."""
+    """Pairs of texts and people's scores of how similar they are, or of how relevant the second one is."""
 
     first: list[str]
     second: list[str]
@@ -37,8 +37,8 @@ def read_pairs(file: str | os.PathLike[str]) -> ScoredPairs:
     """Read a CSV file of scored pairs; a first line without a number is a header.
 
     Raises:
-        InvalidArgumentError: It cannot be read, or a line is not a scored pair, or there are fewer than ten, or all
-            have the same score.
+        InvalidArgumentError: The file cannot be read, or a line is not a scored pair, or the file has fewer than ten
+            pairs, or all pairs have the same score.
     """
     try:
         # Excel marks UTF-8 with a byte order mark, which is not part of the first text.
@@ -58,7 +58,7 @@ def read_pairs(file: str | os.PathLike[str]) -> ScoredPairs:
                     f"Line {number} of {file} is not a scored pair: {row!r:.100}. {_FORMAT}"
                 ) from None
             continue
-        # Sorting puts NaN behind infinity, so that a missing score would rank as the highest of all.
+        # Sorting puts NaN after infinity, so that a missing score would rank as the highest of all.
         if not math.isfinite(pairs[-1][2]):
             raise InvalidArgumentError(
                 f"Line {number} of {file} has the score {score!r}, which is not a finite number. Take the line out, or "
@@ -79,15 +79,15 @@ def spearman_drop(
     pairs: ScoredPairs,
     known: dict[str, npt.NDArray[np.float32]] | None = None,
 ) -> float:
-    """Spearman's correlation x 100 of the original's similarities with the scores, less that of the bundle's.
+    """Spearman's correlation x 100 of the original's similarities with the scores, minus that of the bundle's.
 
-    A reranker's similarity is its first logit, that of vectors what the model itself calls similarity.
+    A reranker's similarity is its first logit. The similarity of vectors is the one that the model itself names.
 
     Args:
         engine: The bundle.
-        original: What it was made from.
+        original: The original that it was made from.
         pairs: The scored pairs.
-        known: The original's similarities: filled by the first call, and read by the next ones.
+        known: The original's similarities. The first call fills it, and the next calls read it.
     """
     known = {} if known is None else known
     if TASKS[engine.manifest.task].gives_labels:
@@ -98,7 +98,7 @@ def spearman_drop(
 
 
 _Series = npt.NDArray[np.float32]
-# The only thing that is known of an original.
+# The only key of ``known``.
 _SIMILARITIES = "similarities of the pairs"
 
 
@@ -126,5 +126,5 @@ def _similarities(
 
 
 def similarity_name(manifest: Manifest) -> str:
-    """How the vectors of a bundle are compared: what its model says, else what its class does by default."""
+    """How the vectors of a bundle are compared: as its model says, or else as its class does by default."""
     return manifest.similarity_fn_name or str(TASKS[manifest.task].similarity)

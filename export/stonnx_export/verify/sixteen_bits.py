@@ -1,4 +1,4 @@
-"""Checkpoints of 16 bits: the bundle beside what sentence-transformers gives by default, which computes in 16 bits."""
+"""Compares the bundle of a 16-bit checkpoint with sentence-transformers' default, which computes in 16 bits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stonnx_export.originals.original import Original
 from stonnx_export.texts import TEXTS, sentences
 from stonnx_export.verify.compare import outputs
 
-# As many of the built-in sentences as tell the difference: networks in 16 bits are slow on many CPUs.
+# This many of the built-in sentences show the difference. Networks in 16 bits are slow on many CPUs.
 _SENTENCES = 32
 
 
 def compare_as_loaded(engine: Engine, original: Original) -> SixteenBits | None:
     """The figures of a checkpoint that the original loads in 16 bits; None for any other.
 
-    Nothing is refused for them: they are the original's own loss of precision.
+    The exporter does not refuse a bundle for them: they show the original's own loss of precision.
     """
     manifest = engine.manifest
     name = manifest.default_route

@@ -1,1 +1,1 @@
-"""Graphs, tokenizers and figures in; a bundle under its final name out."""
+"""Graphs, tokenizers and figures enter; a bundle under its final name leaves."""

@@ -45,7 +45,7 @@ def write_routes(
     original: Original,
     directory: Path,
 ) -> dict[str, Route]:
-    """Write the graphs and tokenizers of all routes. Returns what the manifest says about them."""
+    """Write the graphs and tokenizers of all routes. Returns their entries in the manifest."""
     routes = {}
     for route, graph in graphs.items():
         prefix = "" if route == DEFAULT_ROUTE else f"{route}-"
@@ -81,7 +81,7 @@ def _write_tokenizer(
 ) -> TokenizerSpec:
     source = original.tokenizer(route)
     limit = text_limit(checkpoint, route, original)
-    # A copy: the original stays as it is. The file carries the settings too, for use without stonnx.
+    # A copy, because the original stays as it is. The file has the settings too, for use without stonnx.
     copy = tokenizers.Tokenizer.from_str(source.backend.to_str())
     if limit is None:
         copy.no_truncation()

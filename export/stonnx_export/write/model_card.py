@@ -12,7 +12,7 @@ NAME = "README.md"
 
 @dataclass(frozen=True)
 class _Usage:
-    """What the card of a task says: the Hub's tag, what the model gives, and how it is called."""
+    """The words of a task on the card: the Hub's tag, what the model gives, and how it is called."""
 
     pipeline_tag: str
     gives: str
@@ -141,12 +141,12 @@ def _figures(fidelity: Fidelity) -> str:
     return "\n".join(rows)
 
 
-# More names than these say nothing that their number does not.
+# The card has this many names. More names would not help more than their number.
 _MOST_NAMES = 8
 
 
 def _kept(manifest: Manifest) -> str:
-    """What is in a higher precision than the rest, and what the figures of half precision leave out."""
+    """The layers in a higher precision than the rest, and the limits of the figures of half precision."""
     names = ", ".join(f"`{name}`" for name in manifest.kept[:_MOST_NAMES])
     more = len(manifest.kept) - _MOST_NAMES
     names += f" and {more} more" if more > 0 else ""
@@ -162,7 +162,7 @@ result, is a little further away. The probe in the bundle checks it there.
 
 
 def _sixteen_bits(fidelity: Fidelity) -> str:
-    """How far the bundle is from what the original gives by default, if that computes in 16 bits."""
+    """How far the bundle is from the original's default, if that computes in 16 bits."""
     found = fidelity.as_loaded
     if found is None:
         return ""
@@ -174,7 +174,7 @@ these figures are of the same weights in float32. Beside {found.dtype}, on {foun
 
 
 def _loading(manifest: Manifest) -> str:
-    """What was special about loading the original."""
+    """Special observations from loading the original."""
     text = ""
     if manifest.remote_code:
         names = ", ".join(f"`{name}`" for name in manifest.remote_code)

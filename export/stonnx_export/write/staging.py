@@ -1,8 +1,8 @@
-"""Writing a directory so that it is there whole or not at all.
+"""Writes a directory so that it exists either whole or not at all.
 
 A bundle is written to a hidden directory, ``.NAME.partial-TOKEN``, and takes its name when it is complete. A lock on
-the file ``.NAME.partial-TOKEN.lock`` says that its export is running: the kernel releases it however that ends. What
-has no lock was left by an export that was killed, and goes with the next one.
+the file ``.NAME.partial-TOKEN.lock`` says that its export is running. The kernel releases it, however the export ends.
+A directory without a lock was left by an export that was killed; the next export deletes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger("stonnx")
 
 _LOCK = ".lock"
 
-# What a file system puts into an empty directory by itself.
+# Names that a file system puts into an empty directory by itself.
 _NOT_THERE = frozenset({"lost+found"})
 
 
@@ -51,10 +51,10 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def staging_directory(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory that takes the place of the target when the block succeeds, and disappears when it does not.
+    """A directory that takes the place of the target if the block succeeds, and disappears if it does not.
 
-    It is beside the target. If the target is an empty directory that cannot be renamed, because something is mounted
-    there or because the directory around it cannot be written, it is inside of the target.
+    It is beside the target. It is inside of the target if that is an empty directory that cannot be renamed, because
+    something is mounted there or because its parent directory cannot be written.
     """
     place = _resolved(target)
     is_fixed = is_mount_point(place) or not os.access(place.parent, os.W_OK | os.X_OK)
@@ -85,25 +85,25 @@ def staging_directory(target: Path, overwrite: bool) -> Iterator[Path]:
             ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        # Windows removes no open file, and elsewhere the lock must not be free while its directory is still there.
+        # Windows does not remove open files. Elsewhere, the lock must not be free while its directory is still there.
         if sys.platform == "win32":
             os.close(lock)
         with suppress(OSError):
             _lock_of(staging).unlink()
         if sys.platform != "win32":
             os.close(lock)
-        for directory in made:  # the innermost first; those that hold the bundle now are not empty
+        for directory in made:  # the innermost first; directories that hold the bundle now are not empty
             with suppress(OSError):
                 directory.rmdir()
 
 
 def _resolved(target: Path) -> Path:
-    """Where the bundle really goes: through links, and with a name."""
+    """The place where the bundle really goes: through links, and with a name."""
     return Path(os.path.realpath(target))
 
 
 def _contents(place: Path) -> list[Path]:
-    """What is in a directory, without what exports are writing there."""
+    """The contents of a directory, without the files that exports are writing there."""
     if not place.is_dir():
         return []
     own = {*place.glob(LEFTOVERS.format(glob.escape(place.name)))}
@@ -114,7 +114,7 @@ def _begin(parent: Path, name: str) -> tuple[Path, int]:
     """A new staging directory, and its open lock."""
     while True:
         staging = parent / f".{name}.partial-{secrets.token_hex(4)}"
-        # The lock comes first, and goes last: a directory without one is a leftover.
+        # The lock is made first and removed last: a directory without one is a leftover.
         lock = create(_lock_of(staging))
         if try_lock(lock) is False:  # somebody who cleans up was faster
             os.close(lock)
@@ -133,7 +133,7 @@ def _lock_of(staging: Path) -> Path:
 
 
 def _clean_up(place: Path) -> None:
-    """Remove what killed exports to a directory left, or bring back the bundle that one was replacing."""
+    """Remove leftovers of killed exports to a directory, or bring back the bundle that one was replacing."""
     for parent in (place.parent, place):
         pattern = LEFTOVERS.format(glob.escape(place.name))
         names = {path.name.removesuffix(_LOCK).removesuffix(REPLACED) for path in parent.glob(pattern)}
@@ -173,7 +173,7 @@ def _move_into_place(staging: Path, target: Path, place: Path, overwrite: bool) 
     if not _contents(place):
         staging.rename(place)
     elif not exchange(staging, place):
-        # Between the two renames nothing has the name. Readers know where to look: stonnx._bundle.replaced.
+        # Between the two renames nothing has the name. Readers know where else to look: stonnx._bundle.replaced.
         old = staging.with_name(staging.name + REPLACED)
         place.rename(old)
         try:
@@ -186,7 +186,7 @@ def _move_into_place(staging: Path, target: Path, place: Path, overwrite: bool) 
 
 
 def _move_files(staging: Path, target: Path, place: Path) -> None:
-    """Move a bundle into the directory around it. It is one as soon as its manifest is there, which comes last."""
+    """Move a bundle into the directory around it. The manifest comes last: it makes the directory a bundle."""
     if _contents(place):  # another export may have finished meanwhile
         raise ExportError(f"{target} is not empty any more. Choose another with -o.")
     files = sorted(staging.iterdir(), key=lambda file: file.name == MANIFEST_NAME)
@@ -203,7 +203,7 @@ def _move_files(staging: Path, target: Path, place: Path) -> None:
 
 
 def _remove_moved_files(staging: Path, place: Path) -> None:
-    """Remove what an export had moved already when it was killed: its manifest, which comes last, says what that is."""
+    """Remove the files that a killed export had moved already. Its manifest, which is moved last, lists them."""
     if (place / MANIFEST_NAME).exists() or not (staging / MANIFEST_NAME).is_file():
         return
     with suppress(BundleError):
@@ -213,9 +213,9 @@ def _remove_moved_files(staging: Path, place: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a directory."""
+    """Make sure that the disk holds a file, or the names in a directory."""
     if path.is_dir():
-        if sys.platform == "win32":  # which opens no directories
+        if sys.platform == "win32":  # Windows does not open directories
             return
         with suppress(OSError):  # nor do some file systems sync them
             descriptor = os.open(path, os.O_RDONLY)

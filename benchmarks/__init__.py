@@ -1,1 +1,1 @@
-"""Measurements. ``python -m benchmarks`` compares stonnx with its peers; other scripts answer a question each."""
+"""Measurements. ``python -m benchmarks`` compares stonnx with its peers. Other scripts answer one question each."""

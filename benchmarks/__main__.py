@@ -34,16 +34,16 @@ from benchmarks.questions import accuracy
 from stonnx._device.int8_speed import measure_int8_speed
 from stonnx._device.wheels import import_onnxruntime
 
-# Before a turn, so that the threads of the system that had the last one have stopped spinning.
+# A pause before a turn, in which the threads of the system that had the last turn stop spinning.
 _SETTLE_SECONDS = 0.05
-# Fresh processes of each system, where there is time; at least one.
+# Fresh processes of each system, if there is time; at least one.
 _STARTS = 3
-# Of the time that the whole run may take, when the turns of each task end. The rest is for start-up and sizes.
+# The share of the time limit after which the turns of each task end. The rest is for start-up and sizes.
 _SHARE_OF_TIME: dict[Task, float] = {"embedding": 0.53, "rerank": 0.65, "sparse": 0.76}
 _FEWEST_ROUNDS = 3
-# For each system and workload: the candidates have one turn each, and behind this time the best have no second one.
+# For each system and workload, each candidate has one turn. After this time, the best do not get a second one.
 _CALIBRATION_SECONDS = 4.0
-# Of the best rate so far: larger batches are not tried behind one that is slower than this.
+# A share of the best rate so far. After a batch that is slower than this, larger ones are not tried.
 _CLEARLY_SLOWER = 0.85
 
 
@@ -52,10 +52,10 @@ class Results:
     """Everything that was measured, as it is written to results.json. Outer keys are names of systems.
 
     Attributes:
-        turns: For each workload, a figure a round: inputs a second, or for latencies [p50, p95, p99] in milliseconds.
-        batching: What calibration chose for each workload.
+        turns: For each workload, one figure a round: inputs a second, or for latencies [p50, p95, p99] in milliseconds.
+        batching: The batching that calibration chose for each workload.
         missing: For each task, or for "all", why a system was not measured.
-        idle_share: Processor time that it used while others measured, as a share of that time.
+        idle_share: Processor time that a system used while others measured, as a share of that time.
         footprint: Medians: import and first vector in seconds, peak memory, model and environment in MB.
         starts: How many fresh processes of each system these are medians of.
     """
@@ -81,7 +81,7 @@ class Results:
 
 
 def say(message: str) -> None:
-    """Progress goes to standard error."""
+    """Print progress to standard error."""
     print(f"{datetime.datetime.now():%H:%M:%S} {message}", file=sys.stderr, flush=True)
 
 
@@ -93,7 +93,7 @@ def measure(
     stsb: Path | None,
     deadline: float,
 ) -> None:
-    """Start the systems of a task, check and calibrate each, and let them take turns, as many as there is time for."""
+    """Start the systems of a task, check and calibrate each, and let them take turns as long as there is time."""
     workers = start(results, task, systems)
     data = accuracy.sample(task, stsb)
     reference: accuracy.Array | None = None
@@ -136,7 +136,7 @@ def measure(
 
 
 def start(results: Results, task: Task, systems: Sequence[System]) -> dict[str, Worker]:
-    """Workers of the systems that can do a task, by name. Nothing is timed here: several start at once."""
+    """Workers of the systems that can do a task, by name. This does not time anything: several start at once."""
 
     def one(system: System) -> Worker | WorkerError:
         try:
@@ -155,14 +155,14 @@ def start(results: Results, task: Task, systems: Sequence[System]) -> dict[str, 
             workers[system.name] = outcome
         elif outcome is not None:
             results.miss(system, task, str(outcome))
-        # Where its model could not be made, that is the reason.
+        # If its model could not be made, that is the reason.
         elif task not in results.missing.get(system.name, {}):
             results.miss(system, task, system.cannot)
     return workers
 
 
 def take_turn(worker: Worker, workload: Workload, batching: Batching) -> float | list[float]:
-    """Inputs a second, or where they are encoded one at a time the p50, p95 and p99 in milliseconds."""
+    """Inputs a second; if inputs are encoded one at a time, the p50, p95 and p99 in milliseconds."""
     if workload.alone:
         times = sorted(worker.ask("latencies", workload=workload.name))
         return [times[int(share * (len(times) - 1))] for share in (0.5, 0.95, 0.99)]
@@ -170,8 +170,8 @@ def take_turn(worker: Worker, workload: Workload, batching: Batching) -> float |
 
 
 def calibrate(worker: Worker, workload: Workload) -> Batching:
-    """The fastest way to batch a workload: small batches first, as long as larger ones are not clearly slower; then the
-    best on one stream, and the best two once more, as far as there is time."""
+    """The fastest way to batch a workload. Small batches come first, as long as larger ones are not clearly slower.
+    Then come the best on one stream, and the best two once more, if there is time."""
 
     def rate(batching: Batching) -> float:
         return float(worker.ask("rate", workload=workload.name, batching=batching))
@@ -269,7 +269,7 @@ def available(results: Results, systems: Sequence[System], tasks: Sequence[Task]
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """The facts about the machine that the figures depend on."""
     model, flags = platform.processor() or platform.machine(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -289,7 +289,7 @@ def machine() -> dict[str, Any]:
 
 
 def save(results: Results, directory: Path, begin: float) -> None:
-    """Write what there is so far: a run that is stopped keeps the tasks that were finished."""
+    """Write the results so far: a run that is stopped keeps the tasks that it finished."""
     results.seconds = time.perf_counter() - begin
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
@@ -328,7 +328,7 @@ def main() -> None:
     )
     tasks = [task for task in TASKS if any(workload.task == task for workload in workloads)]
     systems = available(results, systems, tasks)
-    # Building the models, the first time, does not count.
+    # The time limit does not include building the models the first time.
     begin = time.perf_counter()
     for task in tasks:
         chosen = [workload for workload in workloads if workload.task == task]

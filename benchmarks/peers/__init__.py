@@ -1,1 +1,1 @@
-"""The peers that stonnx is measured beside: each system in an environment of its own."""
+"""The peers that stonnx is compared with. Each system has an environment of its own."""

@@ -1,8 +1,8 @@
-"""How each library is called: one function a library, run in the environment that has it.
+"""Calls each library: one function for each, which runs in the environment that has the library.
 
-A driver loads a model and returns ``encode(inputs, **batching)``: texts, or pairs for a reranker, to vectors [n, d],
-scores [n], or sparse vectors. Libraries that batch by themselves get a batch size; bare runtimes get what an expert
-would write around them: batches of similar length under a token budget, pooling in numpy.
+A driver loads a model and returns ``encode(inputs, **batching)``, which turns texts, or pairs for a reranker, into
+vectors [n, d], scores [n], or sparse vectors. Libraries that batch by themselves get a batch size. Bare runtimes get
+the code that an expert would write around them: batches of similar length under a token budget, pooling in numpy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def sentence_transformers(model: Path, task: Task, onnx_file: str = "") -> Encod
     options: dict[str, Any] = {"device": "cpu"}
     if onnx_file:
         options |= {"backend": "onnx", "model_kwargs": {"file_name": onnx_file, "provider": "CPUExecutionProvider"}}
-    # Absolute: a relative path that does not exist would be taken for a name on the Hub.
+    # The path is absolute: the library would take a relative path that does not exist for a name on the Hub.
     path = str(model.resolve())
     return _facade(library, task, path, **options)
 
@@ -84,7 +84,7 @@ def openvino(model: Path, task: Task, inference_precision: str = "") -> Encode:
         def run(feeds: Feeds) -> npt.NDArray[Any]:
             if not hasattr(requests, "request"):
                 requests.request = compiled.create_infer_request()
-            # The result lies in memory of the request; heads make something new of it.
+            # The result lies in memory of the request. Heads make new arrays from it.
             result: npt.NDArray[Any] = requests.request.infer(feeds, share_inputs=True, share_outputs=True)[0]
             return result
 
@@ -106,7 +106,7 @@ def ctranslate2(model: Path, task: Task) -> Encode:
                 ct2.StorageView.from_array(array.astype(np.int32))
                 for array in (feeds["input_ids"], feeds["attention_mask"].sum(1))
             )
-            # Left out where they are all 0; they are taken as lists only.
+            # Token types are left out if they are all 0. The library takes them only as lists.
             types = feeds["token_type_ids"].tolist() if task == "rerank" else None
             output = encoder.forward_batch(ids, lengths, types)
             if classifier is None:
@@ -122,7 +122,7 @@ def ctranslate2(model: Path, task: Task) -> Encode:
 def fastembed(model: Path, task: Task) -> Encode:
     from fastembed.common.model_description import ModelSource, PoolingType
 
-    # The source is not asked for anything: specific_model_path comes first.
+    # The library does not use the source: specific_model_path comes first.
     source = ModelSource(hf="benchmark/MiniLM")
     options: dict[str, Any] = {"specific_model_path": str(model), "threads": CORES}
     if task == "rerank":
@@ -154,7 +154,7 @@ def light_embed(model: Path, task: Task) -> Encode:
 
 
 def load_tokenizer(model: Path, task: Task) -> Callable[[Inputs], list[Any]]:
-    """The tokenizer of a model directory: inputs to encodings, cut to the task's limit, not padded."""
+    """The tokenizer of a model directory. It turns inputs into encodings, cut to the task's limit, not padded."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -164,7 +164,7 @@ def load_tokenizer(model: Path, task: Task) -> Callable[[Inputs], list[Any]]:
 
 
 def feeds(encodings: Sequence[Any]) -> Feeds:
-    """Encodings to arrays [batch, longest], padded on the right with zeros."""
+    """Turn encodings into arrays [batch, longest], padded on the right with zeros."""
     shape = len(encodings), max(len(encoding) for encoding in encodings)
     arrays = {name: np.zeros(shape, np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
     for row, encoding in enumerate(encodings):
@@ -194,7 +194,7 @@ def _own_batches(
     compile_for: Callable[[int], Run],
     head: Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], npt.NDArray[Any]],
 ) -> Encode:
-    """What an expert writes around a bare runtime: batches of similar length, run by one stream or by several."""
+    """The code that an expert writes around a bare runtime: batches of similar length, run by one stream or several."""
     tokenize = load_tokenizer(model, task)
     compile_once = cache(compile_for)
     compile_once(1)
@@ -230,7 +230,7 @@ def by_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 def _sorted(encode: Callable[[list[Any], int], list[Any]]) -> Encode:
-    """For a library that takes texts as they come: give it the longest first."""
+    """Give the longest texts first to a library that takes texts as they come."""
 
     def encode_sorted(inputs: Inputs, batch_size: int = 32) -> npt.NDArray[Any]:
         lengths = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in inputs]
@@ -243,7 +243,7 @@ def _sorted(encode: Callable[[list[Any], int], list[Any]]) -> Encode:
     return encode_sorted
 
 
-# Hub clients would ask for updates of what lies on this disk.
+# Otherwise Hub clients would ask for updates of files on this disk.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 DRIVERS: dict[str, Callable[..., Encode]] = {
     driver.__name__: driver

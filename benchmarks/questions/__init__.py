@@ -1,1 +1,1 @@
-"""One script for each question that a figure of the docs answers."""
+"""One script for each question that figures of the docs answer."""

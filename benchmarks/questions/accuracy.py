@@ -1,4 +1,4 @@
-"""How close results are to those of fp32 PyTorch, and whether they depend on what is encoded beside a text."""
+"""How close results are to those of fp32 PyTorch, and whether they depend on the other texts of a batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Sample:
-    """What accuracy is measured on: inputs, and for embeddings pairs of them with the similarity that people gave."""
+    """Inputs to measure accuracy on, and for embeddings pairs of them with the similarity that people gave."""
 
     inputs: Inputs
     pairs: Sequence[tuple[int, int]] = ()
@@ -29,16 +29,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Figures of one system for one task; None where a figure means nothing.
+    """Figures of one system for one task. A figure that does not apply to the task is None.
 
     Attributes:
-        cosine_mean, cosine_min: Of vectors to those of fp32 PyTorch.
+        cosine_mean, cosine_min: The cosine of vectors to those of fp32 PyTorch.
         overlap: Share of the ten nearest neighbours, or for SPLADE of the active words, that are the same.
-        spearman_drop: Points (of 100) lost on the scored pairs; for a reranker, 100 less the rank correlation of its
+        spearman_drop: Points (of 100) lost on the scored pairs; for a reranker, 100 minus the rank correlation of its
             scores with those of fp32 PyTorch.
         difference: Largest difference of a reranker's scores.
-        invariance: Lowest cosine of a vector computed alone to the same computed in a batch; for a reranker, 1 less the
-            largest difference of a score.
+        invariance: Lowest cosine of a vector computed alone to the same vector computed in a batch; for a reranker, 1
+            minus the largest difference of a score.
     """
 
     cosine_mean: float | None = None
@@ -50,7 +50,7 @@ class Accuracy:
 
 
 def sample(task: Task, stsb: Path | None) -> Sample:
-    """The texts of a CSV of sentence, sentence, score; without one, built-in sentences, and no scores."""
+    """The texts of a CSV of sentence, sentence, score; without a CSV, built-in sentences without scores."""
     if task == "rerank":
         return Sample([(sentences(1, seed=1)[0], text) for text in [*sentences(150, seed=2), *texts(50, 60)]])
     if task == "sparse":
@@ -65,16 +65,16 @@ def sample(task: Task, stsb: Path | None) -> Sample:
 
 
 def invariance_inputs(task: Task) -> tuple[Inputs, list[list[int]], list[list[list[int]]]]:
-    """Inputs of all lengths and kinds; each as a batch of its own; and the same in two ways to share batches."""
+    """Inputs of all lengths and kinds, first each in a batch of its own, then in two ways to share batches."""
     kinds = [*sentences(16, seed=3), *ODD_TEXTS, *mixed_texts(12, seed=1), *texts(4, 254, seed=2)]
     inputs: Inputs = [(kinds[0], text) for text in kinds] if task == "rerank" else kinds
     everyone = list(range(len(inputs)))
-    # Every fifth, so that each of these batches has short and long ones, and companions that differ.
+    # Each of these batches takes every fifth input, so that it mixes short and long ones, in other company than before.
     return inputs, [[index] for index in everyone], [[everyone], [everyone[start::5] for start in range(5)]]
 
 
 def compare(task: Task, data: Sample, reference: Array, rows: Array) -> Accuracy:
-    """Rows [n, d] or scores [n] beside those of the reference."""
+    """Compare rows [n, d] or scores [n] with those of the reference."""
     if task == "rerank":
         drop = 100 * (1 - float(spearmanr(reference, rows).statistic))
         return Accuracy(spearman_drop=drop, difference=float(np.abs(reference - rows).max()))
@@ -89,14 +89,14 @@ def compare(task: Task, data: Sample, reference: Array, rows: Array) -> Accuracy
 
 
 def agreement(task: Task, alone: Array, together: Array) -> float:
-    """``Accuracy.invariance`` of one way to share batches."""
+    """``Accuracy.invariance`` for one way to share batches."""
     if task == "rerank":
         return 1 - float(np.abs(alone - together).max())
     return float(cosines(alone, together).min())
 
 
 def cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
-    """Cosine of each row of one to the same row of the other; 1 for two rows of zeros."""
+    """The cosine of each row of one array to the same row of the other; 1 for two rows of zeros."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     empty = ~a.any(1) & ~b.any(1)
@@ -105,7 +105,7 @@ def cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
 
 
 def neighbour_overlap(reference: Array, rows: Array, count: int = 10) -> float:
-    """Mean share of the nearest rows of each row, itself excluded, that are the same."""
+    """The mean share of each row's nearest rows, itself excluded, that are the same in both arrays."""
 
     def nearest(vectors: Array) -> npt.NDArray[np.intp]:
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -3,14 +3,14 @@
     apt-get install qemu-user
     python -m benchmarks.questions.emulated_cpu --bundle DIR [--cpu Haswell]
 
-The exit status is 0 where the CPU saturates, the safe form is chosen by itself, and its vectors are right.
-`tests/device/test_int8_product.py` does the same with all-MiniLM-L6-v2, where qemu is installed.
+The exit status is 0 if the CPU saturates, stonnx chooses the safe form by itself, and its vectors are right.
+`tests/device/test_int8_product.py` does the same with all-MiniLM-L6-v2, if qemu is installed.
 
 AArch64 was checked by hand (2026-11, qemu-user 7.2, onnxruntime 1.26.0, all-MiniLM-L6-v2), with Debian's arm64 Python
 unpacked into a directory, `qemu-aarch64 -L` that directory, and wheels from `pip download --platform
 manylinux_2_28_aarch64`: cortex-a53, neoverse-n1 (which has UDOT) and max,sve=off (which has UMMLA too) do not saturate,
 run the full range, and have a cosine of 0.9999 to x86 with VNNI, lowest 0.9997. It is not a test: onnxruntime 1.32
-crashes there while it is imported, since it reads the topology of the CPU from the x86 machine's /sys.
+crashes there at import, because it reads the topology of the CPU from the x86 machine's /sys.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import numpy.typing as npt
 
 from benchmarks.texts import texts
 
-# The lowest cosine that the safe form, with one bit less, may have to the full range of this machine.
+# The lowest cosine to the full range of this machine that the safe form, which has one bit less, may have.
 _SAFE = 0.97
 
 
 def vectors(bundle: Path, *, saturates: bool | None = None) -> dict[str, Any]:
-    """Encode some texts: their vectors, and the form that runs. ``saturates`` overrides what the CPU is found to do."""
+    """Encode some texts. Returns their vectors and the form that runs. ``saturates`` overrides the check of the CPU."""
     import stonnx
     from stonnx._device import session
     from stonnx._engine import probe
 
-    # The probe would refuse the very thing that is to be seen here.
+    # The probe would refuse the very results that this script examines.
     probe.run_probe = lambda *arguments: None
     found = session.products_saturate()
     if saturates is not None:
@@ -49,7 +49,7 @@ def vectors(bundle: Path, *, saturates: bool | None = None) -> dict[str, Any]:
 
 
 def emulated(cpu: str, bundle: Path, form: str) -> dict[str, Any]:
-    """The same on an emulated CPU, in the form that it chooses or in the full range."""
+    """Encode the same on an emulated CPU, in the form that stonnx chooses there or in the full range."""
     command = [
         "qemu-x86_64",
         "-cpu",
@@ -70,7 +70,7 @@ def emulated(cpu: str, bundle: Path, form: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Result:
-    """What an emulated CPU does: whether its products saturate, the form that ran, the cosines of each text."""
+    """The findings on an emulated CPU: whether its products saturate, the form that ran, the cosines of each text."""
 
     saturates: bool
     form: str
@@ -78,7 +78,7 @@ class Result:
 
 
 def compare(cpu: str, bundle: Path) -> dict[str, Result]:
-    """The two forms on an emulated CPU, compared with the full range on this machine's own, which must not saturate."""
+    """Compare the two forms on an emulated CPU with the full range on this machine's CPU, which must not saturate."""
     reference = np.array(vectors(bundle, saturates=False)["vectors"])
     results = {}
     for form in ("full-range", "chosen"):

@@ -2,9 +2,9 @@
 
     python -m benchmarks.questions.gpu --device cuda --bundle FP16_DIR --reference FP32_DIR [--int8 INT8_DIR]
 
-The reference is the same model in fp32, run on the CPU. For TensorRT build the engines first, the second one for the
+The reference is the same model in fp32, run on the CPU. For TensorRT, build the engines first, the second one for the
 check of the memory limit: stonnx build FP16_DIR; stonnx build FP16_DIR --memory-limit 2147483648.
-The exit status is 0 where every check passes. Without a GPU, --device cpu tries the script itself.
+The exit status is 0 if every check passes. Without a GPU, --device cpu tries the script itself.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def load(bundle: str | Path, device: str | None, **options: Any) -> stonnx.Sente
 
 
 def strictness(report: Report, arguments: argparse.Namespace) -> stonnx.SentenceTransformer:
-    """The device that was asked for runs all that is heavy, or the model is refused."""
+    """Check that the named device runs all heavy operators, or that the model is refused."""
     print("strictness")
     start = time.perf_counter()
     model = load(arguments.bundle, arguments.device)
@@ -93,7 +93,7 @@ def strictness(report: Report, arguments: argparse.Namespace) -> stonnx.Sentence
 
 
 def parity(report: Report, arguments: argparse.Namespace, model: stonnx.SentenceTransformer) -> None:
-    """The vectors of the reference on the CPU, whatever is in the batch."""
+    """Check that vectors equal those of the reference on the CPU, whatever else is in the batch."""
     print("parity")
     data = [text for words in (1, 6, 12, 40, 73, 254, 600) for text in texts(8, words)]
     expected = load(arguments.reference, "cpu").encode(data, normalize_embeddings=True)
@@ -111,7 +111,7 @@ def parity(report: Report, arguments: argparse.Namespace, model: stonnx.Sentence
 
 
 def speed(arguments: argparse.Namespace, models: dict[str, stonnx.SentenceTransformer]) -> None:
-    """Texts a second and latency of each model, in turns."""
+    """Measure texts a second and latency of each model, in turns."""
     print("speed")
     for name, words, count in _WORKLOADS:
         rates = in_turns(models, texts(count, words), arguments.rounds)
@@ -133,7 +133,7 @@ def in_turns(models: dict[str, stonnx.SentenceTransformer], data: list[str], rou
 
 
 def memory(report: Report, arguments: argparse.Namespace) -> None:
-    """GPU memory over many shapes stays under a limit; trim() gives some back."""
+    """Check that GPU memory stays under a limit over many shapes, and that trim() gives some back."""
     print("memory")
     index = int(arguments.device.partition(":")[2] or 0)
     before = used_memory(index)
@@ -146,12 +146,12 @@ def memory(report: Report, arguments: argparse.Namespace) -> None:
     model.trim()
     left = used_memory(index) - before
     report.check("trim()", left < taken, f"{left / 1e6:,.0f} MB left")
-    # What CUDA recorded has addresses, which must be its own still.
+    # A recorded CUDA graph holds addresses, whose memory must still belong to it.
     recorded = load(arguments.bundle, arguments.device, cuda_graphs=True)
     data = [text for words in (1, 12, 73) for text in texts(8, words)]
     first = recorded.encode(data)
     recorded.trim()
-    # Others take what memory there is, if any was given back.
+    # If memory was given back, another model takes it.
     model.encode(texts(256, 100), batch_size=256)
     difference = float(np.abs(recorded.encode(data) - first).max())
     report.check("trim() with CUDA graphs", difference <= 1e-3, f"largest difference {difference:.1e} after it")
@@ -163,7 +163,7 @@ def used_memory(index: int) -> float:
     return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout) * 2**20
 
 
-# Loads a bundle on a device and runs it: what another start does.
+# Loads a bundle on a device and runs it, as another start does.
 _START = """
 import sys
 from benchmarks.questions.gpu import load
@@ -174,7 +174,7 @@ print(model.device, model.encode(texts(3, 12)).shape)
 
 
 def engines(report: Report, arguments: argparse.Namespace, model: stonnx.SentenceTransformer) -> None:
-    """Further shapes, and another process, build no engine."""
+    """Check that further shapes, and another process, do not build an engine."""
     print("engines")
     before = engine_files()
     for words, count in ((1, 500), (3, 7), (40, 33), (254, 65)):
@@ -191,12 +191,12 @@ def engines(report: Report, arguments: argparse.Namespace, model: stonnx.Sentenc
 
 
 def engine_files() -> dict[Path, int]:
-    """Every engine that is kept, and when it was written."""
+    """Every engine on disk, and when it was written."""
     return {path: path.stat().st_mtime_ns for path in (cache_directory() / "tensorrt").rglob("*.engine")}
 
 
 def environment(arguments: Sequence[str]) -> None:
-    """What this report is about."""
+    """Print the subject of this report: versions, hardware and arguments."""
     onnxruntime = import_onnxruntime()
     driver = ""
     with contextlib.suppress(OSError):

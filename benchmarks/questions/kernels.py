@@ -23,12 +23,12 @@ from stonnx._device.options import DeviceOptions
 from stonnx._engine.engine import Engine
 
 SHAPES = ((36, 14), (8, 75), (2, 256), (1, 14))
-# Enough runs that a turn takes some ten milliseconds.
+# Enough runs to make a turn take some ten milliseconds.
 _TOKENS_OF_A_TURN = 2000
 
 
 def runs_of(engine: Engine, texts: int, tokens: int) -> Callable[[], None]:
-    """Several runs of so many random texts."""
+    """A function that runs so many random texts several times."""
     route = engine.route()
     ids = np.random.default_rng(0).integers(1000, 20_000, (texts, tokens))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -2,7 +2,7 @@
 
     python -m benchmarks.questions.memory --bundle DIR [--calls 10000] [--threads 8]
 
-Python threads share one session. Every run has another shape, up to --tokens tokens.
+Python threads share one session. Every run has another shape, of at most --tokens tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from stonnx._bundle.manifest import read_manifest
 from stonnx._device.session import Session
 
-# What later calls may add to what the first half took: seldom are the runs of all threads large at the same time.
+# The share by which later calls may exceed the first half: the runs of all threads are seldom large at the same time.
 _GROWTH = 0.25
 
 

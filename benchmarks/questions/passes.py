@@ -3,7 +3,7 @@
     python -m benchmarks.questions.passes --checkpoint DIR --dtype int8
     python -m benchmarks.questions.passes --checkpoint DIR --dtype int8 --passes fuse_rms_norm,static_scales
 
-A pass that others need cannot be left out, and its row says why.
+A pass that others need cannot be left out; its row says why.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stonnx_export.int8 import quantization
 from stonnx_export.recipes import Pass
 
 _STATIC_SCALES = "static_scales"
-# Of which each is one run on one thread.
+# A batch of this size is one run on one thread.
 _BATCH_SIZE = 32
 _INPUTS = {"22 x 14": texts(22, 12), "4 x 75": texts(4, 73), "1 x 256": texts(1, 254)}
 
@@ -45,9 +45,9 @@ def _name(run: Pass) -> str:
 
 @contextmanager
 def without(name: str, dtype: str) -> Iterator[None]:
-    """Have the recipe lack a pass."""
+    """Remove a pass from the recipe within the block."""
     if name == _STATIC_SCALES:
-        # No product may lose anything by a static scale.
+        # With this limit, static scales may not cost a product anything.
         with mock.patch.object(quantization, "_STATIC_NOISE", 0.0):
             yield
         return
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"times as fast with the pass as without it; whole: cosine {cosines(manifest)}", flush=True)
         print(f"{'':<20}{'fired':>6}" + "".join(f"{shape:>20}" for shape in _INPUTS) + f"{'cosine without':>20}")
         for name in names:
-            # Some count what they did under another name.
+            # Some passes count their rewrites under another name.
             fired = manifest.rewrites.get(name, "")
             if fired == 0:
                 print(f"{name:<20}{fired:>6}", flush=True)
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
             try:
                 with without(name, chosen.dtype):
                     other = export(chosen.checkpoint, Path(directory) / "other", dtype=chosen.dtype, overwrite=True)
-            except Exception as error:  # of the exporter, or of what a later pass needs this one for
+            except Exception as error:  # from the exporter, or from a later pass that needs this one
                 print(f"{name:<20}{fired:>6}  needed: without it, {str(error).splitlines()[0]}", flush=True)
                 continue
             row = compare(encoder(whole), encoder(other), chosen.rounds)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.questions.run_tokens --bundle DIR
 
-Runs go side by side, one thread each, as they do once a model has had some seconds of work.
+Runs go side by side, one thread each, as they do after a model has worked for some seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.peers.systems import WORKLOADS
 from stonnx._text import batching
 
 _SIZES = (120, 190, 260, 320, 380, 510, 770)
-# A size has this many tokens for each unit of `batch_size`.
+# A run has this many tokens for each unit of `batch_size`.
 _UNIT = batching.tokens_on_one_thread(batching.tokens_per_batch_unit("cpu"))
 
 

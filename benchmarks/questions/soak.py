@@ -4,10 +4,10 @@
 
 Every thread calls a random model with random texts: fuzzed Unicode, lengths from 0 to 100,000 characters. Every
 thousandth call is followed by one of each model with fixed inputs, whose results have to equal those of the first
-time. No call may take two minutes. Resident memory has to stay on a plateau: in the first half of the run the arenas of
-onnxruntime meet the largest shapes there are, and after that the median of the last quarter may be above that of the
-third by no more than 2%, so that what grows slowly and steadily fails. And it comes back: after `trim()`, what is
-resident may be 10% above what the loaded models took. Prints a report, and exits with 1 where anything failed.
+time. No call may take two minutes. Resident memory has to stay on a plateau. In the first half of the run, the arenas
+of onnxruntime meet the largest shapes. After that, the median of the last quarter may be at most 2% above that of the
+third, so that slow and steady growth fails. The memory also has to come back: after `trim()`, resident memory may be
+10% above that of the loaded models. The script prints a report, and exits with 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from benchmarks.questions.memory import resident
 from stonnx._device.cpus import available_cpus, cpu_name
 from stonnx._device.wheels import import_onnxruntime
 
-# Ranges of characters to draw from: most of what tokenizers treat in their own way.
+# Ranges of characters to draw from: most of those that tokenizers treat specially.
 _ALPHABETS = (
     (0x20, 0x7F), (0x61, 0x7B), (0xA0, 0x250), (0x300, 0x370), (0x400, 0x500), (0x590, 0x6FF), (0x900, 0x980),
     (0x1100, 0x1200), (0x2000, 0x2070), (0x3040, 0x3100), (0x4E00, 0x9FFF), (0xAC00, 0xD7A4), (0xE000, 0xE100),
     (0x1F300, 0x1F700), (0x0, 0x20),
 )  # fmt: skip
-# What the last quarter may have above the third one, and what is left after trim() above the loaded models, as shares.
+# Shares by which memory may grow: the last quarter over the third one, and the rest after trim() over loaded models.
 _GROWTH, _LEFT = 0.02, 0.1
 # Seconds after which a call that has not returned never will.
 _STUCK = 120.0
-# Vectors of the same text from runs of other shapes, in the last bits.
+# Vectors of the same text from runs of other shapes differ in the last bits.
 _TOLERANCE = 1e-4
 # Seconds between two looks at the memory and the threads.
 _STEP = 5.0
@@ -52,7 +52,7 @@ _QUOTED = 10
 
 
 def random_text(generator: np.random.Generator) -> str:
-    """Mostly short, now and then up to 100,000 characters, sometimes empty."""
+    """A random text: mostly short, now and then up to 100,000 characters, sometimes empty."""
     length = int(np.exp(generator.uniform(0, np.log(400)))) - 1
     if generator.random() < 0.005:
         length = int(generator.integers(1_000, 100_001))
@@ -63,13 +63,13 @@ def random_text(generator: np.random.Generator) -> str:
 
 
 class Soak:
-    """The models, and what the threads found.
+    """The models, and the findings of the threads.
 
     Args:
         models: The name of each task, and its model as a function of inputs.
-        seconds: How long it goes on.
-        threads: How many threads will :meth:`work`.
-        every: Calls between two returns of the fixed inputs.
+        seconds: How long the run takes.
+        threads: How many threads call :meth:`work`.
+        every: Number of calls between two checks with the fixed inputs.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Soak:
         self.largest_difference = 0.0
         self.errors: list[str] = []
         self.stop = time.monotonic() + seconds
-        # When each thread began what it is at.
+        # When each thread began its current call.
         self.since = [time.monotonic()] * threads
         self._lock = threading.Lock()
 
     def work(self, number: int) -> None:
-        """One thread: until the time is up, or anything fails."""
+        """The work of one thread, until the time is up or anything fails."""
         generator = np.random.default_rng([2, number])
         while time.monotonic() < self.stop and not self.errors:
             self.since[number] = time.monotonic()
@@ -130,10 +130,10 @@ class Soak:
 def watch(
     soak: Soak, threads: Sequence[threading.Thread], *, step: float = _STEP, stuck: float = _STUCK
 ) -> list[float]:
-    """Resident memory in MB at every step until the threads are done, or one is stuck: that is an error of the run."""
+    """Resident memory in MB at every step, until the threads are done or one is stuck, which is an error of the run."""
     steps: list[float] = []
     while any(thread.is_alive() for thread in threads):
-        # For a call that does not even let other threads run, this one among them.
+        # This is for a call that stops all other threads, this one among them.
         faulthandler.dump_traceback_later(2 * stuck, exit=True)
         for thread in threads:
             thread.join(step / len(threads))
@@ -153,40 +153,40 @@ class Plateau:
     """Resident memory in MB over a run: (lowest, median, highest) of each of its quarters."""
 
     quarters: tuple[tuple[float, float, float], ...]
-    # When the models were loaded, and after trim() at the end.
+    # Memory after the models were loaded, and after trim() at the end.
     loaded: float
     trimmed: float
 
     @classmethod
     def of(cls, steps: Sequence[float], loaded: float, trimmed: float) -> Plateau:
-        """From what was resident at every step."""
+        """Compute the plateau from the resident memory at every step."""
         parts = np.array_split(np.array(steps), 4) if len(steps) >= 4 else [np.array(steps)] * 4
         quarters = tuple((float(part.min()), statistics.median(part.tolist()), float(part.max())) for part in parts)
         return cls(quarters, loaded, trimmed)
 
     @property
     def growth(self) -> float:
-        """By which share the median of the last quarter is above that of the third."""
+        """The share by which the median of the last quarter is above that of the third."""
         return self.quarters[3][1] / self.quarters[2][1] - 1
 
     @property
     def left(self) -> float:
-        """By which share what is left after trim() is above what the loaded models took."""
+        """The share by which the memory after trim() is above that of the loaded models."""
         return self.trimmed / self.loaded - 1
 
     @property
     def is_one(self) -> bool:
-        """Whether it grew by no more than it may, and came back."""
+        """Whether memory grew by at most its limit, and came back."""
         return self.growth <= _GROWTH and self.left <= _LEFT
 
 
 def passed(soak: Soak, plateau: Plateau) -> bool:
-    """Whether nothing failed, and everything was looked at."""
+    """Whether nothing failed and everything was checked."""
     return plateau.is_one and not soak.errors and soak.returns > 0
 
 
 def report(soak: Soak, plateau: Plateau, minutes: float, threads: int, models: Sequence[str]) -> str:
-    """The run in Markdown. It names no place of this machine."""
+    """The run in Markdown, without any path of this machine."""
     quarter = minutes / 4
     lines = [
         "# Soak",
@@ -267,7 +267,7 @@ def main() -> int:
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
     if any(thread.is_alive() for thread in threads):
-        os._exit(1)  # what is stuck may hold what the end of Python waits for
+        os._exit(1)  # a stuck call may hold a lock that the end of Python waits for
     return int(not passed(soak, plateau))
 
 

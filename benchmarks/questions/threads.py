@@ -2,7 +2,7 @@
 
     python -m benchmarks.questions.threads --bundle DIR
 
-The settings take turns in one process; ratios hold on a noisy machine.
+The settings take turns in one process, so that ratios hold on a noisy machine.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _SETTINGS = (16_000, 1_000, 200, Limits.spin_microseconds, 50, 1)
 
 
 def load(bundle: Path, microseconds: int) -> stonnx.SentenceTransformer:
-    """A model whose threads wait for so long."""
+    """A model whose idle threads wait for this long."""
     return with_limits(stonnx.SentenceTransformer, spin_microseconds=microseconds)(bundle, device="cpu")
 
 
 def seconds(work: Callable[[], object], calls: int) -> list[float]:
-    """The time of each of some calls that follow each other, after one that is not counted."""
+    """The time of each of several successive calls, after one that is not counted."""
     work()
     found = []
     for _ in range(calls):

@@ -24,7 +24,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Row:
-    """What one workload gave. Rates are in texts a second, medians over the rounds."""
+    """The result of one workload. Rates are in texts a second, medians over the rounds."""
 
     workload: str
     tokens: int
@@ -40,7 +40,7 @@ def measure(
     ours: Callable[[Sequence[str]], np.ndarray],
     rounds: int,
 ) -> Row:
-    """Time both on the same texts, in turns, and compare what they return."""
+    """Time both on the same texts, in turns, and compare their results."""
     data = texts(workload.count, workload.words)
     expected, result = peer(data), ours(data)
     cosines = (expected * result).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(result, axis=1)
@@ -50,7 +50,7 @@ def measure(
             start = time.perf_counter()
             encode(data)
             times[name].append(time.perf_counter() - start)
-    # The ratio of each pair of neighbours, then the median: what slows the machine down slows both of a pair.
+    # The median of the ratios of neighbouring times: anything that slows the machine down slows both of a pair.
     ratio = statistics.median(a / b for a, b in zip(times["peer"], times["ours"], strict=True))
     return Row(
         workload=workload.name,
@@ -63,7 +63,7 @@ def measure(
 
 
 def compare(checkpoint: Path, bundle: Path, rounds: int, workloads: Sequence[Workload]) -> list[Row]:
-    """Measure a bundle beside the checkpoint that it was made from."""
+    """Compare the speed of a bundle with that of the checkpoint that it was made from."""
     import torch
     from sentence_transformers import SentenceTransformer as Original
 

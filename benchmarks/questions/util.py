@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.questions.util [--rounds 7] [NAME ...]
 
-10,000 vectors of 384 dimensions, 1,000 of them as queries, of unit length and in clusters, as texts give them; and as
-many sparse ones. Each side gets its own kind of array. Both take turns, several rounds; where a ratio is over 1, stonnx
-is the faster one. `ratio` is the median of the rounds, `best` that of the shortest times of each: calls of few
-milliseconds mostly wait for memory, which takes either side now one time and now three. Results are compared too.
+The inputs are 10,000 vectors of 384 dimensions, 1,000 of them as queries, of unit length and in clusters, as texts give
+them, and as many sparse ones. Each side gets its own kind of array. Both take turns for several rounds. If a ratio is
+over 1, stonnx is faster. `ratio` is the median of the rounds, `best` the ratio of each side's shortest time: calls of
+few milliseconds mostly wait for memory, which can triple the time of either side. The script compares results too.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ import stonnx.util
 
 ROWS, QUERIES, DIMENSION, CLUSTERS = 10_000, 1_000, 384, 250
 VOCABULARY, ACTIVE = 30_522, 120
-# Relative to the largest value, or to 1: either side may round a sum in float32 by 1e-6.
+# Relative to the largest value, or to 1: either side may be wrong by 1e-6 when it rounds a sum in float32.
 TOLERANCE = 2e-6
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both sides get, each as its own kind of array."""
+    """The inputs of both sides, each as its own kind of array."""
 
     rows: Any
     others: Any
@@ -46,7 +46,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Case:
-    """A call, the same on both sides but for the module, and how its result becomes numbers that can be compared."""
+    """A call, the same on both sides except for the module, and how to turn its result into numbers to compare."""
 
     name: str
     call: Callable[[Any, Inputs], Any]
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """Medians in milliseconds, ratios as said above, and the largest difference."""
+    """Medians in milliseconds, ratios as the module describes them, and the largest difference."""
 
     name: str
     original: float
@@ -66,7 +66,7 @@ class Row:
 
 
 def scores_of_hits(results: Any) -> Any:
-    """Of several queries, or of these and the seconds that a search took."""
+    """The scores in the hits of several queries, with or without the seconds that a search took."""
     hits = results[0] if isinstance(results, tuple) else results
     return np.array([[hit["score"] for hit in row] for row in hits])
 
@@ -76,7 +76,7 @@ def scores_of_pairs(pairs: Any) -> Any:
 
 
 def memberships(communities: Any) -> Any:
-    """For each row the number of its community, 0 where it has none."""
+    """For each row, the number of its community; 0 if it does not have one."""
     result = np.zeros(ROWS)
     for number, community in enumerate(sorted(map(sorted, communities)), 1):
         result[community] = number
@@ -92,7 +92,7 @@ BY_ROW = tuple(f"pairwise_{name}" for name in (*ALL, "angle_sim"))
 
 
 def cases() -> list[Case]:
-    """Everything that is measured."""
+    """All calls that the script measures."""
 
     def function(name: str, *names: str, **options: Any) -> Callable[[Any, Inputs], Any]:
         return lambda module, inputs: getattr(module, name)(*(getattr(inputs, n) for n in names), **options)
@@ -115,7 +115,7 @@ def cases() -> list[Case]:
             for name, precision in (
                 ("semantic_search_faiss", "uint8"),
                 ("semantic_search_faiss", "ubinary"),
-                ("semantic_search_usearch", "int8"),  # binary: which of equally near vectors it takes is by chance
+                ("semantic_search_usearch", "int8"),  # not binary: it takes any of equally near ones
             )
         ),
         *(Case(f"{name}, sparse", function(name, "sparse_rows", "sparse_queries"), dense) for name in ALL[:2]),
@@ -126,17 +126,17 @@ def cases() -> list[Case]:
 
 
 def numbers_of(name: str) -> Callable[[Any], Any]:
-    # The distance of two equal vectors is the root of what rounding leaves of 0: its square says what that is.
+    # The distance of two equal vectors is the root of the rounding error of 0. Its square is that error.
     return (lambda distances: np.square(np.asarray(distances))) if name == "euclidean_sim" else np.asarray
 
 
 def stored(matrix: Any) -> Any:
-    """The values of a sparse matrix: a dense copy would take a gigabyte."""
+    """The stored values of a sparse matrix: a dense copy would take a gigabyte."""
     return matrix.coalesce().values().numpy() if isinstance(matrix, torch.Tensor) else matrix.data
 
 
 def search_codes(name: str, precision: str) -> Callable[[Any, Inputs], Any]:
-    """Search of quantized vectors with the exact index, rescored; numpy goes in on both sides."""
+    """Search quantized vectors with the exact index, and rescore. Both sides get numpy arrays."""
 
     def call(module: Any, inputs: Inputs) -> Any:
         rows, queries = np.asarray(inputs.rows), np.asarray(inputs.queries)
@@ -148,7 +148,7 @@ def search_codes(name: str, precision: str) -> Callable[[Any, Inputs], Any]:
 
 
 class Original:
-    """sentence-transformers' functions under the names that stonnx.util has them by."""
+    """sentence-transformers' functions, under their names in stonnx.util."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(quantization if hasattr(quantization, name) else util, name)

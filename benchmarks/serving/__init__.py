@@ -1,1 +1,2 @@
-"""`stonnx serve` under load: what it answers, how soon, and whether it is right. Run by ``make bench-serve``."""
+"""Measures `stonnx serve` under load: its answers, how soon they come, and whether they are right. ``make bench-serve``
+runs it."""

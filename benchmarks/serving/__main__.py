@@ -5,7 +5,7 @@
     make bench-serve BENCH="--shapes clients,rates --no-peers"
 
 Exports all-MiniLM-L6-v2 once, starts servers on the loopback address, and writes the report, its plot and all figures.
-Each answer is compared with the vector of its text alone. Exits with 1 where one of the lines of the report is not met.
+It compares each answer with the vector of its text alone. It exits with 1 if a line of the report is not met.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> int:
     unknown = set(arguments.shapes.split(",")) - set(SHAPES) - {""}
     if unknown:
         parser.error(f"unknown shapes: {', '.join(sorted(unknown))}. There are {', '.join(SHAPES)}.")
-    # Under overload each request waits on a connection of its own.
+    # Under overload, each request waits on a connection of its own.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     bundles = {dtype: _bundle(arguments.bundles, dtype) for dtype in ("int8", "fp32")}
@@ -107,7 +107,7 @@ def _run_shapes(arguments: argparse.Namespace, bundle: Path, texts: Texts) -> di
         with servers.running(servers.stonnx(bundle)) as server:
             trial = Trial(server, texts, arguments.seconds, arguments.overload_seconds, arguments.soak_minutes, encoder)
             for name, shape in SHAPES.items():
-                # The other shapes are in shares of what the first one measures.
+                # The other shapes use shares of the capacity that the first one measures.
                 if name in arguments.shapes.split(",") or name == "clients":
                     print(f"{name} ...", file=sys.stderr, flush=True)
                     cpu = server.cpu_seconds() if server.process.poll() is None else 0.0
@@ -121,7 +121,7 @@ def _run_shapes(arguments: argparse.Namespace, bundle: Path, texts: Texts) -> di
 
 
 def _compare(arguments: argparse.Namespace, bundles: dict[str, Path], known: dict[str, Texts]) -> dict[str, Any]:
-    """Requests a second of each server, all in turns. The vectors of peers are compared with those of fp32."""
+    """Requests a second of each server, all in turns. Vectors of peers are compared with those of fp32."""
     checkpoint = embedded_checkpoint()
     specs = [servers.stonnx(bundles["int8"]), servers.stonnx(bundles["fp32"]), servers.fastapi(checkpoint)]
     if arguments.infinity.is_file():
@@ -159,7 +159,7 @@ def _compare(arguments: argparse.Namespace, bundles: dict[str, Path], known: dic
 async def _requests_a_second(server: servers.Server, texts: Texts, seconds: float) -> dict[str, Any]:
     client = Client("127.0.0.1", server.port)
     load = Load(client, server.spec.path)
-    # What is loaded or compiled on the first requests is not measured.
+    # The first requests load and compile things, so they are not measured.
     await load.closed(texts.short, 4, min(1.0, seconds))
     before = server.cpu_seconds()
     short = await load.closed(texts.short, _CLIENTS, seconds / 2)

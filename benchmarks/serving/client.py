@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client for asyncio: next to nothing of a core for each request, and connections that can be cut."""
+"""A small HTTP/1.1 client for asyncio. It uses next to no CPU time for a request, and can cut connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CUT, REFUSED = 0, -1
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. The status is ``CUT`` if the connection ended without one, ``REFUSED`` if there was no connection."""
+    """An answer. The status is ``CUT`` if the connection ended without an answer, ``REFUSED`` if it was never made."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -65,14 +65,14 @@ class _Connection(asyncio.Protocol):
 
 
 class Client:
-    """Connections to one server, as many as there are requests at a time."""
+    """Connections to one server, one for each request in flight."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
         self._idle: list[_Connection] = []
 
     async def post(self, path: str, body: bytes, *, patience: float = 600.0) -> Reply:
-        """Send a body. A task that is cancelled meanwhile cuts its connection, as a client that gives up does."""
+        """Send a body. If its task is cancelled meanwhile, it cuts its connection, as a client that gives up does."""
         head = f"POST {path} HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\ncontent-length: "
         return await self._send(f"{head}{len(body)}\r\n\r\n".encode() + body, patience)
 
@@ -115,7 +115,7 @@ class Client:
 
 
 def embedding_body(texts: str | list[str], model: str) -> bytes:
-    """A request to ``/v1/embeddings``, as OpenAI's SDK sends it."""
+    """The body of a request to ``/v1/embeddings``, as OpenAI's SDK sends it."""
     return json.dumps({"model": model, "input": texts, "encoding_format": "base64"}).encode()
 
 

@@ -1,4 +1,4 @@
-"""The server that people write around sentence-transformers: a peer of the comparison, and no more than usual.
+"""The server that people usually write around sentence-transformers, as a peer of the comparison.
 
 MODEL=DIRECTORY uvicorn benchmarks.serving.fastapi_app:app
 """
@@ -28,7 +28,7 @@ def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-# A plain function: FastAPI runs it in its thread pool, so that the event loop stays free.
+# This is a plain function, so FastAPI runs it in its thread pool, and the event loop stays free.
 def embeddings(request: Request) -> dict[str, Any]:
     texts = [request.input] if isinstance(request.input, str) else request.input
     rows = model.encode(texts, show_progress_bar=False).tolist()

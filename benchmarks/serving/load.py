@@ -1,4 +1,4 @@
-"""Requests in the shapes of real traffic: so many clients in turn, or so many a second whatever becomes of them."""
+"""Sends requests in the shapes of real traffic: a number of clients in turn, or a fixed rate whatever the answers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from benchmarks.serving.texts import Bulk, Known
 
 # Vectors of runs of other shapes differ in the last bits only.
 TOLERANCE = 1e-6
-# Requests in flight at most: beyond them the client would be measured.
+# Requests in flight at most. With more of them, the client would be the bottleneck.
 _MOST_IN_FLIGHT = 8_000
 
 
 @dataclass
 class Tally:
-    """What became of requests."""
+    """Counts of the outcomes of requests."""
 
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -43,7 +43,7 @@ class Tally:
         found = difference(reply)
         self.checked += 1
         self.largest_difference = max(self.largest_difference, found)
-        # Not "found > TOLERANCE": a NaN is wrong too.
+        # This is not written "found > TOLERANCE", because a NaN is wrong too.
         self.wrong += not found <= TOLERANCE
 
     def figures(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Load:
         self.client, self.path = client, path
 
     async def one(self, known: Known, index: int, tally: Tally, due: float | None = None) -> None:
-        """One text; its latency counts from when it was due, so that a late client does not flatter the server."""
+        """Send one text. Its latency counts from when it was due, so that a late client does not flatter the server."""
         clock = asyncio.get_running_loop().time
         begin = clock() if due is None else due
         reply = await self.client.post(self.path, known.bodies[index])
@@ -81,13 +81,13 @@ class Load:
         clock = asyncio.get_running_loop().time
         begin = clock()
         reply = await self.client.post(self.path, bulk.body)
-        # Megabytes are parsed outside the event loop, which has other requests to time.
+        # Answers of megabytes are parsed outside of the event loop, which has other requests to time.
         latency = clock() - begin
         found = await asyncio.to_thread(bulk.difference, reply) if reply.status == 200 else 0.0
         tally.add(reply, latency, lambda _: found)
 
     async def closed(self, known: Known, clients: int, seconds: float) -> Tally:
-        """So many clients, each of which sends its next text when it has its answer."""
+        """Send texts from a number of clients, each of which sends its next text after it has its answer."""
         tally, clock = Tally(), asyncio.get_running_loop().time
         begin = clock()
 
@@ -104,7 +104,7 @@ class Load:
     async def open(
         self, known: Known, rate: float, seconds: float, tally: Tally | None = None, *, seed: int = 0
     ) -> Tally:
-        """So many texts a second at random times, whether or not the earlier ones have been answered."""
+        """Send a number of texts a second at random times, whether or not earlier ones have been answered."""
         tally = tally or Tally()
         clock = asyncio.get_running_loop().time
         generator, due = random.Random(seed), clock()
@@ -123,7 +123,7 @@ class Load:
         return tally
 
     async def until(self, stop: Awaitable[Any], work: Callable[[], Awaitable[None]]) -> None:
-        """Repeat work, one after the other, until something else is done."""
+        """Repeat work, one call after the other, until something else is done."""
         ended = asyncio.ensure_future(stop)
         while not ended.done():
             await work()

@@ -1,8 +1,8 @@
-"""Figures of load to a page: the lines that were asked for, tables, and a plot.
+"""Turns figures of load into a page: the required lines, tables, and a plot.
 
     python -m benchmarks.serving.report serving-load.json [OTHER.json ...]
 
-writes the page and its plot beside the first file again, with what further runs have measured.
+writes the page and its plot beside the first file again, with the measurements of further runs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from benchmarks.serving.client import CUT
 from benchmarks.serving.load import TOLERANCE
 
 Results = dict[str, Any]
-# What is asked: shares and factors of the lines below.
+# The requirements: shares and factors of the lines below.
 _OF_ENCODE, _RUNS, _FLAT, _PADDING, _GROWTH, _PEERS, _WAIT = 0.9, 3.0, 0.8, 1.3, 0.02, 2.0, 20.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line that was asked for, what was found, and whether that is enough."""
+    """A required line, the finding, and whether that is enough."""
 
     asked: str
     found: str
@@ -32,7 +32,7 @@ class Line:
 
 
 def write(directory: Path, results: Results) -> list[Line]:
-    """Write ``serving-load.md`` and ``serving-load.png``; return the lines that are not met."""
+    """Write ``serving-load.md`` and ``serving-load.png``. Returns the lines that are not met."""
     lines = list(_lines(results))
     (directory / "serving-load.md").write_text(page(results, lines), encoding="utf-8")
     if _is_drawn(results):
@@ -255,7 +255,7 @@ def _plot(results: Results, file: Path) -> None:
 
 
 def merged(parts: Sequence[Results]) -> Results:
-    """One report of several runs on the same machine; what the first ones have is kept."""
+    """One report of several runs on the same machine. Earlier runs overrule later ones."""
     results: Results = {"shapes": {}}
     for part in parts:
         results = {**part, **results, "shapes": {**part.get("shapes", {}), **results["shapes"]}}

@@ -24,7 +24,7 @@ _STONNX = "import sys; from stonnx.cli import main; sys.exit(main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Spec:
-    """How a server is started and asked. ``{port}`` in ``command`` is its port."""
+    """How to start a server and send it requests. ``{port}`` in ``command`` stands for its port."""
 
     name: str
     command: Sequence[str]
@@ -36,7 +36,7 @@ class Spec:
 
 @dataclass
 class Server:
-    """One that runs."""
+    """A running server."""
 
     spec: Spec
     port: int
@@ -83,10 +83,10 @@ def infinity(python: Path, checkpoint: Path) -> Spec:
 
 @contextmanager
 def running(spec: Spec) -> Iterator[Server]:
-    """A server, ready, and stopped in the end.
+    """A server that is ready within the block and stopped after it.
 
     Raises:
-        RuntimeError: It does not start. The message has the end of its log.
+        RuntimeError: The server does not start. The message has the end of its log.
     """
     with socket.socket() as free:
         free.bind((_HOST, 0))

@@ -1,4 +1,4 @@
-"""The questions that are asked of a server under load, one function each. Each returns figures for the report."""
+"""The measurements of a server under load, one function each. Each returns figures for the report."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from benchmarks.serving.texts import Texts
 Figures = dict[str, Any]
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
-# Queries a second beside bulk work and long texts: few, so that what they wait for is not each other.
+# Queries a second beside bulk work and long texts. They are few, so that they do not wait for each other.
 _QUERIES = 10.0
 _CANCELS = 1000
 
 
 @dataclass
 class Trial:
-    """A server, what to send, and how long. ``capacity`` is set by the first shape: requests a second of one text."""
+    """A server, the texts to send, and how long. The first shape sets ``capacity``: one-text requests a second."""
 
     server: Server
     texts: Texts
@@ -46,7 +46,7 @@ class Trial:
 
 
 async def clients(trial: Trial) -> Figures:
-    """One short text a request, by more and more clients that each wait for their answer."""
+    """One short text a request, from more and more clients that each wait for their answer."""
     rows = []
     for number in CLIENTS:
         before = trial.server.cpu_seconds()
@@ -58,7 +58,7 @@ async def clients(trial: Trial) -> Figures:
 
 
 async def rates(trial: Trial) -> Figures:
-    """One short text a request at shares of the capacity, whatever becomes of the earlier ones."""
+    """One short text a request at shares of the capacity, whether or not earlier ones have been answered."""
     rows = []
     for share in SHARES:
         tally = await trial.load.open(trial.texts.short, share * trial.capacity, trial.seconds)
@@ -67,7 +67,7 @@ async def rates(trial: Trial) -> Figures:
 
 
 async def mix(trial: Trial) -> Figures:
-    """Texts of log-normal lengths by 32 clients, and how much padding their runs have."""
+    """Texts of log-normal lengths from 32 clients, and how much padding their runs have."""
     before = await trial.metrics()
     tally = await trial.load.closed(trial.texts.mix, 32, trial.seconds)
     after = await trial.metrics()
@@ -96,7 +96,7 @@ async def bulk(trial: Trial) -> Figures:
 
 
 async def against_encode(trial: Trial) -> Figures:
-    """A request of 2,048 texts beside ``encode`` on the same texts in a process of its own, in turns."""
+    """A request of 2,048 texts, compared with ``encode`` on the same texts in a process of its own, in turns."""
     texts = list(trial.texts.bulk.texts)
     served, encoded, served_cpu, encoded_cpu, tally = [], [], 0.0, 0.0, Tally()
     for _ in range(3):
@@ -120,7 +120,7 @@ async def against_encode(trial: Trial) -> Figures:
 
 
 async def long(trial: Trial) -> Figures:
-    """Short texts, with and without a text of 8,000 characters twice a second beside them."""
+    """Short texts, with and without a text of 8,000 characters twice a second."""
     alone = await trial.load.open(trial.texts.short, _QUERIES, trial.seconds)
     beside, long_ones = Tally(), Tally()
     longer = trial.load.open(trial.texts.long, 2.0, trial.seconds, long_ones)
@@ -129,7 +129,7 @@ async def long(trial: Trial) -> Figures:
 
 
 async def overload(trial: Trial) -> Figures:
-    """Three times what the server can do."""
+    """Three times the capacity of the server."""
     memory, highest = trial.server.resident_mb(), 0.0
     watch = asyncio.create_task(_highest_memory(trial))
     tally = await trial.load.open(trial.texts.waiting, 3 * trial.capacity, trial.overload_seconds)
@@ -194,7 +194,7 @@ async def soak(trial: Trial) -> Figures:
             task.cancel()
 
     others = [asyncio.create_task(watch()), asyncio.create_task(disturb())]
-    # A text of the mix takes some three times the time of a short one.
+    # A text of the mix takes about three times as long as a short one.
     await trial.load.open(trial.texts.mix, 0.15 * trial.capacity, seconds, tally)
     for other in others:
         other.cancel()
@@ -211,9 +211,9 @@ async def soak(trial: Trial) -> Figures:
 
 
 async def stop(trial: Trial) -> Figures:
-    """SIGTERM while requests at half the capacity come and a bulk job runs. The last shape: the server is gone then.
+    """SIGTERM while requests at half the capacity come and a bulk job runs. It is the last shape: it ends the server.
 
-    Requests go on coming for most of ``drain_delay``, as they do until a load balancer has learned of it.
+    Requests go on coming for most of ``drain_delay``, as they do until a load balancer notices.
     """
     tally, jobs, clock = Tally(), Tally(), time.perf_counter
     run = asyncio.create_task(trial.load.open(trial.texts.short, 0.5 * trial.capacity, 2.4, tally))
@@ -222,7 +222,7 @@ async def stop(trial: Trial) -> Figures:
     await asyncio.sleep(0.2)
     begin = clock()
     trial.server.terminate()
-    # Within drain_delay: the server still answers, and says that no more requests should come.
+    # Within drain_delay, the server still answers, and says that no more requests should come.
     await asyncio.sleep(0.3)
     ready = await trial.client.get("/health/ready")
     code = await asyncio.to_thread(trial.server.process.wait, 60)
@@ -257,7 +257,7 @@ def _gain(before: str, after: str, name: str) -> float:
 
 
 def _quantile(before: str, after: str, name: str, share: float) -> float:
-    """A quantile of what was observed between two looks, within its bucket as Prometheus does it."""
+    """A quantile of the observations between two readings, within its bucket as Prometheus computes it."""
     edges = {line.split('le="')[1].split('"')[0] for line in after.splitlines() if line.startswith(f"{name}_bucket")}
     counts = {
         float(edge): metric(after, f"{name}_bucket", le=edge) - metric(before, f"{name}_bucket", le=edge)

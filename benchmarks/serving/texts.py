@@ -1,4 +1,4 @@
-"""Texts with the vectors that they have to get, each computed alone before any server is under load."""
+"""Texts with their expected vectors, each computed alone before any server is under load."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import stonnx
 from benchmarks.serving.client import Reply, embedding_body
 from benchmarks.texts import mixed_texts, texts
 
-# Texts of each kind. A server that keeps answers of earlier requests would gain from it; none of these does.
+# Number of texts of each kind. A server that keeps earlier answers would gain from repeated texts; none of these does.
 _COUNT = 200
 BULK = 2048
-# Under overload thousands wait, and equal texts that wait are computed once.
+# Under overload, thousands of texts wait, and a server computes equal waiting texts once.
 _WAITING = 6000
 _LONG_CHARACTERS = 8_000
 
 
 @dataclass(frozen=True)
 class Known:
-    """Texts, the vectors of each alone, and the bodies that ask for them."""
+    """Texts, the vector of each computed alone, and the bodies of their requests."""
 
     texts: Sequence[str]
     vectors: np.ndarray
@@ -53,7 +53,7 @@ class Bulk:
 
 @dataclass(frozen=True)
 class Texts:
-    """All that is sent."""
+    """All texts that the shapes send."""
 
     short: Known
     mix: Known
@@ -72,13 +72,13 @@ def rows_of(reply: Reply) -> list[np.ndarray]:
 
 
 def known_texts(bundle: Path, *, is_short: bool = False, model: str = "model") -> Texts:
-    """The texts, with vectors that a model of its own computes one by one; those of overload, of which there are
-    thousands, it computes together.
+    """The texts, with vectors that a separate model computes one by one. It computes those of overload together,
+    because there are thousands.
 
     Args:
-        bundle: Of the model.
-        is_short: Only short texts and the mix.
-        model: Its name in requests.
+        bundle: The bundle of the model.
+        is_short: Make only short texts and the mix.
+        model: The model's name in requests.
     """
     encoder = stonnx.SentenceTransformer(bundle)
     words = texts(1, _LONG_CHARACTERS // 3, seed=9)[0]

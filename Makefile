@@ -1,15 +1,15 @@
-# make demo and make test do everything from a fresh clone: they make .venv and install what they need.
+# make demo and make test do everything from a fresh clone: they make .venv and install their dependencies.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The exporter and the tests need PyTorch; docs/deployment.md, says how to get the small CPU build. The
+# The exporter and the tests need PyTorch. docs/deployment.md says how to get the small CPU build. The
 # pin keeps every environment at one version. On a machine with a GPU: make TORCH=torch ...
 TORCH ?= torch==2.13.0
-# Test processes that run side by side.
+# The number of test processes that run side by side.
 JOBS ?= 2
 
-# Versions that the exporter has to work with: a file of requirements each.
+# Versions that the exporter has to work with. Each has a file of requirements.
 ENVIRONMENTS := $(basename $(notdir $(wildcard tests/environments/transformers*.txt)))
 
 .PHONY: demo serve-demo test test-all test-runtime test-environments test-integrations test-clients test-sanitize kernels lint format bench bench-serve clean
@@ -30,21 +30,21 @@ test: $(VENV)/.installed-dev $(VENV)/.installed-kernels
 test-all: $(VENV)/.installed-dev $(VENV)/.installed-kernels
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-# The tests of the exporter, with each of these versions; make test-transformers4 is one of them alone.
+# The tests of the exporter, with each of these versions. make test-transformers4 runs them with one version alone.
 test-environments: $(ENVIRONMENTS:%=test-%)
 
 test-transformers%: .venv-transformers%/.installed
 	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/zoo tests/export tests/parity/test_models.py tests/hub/test_hub.py
 
-# The runtime's tests, where there is no PyTorch.
+# The runtime's tests, without PyTorch.
 test-runtime: .venv-runtime/.installed
 	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-# The adapters with the libraries that they are for, about 1 GB of them.
+# The tests of the adapters, with the libraries that they adapt to, about 1 GB.
 test-integrations: .venv-integrations/.installed
 	$(<D)/bin/python -m pytest -o asyncio_default_fixture_loop_scope=function tests/integrations tests/shipped/test_docs.py
 
-# The server with clients of other projects.
+# The tests of the server with clients of other projects.
 test-clients: .venv-clients/.installed
 	$(<D)/bin/python -m pytest tests/serve/test_clients.py
 
@@ -57,13 +57,13 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# stonnx beside its peers. Each gets an environment of its own under .venvs/, made the first time. BENCH holds options:
+# Compares stonnx with its peers. The first run makes an environment for each under .venvs/. BENCH holds options:
 # make bench BENCH="--rounds 1 --systems stonnx,openvino --stsb stsb-en-dev.csv"
 bench:
 	$(PYTHON) -m benchmarks.peers.environments
 	.venvs/sentence-transformers-6/bin/python -m benchmarks $(BENCH)
 
-# stonnx serve under load, beside its peers; 35 minutes, 20 of them soak. BENCH holds options:
+# Compares stonnx serve under load with its peers. It takes 35 minutes, 20 of them soak. BENCH holds options:
 # make bench-serve BENCH="--soak-minutes 1 --seconds 4"
 bench-serve:
 	$(PYTHON) -m benchmarks.peers.environments sentence-transformers-6 infinity
@@ -82,7 +82,7 @@ $(VENV)/.installed-demo: $(VENV)/.installed-torch pyproject.toml
 	$(BIN)/python -m pip install -q -e ".[cpu,export,demo]"
 	touch $@
 
-# Native kernels, with the compiler of this machine. Without one everything works, and blocks run as stock operators.
+# Builds native kernels with this machine's compiler. Without one, everything works: blocks run as stock operators.
 kernels: $(VENV)/.installed-torch
 	rm -f $(VENV)/.installed-kernels
 	$(MAKE) $(VENV)/.installed-kernels
@@ -95,7 +95,7 @@ $(VENV)/.installed-kernels: $(VENV)/.installed-torch $(KERNEL_SOURCES)
 	    echo "The native kernels could not be built, see above: going on without them."; fi
 	touch $@
 
-# The tests of the kernels, with a library that AddressSanitizer and UndefinedBehaviorSanitizer watch.
+# The tests of the kernels, with a library that AddressSanitizer and UndefinedBehaviorSanitizer check.
 test-sanitize: $(VENV)/.installed-dev
 	cd tests && ../$(BIN)/python -m kernels.sanitized
 

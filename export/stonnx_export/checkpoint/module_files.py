@@ -52,7 +52,7 @@ _OLD_POOLING_SETTINGS = {
 _REFUSED_TRANSFORMER_SETTINGS = ("query_length", "document_length", "query_expansion", "processing_kwargs")
 
 
-# What is read off a network for texts: token embeddings, or the logits of a head.
+# The output to read from a network for texts: token embeddings, or the logits of a head.
 _OUTPUTS = ("last_hidden_state", "logits")
 
 

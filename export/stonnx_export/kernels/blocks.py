@@ -230,7 +230,7 @@ class Activated:
 
 
 def _activated(value: ir.Value) -> Activated | None:
-    """What a feed-forward network's last product reads; else None."""
+    """The activated values that a feed-forward network's last product reads; else None."""
     tokens = unshaped(value)
     plain = _activation(tokens)
     if plain is not None:
@@ -314,7 +314,7 @@ def _norm(norm: Norm | None, name: str) -> _Inputs:
 
 
 def _common_settings(norms: Sequence[Norm], attributes: _Attributes) -> _Attributes:
-    """What the norms of a block share."""
+    """The settings that the norms of a block share."""
     if len({norm.rms for norm in norms}) > 1:
         raise Declined("it has norms of two kinds")
     epsilons = {norm.epsilon for norm in norms} | ({attributes["epsilon"]} if "epsilon" in attributes else set())

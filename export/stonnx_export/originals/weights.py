@@ -68,7 +68,7 @@ def refuse_missing(
     """Raise UnsupportedError if the results of a network depend on weights that its checkpoint lacks.
 
     Args:
-        networks: What was loaded.
+        networks: The loaded networks.
         compute: Computes the result of the model for some text.
         directory: The checkpoint, for the message.
     """

@@ -110,7 +110,7 @@ def _repeat(op: GraphBuilder, value: ir.Value, times: int) -> ir.Value:
 
 
 def _mask(op: GraphBuilder, scores: ir.Value, lengths: ir.Value | None, causal: bool) -> ir.Value | None:
-    """0 where a query may look at a key and a large negative number elsewhere, [B or 1, 1, S or 1, S]."""
+    """0 if a query may look at a key, else a large negative number: [B or 1, 1, S or 1, S]."""
     if lengths is None and not causal:
         return None
     size = op.Squeeze(op.Shape(scores, start=3, end=4), op.vector([0]))

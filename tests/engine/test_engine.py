@@ -701,4 +701,4 @@ def test_options_for_a_gpu_that_is_not_there(bundle: Path) -> None:
 def test_info(model: SentenceTransformer) -> None:
     info = model.info
     assert (info.device, info.threads, info.form, info.fallbacks) == ("cpu", 2, "", ())
-    assert "form=, fallbacks=()" in str(info)
+    assert "form=, kernels=, fallbacks=()" in str(info)

@@ -140,7 +140,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def tiny_model(shared_directory: Path) -> Path:
+def tiny_model(pytorch: None, shared_directory: Path) -> Path:
     """A small checkpoint: the quickest of the table to export."""
     from zoo import build_checkpoint, row
 

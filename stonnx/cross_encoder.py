@@ -47,7 +47,7 @@ class CrossEncoder(Model):
             there, or DeviceError is raised. None: CUDA if it works, otherwise the CPU, and :attr:`info` says why.
         prompts: Texts to put before the first text of each pair, by name. They win over those of the model.
         default_prompt_name: The prompt that a call uses unless it names another.
-        cache_folder: Where downloads are kept. None: the Hugging Face cache.
+        cache_folder: The directory for downloads. None: the Hugging Face cache.
         revision: Branch, tag or commit on the Hub.
         local_files_only: Never ask the network.
         token: Hub token.

@@ -41,7 +41,7 @@ class SentenceTransformer(EmbeddingModel):
             there, or DeviceError is raised. None: CUDA if it works, otherwise the CPU, and :attr:`info` says why.
         prompts: Texts to put before each input, by name. They win over those of the model.
         default_prompt_name: The prompt that :meth:`encode` uses unless the call names another.
-        cache_folder: Where downloads are kept. None: the Hugging Face cache.
+        cache_folder: The directory for downloads. None: the Hugging Face cache.
         revision: Branch, tag or commit on the Hub.
         local_files_only: Never ask the network.
         token: Hub token.

@@ -1,1 +1,1 @@
-"""What a bundle is on disk: a directory in; a checked manifest and verified files out."""
+"""The bundle on disk: a directory in; a checked manifest and verified files out."""

@@ -1,4 +1,4 @@
-"""A bundle that was verified. Everything that is loaded of it, now or later, comes from here."""
+"""A verified bundle. Everything that is loaded of it, now or later, comes from here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Bundle:
     """A bundle as it was when it was verified: see :mod:`stonnx._bundle.held_file`.
 
     Attributes:
-        directory: Where it was found. There may be another bundle by now.
+        directory: The place where it was found. Another bundle may be there by now.
         manifest: Its manifest.
         identity: SHA-256 of the manifest, which has the hashes of all files.
     """
@@ -45,15 +45,15 @@ class Bundle:
         """The contents of a file.
 
         Raises:
-            BundleIntegrityError: It is not what was verified any more.
+            BundleIntegrityError: It has changed since it was verified.
         """
         return self._files[name].use(lambda place: Path(place).read_bytes())
 
     def load_graph(self, name: str, load: Callable[[Path], _T]) -> _T:
-        """What ``load`` makes of a graph, given a path to read it from.
+        """Call ``load`` with a path to read a graph from, and return its result.
 
         Raises:
-            BundleIntegrityError: The graph, or a file that it takes weights from, is not what was verified any more.
+            BundleIntegrityError: The graph, or a file that it takes weights from, has changed since it was verified.
         """
         weights = self._weights()
         if not weights:
@@ -67,11 +67,11 @@ class Bundle:
         return result
 
     def graph_bytes(self, name: str) -> int:
-        """What the weights of a graph take: those of over 2 GB are in files beside it, named after it."""
+        """The size of a graph's weights. Weights of over 2 GB are in files beside the graph, named after it."""
         return sum(entry.size for file, entry in self.manifest.files.items() if file.startswith(name))
 
     def _weights(self) -> list[HeldFile]:
-        """The files that graphs take weights from: whatever is left."""
+        """The files that graphs take weights from: all others."""
         known = {name for route in self.manifest.routes.values() for name in (route.graph, route.tokenizer.file)}
         if self.manifest.probe is not None:
             known.add(self.manifest.probe.file)
@@ -79,10 +79,10 @@ class Bundle:
 
 
 def open_bundle(directory: Path) -> Bundle:
-    """Open and verify a bundle. An export may overwrite it meanwhile: this gives either the old one or the new one.
+    """Open and verify a bundle. If an export overwrites it meanwhile, this returns the old one or the new one.
 
     Raises:
-        ModelNotFoundError: There is none.
+        ModelNotFoundError: The directory does not have a bundle.
         BundleFormatError: Its manifest or a graph cannot be used.
         BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.
     """
@@ -92,7 +92,7 @@ def open_bundle(directory: Path) -> Bundle:
             with _opened(found) as place:
                 try:
                     return _open(found, place)
-                # A file is missing, or the manifest is: the old bundle is being removed.
+                # A file or the manifest is missing because the old bundle is being removed.
                 except (BundleError, FileNotFoundError):
                     if attempt + 1 < _ATTEMPTS and _is_replaced(directory, place):
                         continue
@@ -122,7 +122,7 @@ def _name(path: Path, place: int | None) -> str:
 
 @contextlib.contextmanager
 def _opened(directory: Path) -> Iterator[int | None]:
-    """The directory, open, so that all files come from the same one; None where the system cannot do that."""
+    """The directory, open, so that all files come from the same one; None if the system cannot do that."""
     if not CAN_HOLD:
         yield None
         return
@@ -134,7 +134,7 @@ def _opened(directory: Path) -> Iterator[int | None]:
 
 
 def _is_replaced(directory: Path, place: int | None) -> bool:
-    """Whether the directory is another one than the one that is open."""
+    """Whether the name now leads to another directory than the open one."""
     if place is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""A manifest that contradicts itself, or the graph that it describes, is refused when it is loaded, not in a call."""
+"""Loading refuses a manifest that contradicts itself or the graph that it describes. No call has to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stonnx._tasks import TASKS
 _MOST_FILES = 1000
 _MOST_TOKENS = 2**31 - 1
 
-# What the runtime gives a graph. `token_limit` and `prompt_length` are for graphs that ask for them.
+# The inputs that the runtime gives a graph. `token_limit` and `prompt_length` are for graphs that ask for them.
 _INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "prompt_length", "token_limit"})
 
 # The sizes of a tensor as onnxruntime tells them: a number, a name, or None.
@@ -24,14 +24,14 @@ _Require = Callable[[bool, str, object, str], None]
 
 
 def check_manifest(manifest: Manifest, path: Path) -> None:
-    """See that the values of a manifest are possible, and fit each other.
+    """Check that the values of a manifest are possible and fit each other.
 
     Args:
         manifest: The manifest.
         path: Its name, for messages.
 
     Raises:
-        BundleFormatError: They are not, or do not. The message names the field.
+        BundleFormatError: They are not possible or do not fit. The message names the field.
     """
 
     def require(condition: bool, field: str, found: object, allowed: str) -> None:
@@ -72,10 +72,10 @@ def _check_result(manifest: Manifest, output: TensorSpec, require: _Require) -> 
 
 
 def check_task(manifest: Manifest, path: Path) -> None:
-    """See that every graph has the output that is the result of the task.
+    """Check that every graph has the output that is the result of the task.
 
     Raises:
-        BundleFormatError: One has not.
+        BundleFormatError: A graph does not have it.
     """
     output = TASKS[manifest.task].output
     for name, route in manifest.routes.items():
@@ -102,16 +102,16 @@ def _check_tokenizer(place: str, route: Route, require: _Require) -> None:
 
 
 def check_graph(route: Route, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], path: Path) -> None:
-    """See that a graph is what the manifest says.
+    """Check that a graph fits the manifest.
 
     Args:
-        route: What the manifest says.
+        route: The manifest's entry for the graph.
         inputs: The inputs that the graph requires, with their shapes.
         outputs: Its outputs, with theirs.
         path: The graph, for messages.
 
     Raises:
-        BundleFormatError: The graph is another one.
+        BundleFormatError: The graph does not fit.
     """
     unknown = sorted({*inputs} - _INPUTS)
     if unknown:

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 def _decode(kind: type[_T], value: Any, path: Path, where: str) -> _T:
-    """Turn JSON data into dataclasses, checking every type. Unknown keys are left alone: later versions add some."""
+    """Turn JSON data into dataclasses, checking every type. Unknown keys are ignored: later versions add some."""
     if not isinstance(value, dict):
         raise BundleFormatError(f"{path}: {where or 'the manifest'} must be an object, found {_name(value)}.")
     hints = typing.get_type_hints(kind)

@@ -1,7 +1,7 @@
-"""Which other files an ONNX file names, read from its bytes: the runtime has no ``onnx`` package.
+"""The other files that an ONNX file names, read from its bytes: the runtime does not have the ``onnx`` package.
 
-A graph may keep weights in files beside it. Those are part of the bundle, so their hashes have to be in the manifest;
-any other place, ``../secret`` or an address in memory, is an attempt to read what is none of the graph's business.
+A graph may keep weights in files beside it. Those are part of the bundle, so their hashes must be in the manifest. Any
+other place, ``../secret`` or an address in memory, is an attempt to read data that does not belong to the graph.
 
 An ONNX file is a message in the encoding of Protocol Buffers (https://protobuf.dev/programming-guides/encoding): fields
 one after the other, each a number with a type and then a value, which may be a message again.
@@ -13,8 +13,8 @@ import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# Of onnx.proto: the numbers of the fields through which weights can be reached, by the message that has them. The
-# `external_data` of a tensor is a list of keys and values.
+# The numbers of the fields in onnx.proto that lead to weights, by the message that has them. The `external_data` of a
+# tensor is a list of keys and values.
 _PATHS: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
@@ -25,17 +25,17 @@ _PATHS: Mapping[str, Mapping[int, str]] = {
     "tensor": {13: "entry"},
 }
 _KEY, _VALUE = 1, 2
-# Of the encoding: how the value of a field is written.
+# The ways in which the encoding writes the value of a field.
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
 
 
 def external_files(path: Path) -> set[str]:
-    """What a graph gives as the places of its weights outside the file.
+    """The places that a graph names for its weights outside the file.
 
     Raises:
         ValueError: It is not an ONNX file.
     """
-    if not path.stat().st_size:  # which cannot be mapped
+    if not path.stat().st_size:  # an empty file cannot be mapped
         raise ValueError("it is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _external_files(data)
@@ -49,7 +49,7 @@ def _external_files(data: mmap.mmap) -> set[str]:
         kind, start, end = messages.pop()
         if kind == "entry":
             fields = [(field, bytes(data[first:last])) for field, first, last in _fields(data, start, end)]
-            # A field that is there twice has its last value, and a key may come after it: all values are looked at.
+            # A field that occurs twice has its last value, and a key may come after it. So this looks at all values.
             if any(field == _KEY and value == b"location" for field, value in fields):
                 places |= {value.decode(errors="replace") for field, value in fields if field == _VALUE}
             continue
@@ -59,7 +59,7 @@ def _external_files(data: mmap.mmap) -> set[str]:
 
 
 def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message that are bytes, texts or messages themselves: number, and where the value is."""
+    """The fields of a message that are bytes, texts or messages themselves: the number and the place of the value."""
     while position < end:
         tag, position = varint(data, position, end)
         length, kind = 0, tag & 7
@@ -79,7 +79,7 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int
 
 
 def varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """A number of up to ten bytes, seven bits in each, and where it ends."""
+    """A number of up to ten bytes, seven bits in each, and the position of its end."""
     number = 0
     for shift in range(0, 70, 7):
         if position >= end:
@@ -88,6 +88,6 @@ def varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
         position += 1
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
-            # As protobuf does: what does not fit into 64 bits is cut off.
+            # As in protobuf, bits beyond 64 are cut off.
             return number & 0xFFFF_FFFF_FFFF_FFFF, position
     raise ValueError(f"it ends in the middle of a number, at byte {position}")

@@ -1,14 +1,14 @@
-"""What a graph may not have, read from its bytes before onnxruntime sees it: it comes from outside.
+"""A check of a graph's bytes before onnxruntime sees it, because a graph comes from outside.
 
 The exporter writes plain graphs: operators one after the other, some of them in functions, with all constants as
-initializers. Whatever could run for ever, or needs much more memory than the file is large, is refused:
+initializers. The check refuses anything that could run for ever, or needs much more memory than the size of the file:
 
-- control flow (``If``, ``Loop``, ``Scan``): a graph inside of an operator;
+- control flow (``If``, ``Loop``, ``Scan``): a graph inside an operator;
 - constants that claim more elements than the file holds, and sparse ones;
-- operators that are told to make a tensor of a huge size;
+- operators that should make a tensor of a huge size;
 - functions that call themselves, or call others so often that the graph explodes.
 
-The encoding is told in :mod:`stonnx._bundle.external_data`.
+:mod:`stonnx._bundle.external_data` describes the encoding.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pathlib import Path
 
 from stonnx._bundle.external_data import BYTES, EIGHT_BYTES, FOUR_BYTES, VARINT, varint
 
-# A tensor that an operator makes of a size that the graph gives as numbers: 1 GB of float32.
+# The largest tensor that an operator may make of a size that the graph gives as numbers: 1 GB of float32.
 _MOST_ELEMENTS = 1 << 28
-# With the bodies of functions as often as they are called.
+# The most operators, with the body of a function counted for each call.
 _MOST_NODES = 1_000_000
-# Tensors of whole numbers up to this many elements are followed: sizes are given by them.
+# The check follows tensors of whole numbers up to this many elements, because they give sizes.
 _FOLLOWED = 64
 _INT64 = 7
 
-# What makes a tensor of a size that one of its inputs says: the place of that input.
+# The operators that make a tensor of a size that one of their inputs says, and the place of that input.
 _SIZED_BY: Mapping[str, int] = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Reshape": -1, "Pad": 1, "OneHot": 1}
 
-# The numbers of a tensor; None for one that is not known.
+# The numbers of a tensor; None for an unknown one.
 _Numbers = tuple[int | None, ...]
 
 
@@ -50,7 +50,7 @@ def check_graph_file(path: Path, outside: int) -> None:
 
     Args:
         path: The file.
-        outside: Bytes of the files that it may take weights from.
+        outside: The size in bytes of the files that it may take weights from.
 
     Raises:
         ValueError: It is not an ONNX file, or has something that no bundle has. The message says what.
@@ -88,7 +88,7 @@ class _Checker:
             self._check_sizes(body, {})
 
     def _fields(self, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """The fields of a message: number, type, and either the value twice, or where it begins and ends."""
+        """The fields of a message: number, type, and either the value twice, or the positions of its begin and end."""
         while position < end:
             tag, position = varint(self._data, position, end)
             kind = tag & 7
@@ -173,7 +173,7 @@ class _Checker:
                 raw = self._data[first:last]
                 values += [int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw) - 7, 8)]
         elements = math.prod(dims)
-        # Nothing takes less than four bits.
+        # No element takes less than four bits.
         if elements > 2 * (end - start + (self._outside if outside else 0)):
             raise ValueError(f"its constant {name!r} claims to have {elements:,} elements, and the file has fewer")
         known = kind == _INT64 and elements == len(values) <= _FOLLOWED
@@ -204,13 +204,13 @@ class _Checker:
 
     @staticmethod
     def _check_calls(nodes: Sequence[_Node], functions: Mapping[tuple[str, str], Sequence[_Node]]) -> None:
-        """Count the operators with the bodies of functions as often as they are called."""
+        """Count the operators, with the body of a function for each of its calls."""
         calls = {
             name: [call for node in body if (call := (node.domain, node.operator)) in functions]
             for name, body in functions.items()
         }
         sizes: dict[tuple[str, str], int] = {}
-        # From those that call no others upwards: what is left at the end is in a circle, or calls one.
+        # Starts with functions that do not call others. Functions that remain at the end are in a circle or call one.
         while ready := [name for name, called in calls.items() if name not in sizes and sizes.keys() >= {*called}]:
             for name in ready:
                 sizes[name] = len(functions[name]) + sum(sizes[call] for call in calls[name])
@@ -228,7 +228,7 @@ def _check_range(values: Sequence[_Numbers]) -> None:
 
 
 def _computed(operator: str, values: Sequence[_Numbers]) -> _Numbers | None:
-    """The numbers that an operator makes of others, for those by which sizes are put together."""
+    """The numbers that an operator makes of others, for the operators that compose sizes."""
     if operator in ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape") and values:
         return values[0]
     if operator == "Concat":

@@ -1,8 +1,8 @@
-"""A file of a bundle that stays what it was when it was verified, whatever happens to its name on the disk.
+"""A file of a bundle that stays as it was when it was verified, whatever happens to its name on the disk.
 
-On Linux it is held open: whoever loads it again reads the same file, also after another one has its name, or none.
-Elsewhere it is opened by its name each time, and has to be the same file. Either way, its times say whether somebody
-wrote to it.
+On Linux it is held open: a later load reads the same file, even if another file has its name or the name is gone.
+On other systems it is opened by its name each time, and must be the same file. Either way, its times show whether
+somebody wrote to it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import NamedTuple, TypeVar
 from stonnx._bundle.manifest import MANIFEST_NAME, FileEntry
 from stonnx._errors import BundleIntegrityError
 
-# The end of the message about a damaged bundle that is the user's own.
+# The end of the message about a damaged bundle that belongs to the user.
 REPAIR = "Copy the bundle again, or export the model again with: stonnx export MODEL -o DIRECTORY"
 
-# Two changes may get the same time if a file system counts it coarsely; FAT is the coarsest.
+# Two writes within the file system's timestamp resolution look identical; FAT's is the coarsest in use.
 _COARSEST_CLOCK = 2_000_000_000
 
-# Under these names, a process on Linux can open its open files again, with a position of their own.
+# Under these names, a process on Linux can reopen its open files, with a separate position for each.
 _OPEN_FILES = Path("/proc/self/fd")
 CAN_HOLD = _OPEN_FILES.is_dir()
 
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 
 class Identity(NamedTuple):
-    """What changes when a file is replaced or written to."""
+    """The properties that change when a file is replaced or written to."""
 
     device: int
     inode: int
@@ -43,7 +43,7 @@ class Identity(NamedTuple):
 
     @property
     def newest(self) -> int:
-        """A time by which the next change is certain to have another identity."""
+        """The time from which a change is certain to give another identity."""
         return max(self.modified, self.changed) + _COARSEST_CLOCK
 
 
@@ -56,18 +56,18 @@ class HeldFile:
         directory: The open directory that it is in. None: it is opened by its path.
 
     Raises:
-        BundleIntegrityError: It is not there, not a plain file, or cannot be opened.
+        BundleIntegrityError: It is missing, is not a plain file, or cannot be opened.
     """
 
     def __init__(self, path: Path, entry: FileEntry, directory: int | None) -> None:
         self.path, self.entry = path, entry
         self._descriptor: int | None = None
-        # Where it can be opened for as long as this object lives.
+        # The path that opens it for as long as this object lives.
         self.place = str(path)
         try:
             name = path if directory is None else path.name
-            # A link may lead anywhere, as in the Hub cache, because the hash decides. But not to a device or a pipe,
-            # from which reading may never end.
+            # A link may lead anywhere, as in the Hub cache, because the hash decides. But it must not lead to a device
+            # or a pipe, where reading may never end.
             if not stat.S_ISREG(os.stat(name, dir_fd=directory).st_mode):
                 raise BundleIntegrityError(f"{path} cannot be read: it is not a plain file. {REPAIR}")
             if CAN_HOLD:
@@ -81,7 +81,7 @@ class HeldFile:
             raise BundleIntegrityError(f"{path} is missing, but listed in {MANIFEST_NAME}. {REPAIR}") from None
         except OSError as error:
             raise self._unreadable(error) from error
-        # Whether a change after `identity` was taken is certain to show in it.
+        # Whether a change after the moment of `identity` is certain to show in it.
         self._certain = self.identity.newest < time.time_ns()
 
     def check(self) -> None:
@@ -106,7 +106,7 @@ class HeldFile:
         self.identity, self._certain = before, before.newest < start
 
     def check_before(self, *, by_name: bool = False) -> Identity:
-        """See that the file is what was verified. A file whose times have changed is hashed again.
+        """Check that the file is the verified one. If its times have changed, hash it again.
 
         Args:
             by_name: Somebody is about to open the file by its name, which must still lead to it.
@@ -125,14 +125,14 @@ class HeldFile:
         return self.identity
 
     def check_after(self, before: Identity, *, by_name: bool = False) -> None:
-        """See that the file did not change since :meth:`check_before`, which returned ``before``.
+        """Check that the file has not changed since :meth:`check_before` returned ``before``.
 
         Raises:
             BundleIntegrityError: It changed.
         """
         now = self._now(by_name=by_name)
-        # The time of the last change also becomes another one if a name of the file is removed, as by an export that
-        # overwrites the bundle. The contents are the same then.
+        # The time of the last change also changes if a name of the file is removed, for example by an export that
+        # overwrites the bundle. The contents stay the same then.
         if now[:-1] != before[:-1]:
             raise BundleIntegrityError(
                 f"{self.path} was {'replaced' if now[:2] != before[:2] else 'written to'} while it was being loaded. "
@@ -142,10 +142,10 @@ class HeldFile:
             self.check()
 
     def use(self, load: Callable[[str], _T]) -> _T:
-        """What ``load`` makes of the file, given a name to open it by.
+        """Call ``load`` with a name to open the file by, and return its result.
 
         Raises:
-            BundleIntegrityError: The file is not what was verified.
+            BundleIntegrityError: The file is not the verified one.
         """
         before = self.check_before()
         result = load(self.place)

@@ -1,4 +1,4 @@
-"""That a bundle is what its manifest says: hashed once on a machine, and recognized by sizes and times after that."""
+"""Check that a bundle fits its manifest: hashed once on a machine, then recognized by sizes and times."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from stonnx._errors import BundleFormatError, BundleIntegrityError
 
 _KIND = "verified"
 
-# Raised by one whenever bundles have to be looked at again that an older version found to be good.
+# Raise it by one whenever bundles that an older version accepted must be checked again.
 _CHECKS = 2
 
 
 def check_integrity(files: Mapping[str, HeldFile], manifest: Manifest) -> None:
-    """Check the files of a bundle, unless this machine has checked them before and they are the same since.
+    """Check the files of a bundle, unless this machine has checked them before and they have not changed since.
 
-    The first load hashes every file, and sees that the graphs name no other files. Later ones compare size, inode and
-    the times of the last change of contents and of the file itself, so they find a file that was replaced or written
-    to. They do not find what keeps all of these: damage on the disk below the file system, or somebody who sets them on
-    purpose. ``stonnx info`` always hashes. If the cache directory cannot be written, so does every load.
+    The first load hashes every file, and checks that the graphs do not name other files. Later loads compare size,
+    inode and the times of the last change of contents and of the file itself, so they find a file that was replaced or
+    written to. They do not find changes that keep all of these: damage on the disk below the file system, or somebody
+    who sets them on purpose. ``stonnx info`` always hashes. If the cache directory cannot be written, so does every
+    load.
 
     Raises:
         BundleIntegrityError: A file is truncated, changed, or cannot be read.
@@ -41,7 +42,7 @@ def check_integrity(files: Mapping[str, HeldFile], manifest: Manifest) -> None:
         file.check()
     for name in {route.graph for route in manifest.routes.values()}:
         _check_graph(files[name], manifest)
-    # Not while somebody writes: neither during the check nor so shortly before that the times could not tell.
+    # Remember it only if nobody wrote during the check, or so shortly before it that the times could not tell.
     newest = max((file.identity.newest for file in files.values()), default=0)
     if before == _identity(files, manifest) and newest < start:
         remember(_KIND, before)
@@ -64,8 +65,8 @@ def _check_graph(file: HeldFile, manifest: Manifest) -> None:
 
 
 def _identity(files: Mapping[str, HeldFile], manifest: Manifest) -> str:
-    """A hash over what the files should be and what they are on the disk."""
-    # The graphs are read, too: a manifest may name another of the same files as one.
+    """A hash over the files as the manifest describes them and as they are on the disk."""
+    # The names of the graphs belong to it too: another manifest may call another of the same files a graph.
     parts: list[typing.Any] = [_CHECKS, sorted(route.graph for route in manifest.routes.values())]
     parts += [[name, file.entry.size, file.entry.sha256, *file.identity] for name, file in sorted(files.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -77,7 +78,7 @@ def hash_files(directory: Path, names: typing.Iterable[str]) -> dict[str, FileEn
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:
-    """Hash every file of a bundle: it has to be there with the size and hash that the manifest has.
+    """Hash every file of a bundle: it must exist with the size and hash of the manifest.
 
     Raises:
         BundleIntegrityError: A file is missing, truncated, changed, or cannot be read.

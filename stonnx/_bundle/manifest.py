@@ -1,4 +1,4 @@
-"""The bundle: what lies in its directory, and the manifest ``stonnx.json`` that describes it.
+"""The bundle: the files in its directory, and the manifest ``stonnx.json`` that describes it.
 
 This file is the contract between the exporter, which writes manifests, and the runtime, which reads them. A bundle is a
 directory with one ONNX graph for each route (``model.onnx``), ``tokenizer.json``, ``stonnx.json`` and a model card.
@@ -19,7 +19,7 @@ from stonnx._tasks import TASKS, Task
 
 MANIFEST_NAME = "stonnx.json"
 
-# Raised by one whenever an older runtime would read a newer manifest wrongly. New optional fields do not need it.
+# Raise it by one whenever an older runtime would read a newer manifest wrongly. New optional fields do not need it.
 SCHEMA_VERSION = 1
 
 # The route of every model that has only one graph.
@@ -28,7 +28,7 @@ DEFAULT_ROUTE = "default"
 
 @dataclass(frozen=True)
 class Source:
-    """What was exported: a Hub id or path as it was given, and a hash that pins the weights."""
+    """The source of the export: a Hub id or path as it was given, and a hash that pins the weights."""
 
     name: str
     revision: str | None
@@ -48,10 +48,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """How texts become ids. It overrides the truncation and padding that ``tokenizer.json`` carries by itself."""
+    """The way from texts to ids. It overrides the truncation and padding in ``tokenizer.json``."""
 
     file: str
-    # None: texts are never cut.
+    # None: the tokenizer never cuts texts.
     max_seq_length: int | None
     # The number of positions the network has: max_seq_length can be raised up to here. None: no such limit.
     max_positions: int | None
@@ -74,15 +74,15 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Route:
-    """One graph and the tokenizer in front of it. Attention masks are right-padded."""
+    """One graph and the tokenizer that feeds it. Attention masks are right-padded."""
 
     graph: str
     opset: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     tokenizer: TokenizerSpec
-    # int8 graphs only: values that take the place of initializers where the CPU adds two 8-bit products in 16 bits (x86
-    # without VNNI), so that the sum cannot saturate.
+    # int8 graphs only: values that replace initializers if the CPU adds two 8-bit products in 16 bits (x86 without
+    # VNNI), so that the sum cannot saturate.
     saturation_safe: Mapping[str, Scalar] = field(default_factory=dict)
 
 
@@ -119,7 +119,7 @@ class Fidelity:
     max_abs_difference: float
     # The largest difference of one text's vector between being encoded alone, in a batch, and with more padding.
     batch_invariance: float
-    # Bounds by the names of these figures; a figure without a bound is for information.
+    # Bounds by the names of these figures. A figure without a bound is for information only.
     tolerance: Mapping[str, float]
     # The cosine that 99 of 100 texts exceed.
     cosine_p1: float | None = None
@@ -131,9 +131,9 @@ class Fidelity:
     active_overlap: float | None = None
     # Rerankers: Spearman's correlation of a label's logits over all pairs, the lowest of all labels.
     rank_correlation: float | None = None
-    # Where scored pairs were given: Spearman's correlation x 100 with the scores, the original's less the bundle's.
+    # If scored pairs were given: Spearman's correlation x 100 with the scores, the original's less the bundle's.
     spearman_drop: float | None = None
-    # Checkpoints of 16 bits only: the figures above are of their weights in float32, as the bundle computes.
+    # Checkpoints of 16 bits only: the figures above use their weights in float32, as the bundle computes.
     as_loaded: SixteenBits | None = None
 
 
@@ -178,7 +178,7 @@ class Manifest:
     routes: Mapping[str, Route]
     precision: str
     recipe: str
-    # CPU features without which the graph would run wrongly, in the kernel's names. Empty: runs everywhere.
+    # CPU features that the graph needs to be right, in the kernel's names. Empty: it runs everywhere.
     requires_cpu_features: tuple[str, ...]
     embedding_dimension: int | None
     normalized: bool
@@ -193,28 +193,28 @@ class Manifest:
     files: Mapping[str, FileEntry]
     exporter: Mapping[str, str]
     fidelity: Fidelity | None
-    # The route of texts that are called neither query nor document.
+    # The route of texts that are not called query or document.
     default_route: str = DEFAULT_ROUTE
     # Sparse vectors only: how many values of each the model keeps, unless told otherwise.
     max_active_dims: int | None = None
-    # What stays in float32 for accuracy, by the names of the first results: matrix products of int8 bundles, operators
-    # of fp16 ones.
+    # Parts that stay in float32 for accuracy, by the names of their first results: matrix products of int8 bundles,
+    # operators of fp16 ones.
     kept: tuple[str, ...] = ()
-    # Whether a text that is called neither is refused: there are routes, and the default one is only the first of them.
+    # Whether a text without such a name is refused: there are routes, and the default is only the first of them.
     needs_task: bool = False
     # How often each rewrite of the graph fired, over all routes.
     rewrites: Mapping[str, int] = field(default_factory=dict)
     probe: Probe | None = None
-    # Classes of the checkpoint's own repository that the exporter ran because it was told to trust them.
+    # Classes of the checkpoint's own repository that the exporter ran because the user trusted them.
     remote_code: tuple[str, ...] = ()
-    # Weights of the checkpoint that its network has no place for, and so this bundle neither.
+    # Weights of the checkpoint that its network, and so this bundle, does not have a place for.
     unused_weights: tuple[str, ...] = ()
-    # None: the bundle was exported before there were kernels, or its recipe has none.
+    # None: the bundle is older than the kernels, or its recipe does not have any.
     kernels: Kernels | None = None
 
 
 class NewerSchemaError(BundleFormatError):
-    """A manifest that only a newer stonnx can read: nothing is wrong with the bundle."""
+    """A manifest that only a newer stonnx can read. The bundle is not damaged."""
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -257,7 +257,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
         raise BundleFormatError(f"{path}: task is {task!r}, allowed are {', '.join(map(repr, TASKS))}.")
     manifest = _decode(Manifest, data, path, "")
     for name in (*manifest.files, *_referenced_files(manifest)):
-        # A manifest comes from outside: it may only ever name plain files beside itself.
+        # A manifest comes from outside, so it may only name plain files beside itself.
         if Path(name).name != name or name in ("", ".", "..") or set(name) & {"\\", ":"} or not name.isprintable():
             raise BundleFormatError(f"{path} names {name!r}, which is not a file directly inside the bundle.")
     for name in _referenced_files(manifest):

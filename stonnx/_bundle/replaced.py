@@ -1,7 +1,7 @@
-"""Names of what exports leave beside a bundle, and the bundle that one was replacing when it was killed.
+"""The names of files that exports leave beside a bundle, and the old bundle of an export that was killed.
 
 If a system cannot exchange two directories in one step, an export that overwrites a bundle renames the old one and then
-the new one. Between the two, nothing has the name of the bundle: readers find the old one here.
+the new one. Between the two steps the name of the bundle does not exist: readers find the old bundle here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stonnx._bundle.manifest import MANIFEST_NAME
 
-# Of the name of a bundle: whatever belongs to its exports.
+# The pattern of names that belong to the exports of a bundle.
 LEFTOVERS = ".{}.partial-*"
 
 # The end of the name of the old bundle.
@@ -19,7 +19,7 @@ REPLACED = "-old"
 
 
 def existing(directory: Path) -> Path | None:
-    """The directory itself, or the old bundle while a new one takes its place; None if there is neither."""
+    """The directory itself, or the old bundle while a new one takes its place; None if both are missing."""
     if directory.is_dir():
         return directory
     pattern = LEFTOVERS.format(glob.escape(directory.name)) + REPLACED
@@ -27,11 +27,11 @@ def existing(directory: Path) -> Path | None:
         old = [path for path in directory.parent.glob(pattern) if (path / MANIFEST_NAME).is_file()]
     except OSError:
         old = []
-    # The new one may have come since.
+    # The new one may have appeared since.
     return directory if directory.is_dir() else old[-1] if old else None
 
 
 def is_bundle(directory: Path) -> bool:
-    """Whether there is a bundle, or an old one while a new one takes its place."""
-    # Asked again, because the one may have taken the place of the other between the two questions.
+    """Whether a bundle exists, or an old one while a new one takes its place."""
+    # Checked again, because the one may have taken the place of the other between the two checks.
     return any(((existing(directory) or directory) / MANIFEST_NAME).is_file() for _ in range(3))

@@ -1,1 +1,1 @@
-"""A graph file and a device in; a session of onnxruntime that runs there out."""
+"""A graph file and a device in; an onnxruntime session that runs there out."""

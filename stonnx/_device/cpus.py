@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, and what they can do.
+"""The number of CPUs that this process may use, and their instructions.
 
 A container is often given a part of a large machine: by affinity, by a cpuset, or by a quota on CPU time. onnxruntime
 sees the first two only, and starts more threads than the quota feeds.
@@ -21,7 +21,7 @@ from stonnx._errors import InvalidArgumentError, UnsupportedError
 # The files of a control group that say which CPUs its processes may run on, for cgroup v2 and v1. The effective ones
 # also have what the groups above allow.
 _CPUSET_FILES = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
-# Of the many flags, those that decide how fast a graph runs, in the kernel's names.
+# The flags that decide how fast a graph runs, in the kernel's names.
 _FEATURES = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "sve"),
@@ -36,16 +36,16 @@ _SPARE_THREADS = 2
 
 @dataclass(frozen=True)
 class CpuLimits:
-    """What bounds the CPUs of this process. None: nothing does, or the system does not say."""
+    """The bounds on the CPUs of this process. None: there is no bound, or the system does not say."""
 
     affinity: int
     cpuset: int | None
-    # CPU time in a period of time: 1.5 are one and a half CPUs.
+    # CPU time in a period of time: 1.5 is one and a half CPUs.
     quota: float | None
 
     @property
     def cpus(self) -> int:
-        """The CPUs that can be busy at once: a quota of one and a half CPUs feeds two threads for most of the time."""
+        """The CPUs that can be busy at once. A quota of one and a half CPUs feeds two threads for most of the time."""
         quota = None if self.quota is None else math.ceil(self.quota)
         return max(1, min(limit for limit in (self.affinity, self.cpuset, quota) if limit is not None))
 
@@ -56,14 +56,14 @@ def available_cpus() -> int:
 
 
 def cpu_limits(root: Path = Path("/")) -> CpuLimits:
-    """Read what bounds the CPUs of this process. ``root`` is where ``proc`` and the control groups are."""
+    """Read the bounds on the CPUs of this process. ``root`` is the directory with ``proc`` and the control groups."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     groups = list(_control_groups(root))
     return CpuLimits(affinity, _smallest(groups, _cpuset), _smallest(groups, _quota))
 
 
 def cpu_features() -> tuple[str, ...]:
-    """Instructions of this CPU that matter here, in the kernel's names. Empty where the system does not list them."""
+    """Instructions of this CPU that matter here, in the kernel's names. Empty if the system does not list them."""
     flags = _flags()
     return tuple(name for name in _FEATURES if name in flags)
 
@@ -79,20 +79,20 @@ def _flags() -> frozenset[str]:
 
 
 def require_threads(count: int) -> None:
-    """See that this process may start so many threads: onnxruntime waits forever for those that it cannot start.
+    """Check that this process may start so many threads: onnxruntime waits forever for those that it cannot start.
 
     Raises:
-        InvalidArgumentError: It is not a number of threads, or the system does not allow so many.
+        InvalidArgumentError: The count is not a number of threads, or the system does not allow so many.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InvalidArgumentError(f"threads must be a positive integer or None, got {count!r}.")
     if count > _MOST_THREADS:
         raise InvalidArgumentError(f"threads must be a positive integer or None, up to {_MOST_THREADS:,}; got {count}.")
-    if count == 1:  # the one that calls
+    if count == 1:  # the calling thread
         return
     gate, started = threading.Event(), []
     try:
-        # Some more: those of the test itself may not be quite gone when the real ones start.
+        # A few more: threads of the test itself may still end when the real ones start.
         for _ in range(count + _SPARE_THREADS):
             thread = threading.Thread(target=gate.wait, daemon=True)
             thread.start()
@@ -110,14 +110,14 @@ def require_threads(count: int) -> None:
 
 
 def require_features(features: Sequence[str], what: str) -> None:
-    """See that this CPU has instructions that a bundle needs, where the system says which it has.
+    """Check that this CPU has the instructions that a bundle needs, if the system lists them.
 
     Args:
-        features: Their names, as the kernel has them.
+        features: Their names, in the kernel's spelling.
         what: The bundle, for the message.
 
     Raises:
-        UnsupportedError: It does not have all of them.
+        UnsupportedError: The CPU does not have all of them.
     """
     flags = _flags() if features else None
     missing = [name for name in features if name not in flags] if flags else []
@@ -130,7 +130,7 @@ def require_features(features: Sequence[str], what: str) -> None:
 
 
 def cpu_name() -> str:
-    """What the CPU calls itself."""
+    """The name of the CPU."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -140,7 +140,7 @@ def cpu_name() -> str:
 
 
 def _control_groups(root: Path) -> Iterator[Path]:
-    """The directories of this process's control groups and of all groups above them: a limit of each one holds.
+    """The directories of this process's control groups and of all groups above them. The limits of all apply.
 
     ``/proc/self/cgroup`` has lines ``number:controllers:path``, with number 0 and no controllers for cgroup v2;
     ``/proc/self/mountinfo`` says where each hierarchy, or a part of it, is mounted (man cgroups(7), proc(5)).
@@ -151,7 +151,7 @@ def _control_groups(root: Path) -> Iterator[Path]:
         controllers, _, path = rest.partition(":")
         for mounted_controllers, mounted_path, mount_point in mounts:
             if set(controllers.split(",")) <= mounted_controllers:
-                # Inside a container that sees only its own groups, the path may lie outside of what is mounted.
+                # In a container that sees only its own groups, the path may lie outside the mounted part.
                 inside = PurePosixPath(path).is_relative_to(mounted_path) and ".." not in PurePosixPath(path).parts
                 group = PurePosixPath(path).relative_to(mounted_path) if inside else PurePosixPath()
                 top = root / mount_point.lstrip("/")
@@ -159,7 +159,7 @@ def _control_groups(root: Path) -> Iterator[Path]:
 
 
 def _cgroup_mount(line: str) -> tuple[set[str], str, str] | None:
-    """The controllers of a mounted hierarchy, which part of it is mounted, and where."""
+    """The controllers of a mounted hierarchy, the mounted part of it, and the mount point."""
     fields, _, kind = line.partition(" - ")
     # number, parent, device, path inside the hierarchy, mount point, options
     path, mount_point = (_unescaped(field) for field in ([*fields.split(" "), "", "", "", "", ""])[3:5])
@@ -172,7 +172,7 @@ def _cgroup_mount(line: str) -> tuple[set[str], str, str] | None:
 
 
 def _unescaped(field: str) -> str:
-    r"""A path of mountinfo, where blanks are written as ``\040``."""
+    r"""A path of mountinfo, which writes blanks as ``\040``."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)
 
 
@@ -188,7 +188,7 @@ def _smallest(groups: list[Path], limit: Callable[[Path], _T | None]) -> _T | No
 
 
 def _cpuset(group: Path) -> int | None:
-    """The number of CPUs in a list as ``0-3,8``; None where there is no list."""
+    """The number of CPUs in a list such as ``0-3,8``; None if there is no list."""
     for name in _CPUSET_FILES:
         ranges = [part.partition("-") for part in "".join(_lines(group / name)).split(",") if part.strip()]
         try:
@@ -201,7 +201,7 @@ def _cpuset(group: Path) -> int | None:
 
 
 def _quota(group: Path) -> float | None:
-    """CPUs granted by cgroup v2 (``cpu.max``: quota and period) or v1, or None where there is no limit."""
+    """CPUs granted by cgroup v2 (``cpu.max``: quota and period) or v1, or None if there is no limit."""
     words = " ".join(_lines(group / "cpu.max")).split()
     if not words:
         words = [*_lines(group / "cpu.cfs_quota_us"), *_lines(group / "cpu.cfs_period_us")]

@@ -1,4 +1,4 @@
-"""What a bundle says about a graph, for the device that runs it."""
+"""The facts of a bundle about a graph, for the device that runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stonnx._bundle.manifest import Kernels, Manifest, Route, TensorSpec
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What a bundle says about a graph, and devices have to know."""
+    """The facts of a bundle about a graph that devices need."""
 
     precision: str = ""
     sha256: str = ""

@@ -1,4 +1,4 @@
-"""Runs on a GPU: outputs stay in its memory until the run is done, and shapes can be limited and replayed."""
+"""Runs on a GPU. Outputs stay in its memory until the run is done, and shapes can be limited and replayed."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class DeviceRun:
     Args:
         ort: onnxruntime.
         session: Its session. Dimensions of inputs and outputs are numbers, or named ``batch`` and ``sequence``.
-        index: Which of the GPUs.
-        largest: What one run may take at most. None: anything.
+        index: The number of the GPU.
+        largest: The largest shapes of one run. None: any.
         graphs: Round shapes up to powers of two, and keep the memory of each, so that CUDA replays what it recorded.
-        device: How onnxruntime calls such devices.
+        device: The name of such devices in onnxruntime.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class DeviceRun:
         self._lock = threading.Lock()
 
     def __call__(self, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any = None) -> list[Array]:
-        """Run the graph on feeds, in pieces where the batch is too large for one run.
+        """Run the graph on feeds, in pieces if the batch is too large for one run.
 
-        ``options`` are those of a run. A run that is replayed has its own.
+        ``options`` are those of a run. A replayed run has its own.
 
         Raises:
             InvalidArgumentError: A text is longer than the device takes.
@@ -117,7 +117,7 @@ class DeviceRun:
     def _recording(self, outputs: Sequence[str], feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> _Recording:
         make, binding = self._ort.OrtValue, self._session.io_binding()
         inputs = {
-            # Not from the array itself: where the device is the CPU, that would share the caller's memory.
+            # Not from the array itself: on the CPU, that would share the caller's memory.
             name: make.ortvalue_from_shape_and_type(value.shape, value.dtype, self._device, self.index)
             for name, value in feeds.items()
         }
@@ -132,7 +132,7 @@ class DeviceRun:
         return _Recording(inputs, binding, options)
 
     def _padded(self, name: str, value: Array, sizes: Mapping[str, int]) -> Array:
-        """Repeat the last text, which is sure to be one that the network takes, and pad its tokens with 0."""
+        """Repeat the last text, which the network is certain to accept, and pad its tokens with 0."""
         for axis, symbol in enumerate(self._shapes[name]):
             more = sizes.get(str(symbol), value.shape[axis]) - value.shape[axis]
             if more:
@@ -141,7 +141,7 @@ class DeviceRun:
         return value
 
     def _sizes(self, feeds: Mapping[str, Array]) -> dict[str, int]:
-        """How large the named dimensions are in these feeds."""
+        """The sizes of the named dimensions in these feeds."""
         return {
             axis: size
             for name, value in feeds.items()

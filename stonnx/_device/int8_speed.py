@@ -1,9 +1,9 @@
-"""How fast onnxruntime multiplies bytes on this CPU, and whether it uses AMX for that.
+"""The speed at which onnxruntime multiplies bytes on this CPU, and whether it uses AMX for that.
 
 onnxruntime 1.32.0 asks the kernel for AMX, gets it, and multiplies with AVX512-VNNI all the same, at half of the speed
-of 1.26 to 1.31.1. Neither its version nor the CPU's flags tell that of another version: two products do, one of bytes
-and one of float32. A VNNI instruction multiplies four bytes where one for float32 multiplies one number, so that its
-rate is at most about 4 times that of float32 (3.0 to 3.5 on Zen 5). AMX reaches 7 to 9 times.
+of 1.26 to 1.31.1. For other versions, the version and the CPU's flags do not tell. Two products do, one of bytes and
+one of float32. A VNNI instruction multiplies four bytes while one for float32 multiplies one number, so its rate is at
+most about 4 times that of float32 (3.0 to 3.5 on Zen 5). AMX reaches 7 to 9 times.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ FLOAT_GRAPH = base64.b64decode(
     "hwcm9kdWN0cyIGTWF0TXVsEgVzcGVlZCodCAIQB0IFc2hhcGVKEIABAAAAAAAAAAYAAAAAAABaGwoEcm93cxITChEIARINCgYSBHJvd3MKAwiA"
     "A2IfCghwcm9kdWN0cxITChEIARINCgYSBHJvd3MKAwiADEIECgAQFUIRCg1jb20ubWljcm9zb2Z0EAE="
 )
-# What to install for a CPU with AMX; the extra `cpu` in pyproject.toml leaves out the same version.
+# The packages to install for a CPU with AMX; the extra `cpu` in pyproject.toml leaves out the same version.
 WITH_AMX = 'pip install "onnxruntime>=1.26,!=1.32.0"'
 _ROWS, _DEPTH, _WIDTH = 512, 384, 1536
 _TURNS = 20
-# Between what VNNI can reach and what AMX was seen to reach.
+# A ratio between the limit of VNNI and the measured ratio of AMX.
 _LEAST_RATIO_OF_AMX = 5.5
 
 
@@ -45,8 +45,8 @@ class Int8Speed:
     """Billions of operations a second (a multiplication and an addition are two), in one thread.
 
     Attributes:
-        int8: Of a product of bytes.
-        float32: Of the same product in float32.
+        int8: The speed of a product of bytes.
+        float32: The speed of the same product in float32.
         has_amx: Whether the CPU lists ``amx_int8``.
     """
 
@@ -65,7 +65,7 @@ class Int8Speed:
 
 
 def measure_int8_speed(onnxruntime: Any) -> Int8Speed:
-    """Time both products, some 0.2 s in all. The fastest turn of each counts: others share the machine."""
+    """Time both products, about 0.2 s in all. The fastest turn of each counts, because others share the machine."""
     values = np.full((_ROWS, _DEPTH), 5, dtype=np.uint8)
     integers: dict[str, npt.NDArray[Any]] = {"rows": values, "scales": np.ones((_ROWS, 1), dtype=np.float32)}
     floats = {"rows": values.astype(np.float32)}

@@ -1,7 +1,7 @@
-"""The library of native kernels, ``stonnx-kernels``: whether it is here, fits, and which instructions it uses.
+"""The library of native kernels, ``stonnx-kernels``: whether it is installed and fits, and its instructions.
 
-onnxruntime loads the library, as operators of the domain ``stonnx.kernels``. What it says about itself is asked through
-ctypes. Without it, or if it does not fit, onnxruntime runs the stock operators that a bundle has for each block.
+onnxruntime loads the library, as operators of the domain ``stonnx.kernels``. This file asks it for its properties
+through ctypes. Without a library that fits, onnxruntime runs the stock operators that a bundle has for each block.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from stonnx._errors import DeviceError, UnsupportedError
 OPERATORS = 1
 _PACKAGE = "stonnx_kernels"
 INSTALL = 'pip install "stonnx[kernels]"'
-# The library registers each operator under so many names: NAME, NAME_1 and so on.
+# The library registers each operator under this many names: NAME, NAME_1 and so on.
 _MOST_BODIES = 24
 _FLOAT_BLOCKS = ("AttentionFloat", "FeedForwardFloat")
 
 
 @dataclass(frozen=True)
 class Library:
-    """A library that can be used, and what it says about itself.
+    """A usable library, and its properties.
 
     ``variant`` names the instructions that it uses here, of the ``variants`` that this CPU can run, best first;
     ``bfloat16`` says whether they multiply bfloat16.
@@ -46,12 +46,12 @@ class Library:
     def session(
         self, settings: Any, threads: int, *, float_as_bfloat16: bool, blocks: Mapping[str, int] | None = None
     ) -> Iterator[None]:
-        """Have a session that is made inside use the kernels, with so many threads for a run.
+        """Have a session that is made in this context use the kernels, with so many threads for a run.
 
         Args:
             settings: onnxruntime's ``SessionOptions``.
             threads: Threads of a run.
-            float_as_bfloat16: Run float32 blocks too, in bfloat16.
+            float_as_bfloat16: Whether to run float32 blocks too, in bfloat16.
             blocks: The blocks of the graph, counted by operator. None: any. onnxruntime takes a third of a millisecond
                 for each name of an operator, and there are a hundred.
 
@@ -72,7 +72,7 @@ class Library:
             functions.stonnx_kernels_threads(1)
 
     def seconds_of_a_layer(self, hidden: int, inner: int, heads: int, tokens: int, *, bfloat16: bool) -> float | None:
-        """How long a layer takes with random weights and one thread; None if this variant cannot run it."""
+        """The seconds of a layer with random weights and one thread; None if this variant cannot run it."""
         seconds: float = _functions(self.path).stonnx_kernels_bench(hidden, inner, heads, tokens, int(bfloat16))
         return seconds if seconds >= 0 else None
 
@@ -88,7 +88,7 @@ def _names(blocks: Mapping[str, int]) -> list[str]:
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why there is no library to use. ``unexpected`` is True unless nobody installed one, or somebody turned it off."""
+    """The reason why no library can be used. ``unexpected`` is False if it is not installed or was turned off."""
 
     reason: str
     unexpected: bool
@@ -108,7 +108,7 @@ def find(operators: int = OPERATORS) -> Library | Unusable:
 
 @dataclass(frozen=True)
 class Choice:
-    """The library that a session uses, if any, and why it is none although one would be of use."""
+    """The library that a session uses, if any, and the reason if a useful one is missing."""
 
     library: Library | None = None
     float_as_bfloat16: bool = False
@@ -116,16 +116,16 @@ class Choice:
 
 
 def choose(bundle: Kernels | None, precision: str, *, bfloat16: bool) -> Choice:
-    """What the blocks of a bundle run on.
+    """Choose the kernels for the blocks of a bundle.
 
     Args:
-        bundle: What its manifest says about them.
-        precision: That of the bundle.
-        bfloat16: Whether float32 blocks are to run in bfloat16.
+        bundle: The manifest's entry about them.
+        precision: The precision of the bundle.
+        bfloat16: Whether float32 blocks should run in bfloat16.
 
     Raises:
-        UnsupportedError: They are, and the bundle has none.
-        DeviceError: They are, and no kernel of this machine can do it.
+        UnsupportedError: They should, and the bundle does not have any.
+        DeviceError: They should, and the kernels of this machine cannot do it.
     """
     blocks = bundle.blocks if bundle is not None else {}
     if bfloat16:
@@ -174,7 +174,7 @@ def _load() -> Library | Unusable:
         if error.name == _PACKAGE:
             return Unusable(f"stonnx-kernels is not installed: {INSTALL}", unexpected=False)
         return Unusable(f"stonnx-kernels cannot be imported: {error}", unexpected=True)
-    except Exception as error:  # a package that is half there
+    except Exception as error:  # a half-installed package
         return Unusable(f"stonnx-kernels cannot be imported: {type(error).__name__}: {error}", unexpected=True)
     try:
         functions = _functions(path)
@@ -182,7 +182,7 @@ def _load() -> Library | Unusable:
         variant, reason = functions.stonnx_kernels_variant().decode(), functions.stonnx_kernels_reason().decode()
         variants = tuple(filter(None, functions.stonnx_kernels_variants().decode().split(",")))
         bfloat16 = bool(functions.stonnx_kernels_bf16())
-    except (OSError, AttributeError) as error:  # no library, one for another system, or one that is something else
+    except (OSError, AttributeError) as error:  # the library is missing, made for another system, or another library
         return Unusable(f"stonnx-kernels {version} cannot be loaded: {error}. Install it again: {INSTALL}", True)
     if own != version or operators != OPERATORS:
         return Unusable(

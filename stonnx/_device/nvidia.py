@@ -1,6 +1,6 @@
-"""NVIDIA's driver and libraries: load what pip installs, say what is missing, and which GPU it is.
+"""NVIDIA's driver and libraries: load the ones from pip, say which are missing, and name the GPU.
 
-Without this, onnxruntime runs on the CPU and only its log says why.
+Without this, onnxruntime runs on the CPU, and only its log says why.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-# Beginnings of library names, and how one gets them.
+# Beginnings of library names, and the way to get each library.
 _REMEDIES = (
     (("libcuda.so", "nvcuda"), "It comes with the NVIDIA driver; a container needs `--gpus all` to see it."),
     (
@@ -27,27 +27,27 @@ _REMEDIES = (
 
 
 def load_libraries(onnxruntime: Any) -> str | None:
-    """Load the libraries that CUDA's provider links against, from where pip installs them or where the system looks.
+    """Load the libraries that CUDA's provider links against, from pip's packages or from the system's paths.
 
     Returns:
-        What is missing and where it comes from, or None.
+        The missing library and its source, or None.
     """
     try:
         ctypes.CDLL(_DRIVER)
     except OSError:
         return _missing(_DRIVER, onnxruntime)
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # it says there what it did not find, and carries on
+    with contextlib.redirect_stdout(printed):  # it prints the names of missing libraries there, and carries on
         onnxruntime.preload_dlls()
     name = re.search(r"Failed to load ([^\s:]+)", printed.getvalue())
     return _missing(Path(name.group(1)).name, onnxruntime) if name else None
 
 
 def load_tensorrt(onnxruntime: Any) -> str | None:
-    """Load TensorRT from its package, where that is installed. The system's own is found without help.
+    """Load TensorRT from its package, if that is installed. onnxruntime finds the system's own without help.
 
     Returns:
-        What keeps the package's libraries from loading and what to do, or None.
+        The reason why the package's libraries do not load, with a remedy, or None.
     """
     package = importlib.util.find_spec("tensorrt_libs")
     for directory in package.submodule_search_locations or () if package else ():
@@ -80,7 +80,7 @@ def why_not_loaded(onnxruntime: Any, provider: str) -> str | None:
 
 
 def _why(error: OSError, onnxruntime: Any) -> str | None:
-    """The library that is missing where another one was to be loaded, or None where something else went wrong."""
+    """The missing library that kept another one from loading, or None if something else went wrong."""
     text = str(error)
     return _missing(text.partition(":")[0], onnxruntime) if "cannot open shared object file" in text else None
 
@@ -91,7 +91,7 @@ def _missing(library: str, onnxruntime: Any) -> str:
 
 
 def _cuda(onnxruntime: Any) -> str:
-    """The CUDA version that onnxruntime is made for, as the names of NVIDIA's packages have it."""
+    """The CUDA version that onnxruntime is made for, as in the names of NVIDIA's packages."""
     return str(getattr(onnxruntime, "cuda_version", "") or "12").partition(".")[0]
 
 
@@ -102,7 +102,7 @@ def gpu_name(index: int) -> str:
 
 
 def gpu_names() -> list[str]:
-    """Name and compute capability of every GPU, ``NVIDIA H100 (9.0)``; none without a driver."""
+    """Name and compute capability of every GPU, as ``NVIDIA H100 (9.0)``; empty without a driver."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

@@ -1,4 +1,4 @@
-"""How to use a device: the options that users pass."""
+"""Options of a device that users pass."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from stonnx._errors import InvalidArgumentError
 class DeviceOptions:
     """How to use a device. Only ``bfloat16`` changes results.
 
-    A model refuses options that mean nothing on the device that it was asked to run on. With ``device=None`` those of
-    a GPU are for the GPU that it may find, and the CPU goes without.
+    A model refuses options that do not have a meaning on the device that you name. With ``device=None``, options of a
+    GPU apply if the model finds a GPU. The CPU ignores them.
 
     Attributes:
         memory_limit: Bytes that onnxruntime's arena may take of the GPU's memory. None: all of it.
         cuda_graphs: Record the work of each shape once and replay it: less time between small operations. Shapes are
             rounded up to powers of two, runs of one session wait for each other, and ``trim()`` frees none of the
             GPU's memory.
-        build: TensorRT only: build an engine that is not there. That takes minutes.
+        build: TensorRT only: build a missing engine. That takes minutes.
         bfloat16: CPU only: run the blocks of a float32 bundle in bfloat16, with native kernels (docs/kernels.md).
             Faster, with cosines of about 0.9999 to float32. Refused if no kernel of this machine can do it.
 
@@ -44,12 +44,12 @@ class DeviceOptions:
                 raise InvalidArgumentError(f"{name} must be True or False, got {value!r}.")
 
     def meant_for(self, device: str) -> DeviceOptions:
-        """Those of the options that mean something on a device; the others as they are by default."""
+        """The options with a meaning on a device; the others have their defaults."""
         name = device.partition(":")[0]
         return DeviceOptions(**{key: value for key, value in asdict(self).items() if name in _DEVICES_OF_OPTION[key]})
 
     def check(self, device: str | None) -> None:
-        """Refuse options that mean nothing on the device that was asked for.
+        """Refuse options without a meaning on the requested device.
 
         Raises:
             InvalidArgumentError: The message names the options, and the devices that have them.

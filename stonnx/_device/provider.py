@@ -1,4 +1,4 @@
-"""What a row of the table of providers is, and what it is told about a model."""
+"""The type of a row in the table of providers, and the facts about a model that a row gets."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ CUDA = "CUDAExecutionProvider"
 
 @dataclass(frozen=True)
 class Setup:
-    """What a row is told about the model that it is configured for.
+    """The facts about a model that a row needs to configure its provider.
 
     Attributes:
         device: The device.
-        is_first: Whether its provider runs the graph; otherwise it takes what the first one does not have.
+        is_first: Whether its provider runs the graph; otherwise it runs operators that the first one does not have.
         options: How to use a GPU.
         threads: Threads of one run on the CPU.
-        onnxruntime: Its version.
-        sha256: Of the graph.
-        precision: Of the bundle.
-        inputs: Of the graph.
+        onnxruntime: The version of onnxruntime.
+        sha256: The hash of the graph.
+        precision: The precision of the bundle.
+        inputs: The inputs of the graph.
         max_seq_length: Tokens of the longest text. None: no such limit.
     """
 
@@ -42,11 +42,11 @@ class Setup:
 
 
 class BuiltEngine(Protocol):
-    """What a provider builds of a graph ahead of serving, and keeps."""
+    """The engine that a provider builds of a graph before serving, and keeps."""
 
     @property
     def directory(self) -> Path:
-        """Where it is kept."""
+        """The directory that keeps it."""
         ...
 
     def remember(self) -> None:
@@ -64,30 +64,30 @@ class Configured:
 
 @dataclass(frozen=True)
 class Provider:
-    """A device name and the execution provider behind it: one row of the table."""
+    """A device name and its execution provider: one row of the table."""
 
     device: str
     name: str
     # The command that installs an onnxruntime wheel with it.
     install: str
-    # That wheel.
+    # The name of that wheel.
     wheel: str
     options: Mapping[str, Any] = field(default_factory=dict)
     # Providers for the operators that it does not have. The CPU is always the last.
     then: tuple[str, ...] = ()
     # Whether `device:1` may name one of several devices.
     indexed: bool = False
-    # Whether device=None tries it, wherever the installed onnxruntime has it.
+    # Whether device=None tries it if the installed onnxruntime has it.
     automatic: bool = False
     # Whether onnxruntime's own fused kernels are faster on it. On the CPU they are slower.
     fused: bool = False
     # Whether it needs NVIDIA's driver and libraries.
     nvidia: bool = False
-    # The oldest onnxruntime whose kernels are right. Before it, attention with lengths was not.
+    # The oldest onnxruntime whose kernels are right. In older ones, attention with lengths was wrong.
     oldest: tuple[int, int] = (1, 26)
-    # Precisions of bundles that it has no kernels for, and the recipe to export instead.
+    # Precisions of bundles that it does not have kernels for, and the recipe to export instead.
     instead: Mapping[str, str] = field(default_factory=dict)
-    # Loads the libraries that it needs, given onnxruntime. Returns what is missing, or None.
+    # Loads the libraries that it needs, given onnxruntime. Returns the missing one, or None.
     load_libraries: Callable[[Any], str | None] = lambda onnxruntime: None
     # Its options for one model, on top of `options`.
     configure: Callable[[Setup], Configured] = lambda setup: Configured()
@@ -95,7 +95,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class Device:
-    """A row of the table and, where there are several devices, which of them."""
+    """A row of the table and, if there are several devices, the number of the device."""
 
     provider: Provider
     index: int | None = None
@@ -105,5 +105,5 @@ class Device:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The provider's options for this device, the caller's to change."""
+        """The provider's options for this device. The caller may change them."""
         return dict(self.provider.options) | ({} if self.index is None else {"device_id": self.index})

@@ -1,4 +1,4 @@
-"""Devices: which execution provider of onnxruntime each one means, what it needs, and which bundles it does not run."""
+"""Devices: the execution provider of onnxruntime for each, its needs, and the bundles that it does not run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _configure_tensorrt(setup: Setup) -> Configured:
 
 
 def _configure_openvino(setup: Setup) -> Configured:
-    # bf16, its default if the CPU has it, would be another precision than the bundle's.
+    # Its default, bf16 if the CPU has it, would be another precision than the bundle's.
     config = json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32"}})
     return Configured({"load_config": config, "num_of_threads": setup.threads})
 
@@ -42,7 +42,8 @@ PROVIDERS = (
         CUDA,
         'pip install "stonnx[gpu]"',
         "onnxruntime-gpu",
-        # Growing by what is asked for keeps to a memory limit; by powers of two, an arena takes up to twice of it.
+        # An arena that grows by the requested size keeps to a memory limit. By powers of two, it takes up to twice as
+        # much.
         # TensorFloat-32 keeps 10 bits of a product's factors: an fp32 bundle promises all 23.
         {"arena_extend_strategy": "kSameAsRequested", "use_tf32": 0},
         indexed=True,
@@ -71,7 +72,7 @@ PROVIDERS = (
         "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
         "onnxruntime-openvino",
         {"device_type": "CPU"},
-        # Its kernels are its own. The wheels before this one do not say which operators they take.
+        # Its kernels are its own. Older wheels do not say which operators they run.
         oldest=(1, 24),
         instead={"int8": "fp16"},
         configure=_configure_openvino,
@@ -80,7 +81,7 @@ PROVIDERS = (
 
 
 def devices_for(device: str | None, available: Sequence[str]) -> list[Device]:
-    """What a device name means: one device, or for None those to try, the best first and the CPU last.
+    """The meaning of a device name: one device or, for None, the devices to try, the best first and the CPU last.
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1`` ..., ``tensorrt``, ``openvino``, or None.
@@ -127,7 +128,7 @@ def check_version(device: Device, onnxruntime: str, wheels: Sequence[str]) -> No
 
 
 def check_precision(device: Device, precision: str) -> None:
-    """Refuse a bundle that the device has no kernels for: they would run on the CPU, and every product be copied there.
+    """Refuse a bundle without kernels on the device: the CPU would run its products and copy each of them.
 
     Raises:
         UnsupportedError: The message names the recipe to export instead.

@@ -1,4 +1,4 @@
-"""Whether this CPU's 8-bit matrix products saturate: asked of the kernel itself, with a product of known result.
+"""Whether this CPU's 8-bit matrix products saturate, measured with a product of known result.
 
 On x86 without VNNI, onnxruntime's kernel multiplies unsigned by signed bytes with ``vpmaddubsw``, which adds two
 products in 16 bits: 2 * 255 * 127 becomes 32,767. AVX512-VNNI, AVX-VNNI and AMX add in 32 bits. So do the kernels for
@@ -7,7 +7,7 @@ weights and add unsigned products in 32 bits; the kernel for older cores flips t
 products of signed bytes fit into 16 bits (onnxruntime/core/mlas/lib: platform.cpp, qgemm_kernel_*.cpp; seen so on an
 emulated Cortex-A57 and on one with all extensions).
 
-Asking beats reading the CPU's flags: it is right on every system, in an emulator, and when kernels change.
+A measurement is better than the CPU's flags: it is right on every system, in an emulator, and when kernels change.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from stonnx._limits import Limits
 
 logger = logging.getLogger("stonnx")
 
-# Operators that are nearly all of the work. One of them on the CPU, between others on a GPU, costs more than it all.
+# The operators with nearly all of the work. One of them on the CPU, between others on a GPU, costs more than the rest.
 HEAVY = frozenset(
     (
         *(
@@ -52,25 +52,25 @@ class Session:
 
     Args:
         graph: The ONNX file.
-        name: What messages call it. None: by its path.
+        name: Its name in messages. None: its path.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt``, ``openvino``. None: the best that works.
         threads: Threads of one run on the CPU. None: as many as the process may use CPUs.
-        saturation_safe: Initializers that are replaced where 8-bit products saturate.
+        saturation_safe: Initializers to replace if 8-bit products saturate.
         form: Which form of an int8 graph runs. None: the one that this CPU needs.
-        facts: What the bundle says about the graph.
+        facts: The facts of the bundle about the graph.
         spin_microseconds: How long a thread of the CPU waits for work before it sleeps.
         options: How to use the device.
-        kernels: Whether native kernels may run, where there are any for this graph. False: the file as it is.
+        kernels: Whether native kernels may run, if there are any for this graph. False: the file as it is.
 
     Attributes:
         device: The device that it runs on.
-        fallbacks: What does not work here, and why: with ``device=None`` the devices that were tried before, and
-            native kernels that cannot be used.
-        kernels: The instructions that native kernels use (``avx512_vnni``); empty where none run.
-        form: Which of two forms of an int8 graph runs, ``full-range`` or ``saturation-safe``; empty where there is one.
+        fallbacks: Devices and kernels that do not work here, and why: with ``device=None`` the devices that were tried
+            before, and native kernels that cannot be used.
+        kernels: The instructions that native kernels use (``avx512_vnni``); empty if none run.
+        form: Which of two forms of an int8 graph runs, ``full-range`` or ``saturation-safe``; empty if there is one.
         required: The inputs that the graph needs, with their shapes.
         output_shapes: The shapes of its outputs, as far as the graph says.
-        operators: How many operators of which kind run where: {(provider, operator): count}. Empty on the CPU.
+        operators: The number of operators by provider and kind: {(provider, operator): count}. Empty on the CPU.
 
     Raises:
         DeviceError: The device does not work. The message names what is missing and how to install it.
@@ -93,7 +93,7 @@ class Session:
         kernels: bool = True,
     ) -> None:
         self._ort = import_onnxruntime()
-        # `None` alone means the best: 0, which is a GPU in PyTorch, must not become the CPU.
+        # Only `None` means "choose for me". `device=0` is a GPU in PyTorch and must not silently become the CPU.
         devices = devices_for(None if device is None else str(device), self._ort.get_available_providers())
         self.threads = available_cpus() if threads is None else threads
         require_threads(self.threads)
@@ -119,7 +119,7 @@ class Session:
             self.fallbacks += (self._unused,)
 
     def _open(self, graph: Path, device: Device, name: Path) -> None:
-        """Load the graph for a device, and see that it runs there."""
+        """Load the graph for a device, and check that it runs there."""
         provider = device.provider
         check_version(device, self.version, installed_wheels())
         check_precision(device, self._facts.precision)
@@ -137,7 +137,7 @@ class Session:
         try:
             if choice.library is None or not self._load_with_kernels(graph, device, choice, name):
                 self._load(graph, self._settings(device), providers)
-        except DeviceError:  # bfloat16 was asked for, and the kernels cannot be loaded
+        except DeviceError:  # the caller wants bfloat16, and the kernels cannot be loaded
             raise
         except Exception as error:  # onnxruntime's errors share no public base class, and a manifest may hold anything
             told = str(error).replace(str(graph), str(name))
@@ -180,7 +180,7 @@ class Session:
         return choice
 
     def _load_with_kernels(self, graph: Path, device: Device, choice: native.Choice, name: Path) -> bool:
-        """Load the graph with native kernels for its blocks. False if onnxruntime and they do not get along."""
+        """Load the graph with native kernels for its blocks. False if they do not work with onnxruntime."""
         settings, library = self._settings(device), choice.library
         assert library is not None
         try:
@@ -202,7 +202,7 @@ class Session:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads
         settings.log_severity_level = 3
-        # The exporter finished the graph. Higher levels put back fused kernels that are slower on the CPU.
+        # The exporter has optimized the graph. Higher levels put back fused kernels that are slower on the CPU.
         levels = ort.GraphOptimizationLevel
         settings.graph_optimization_level = levels.ORT_ENABLE_ALL if device.provider.fused else levels.ORT_ENABLE_BASIC
         # Memory patterns are cached for each input shape, and ours always differ.
@@ -211,12 +211,12 @@ class Session:
         settings.add_session_config_entry("session.intra_op.spin_duration_us", str(self._spin_microseconds))
         if device.provider.name != CPU:
             # Not set: session.disable_cpu_ep_fallback. It refuses every graph with a Shape operator, which belongs on
-            # the CPU; what matters is looked at in _check_device.
+            # the CPU. _check_device looks at the operators that matter.
             settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return settings
 
     def _providers(self, device: Device) -> list[tuple[str, dict[str, Any]]]:
-        """The device's provider and those for what it lacks, with their options. onnxruntime adds the CPU itself."""
+        """The device's provider and those for missing operators, with options. onnxruntime adds the CPU itself."""
         providers = []
         for row in providers_of(device):
             one, facts = Device(row, device.index), self._facts
@@ -237,7 +237,7 @@ class Session:
         return providers
 
     def _check_device(self, device: Device) -> None:
-        """See that the device does the work, by what onnxruntime says and by a run. Raise DeviceError otherwise."""
+        """Check that the device does the work, by onnxruntime's report and by a run. Raise DeviceError otherwise."""
         running = self._session.get_providers()[0]
         if running != device.provider.name:
             reason = nvidia.why_not_loaded(self._ort, device.provider.name) if device.provider.nvidia else None
@@ -275,7 +275,7 @@ class Session:
 
     @property
     def engine_directory(self) -> Path | None:
-        """Where the TensorRT engine is kept; None on other devices."""
+        """The directory of the TensorRT engine; None on other devices."""
         return None if self._engine is None else self._engine.directory
 
     def run(
@@ -291,11 +291,11 @@ class Session:
         Args:
             outputs: Names of the outputs.
             feeds: The inputs. Those that are None, or that the graph does not have, are left out.
-            control: What can stop the run.
-            free_memory: Give back at the end what memory can be given back.
+            control: The object that can stop the run.
+            free_memory: Whether to give back unused memory at the end.
 
         Raises:
-            RunError: The run failed. Where it was stopped instead, onnxruntime's own error goes on.
+            RunError: The run failed. If it was stopped instead, onnxruntime's own error is raised.
         """
         known = {name: value for name, value in feeds.items() if value is not None and name in self.inputs}
         if free_memory:
@@ -319,19 +319,19 @@ class Session:
             ) from error
 
     def control(self) -> RunControl:
-        """What can stop runs of this graph while they are in progress."""
+        """An object that can stop runs of this graph while they are in progress."""
         return RunControl(self._ort.RunOptions(), self._freeing())
 
     def trim(self) -> None:
         """Give back the memory that earlier, larger runs needed. The next run of that size takes it again.
 
-        With CUDA graphs, the GPU's memory stays: what was recorded has its addresses.
+        With CUDA graphs, the GPU's memory stays, because the recordings contain its addresses.
         """
         self._run_smallest(self._freeing())
         _give_back_memory()
 
     def _freeing(self) -> Any:
-        """Options of a run at whose end the arenas are shrunk to what is in use."""
+        """Options of a run that shrinks the arenas to the memory in use at its end."""
         options = self._ort.RunOptions()
         arenas = ["cpu:0"]
         if self._device_run is not None and not self._options.cuda_graphs:
@@ -340,13 +340,13 @@ class Session:
         return options
 
     def _run_smallest(self, options: Any = None) -> None:
-        """One run of one token."""
+        """Run a single token once."""
         feeds = {
             node.name: np.ones([size if isinstance(size, int) else 1 for size in node.shape], dtype=np.int64)
             for node in self._required
         }
         if self._device_run is not None and self._options.cuda_graphs:
-            # Without this it would be recorded like any other, with inputs that are gone when it is replayed.
+            # Without this it would be recorded like any other run, with inputs that are gone when it is replayed.
             options = options or self._ort.RunOptions()
             options.add_run_config_entry("gpu_graph_id", "-1")
         self._session.run(None, feeds, options)
@@ -354,7 +354,7 @@ class Session:
 
 @dataclass(frozen=True)
 class RunControl:
-    """Options of runs, as onnxruntime has them: of those that keep memory for the next, and of those that free it."""
+    """onnxruntime's options of runs: for those that keep memory for the next run, and for those that free it."""
 
     keeping: Any
     freeing: Any
@@ -365,7 +365,7 @@ class RunControl:
         return bool(self.keeping.terminate)
 
     def stop(self) -> None:
-        """Have the runs end with an error after the operation that they are at."""
+        """Have the runs end with an error after their current operation."""
         self.keeping.terminate = self.freeing.terminate = True
 
 
@@ -376,10 +376,10 @@ def products_saturate() -> bool:
 
 
 def _replace_initializers(ort: Any, settings: Any, scalars: Mapping[str, Scalar]) -> list[Any]:
-    """Have a session be created with other values of some initializers.
+    """Have onnxruntime create a session with other values of some initializers.
 
     Returns:
-        What must live as long as the session: onnxruntime keeps pointers to it.
+        Objects that must live as long as the session, because onnxruntime keeps pointers to them.
     """
     values = []
     for name, scalar in scalars.items():
@@ -389,7 +389,7 @@ def _replace_initializers(ort: Any, settings: Any, scalars: Mapping[str, Scalar]
 
 
 def _give_back_memory() -> None:
-    """Have the C library return free memory to the system; after loading a graph that is about half of its size."""
-    # Only glibc has it. Windows does not even know a library of no name: that is the TypeError.
+    """Have the C library return free memory to the system. After loading a graph, that is about half of its size."""
+    # Only glibc has it. Windows does not accept a library without a name: that is the TypeError.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

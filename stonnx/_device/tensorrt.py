@@ -1,7 +1,7 @@
-"""TensorRT engines: built ahead of serving, and kept for one graph on one kind of GPU with one set of versions.
+"""TensorRT engines: built before serving, and kept for one graph on one kind of GPU with one set of versions.
 
-onnxruntime builds an engine again where the ranges of its inputs are others than those that it was built with, without
-being asked. So everything that an engine depends on is in the name of its directory.
+onnxruntime silently builds an engine again if the ranges of its inputs differ from those that it was built with. So
+the name of its directory contains everything that an engine depends on.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from stonnx._disk import create
 from stonnx._errors import DeviceError
 
 # An engine is built for shapes up to these, and tuned for the middle ones. The batches of a run are up to 1,024 tokens,
-# so that most short texts fit; what does not is run in pieces.
+# so that most short texts fit. Larger ones run in pieces.
 _LARGEST_BATCH = 64
 _USUAL = Shapes(16, 64)
-# For models that cut nothing.
+# The longest text for models that do not cut texts.
 _LONGEST_SEQUENCE = 512
-# Says that an engine was built to its end, and of what.
+# The file that says that an engine is complete, and from what it was built.
 _MARK = "built.json"
 # The provider's names for the largest shapes, and for the memory that it may use while it builds and runs.
 _LARGEST = "trt_profile_max_shapes"
@@ -37,7 +37,7 @@ _WORKSPACE = "trt_max_workspace_size"
 
 @dataclass(frozen=True)
 class TensorrtEngine:
-    """Where the engine of a graph is kept, and what it is built with."""
+    """The place of a graph's engine, and the settings that build it."""
 
     directory: Path
     # Everything that it depends on: the graph, the GPU, the versions and the settings.
@@ -62,10 +62,10 @@ class TensorrtEngine:
         return cls(cache_directory() / "tensorrt" / key, made_of, dict(settings), command)
 
     def require(self, *, allowed: bool) -> None:
-        """See that the engine is there, or that building it is allowed and has a place.
+        """Check that the engine exists, or that building it is allowed and possible.
 
         Raises:
-            DeviceError: Neither.
+            DeviceError: The engine does not exist and cannot be built.
         """
         if (self.directory / _MARK).is_file() and any(self.directory.glob("*.engine")):
             return
@@ -81,7 +81,7 @@ class TensorrtEngine:
             raise self._unwritable(error) from error
 
     def remember(self) -> None:
-        """Mark the engine as complete. One that is marked already stays as it is: serving needs no place to write.
+        """Mark the engine as complete. A marked engine stays as it is, so serving does not need to write.
 
         Raises:
             DeviceError: The mark cannot be written.
@@ -99,7 +99,7 @@ class TensorrtEngine:
             raise self._unwritable(error) from error
 
     def options(self) -> dict[str, Any]:
-        """The provider's options: the settings, and where engines and timings are kept."""
+        """The provider's options: the settings, and the places of engines and timings."""
         return self.settings | {
             "trt_engine_cache_enable": 1,
             "trt_engine_cache_path": str(self.directory),
@@ -117,7 +117,7 @@ class TensorrtEngine:
 def settings(
     inputs: Sequence[TensorSpec], max_seq_length: int | None, precision: str, memory_limit: int | None
 ) -> dict[str, Any]:
-    """The provider's options that an engine is built with: a range for every dynamic input, precision and memory."""
+    """The provider's options for building an engine: a range for every dynamic input, precision and memory."""
     longest = largest(max_seq_length)
     usual = Shapes(_USUAL.batch, min(_USUAL.sequence, longest.sequence))
     return {

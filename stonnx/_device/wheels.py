@@ -1,4 +1,4 @@
-"""Importing onnxruntime: without its telemetry, and with advice when two of its wheels damaged each other."""
+"""The import of onnxruntime, without its telemetry, and with advice if two of its wheels damaged each other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def import_onnxruntime() -> onnxruntime:
     """Import the package onnxruntime with its telemetry off, and warn if several of its wheels are installed.
 
     Raises:
-        MissingDependencyError: It is not there, or only a part of it.
+        MissingDependencyError: It is missing, or only a part of it is there.
     """
     in_time = _switch_off_telemetry()
     installed = installed_wheels()
@@ -45,7 +45,7 @@ def import_onnxruntime() -> onnxruntime:
     except ImportError as error:
         raise MissingDependencyError(f"onnxruntime cannot be imported: {error}. Install it with: {_INSTALL}") from error
     if not hasattr(onnxruntime, "InferenceSession"):
-        # What is left of the directory after one of two wheels was uninstalled.
+        # The rest of the directory after one of two wheels was uninstalled.
         raise MissingDependencyError(
             "onnxruntime is only partly installed, as happens when one of two onnxruntime wheels is uninstalled. "
             f"Repair it with: pip uninstall -y {' '.join(_WHEELS[:2])} && {_INSTALL}"
@@ -56,7 +56,7 @@ def import_onnxruntime() -> onnxruntime:
 
 
 def telemetry() -> tuple[str, str]:
-    """Whether onnxruntime sends usage data from this process, in words; and the remedy if it does so unasked."""
+    """Whether onnxruntime sends usage data from this process, in words, and a remedy if nobody asked for that."""
     onnxruntime = import_onnxruntime()
     setting = os.environ[_TELEMETRY]
     if not _has_telemetry(onnxruntime):
@@ -73,9 +73,9 @@ _REMEDY = f"Set {_TELEMETRY}=1 in the environment of the process, before anythin
 
 @functools.cache
 def _switch_off_telemetry() -> bool:
-    """Switch it off unless the user decided otherwise. False: onnxruntime has been imported, so that it is too late."""
+    """Switch it off unless the user decided otherwise. False: it is too late, because onnxruntime is imported."""
     in_time = "onnxruntime" not in sys.modules or _TELEMETRY in os.environ
-    os.environ.setdefault(_TELEMETRY, "1")  # too late for this process, it still reaches those that it starts
+    os.environ.setdefault(_TELEMETRY, "1")  # this is too late for this process, but reaches processes that it starts
     return in_time
 
 
@@ -91,13 +91,13 @@ def _warn_once(version: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what onnxruntime logs on its own from the terminal. Errors are raised all the same."""
+    """Keep onnxruntime's own log off the terminal. Errors are still raised."""
     onnxruntime = import_onnxruntime()
     onnxruntime.set_default_logger_severity(4)
     try:
         yield
     finally:
-        onnxruntime.set_default_logger_severity(2)  # its default: it cannot be asked
+        onnxruntime.set_default_logger_severity(2)  # its default; onnxruntime cannot report it
 
 
 def installed_wheels() -> list[str]:
@@ -106,7 +106,7 @@ def installed_wheels() -> list[str]:
 
 
 def two_wheels(installed: Sequence[str]) -> str:
-    """What is wrong with several wheels at once, and the command that repairs it."""
+    """The problem of several wheels at once, and the command that repairs it."""
     return (
         f"{' and '.join(installed)} are both installed and overwrite each other's files: which devices work is "
         f"chance. Repair it with: pip uninstall -y {' '.join(installed)} && {_INSTALL}"

@@ -1,1 +1,1 @@
-"""Token ids in; outputs of the graph out, from runs that are planned and scheduled here."""
+"""Token ids in; outputs of the graph out. This room plans and schedules the runs."""

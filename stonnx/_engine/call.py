@@ -27,27 +27,27 @@ from stonnx._text.batching import (
 )
 from stonnx._text.tokenizer import Text, TokenBatch, Tokenizer
 
-# What happens to a text of more tokens than the model reads.
+# The ways to treat a text of more tokens than the model reads.
 TooLong = Literal["truncate", "warn", "error"]
 
-# Where nobody reads the tokens, a graph that has the choice computes the last layer for the first one alone.
+# If nobody reads the tokens, a graph that has the choice computes the last layer for the first one alone.
 _FIRST_TOKEN = np.ones(1, dtype=np.int64)
 
-# Copies of results that are made at a time for texts that occur several times.
+# The most copies of results to make at a time for texts that occur several times.
 _COPIES = 64
 
-# Roughly, to see whether a call is a large one before it is tokenized.
+# A rough figure, to see whether a call is a large one before it is tokenized.
 _CHARACTERS_PER_TOKEN = 4
 
-# What is kept of the outputs of a run: of each as many rows, [batch, ...], which an index array selects from.
+# The kept part of a run's outputs: for each the same number of rows, [batch, ...], which an index array can select.
 Reduce = Callable[[list[npt.NDArray[Any]]], list[Any]]
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What the graph gave for some of the texts: ``indices`` says which, [batch]; outputs are [batch, ...].
+    """The results of the graph for some of the texts: ``indices`` says which, [batch]; outputs are [batch, ...].
 
-    The outputs are arrays, or what ``reduce`` made of them.
+    The outputs are arrays, or the results of ``reduce``.
     """
 
     indices: npt.NDArray[np.intp]
@@ -111,7 +111,7 @@ class Call:
         self._prompt_length = prompt_length
         self._too_long = too_long
         self._counters = counters
-        # None where all texts are different.
+        # None if all texts are different.
         self._duplicates: Duplicates[Text] | None = None
 
     def results(self, texts: Sequence[Text]) -> Iterator[BatchResult]:
@@ -133,7 +133,7 @@ class Call:
         plan = self._plan(everything, share_of_budget(tokens, self._tokens_of_run(workers), workers))
         alone = workers == 1 or len(plan) == 1
         if len(plan) == 1 and self._runner.can_run_here(tokens):
-            # One text at a time comes here: no thread has to be started for it.
+            # Single texts come here: they do not need a thread.
             yield from self._finish(self._run(plan[0], None, alone))
         else:
             yield from self._run_all(iter(plan), workers, alone=alone)
@@ -146,11 +146,11 @@ class Call:
             yield from self._finish(run)
 
     def _tokens_of_run(self, workers: int) -> int:
-        """The most tokens of a run, where so many go side by side."""
+        """The most tokens of a run, if so many go side by side."""
         return self._budget.thread_tokens if self._runner.is_on_one_thread(workers) else self._budget.tokens
 
     def _planned_ahead(self, texts: Sequence[Text], efforts: Sequence[int], tokens: int) -> Generator[_Batch]:
-        """The batches of many texts. While those of one window run, the next is tokenized.
+        """The batches of many texts. While the batches of one window run, the next window is tokenized.
 
         Both release the lock of the interpreter.
         """
@@ -194,7 +194,7 @@ class Call:
         return _Batch(numbers, encodings, truncated)
 
     def _first_place(self, numbers: npt.NDArray[np.intp], position: int) -> int:
-        """Where the text at a position of ``numbers`` first occurs in the call's list."""
+        """The place in the call's list at which the text at a position of ``numbers`` first occurs."""
         found = numbers[[position]]
         return int(found[0] if self._duplicates is None else self._duplicates.spread(found)[0][0])
 
@@ -235,7 +235,7 @@ class Call:
             return
         indices, rows = self._duplicates.spread(batch.numbers)
         counters.parts.append((indices, np.array(lengths)[rows], batch.truncated[rows]))
-        # In pieces: outputs can be as wide as a vocabulary, and a text can be there a million times.
+        # In pieces: outputs can be as wide as a vocabulary, and a text can occur a million times.
         for start in range(0, len(rows), _COPIES):
             some = rows[start : start + _COPIES]
             types = None if tokens.token_type_ids is None else tokens.token_type_ids[some]
@@ -260,14 +260,14 @@ def run_tokens(
     """Run tokenized texts together, in this thread.
 
     Args:
-        tokenizer: It made the token ids.
+        tokenizer: The tokenizer that made the token ids.
         runner: The graph.
         texts: Encodings or :class:`TokenIds`.
         outputs: Names of the graph's outputs.
         prompt_length: Tokens at the beginning of each text that the pooling leaves out.
         budget: The most tokens of a usual run.
         alone: Its call has no other runs at the same time.
-        control: What can stop it.
+        control: The object that can stop it.
     """
     tokens = tokenizer.pad(texts)
     feeds = {
@@ -278,6 +278,7 @@ def run_tokens(
         "token_limit": None if "token_embeddings" in outputs else _FIRST_TOKEN,
     }
     size = tokens.input_ids.size
-    # A single text over the budget can need a hundred times the memory of all others, which would never be freed.
+    # A single text over the budget can need a hundred times the memory of all others. Without this, nothing would free
+    # that memory.
     free_memory = size > budget
     return tokens, runner.run(outputs, feeds, size, alone=alone, control=control, free_memory=free_memory)

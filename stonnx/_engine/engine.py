@@ -1,6 +1,6 @@
-"""Texts in, graph outputs out: tokenization, batch planning and the sessions of one bundle, put together.
+"""Texts in, graph outputs out: the tokenization, batch planning and sessions of one bundle, put together.
 
-The three model classes are thin layers over :class:`Engine`. Nothing here knows what the outputs mean.
+The three model classes are thin layers over :class:`Engine`. This file does not know the meaning of the outputs.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from stonnx._limits import Limits
 
 
 class Engine:
-    """A bundle, loaded: one tokenizer and one graph for each of its routes.
+    """A loaded bundle: one tokenizer and one graph for each of its routes.
 
-    Its memory on the CPU, beside Python and its packages, has a ceiling for any number of texts:
+    Its memory on the CPU, without Python and its packages, has a ceiling for any number of texts:
 
-    - the weights, and with several threads once more, up to 512 MB of them (:mod:`stonnx._engine.runner`);
+    - the weights, and with several threads a second copy of up to 512 MB (:mod:`stonnx._engine.runner`);
     - for each thread the activations of one run, of at most ``max_batch_tokens`` tokens or what ``batch_size`` stands
       for, and its outputs, at most 8 MB of vectors. onnxruntime takes up to twice as much, and keeps what a larger run
       took until :meth:`LoadedRoute.trim`, except that of a single text over the budget;
-    - two windows of texts that are tokenized, of 262,144 characters each, or one text that is longer;
-    - the results, and those of two or three runs for each thread that nobody has taken yet. ``reduce`` makes these
+    - two windows of tokenized texts, of 262,144 characters each, or one longer text;
+    - the results, and for each thread those of two or three runs that nobody has taken yet. ``reduce`` makes these
       small in the thread that ran them.
 
     Args:
-        bundle: The bundle. Whatever is loaded later, a session or a tokenizer, comes from it too.
-        device: Where it runs. None: on the best device that works.
+        bundle: The bundle. A session or a tokenizer that is loaded later comes from it too.
+        device: The device that it runs on. None: the best one that works.
         threads: Threads on the CPU. None: as many as the process may use CPUs.
-        max_batch_tokens: No run has more tokens, padding included, whatever the batch size, unless it is a single text.
+        max_batch_tokens: The most tokens of a run, padding included, whatever the batch size. Only a single text may
+            have more.
         limits: Sizes and times. None: the usual ones.
         device_options: How to use the device.
         form: Which form of int8 graphs runs. None: the one that this CPU needs.
@@ -97,10 +98,10 @@ class Engine:
         probe.run_probe(bundle, self._routes)
 
     def route(self, task: str | None = None) -> LoadedRoute:
-        """The route for a task (``query``, ``document``), or the default one. Without routes, tasks mean nothing.
+        """The route for a task (``query``, ``document``), or the default one. Without routes, tasks have no effect.
 
         Raises:
-            InvalidArgumentError: There are routes, but none for the task.
+            InvalidArgumentError: The model has routes, but not one for the task.
         """
         if task and task not in self._routes and DEFAULT_ROUTE not in self._routes:
             raise InvalidArgumentError(f"There is no route for the task {task!r}. Allowed: {', '.join(self._routes)}.")
@@ -108,7 +109,7 @@ class Engine:
         return self._routes.get(task or default) or self._routes[default]
 
     def route_of_call(self, task: str | None) -> LoadedRoute:
-        """The route of a call's texts: unlike :meth:`route`, it refuses a call without a task that needs one."""
+        """The route of a call's texts. Unlike :meth:`route`, it refuses a call that needs a task and has none."""
         check_text("task", task)
         if self.manifest.needs_task and not task:
             raise InvalidArgumentError(

@@ -1,8 +1,7 @@
 """A handful of texts with the vectors that the exporter got, run once on every machine that uses a bundle.
 
-An int8 graph leans on arithmetic that differs between CPUs, and on behaviour of onnxruntime that its documentation
-does not promise. The probe finds a CPU that saturates, a kernel that changed or a provider that is broken before a
-user's data does.
+An int8 graph depends on arithmetic that differs between CPUs, and on behaviour of onnxruntime that its documentation
+does not promise. The probe finds a CPU that saturates, a changed kernel or a broken provider before a user's data does.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ if TYPE_CHECKING:
     from stonnx._text.tokenizer import Text
 
 FILE = "probe.npz"
-# What a probe may hold, because it comes from outside and is run when a bundle is loaded. The largest vectors are those
-# of sparse models: 8 texts, a vocabulary of 250,000, a few forms and routes.
+# The bounds of a probe. It comes from outside, and loading a bundle runs it. The largest vectors are those of sparse
+# models: 8 texts, a vocabulary of 250,000, a few forms and routes.
 _MOST_BYTES = 128 << 20
 _MOST_TEXTS = 64
 _MOST_CHARACTERS = 10_000
 _PASSED = "probes"
-# What the vectors of the two forms of an int8 graph are called; those of other graphs as the first.
+# The names of the vectors of the two forms of an int8 graph. Other graphs use the first.
 _KEYS = {"full-range": "route", "saturation-safe": "safe"}
-# The lowest cosine between vectors of the two forms, where a bundle has those of the other one only: 0.986 was seen.
+# The lowest cosine between vectors of the two forms, if a bundle has those of the other one only: 0.986 was seen.
 _BETWEEN_FORMS = 0.97
-# The lowest cosine of native kernels to the stock operators that the exporter ran, by the bundle's precision. Those of
-# int8 give every token a scale of its own, and those of the others multiply bfloat16: over the models of tests/zoo, the
-# lowest were 0.991 and 0.9991; of all-MiniLM-L6-v2, 0.998 and 0.99998.
+# The lowest cosine of native kernels to the stock operators that the exporter ran, by the bundle's precision. The
+# int8 kernels give every token a scale of its own; the others multiply bfloat16. Over the models of tests/zoo, the
+# lowest were 0.991 and 0.9991; for all-MiniLM-L6-v2, 0.998 and 0.99998.
 _OF_KERNELS = {"int8": 0.98, "float32": 0.998, "bfloat16": 0.998}
-# Of rerankers' logits, how much of their size at least counts as the distance between them.
+# For rerankers' logits, the least share of their size that counts as the distance between them.
 _LEAST_SPREAD = 0.1
 
 _TEXTS = (
@@ -60,7 +59,7 @@ _TEXTS = (
 )
 
 
-# With these, rerankers have scores that differ.
+# With these texts, rerankers give different scores.
 _ANSWERS = (
     "Somebody performs on a flute for an audience.",
     "猫は窓のそばで寝ています。",
@@ -70,14 +69,14 @@ _ANSWERS = (
 
 
 def texts_of(task: str) -> list[Text]:
-    """The texts of the probe; for rerankers each with one that belongs to it, and with one that does not."""
+    """The texts of the probe; for rerankers, each with a matching text and with another one."""
     if not TASKS[task].reads_pairs:
         return [*_TEXTS]
     return [*zip(_TEXTS, _ANSWERS, strict=True), *zip(_TEXTS, _TEXTS[1:] + _TEXTS[:1], strict=True)]
 
 
 def outputs_of(route: LoadedRoute, task: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
-    """What a route gives for the texts: vectors or logits [texts, features], computed in one batch."""
+    """The outputs of a route for the texts: vectors or logits [texts, features], computed in one batch."""
     rows: dict[int, npt.NDArray[np.float32]] = {}
     for batch in route.stream(list(texts), [TASKS[task].output], batch_size=1024):
         rows |= {int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
@@ -90,13 +89,13 @@ def write(
     routes: Mapping[str, LoadedRoute],
     safe_routes: Mapping[str, LoadedRoute] | None = None,
 ) -> None:
-    """Write the probe of a bundle: its texts, and what each route gives for them.
+    """Write the probe of a bundle: its texts, and the outputs of each route for them.
 
-    ``safe_routes`` are the same routes in the form of an int8 graph that cannot saturate: it has other vectors. On a
-    CPU that needs this form, ``routes`` are in it already, and the vectors of the other form stay unknown.
+    ``safe_routes`` are the same routes in the form of an int8 graph that cannot saturate, which has other vectors. On a
+    CPU that needs this form, ``routes`` have it already, and the vectors of the other form stay unknown.
     """
     texts = texts_of(manifest.task)
-    # numpy has no arrays of differently long texts without pickle; JSON in bytes needs none.
+    # Without pickle, numpy does not store texts of different lengths; JSON in bytes works.
     encoded = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
     vectors = {
         f"{_KEYS.get(route.session.form, 'route')}.{name}": outputs_of(route, manifest.task, texts)
@@ -124,7 +123,7 @@ def compare(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> float:
     """Run the probe of a bundle, which must have one.
 
     Returns:
-        The lowest cosine between a vector here and where the bundle was exported.
+        The lowest cosine between a vector here and the exporter's.
 
     Raises:
         ProbeError: The graph does not run, or its vectors are further from the exporter's than the manifest allows.
@@ -165,19 +164,19 @@ def _allowed(manifest: Manifest, session: Session, *, other: bool) -> float:
     bounds = [manifest.probe.cosine_min]
     if session.kernels:
         bounds.append(_OF_KERNELS[manifest.precision])
-    # Kernels have the full range on every CPU, and what they leave to stock operators may not.
+    # Kernels have the full range on every CPU. The remaining stock operators may not.
     if other or (session.kernels and session.form == "saturation-safe"):
         bounds.append(_BETWEEN_FORMS)
     return min(bounds)
 
 
 def _key(session: Session) -> str:
-    """What the vectors are called that a session's are compared with."""
+    """The name of the vectors to compare a session's vectors with."""
     return "route" if session.kernels else _KEYS.get(session.form, "route")
 
 
 def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:
-    """What the result of a probe depends on."""
+    """A text of everything that the result of a probe depends on."""
     parts: list[Any] = [sorted((name, entry.sha256) for name, entry in manifest.files.items())]
     sessions = [route.session for route in routes.values()]
     parts += [[session.device, session.version, session.form, session.kernels] for session in sessions]
@@ -186,7 +185,7 @@ def _identity(manifest: Manifest, routes: Mapping[str, LoadedRoute]) -> str:
 
 
 def _gpu(device: str) -> str:
-    """The name of the GPU behind a device, which is another one on the next machine; empty for other devices."""
+    """The name of a device's GPU, which differs between machines; empty for other devices."""
     name, _, index = device.partition(":")
     return nvidia.gpu_name(int(index or 0)) if any(row.nvidia for row in PROVIDERS if row.device == name) else ""
 
@@ -218,7 +217,7 @@ def _read(
                 if found != own:
                     others.add(name)
             return texts, vectors, others
-    except Exception as error:  # numpy, zipfile, zlib and json have one of their own for each kind of damage
+    except Exception as error:  # numpy, zipfile, zlib and json each raise their own errors for damage
         raise BundleFormatError(
             f"{bundle.directory / file} is not a probe that can be read ({error}). Export the model again with: "
             "stonnx export MODEL"
@@ -228,8 +227,8 @@ def _read(
 def _closeness(task: str, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> float:
     """The lowest cosine of a text's vectors; of rerankers, 1 - d^2 / 2 of the distance d between their logits.
 
-    That is the cosine of unit vectors at this distance. Logits are compared with how far they are from their mean, as
-    ranks are: a cosine of logits that are all about -11 says nothing.
+    That is the cosine of unit vectors at this distance. The distance is relative to the spread of the logits around
+    their mean, as for ranks: a cosine of logits that are all about -11 would be meaningless.
     """
     if expected.shape != actual.shape:
         return float("nan")

@@ -1,4 +1,4 @@
-"""All that a call asks of the engine, as a value: it means the same here and in a process of a pool."""
+"""A call's question to the engine, as a value: it means the same here and in a process of a pool."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _Result = TypeVar("_Result")
 
 
 class Collector(Protocol[_Result]):
-    """Makes a result of the batches of a request. It is pickled with the request."""
+    """Makes a result from the batches of a request. It is pickled with the request."""
 
     def collect(self, request: Request[_Result], route: LoadedRoute, batches: Iterator[BatchResult]) -> _Result:
-        """The result for the texts of a request, whose batches come in any order."""
+        """The result for the texts of a request. The batches come in any order."""
         ...
 
     def join(self, parts: list[_Result]) -> _Result:
-        """The result for all texts, of those for consecutive parts of them. The list may be emptied."""
+        """The result for all texts, from the results for consecutive parts of them. This may empty the list."""
         ...
 
 
 @dataclass(frozen=True)
 class Request(Generic[_Result]):
-    """What one call asks for. It can be pickled, and so can everything in it.
+    """The question of one call. It and everything in it can be pickled.
 
     Attributes:
-        texts: Valid Unicode, with the prompt in front.
+        texts: Valid Unicode, with the prompt before each.
         outputs: Names of the graph's outputs.
-        collect: Makes the result.
-        prompt: What is in front of each text: the pooling of some models leaves it out.
+        collect: The collector that makes the result.
+        prompt: The prompt before each text. The pooling of some models leaves it out.
         task: ``query`` or ``document``: the route of a model that has several.
-        reduce: What to keep of the outputs of a run, made in the thread that ran it. None: the outputs.
+        reduce: The function that reduces the outputs of a run, in the thread that ran it. None: keep the outputs.
         batch_size: Tokens of a run, padding included, in units that depend on the device.
-        too_long: What happens to a text over the limit.
+        too_long: How to treat a text over the limit.
     """
 
     texts: Sequence[Text]
@@ -60,14 +60,14 @@ def run_request(
     Args:
         engine: The bundle.
         request: The request to run. It has at least one text.
-        advance: Is called with the number of texts of each batch that has run.
+        advance: Called with the number of texts of each batch that has run.
 
     Returns:
-        The result, and what was counted.
+        The result and the counters.
 
     Raises:
         RunError, TextTooLongError: As for :meth:`LoadedRoute.stream`.
-        InvalidArgumentError: The model has no route for the task.
+        InvalidArgumentError: The model does not have a route for the task.
     """
     counters = Counters(len(request.texts))
     route = engine.route_of_call(request.task)

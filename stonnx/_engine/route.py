@@ -49,7 +49,7 @@ class LoadedRoute:
             lambda: bundle.read(file), route.tokenizer, bundle.directory / file, limits.tokenized_characters
         )
         self._max_batch_tokens, self._limits = max_batch_tokens, limits
-        # Numbers that an output has for each text. Those with a row for each token are bounded by the tokens.
+        # The count of numbers that an output has for each text. The tokens bound outputs with a row for each token.
         self._numbers = {
             spec.name: math.prod(int(size) for size in spec.shape[1:])
             for spec in route.outputs
@@ -81,7 +81,7 @@ class LoadedRoute:
         counters: Counters | None = None,
         reduce: Reduce | None = None,
     ) -> Iterator[BatchResult]:
-        """Run texts through the graph, in whatever order is fastest. Each text is in exactly one result.
+        """Run texts through the graph, in the fastest order. Each text is in exactly one result.
 
         Args:
             texts: Valid Unicode.
@@ -89,8 +89,8 @@ class LoadedRoute:
             batch_size: Tokens of a run, padding included, in units of :func:`tokens_per_batch_unit`.
             prompt_length: Tokens at the beginning of each text that the pooling leaves out.
             too_long: ``error`` raises for a text over the limit; the others cut it.
-            counters: Count in here.
-            reduce: What to keep of the outputs of a run, made in the thread that ran it. None: the outputs.
+            counters: The counters to update.
+            reduce: The function that reduces the outputs of a run, in the thread that ran it. None: keep the outputs.
 
         Raises:
             RunError: A run failed.
@@ -108,13 +108,13 @@ class LoadedRoute:
     def run(
         self, texts: Sequence[TokenIds], outputs: Sequence[str], *, prompt_length: int = 0, alone: bool = False
     ) -> list[npt.NDArray[Any]]:
-        """Run texts together, now, in this thread: for those who plan the runs of many calls, as stonnx.Batcher.
+        """Run texts together, now, in this thread: for programs that plan the runs of many calls, as stonnx.Batcher.
 
         Args:
             texts: From ``tokenizer.ids``.
             outputs: Names of the graph's outputs.
             prompt_length: Tokens at the beginning of each text that the pooling leaves out.
-            alone: Nothing else runs at the same time: the run may have all threads.
+            alone: Whether nothing else runs at the same time, so that the run may have all threads.
 
         Returns:
             For each output an array [texts, ...].
@@ -134,18 +134,18 @@ class LoadedRoute:
         return result.arrays
 
     def run_limits(self, outputs: Sequence[str]) -> tuple[int, int]:
-        """The most tokens of a run that has others beside it, padding included, and the most texts."""
+        """The most tokens of a run with others beside it, padding included, and the most texts."""
         budget = self._budget(outputs, _USUAL_BATCH_SIZE)
         is_on_one_thread = self._runner.is_on_one_thread(self.parallel_runs)
         return (budget.thread_tokens if is_on_one_thread else budget.tokens), budget.texts
 
     @property
     def parallel_runs(self) -> int:
-        """How many runs go on side by side when there are enough texts."""
+        """The number of runs side by side if there are enough texts."""
         return self._runner.parallel_runs
 
     def _budget(self, outputs: Sequence[str], batch_size: int) -> Budget:
-        """What a run may take at most for these outputs."""
+        """The budget of a run for these outputs."""
         device = self.session.device
         tokens = batch_size * tokens_per_batch_unit(device)
         numbers = sum(self._numbers.get(name, 0) for name in outputs)
@@ -155,13 +155,13 @@ class LoadedRoute:
         )
 
     def excluded_tokens(self, prompt: str | None) -> int:
-        """Tokens of a prompt that the pooling leaves out: only models with include_prompt=False leave out any."""
+        """The number of a prompt's tokens that the pooling leaves out: 0 unless the model has include_prompt=False."""
         if not prompt or "prompt_length" not in self.session.inputs:
             return 0
         return self.tokenizer.prompt_length(prompt)
 
     def warmup(self) -> None:
-        """Load what large calls use, and run the smallest batch and the largest usual one."""
+        """Load the session of large calls, and run the smallest batch and the largest usual one."""
         limit = min(self.tokenizer.max_seq_length or _WARMUP_TOKENS, _WARMUP_TOKENS)
         outputs = [spec.name for spec in self.spec.outputs][:1]
         budget = self._budget(outputs, _USUAL_BATCH_SIZE)
@@ -172,5 +172,5 @@ class LoadedRoute:
             self._runner.warmup(outputs, feeds, free_memory=ids.size > budget.tokens)
 
     def trim(self) -> None:
-        """Give back memory that is not in use."""
+        """Give back unused memory."""
         self._runner.trim()

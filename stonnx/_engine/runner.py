@@ -1,10 +1,10 @@
-"""Runs of one graph, from any number of threads: which session, how many at a time, after a fork, until Ctrl-C.
+"""Runs of one graph from any number of threads: the choice of session, parallel runs, forks and Ctrl-C.
 
 Two sessions run the same graph on the CPU. One uses *all threads* for each run: a single text is ready soonest. The
-other uses a *single thread* for each run, and as many runs as there are threads go side by side. Nothing waits there
-for the slowest thread after each operation: that gave 1.05 to 1.2 times the throughput on two idle cores, and 1.2 to
-1.9 times when other processes wanted the cores too. onnxruntime's Python API cannot share prepared weights between
-sessions, so the single-thread session costs the weights once more. It is made only when so many texts have come that
+other uses a *single thread* for each run, and as many runs as there are threads go side by side. There, no thread waits
+for the slowest one after each operation. That gave 1.05 to 1.2 times the throughput on two idle cores, and 1.2 to 1.9
+times when other processes wanted the cores too. onnxruntime's Python API cannot share prepared weights between
+sessions, so the single-thread session needs a second copy of the weights. It is made only after so many texts that
 they gain by it, and never for large weights, whose products are large enough to keep all threads busy.
 """
 
@@ -35,7 +35,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a run gave, how long it waited for threads and its session, and how long it took."""
+    """The outputs of a run, the seconds that it waited for threads and its session, and the seconds that it took."""
 
     arrays: list[npt.NDArray[Any]]
     queue_seconds: float
@@ -43,13 +43,13 @@ class Outputs:
 
 
 class Runner:
-    """One graph, loaded. All methods may be called from many threads at once.
+    """One loaded graph. Many threads may call all methods at once.
 
     Args:
-        load: Loads a session with a number of threads; None stands for the number that was asked for.
-        weight_bytes: What the weights take.
-        limits: When a second session is loaded, and which runs need no thread of their own.
-        shapes: What the manifest promises of the outputs.
+        load: Loads a session with a number of threads; None stands for the number that the user chose.
+        weight_bytes: The size of the weights.
+        limits: The limits that decide when a second session is loaded, and which runs need a thread of their own.
+        shapes: The shapes of the outputs that the manifest promises.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Runner:
         return self._all_threads
 
     def workers(self, tokens: int) -> int:
-        """How many runs of a call of so many tokens go side by side. It may load the single-thread session."""
+        """The number of runs side by side for a call of so many tokens. This may load the single-thread session."""
         self._tokens += tokens
         if self._single_thread is not None:
             return self._parallel
@@ -110,7 +110,7 @@ class Runner:
 
     @property
     def parallel_runs(self) -> int:
-        """How many runs go on side by side when there are enough texts."""
+        """The number of runs side by side if there are enough texts."""
         return 1 if self._weight_bytes > self._limits.second_copy_bytes else self._parallel
 
     def is_on_one_thread(self, workers: int) -> bool:
@@ -132,10 +132,10 @@ class Runner:
         Args:
             outputs: Names of the outputs.
             feeds: The inputs.
-            tokens: How many they are, padding included.
-            alone: Its call has no other runs at the same time. It gets all threads, unless another call has some.
-            control: What can stop it.
-            free_memory: Give back memory at the end.
+            tokens: The number of tokens, padding included.
+            alone: Whether its call has no other runs meanwhile. It then gets all threads, unless another call has some.
+            control: The object that can stop it.
+            free_memory: Whether to give back memory at the end.
         """
         start = time.perf_counter()
         session = self.session
@@ -151,7 +151,7 @@ class Runner:
             self._threads.give(taken)
 
     def _check(self, outputs: Sequence[str], arrays: Sequence[npt.NDArray[Any]], feeds: _Feeds) -> None:
-        """See that each output has the shape that the manifest promises: numpy would make another one fit."""
+        """Check that each output has the shape that the manifest promises: numpy would broadcast another one."""
         ids = feeds["input_ids"]
         assert ids is not None
         sizes = {"batch": ids.shape[0], "sequence": ids.shape[1]}
@@ -170,13 +170,13 @@ class Runner:
                 )
 
     def can_run_here(self, tokens: int) -> bool:
-        """Whether one run of so many tokens needs no thread of its own: Ctrl-C comes to the main thread only."""
+        """Whether a run of so many tokens can do without a thread of its own: Ctrl-C reaches the main thread only."""
         return tokens <= self._limits.uninterrupted_tokens or threading.current_thread() is not threading.main_thread()
 
     def map(self, work: Callable[[_Job, RunControl], _Result], jobs: Iterable[_Job], workers: int) -> Iterator[_Result]:
         """``work(job, control)`` for each job, in worker threads. The results come in the order of the jobs.
 
-        An exception, Ctrl-C among them, ends the runs that are in progress, and no others are started.
+        An exception, including Ctrl-C, ends the runs in progress, and no others start.
         """
         control = self.session.control()
         pending: deque[Future[_Result]] = deque()
@@ -190,7 +190,7 @@ class Runner:
             try:
                 for job in jobs:
                     pending.append(executor.submit(in_thread, job))
-                    # Enough that no worker waits for the results to be taken, and few that are held in memory.
+                    # Enough that workers do not wait for the caller to take results, and few enough to bound memory.
                     if len(pending) > 2 * workers:
                         yield pending.popleft().result()
                 while pending:
@@ -200,24 +200,24 @@ class Runner:
                 for future in pending:
                     future.cancel()
                 executor.shutdown()
-                # It does not know of a thread, nor wait for it, where Ctrl-C came while submit() was starting it.
+                # If Ctrl-C comes while submit() starts a thread, the executor does not know of it or wait for it.
                 for thread in list(threads):
                     thread.join()
                 raise
 
     def warmup(self, outputs: Sequence[str], feeds: _Feeds, *, free_memory: bool) -> None:
-        """Run the same in every session that there will be."""
+        """Run the feeds in every session, including those that would be loaded later."""
         self.workers(self._limits.tokens_before_second_session)
         for session in self.sessions():
             session.run(outputs, feeds, free_memory=free_memory)
 
     def trim(self) -> None:
-        """Give back memory: the single-thread session, until as many texts have come again, and what no run uses."""
+        """Give back memory: the single-thread session, until as many texts have come again, and unused arenas."""
         self._single_thread, self._tokens = None, 0
         self.session.trim()
 
     def sessions(self) -> list[Session]:
-        """The sessions that are loaded."""
+        """The loaded sessions."""
         return [session for session in (self._all_threads, self._single_thread) if session is not None]
 
 
@@ -229,7 +229,7 @@ class _Threads:
         self._condition = threading.Condition()
 
     def take(self, everything: bool) -> int:
-        """Wait for a thread. Returns how many were taken: all where ``everything`` was asked for and all are free."""
+        """Wait for a thread. Returns the number of threads taken: all if ``everything`` is set and all are free."""
         with self._condition:
             while not self._free:
                 self._condition.wait()
@@ -248,10 +248,10 @@ _runners: weakref.WeakSet[Runner] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """A forked process has the sessions, but not their threads: a run would wait for them forever."""
+    """Drop the sessions of a forked process. It does not have their threads, and a run would wait forever."""
     for runner in list(_runners):
         for session in runner.sessions():
-            # Nor can they be destroyed, which would wait for the threads too: they are kept until the process ends.
+            # Destroying them would wait for the threads too, so they are kept until the process ends.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
         runner._begin(None)
     if "onnxruntime" in sys.modules:
@@ -261,8 +261,8 @@ def _after_fork_in_child() -> None:
 def _leave_without_destructors() -> None:
     """End this process before the destructors of C++ libraries, once Python is finished and C's files are written.
 
-    Those of onnxruntime wait for a thread that it starts when it is imported, which a forked process does not have:
-    without this it hangs, or crashes, when it exits (seen with onnxruntime 1.32, with and without a session).
+    onnxruntime's destructors wait for a thread that its import starts, and a forked process does not have that thread.
+    Without this it hangs or crashes when it exits (seen with onnxruntime 1.32, with and without a session).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "on_exit"):  # glibc, as all onnxruntime wheels for Linux need

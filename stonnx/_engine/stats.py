@@ -1,4 +1,4 @@
-"""What a call did, in numbers: for whoever looks for where the time goes, and which texts were cut."""
+"""The counters of a call, to find out where the time goes and which texts were cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, eq=False)
 class CallStats:
-    """What one call did. Tokens are those that the model read: after truncation, with special tokens, without padding.
+    """The counters of a call. Tokens are those that the model read: truncated, with special tokens, without padding.
 
     Attributes:
         texts: Texts or pairs of the call.
@@ -22,11 +22,11 @@ class CallStats:
         batches: Runs of the graph.
         tokens_per_text: Tokens of each text of the call, int64 [texts].
         truncated: Which texts were longer than the limit and lost their end, ascending, int64 [number of them].
-        tokenize_seconds: Spent on tokenization, most of it while the graph ran.
-        queue_seconds: Spent by batches in waiting for threads that the batches of other calls had, and for the second
-            session to be loaded. Batches side by side add up here and in ``run_seconds``, which can exceed ``seconds``.
-        run_seconds: Spent in runs of the graph.
-        seconds: From the beginning of the call to its last batch.
+        tokenize_seconds: Seconds of tokenization, most of them while the graph ran.
+        queue_seconds: Seconds that batches waited for threads that the batches of other calls had, and for the second
+            session. Batches side by side add up here and in ``run_seconds``, which can exceed ``seconds``.
+        run_seconds: Seconds in runs of the graph.
+        seconds: Seconds from the beginning of the call to its last batch.
     """
 
     texts: int
@@ -43,7 +43,7 @@ class CallStats:
 
     @property
     def padding_ratio(self) -> float:
-        """The share of the tokens that went through the graph and were padding."""
+        """The share of padding in the tokens that went through the graph."""
         return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class CallStats:
 
 @dataclass
 class Counters:
-    """What :class:`CallStats` are made of, counted while a call runs."""
+    """The numbers that :class:`CallStats` are made of, counted while a call runs."""
 
     texts: int
     unique_texts: int = 0
@@ -67,17 +67,17 @@ class Counters:
     tokenize_seconds: float = 0.0
     queue_seconds: float = 0.0
     run_seconds: float = 0.0
-    # For some of the texts each: which, how many tokens, and whether they were cut.
+    # Each entry is for some of the texts: their numbers, their tokens, and whether they were cut.
     parts: list[tuple[npt.NDArray[np.intp], npt.ArrayLike, npt.NDArray[np.bool_]]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
 
     def finish(self) -> None:
-        """The call is over."""
+        """Note the end of the call."""
         self.seconds = time.perf_counter() - self.started
 
     def add_parts(self, others: Sequence[Counters]) -> None:
-        """Add what was counted for consecutive parts of the texts, in other processes."""
+        """Add the counters of other processes, for consecutive parts of the texts."""
         start = 0
         for other in others:
             self.unique_texts += other.unique_texts
@@ -91,7 +91,7 @@ class Counters:
             start += other.texts
 
     def stats(self) -> CallStats:
-        """All of it, in the order of the texts."""
+        """All counters, in the order of the texts."""
         tokens_per_text = np.zeros(self.texts, dtype=np.int64)
         truncated = np.zeros(self.texts, dtype=np.bool_)
         for indices, lengths, cut in self.parts:

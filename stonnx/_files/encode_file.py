@@ -27,16 +27,16 @@ from stonnx._files.formats import (
 )
 from stonnx._files.part_file import SavePoint, append, open_part, part_paths, publish, refuse_existing, resume, save
 
-# Enough to tell apart inputs that have the same size and modification time; hashing all of it could take minutes.
+# Enough to tell apart inputs of the same size and modification time. Hashing everything could take minutes.
 _FINGERPRINT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class EncodeFileReport:
-    """What a run of :func:`encode_file` did.
+    """The report of a run of :func:`encode_file`.
 
     ``rows`` counts all rows of the output; ``resumed_rows`` of them came from an earlier run that was interrupted.
-    ``restarted`` says why an earlier run was there and could not be continued, or is None.
+    ``restarted`` says why an earlier run could not be continued, or is None.
     """
 
     rows: int
@@ -74,9 +74,9 @@ def encode_file(
         source: UTF-8 text, one row a line (``\n`` or ``\r\n``), JSONL, or a CSV or TSV table whose first row names the
             columns; unpacked if the name ends in .gz. None: read ``stdin``.
         output: The file to write: ``.npy`` [rows, dim]; ``.safetensors`` with the tensor ``embeddings`` [rows, dim];
-            or ``.jsonl``, each record plus an ``embedding`` list (one that was there is replaced). A row that is no
+            or ``.jsonl``, each record plus an ``embedding`` list, which replaces an existing one. A row that is not a
             JSON object becomes ``{text_field: text, "embedding": [...]}``.
-        identity: Everything, able to become JSON, that decides the embeddings: the model's hash, the options.
+        identity: Everything that decides the embeddings, as JSON values: the model's hash, the options.
         input_format: None: ``jsonl`` for .jsonl and .ndjson, ``csv`` for .csv, ``tsv`` for .tsv and .tab, otherwise
             ``lines``.
         output_format: None: by the suffix of ``output``.
@@ -90,12 +90,12 @@ def encode_file(
 
     Raises:
         InvalidArgumentError: An argument is outside what is allowed.
-        InvalidInputError: A line is not UTF-8 or no allowed JSON; ``index`` is its row.
-        UnsupportedError: The input is of a kind that is not read, or an embedding for JSONL output is not finite.
+        InvalidInputError: A line is not UTF-8 or not allowed JSON; ``index`` is its row.
+        UnsupportedError: The kind of input is not supported, or an embedding for JSONL output is not finite.
         FileExistsError: ``output`` exists, and ``overwrite`` is False.
         BlockingIOError: Another run is writing the same output.
-        OSError: A file cannot be read or written; the subclass and ``errno`` tell why.
-        RuntimeError: ``encode`` returned something else than documented above.
+        OSError: A file cannot be read or written; the subclass and ``errno`` say why.
+        RuntimeError: ``encode`` returned another result than documented above.
 
     Example:
         >>> import tempfile
@@ -117,7 +117,7 @@ def encode_file(
         raise InvalidArgumentError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}.")
     read_as, write_as = _formats(source, output, input_format, output_format)
     writer = WRITERS[write_as]
-    # A link keeps pointing where it does: the file behind it is what gets written.
+    # A link stays as it is: the run writes the file that it points to.
     target = output.resolve() if output.is_symlink() else output
     if source is not None and source.resolve() in {path.resolve() for path in (target, *part_paths(target))}:
         raise InvalidArgumentError(f"{source} would be both read and written. Name another output.")
@@ -164,7 +164,7 @@ def encode_to_stream(
     stdin: BinaryIO | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> int:
-    """Write the JSONL of :func:`encode_file` to a stream, row by row, and return how many rows there were.
+    """Write the JSONL of :func:`encode_file` to a stream, row by row, and return the number of rows.
 
     Raises:
         InvalidInputError, UnsupportedError, OSError: As for :func:`encode_file`.
@@ -200,7 +200,7 @@ def _formats(
 
 
 def _fingerprint(stream: BinaryIO) -> dict[str, Any] | None:
-    """What tells one input from another without reading all of it; None for a pipe, which cannot be read twice."""
+    """Facts that identify an input without reading all of it; None for a pipe, which cannot be read twice."""
     status = os.fstat(stream.fileno())
     if not stat.S_ISREG(status.st_mode):
         return None
@@ -212,7 +212,7 @@ def _fingerprint(stream: BinaryIO) -> dict[str, Any] | None:
 def _settings(
     identity: Mapping[str, object], fingerprint: dict[str, Any] | None, **formats: str
 ) -> dict[str, Any] | None:
-    """All that must be equal for a run to be continued, or None if it never can be."""
+    """The values that must be equal to continue a run, or None if it can never be continued."""
     try:
         known = json.loads(json.dumps(dict(identity), sort_keys=True))
     except (TypeError, ValueError) as error:
@@ -223,7 +223,7 @@ def _settings(
 
 
 def _checked(vectors: npt.NDArray[Any], rows: int, done: SavePoint) -> npt.NDArray[Any]:
-    """Hold what ``encode`` returned to its contract: one row too few would shift every embedding after it."""
+    """Check the result of ``encode`` against its contract: a missing row would shift every embedding after it."""
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or len(vectors) != rows:
         found = f"shape {list(vectors.shape)}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
         raise RuntimeError(f"Internal error: encode returned {found} for {rows} texts, not an array [{rows}, dim].")

@@ -1,6 +1,6 @@
 """The file formats of ``stonnx encode``: rows from lines, JSONL or tables; embeddings as npy, safetensors or JSONL.
 
-Nothing here opens a file or knows how far a run is; both directions work on one window of rows at a time.
+This file does not open files or know the progress of a run. Both directions work on one window of rows at a time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DTYPES: Mapping[str, DType] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One text. ``record`` is the JSON object it came in, exactly as it was written, or None for a bare text."""
+    """One text. ``record`` is its JSON object, exactly as it was written, or None for a bare text."""
 
     text: str
     record: str | None = None
@@ -74,12 +74,12 @@ def read_windows(
 ) -> Iterator[tuple[list[Row], int]]:
     r"""Read rows, at most ``window`` at a time, each time with the byte offset at which the next row begins.
 
-    The stream must stand at byte ``offset``, where row ``first_row`` begins; for a table it is read from its beginning
-    again, for the names of the columns. Only ``\n`` and ``\r\n`` end a line; a
-    byte order mark at the very start is dropped. In JSONL, one blank line at the end is allowed.
+    The stream must stand at byte ``offset``, the beginning of row ``first_row``. A table is read from its beginning
+    again, for the names of the columns. Only ``\n`` and ``\r\n`` end a line. A byte order mark at the very start is
+    dropped. In JSONL, one blank line at the end is allowed.
 
     Raises:
-        InvalidInputError: A line is not UTF-8, or in JSONL not what the format allows; ``index`` is its row.
+        InvalidInputError: A line is not UTF-8, or the JSONL format does not allow it; ``index`` is its row.
 
     Example:
         >>> import io
@@ -147,7 +147,7 @@ def _table_windows(table: Iterator[tuple[str, str, int]], window: int, offset: i
 
 @dataclass(frozen=True)
 class Writer:
-    """How an embeddings file is laid out: ``header_size`` bytes that are filled in last, then the rows' bytes."""
+    """The layout of an embeddings file: ``header_size`` bytes that are filled in last, then the rows' bytes."""
 
     header_size: int
     # (rows, dimension, dtype) -> exactly header_size bytes
@@ -169,7 +169,7 @@ def _npy_header(rows: int, dimension: int, dtype: str) -> bytes:
 
 
 def _safetensors_header(rows: int, dimension: int, dtype: str) -> bytes:
-    # https://huggingface.co/docs/safetensors/index#format: data begins right behind the padded JSON.
+    # https://huggingface.co/docs/safetensors/index#format: data begins right after the padded JSON.
     tensor = {
         "dtype": DTYPES[dtype].safetensors,
         "shape": [rows, dimension],
@@ -212,7 +212,7 @@ def _record(row: Row, text_field: str) -> str:
         return json.dumps({text_field: row.text}, ensure_ascii=False)
     if f'"{EMBEDDING_FIELD}"' in row.record:
         record = json.loads(row.record)
-        if EMBEDDING_FIELD in record:  # of an earlier run: the new one takes its place
+        if EMBEDDING_FIELD in record:  # from an earlier run: the new one replaces it
             del record[EMBEDDING_FIELD]
             return json.dumps(record)
     return row.record
@@ -222,7 +222,7 @@ def _parse_json(line: str, text_field: str) -> Row:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        # Its own message counts lines from here, beside ours that count from the start of the file.
+        # Its own message counts lines from here, while ours count from the start of the file.
         problem = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise ValueError(f"this is not valid JSON ({problem}). {_allowed(text_field)}") from error
     if isinstance(value, str):

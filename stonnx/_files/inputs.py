@@ -1,4 +1,4 @@
-"""Input files of texts: which format a name stands for, and how such a file is opened."""
+"""Input files of texts: the format that a name stands for, and the opening of such a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stonnx._files.formats import INPUT_FORMATS, INPUT_SUFFIXES, InputFormat
 _READ_BUFFER = 1 << 20
 _COMPRESSED = ".gz"
 
-# Files that are not texts in lines, and what makes one of them.
+# Kinds of files that are not supported, and a way to convert each.
 _UNPACK = "Unpack it first, or compress with gzip, which is read as it is."
 _TABLE = "Save it as CSV, or as JSONL: pandas.read_{}(FILE).to_json(FILE, orient='records', lines=True)"
 _REMEDIES: Mapping[str, str] = {
@@ -36,8 +36,8 @@ def input_format(source: Path | None, chosen: InputFormat | None = None) -> Inpu
     """The format of an input: the chosen one, or the one that its name stands for. None, standard input, has lines.
 
     Raises:
-        InvalidArgumentError: There is no such format.
-        UnsupportedError: The name stands for a file that is not read; the message says what to make of it.
+        InvalidArgumentError: The format does not exist.
+        UnsupportedError: The name stands for a kind of file that is not supported; the message says how to convert it.
     """
     if chosen is not None:
         if chosen not in INPUT_FORMATS:

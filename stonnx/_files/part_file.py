@@ -1,7 +1,7 @@
 """A file that appears whole or not at all, and that an interrupted run can continue: ``OUTPUT.part`` and its journal.
 
 Rows are appended to ``OUTPUT.part``. Once they are synced, the journal ``OUTPUT.part.json`` says how far they reach;
-whatever lies behind that is cut off by the next run. ``OUTPUT`` appears by one rename, when everything is written.
+the next run cuts off anything after that. ``OUTPUT`` appears by one rename, when everything is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from stonnx._disk import create, is_mount_point, try_lock
 
-# Raised by one whenever a part file or journal of an older version could not be continued by this one.
+# Raise it by one whenever this version cannot continue a part file or journal of an older one.
 _VERSION = 1
 
 _FREE_SPACE = (
@@ -43,15 +43,15 @@ _REMEDIES: Mapping[int | None, str] = {
 }
 
 
-# Flags for opening what may be anything: a link is refused, and a pipe does not wait for its other end.
+# Flags for opening a path that may be anything: they refuse a link, and do not wait for the other end of a pipe.
 _NO_LINKS = 0
-for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # no system has all of them
+for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # not every system has all of them
     _NO_LINKS |= getattr(os, _name, 0)
 
 
 @dataclass(frozen=True)
 class SavePoint:
-    """How far a run is: this many rows, from so many bytes of input, in so many bytes of the part file."""
+    """The progress of a run: this many rows, from so many bytes of input, in so many bytes of the part file."""
 
     rows: int
     input_bytes: int
@@ -76,7 +76,7 @@ def part_paths(output: Path) -> tuple[Path, Path]:
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Raise FileExistsError if the output is there and must not be replaced. Only regular files are ever replaced."""
+    """Raise FileExistsError if the output exists and must not be replaced. Only regular files are ever replaced."""
     with _explained(f"Cannot write {output}"):
         exists, regular = output.exists(), output.is_file()
     if exists and is_mount_point(output):
@@ -92,18 +92,18 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 @contextmanager
 def open_part(output: Path) -> Iterator[PartFile]:
-    """Open and lock the part file of an output. It is removed on an error that left nothing to continue from.
+    """Open and lock the part file of an output. An error that leaves nothing to continue from removes it.
 
     Raises:
         BlockingIOError: Another run holds the lock.
-        OSError: The file cannot be opened; the subclass and ``errno`` tell why.
+        OSError: The file cannot be opened; the subclass and ``errno`` say why.
     """
     part, journal = part_paths(output)
     file = _open_locked(part)
     try:
         yield PartFile(output, part, journal, file)
     except BaseException:
-        with suppress(OSError, ValueError):  # Windows removes no open file; the next run truncates it
+        with suppress(OSError, ValueError):  # Windows does not remove an open file; the next run truncates it
             if not journal.exists() and _is_at(file, part):
                 part.unlink()
         raise
@@ -115,13 +115,13 @@ def resume(to: PartFile, settings: Mapping[str, Any] | None, header_size: int) -
     """Cut the part file down to what its journal vouches for, or to an empty header, and stand at its end.
 
     Returns:
-        Where to continue, or None for a clean start; and why a journal that was there could not be used.
+        The point to continue from, or None for a clean start; and the reason why an existing journal was not usable.
     """
     with _explained(f"Cannot write {to.part}"):
         found, problem = _read_journal(to, settings)
         if found is None:
             if os.path.lexists(to.journal):
-                # It goes first, and for good: it must never vouch for the rows that this run is about to write.
+                # The journal goes first, for good: it must never vouch for the rows that this run will write.
                 to.journal.unlink()
                 _sync_directory(to.journal.parent)
             to.file.truncate(0)
@@ -147,7 +147,7 @@ def save(to: PartFile, settings: Mapping[str, Any], done: SavePoint) -> None:
         temporary = _temporary(to.journal)
         data = {"version": _VERSION, "settings": settings, "done": dataclasses.asdict(done)}
         try:
-            temporary.unlink(missing_ok=True)  # of a run that was killed, or whatever it is
+            temporary.unlink(missing_ok=True)  # from a killed run, or from anything else
             # Not synced: if a power cut loses it, the older journal or a clean start is still right, only slower.
             _write_new(temporary, _canonical({**data, "crc32": _crc(data)}))
             os.replace(temporary, to.journal)
@@ -165,7 +165,7 @@ def publish(to: PartFile, header: bytes, overwrite: bool) -> None:
     refuse_existing(to.output, overwrite)  # it may have appeared since the start
     with _explained(f"Cannot move {to.part} to {to.output}"):
         if sys.platform == "win32":
-            to.file.close()  # Windows renames no open file; elsewhere the lock is held to the end
+            to.file.close()  # Windows does not rename an open file; elsewhere the lock is held to the end
         os.replace(to.part, to.output)
         _sync_directory(to.output.parent)
         for leftover in (to.journal, _temporary(to.journal)):
@@ -217,11 +217,11 @@ def _open_locked(part: Path) -> io.FileIO:
         try:
             if not _lock(file):
                 raise BlockingIOError(f"Another run is writing {part}. Wait until it ends, or name another output.")
-            # Another run may have renamed this very file between open and lock: then it is no longer ours to write.
+            # Another run may have renamed this very file between open and lock. This run must not write to it then.
             if _is_at(file, part):
                 if os.fstat(file.fileno()).st_nlink == 1:
                     return file
-                # It has another name, for example in a backup, and is not written to: a new one takes its name.
+                # It has a second name, for example in a backup. A new file takes its name instead.
                 part.unlink()
         except BaseException:
             file.close()
@@ -230,7 +230,7 @@ def _open_locked(part: Path) -> io.FileIO:
 
 
 def _open(part: Path) -> io.FileIO:
-    """Make the part file, or open the one of an earlier run of this user. No link is followed."""
+    """Make the part file, or open the one of an earlier run of this user. This does not follow links."""
     irregular = FileExistsError(f"{part} is not a regular file. Remove it, or name another output.")
     try:
         with _explained(f"Cannot write {part}"):
@@ -260,10 +260,10 @@ def _file(descriptor: int, path: Path) -> io.FileIO:
 
 
 def _is_ours(found: os.stat_result, directory: Path) -> bool:
-    """Whether a file is of this user, as far as its file system tells users apart."""
+    """Whether a file belongs to this user, as far as its file system tells users apart."""
     if sys.platform == "win32" or found.st_uid == os.geteuid():
         return True
-    # Some file systems show another owner for all files, as for those of root on a network mount.
+    # Some file systems show another owner for all files, for example for root's files on a network mount.
     probe = directory / f".stonnx-{secrets.token_hex(8)}"
     descriptor = create(probe)
     try:
@@ -292,13 +292,13 @@ def _lock(file: io.FileIO) -> bool:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet: a link that somebody has put there is not followed."""
+    """Write a file that does not exist yet. This does not follow a link that somebody has put there."""
     with open(create(path), "w", encoding="utf-8") as file:
         file.write(text)
 
 
 def _read_own(path: Path) -> bytes:
-    """The contents of a file that this user has written, or an error."""
+    """The contents of a file that belongs to this user; otherwise an error."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_LINKS)) as file:
         if not _is_ours(os.fstat(file.fileno()), path.parent):
             raise ValueError("the file belongs to another user")
@@ -312,7 +312,7 @@ def _write_all(file: io.FileIO, block: bytes) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    if sys.platform != "win32":  # which opens no directories
+    if sys.platform != "win32":  # Windows does not open directories
         # Best effort: without it a power cut may undo a rename, but the files it concerns are never torn.
         with suppress(OSError):
             descriptor = os.open(directory, os.O_RDONLY)
@@ -324,7 +324,7 @@ def _sync_directory(directory: Path) -> None:
 
 @contextmanager
 def _explained(problem: str) -> Iterator[None]:
-    """Raise OSErrors again, of the same subclass and errno, saying what was being done and what to do."""
+    """Raise OSErrors again, of the same subclass and errno, with the failed step and a remedy."""
     try:
         yield
     except OSError as error:

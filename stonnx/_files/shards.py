@@ -1,7 +1,7 @@
-"""Many input files, and this process's share of them: an output file for each, whose name says what is in it.
+"""Many input files, and this process's share of them: an output file for each, named after its contents.
 
-The name of an output has a hash of the input's content, the bundle and the options. A file that is there is therefore
-complete and right, and running the same command again does what is missing: under any scheduler, whatever was killed.
+The name of an output has a hash of the input's content, the bundle and the options. So an existing file is complete and
+right, and the same command again does only the missing files: under any scheduler, after any kill.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stonnx._files.part_file import part_paths
 
 @dataclass(frozen=True)
 class Shard:
-    """Share number ``index`` of ``count``, from 1 on."""
+    """Share number ``index`` of ``count``, counted from 1."""
 
     index: int
     count: int
@@ -44,7 +44,7 @@ class Shard:
         return cls(index, count)
 
     def of(self, sources: Iterable[Path]) -> list[Path]:
-        """The files of this shard: every ``count``-th of the sorted list, so that all processes divide it alike."""
+        """The files of this shard: every ``count``-th of the sorted list, so that all processes agree."""
         return sorted(set(sources))[self.index - 1 :: self.count]
 
     def __str__(self) -> str:
@@ -53,9 +53,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one input.
+    """The result for one input.
 
-    ``error`` is None if its output is there. ``rows`` is None if an earlier run made it and is not known any more.
+    ``error`` is None if its output exists. ``rows`` is None if an earlier run made it and the number is unknown.
     """
 
     input: str
@@ -67,14 +67,14 @@ class FileResult:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a run of :func:`encode_files` did: the results in the order of the files, and the file that lists them."""
+    """The report of :func:`encode_files`: the results in the order of the files, and the file that lists them."""
 
     manifest: Path
     results: Sequence[FileResult] = field(default_factory=tuple)
 
     @property
     def failed(self) -> list[FileResult]:
-        """The inputs that have no output."""
+        """The inputs without an output."""
         return [result for result in self.results if result.error is not None]
 
 
@@ -88,19 +88,19 @@ def encode_files(
     shard: Shard,
     told: Callable[[FileResult], object] = lambda result: None,
 ) -> ShardReport:
-    """Encode the files of a shard into a directory. A file that fails is noted, and the others go on.
+    """Encode the files of a shard into a directory. A failed file is noted, and the others go on.
 
     Args:
-        encode: Makes an output (second argument) of an input, complete or not at all.
+        encode: Makes the complete output (second argument) of an input, or none.
         sources: All files, of all shards.
-        directory: Where outputs go; made if it is not there. All shards may share it.
-        suffix: Of the outputs, as ``.npy``.
-        identity: Everything, able to become JSON, that decides the embeddings beside the content of the input.
-        shard: Which of the files are done here.
-        told: Called with the result of each file when it is there.
+        directory: The directory for outputs, made if it is missing. All shards may share it.
+        suffix: The suffix of the outputs, as ``.npy``.
+        identity: Everything that decides the embeddings, except the content of the input, as JSON values.
+        shard: The share of the files to do here.
+        told: Called with the result of each file as soon as it is known.
 
     Returns:
-        What was done. The same is in ``shard-i-of-n.json``, which is written after each file.
+        The report. ``shard-i-of-n.json`` has the same, and is written after each file.
 
     Raises:
         InvalidArgumentError: ``directory`` is a file.
@@ -125,7 +125,7 @@ def encode_files(
 
 
 def output_name(source: Path, suffix: str, identity: Mapping[str, object]) -> str:
-    """The name of an output: that of the input, and a hash of its content and of ``identity``.
+    """The name of an output: the name of the input, and a hash of its content and of ``identity``.
 
     Raises:
         OSError: The input cannot be read.
@@ -147,10 +147,10 @@ def _encode_one(
         output = directory / output_name(source, suffix, identity)
         if output.exists():
             _, journal = part_paths(output)
-            journal.unlink(missing_ok=True)  # of a run that was killed just after its output was there
+            journal.unlink(missing_ok=True)  # from a run that was killed just after its output appeared
             return FileResult(str(source), output.name)
         report = encode(source, output)
-    except FileExistsError:  # another process was faster: with the same name, it is the same file
+    except FileExistsError:  # another process was faster; the same name means the same file
         return FileResult(str(source), output.name)
     except (StonnxError, OSError) as error:
         return FileResult(str(source), None, error=str(error))
@@ -158,7 +158,7 @@ def _encode_one(
 
 
 def _read(manifest: Path) -> list[FileResult]:
-    """The results of an earlier run; none if there was none, or if it cannot be read."""
+    """The results of an earlier run; empty if there was none, or if its file cannot be read."""
     try:
         return [FileResult(**entry) for entry in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -171,7 +171,7 @@ def _write(manifest: Path, shard: Shard, results: Sequence[FileResult]) -> None:
         "complete": all(result.error is None for result in results),
         "files": [asdict(result) for result in results],
     }
-    # A new file of a name that nobody can know: a link that somebody planted is never followed.
+    # A new file with an unpredictable name, so that nobody can have planted a link there.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{manifest.name}.", dir=manifest.parent)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:

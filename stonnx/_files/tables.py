@@ -16,16 +16,16 @@ _LONGEST_FIELD = (1 << 31) - 1
 def read_table(stream: BinaryIO, delimiter: str, *, name: str, column: str) -> Iterator[tuple[str, str, int]]:
     r"""The rows of a table: the text, all columns as a JSON object, and the byte offset at which the next row begins.
 
-    Blank lines are left out, as in other programs. A quoted field may have line ends in it.
+    Blank lines are skipped, as in other programs. A quoted field may contain line ends.
 
     Args:
         stream: UTF-8, from its beginning.
-        delimiter: What separates fields, ``","`` or a tab.
-        name: Of the input, for messages.
+        delimiter: The separator of fields, ``","`` or a tab.
+        name: The name of the input, for messages.
         column: The name of the column with the texts. A table of one column needs no name.
 
     Raises:
-        InvalidInputError: There is no such column, or a row is not what the first one says; ``index`` is the row.
+        InvalidInputError: The column does not exist, or a row does not fit the first one; ``index`` is the row.
 
     Example:
         >>> stream = io.BytesIO(b'id,text\n1,"Bread, or\nnot"\n')
@@ -75,7 +75,7 @@ def _position(header: list[str], column: str, name: str) -> int:
 
 
 class _Lines(Iterator[str]):
-    """The lines of a stream as text, and how far they reach."""
+    """The lines of a stream as text, and the byte offset that they reach."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name

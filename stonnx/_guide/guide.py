@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 from stonnx._errors import InvalidArgumentError, StonnxError
 
-# Codes of languages that are written in two ways.
+# Codes of languages that can be written in two ways.
 _SAME_LANGUAGE = {"nb": "no", "nn": "no", "iw": "he", "in": "id"}
 
 
 class GuideError(StonnxError, ValueError):
-    """``guide.json`` is not what it must be."""
+    """``guide.json`` does not have the form that it must have."""
 
 
 # The tasks that the guide has models for.
@@ -30,7 +30,7 @@ GuideTask = Literal["embedding", "sparse", "rerank"]
 
 @dataclass(frozen=True)
 class Citation:
-    """Where something was published."""
+    """The place of a publication."""
 
     title: str
     url: str
@@ -38,7 +38,7 @@ class Citation:
 
 @dataclass(frozen=True)
 class Measure:
-    """What a figure measures; more is better for all of them."""
+    """The meaning of a figure. More is always better."""
 
     kind: Literal["quality", "speed"]
     title: str
@@ -54,14 +54,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Languages:
-    """Languages of a model: how many, in words, and their codes as they were published."""
+    """Languages of a model: their number, in words, and their codes as published."""
 
     label: str
     source: str
     codes: tuple[str, ...]
 
     def include(self, code: str) -> bool:
-        """Whether a language is among them, whatever its region: ``pt`` is where ``pt-br`` is."""
+        """Whether a language is among them, whatever its region: ``pt`` is included if ``pt-br`` is."""
         return _language(code) in {_language(own) for own in self.codes}
 
 
@@ -76,13 +76,13 @@ class Use:
     quality: str
     speed: str
     models: tuple[str, ...]
-    # The use whose models stand in for languages that none of its own knows.
+    # The use whose models stand in for languages that its own models do not know.
     other_languages: str | None
 
 
 @dataclass(frozen=True)
 class GuideModel:
-    """A published model. ``dimension``, ``similarity`` and ``normalized`` are None where there are no vectors."""
+    """A published model. ``dimension``, ``similarity`` and ``normalized`` are None if it does not give vectors."""
 
     name: str
     task: GuideTask
@@ -93,7 +93,7 @@ class GuideModel:
     # The key of its Languages.
     languages: str
     summary: str
-    # By measure; None where nothing was published.
+    # By measure; None if no figure was published.
     figures: Mapping[str, Figure | None]
 
 
@@ -108,22 +108,22 @@ class Guide:
     models: tuple[GuideModel, ...]
 
     def model(self, name: str) -> GuideModel:
-        """The model of a name."""
+        """The model with a name."""
         return next(model for model in self.models if model.name == name)
 
     def use(self, name: str) -> Use:
-        """The use of a name."""
+        """The use with a name."""
         return next(use for use in self.uses if use.name == name)
 
     def uses_of(self, model: GuideModel) -> list[Use]:
-        """The uses that a model is for, the one where it stands highest first."""
+        """The uses of a model, first the one that ranks it highest."""
         uses = [use for use in self.uses if model.name in use.models]
         return sorted(uses, key=lambda use: use.models.index(model.name))
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked for. All of it must fit."""
+    """The wanted properties. A model must have all of them."""
 
     task: str | None = None
     use: str | None = None
@@ -137,9 +137,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """The models of a use that fit, the recommended one first, and why it is; then what fits but is for other uses.
+    """The fitting models of a use, the recommended one first with a reason; then fitting models of other uses.
 
-    ``note`` says why the use is not the one that was asked for.
+    ``note`` says why the use is not the requested one.
     """
 
     use: Use
@@ -156,7 +156,7 @@ def read_guide(text: str | None = None) -> Guide:
         text: JSON. None: ``guide.json`` of this package.
 
     Raises:
-        GuideError: It is not JSON, a field is missing, unknown or of another type, or a name refers to nothing.
+        GuideError: It is not JSON, a field is missing, unknown or of another type, or a name does not exist.
 
     Example:
         >>> read_guide().model("all-MiniLM-L6-v2").dimension
@@ -174,12 +174,12 @@ def read_guide(text: str | None = None) -> Guide:
 
 
 def recommend(guide: Guide, query: Query) -> Answer:
-    """The models that fit, ranked as the decision chart does: by its order, or by one measure if one is preferred.
+    """The fitting models, ranked as in the decision chart: by its order, or by a measure if the query prefers one.
 
-    Where no model of the use knows the languages, those of another use stand in, best first, and the answer says so.
+    If no model of the use knows the languages, those of another use stand in, best first, and the answer says so.
 
     Raises:
-        InvalidArgumentError: Part of the query is not known, or nothing fits all of it.
+        InvalidArgumentError: Part of the query is unknown, or no model fits all of it.
 
     Example:
         >>> recommend(read_guide(), Query(use="general", prefer="best")).models[0].name
@@ -235,7 +235,7 @@ def _fitting(guide: Guide, query: Query) -> list[GuideModel]:
 
 
 def _stand_in(guide: Guide, query: Query) -> Query | None:
-    """The query for another use, where only the languages keep the models of this one from fitting."""
+    """The query for another use, if only the languages keep the models of this one from fitting."""
     use = guide.use(query.use).other_languages if query.use is not None else None
     if use is None or _fitting(guide, query) or not _fitting(guide, dataclasses.replace(query, languages=())):
         return None
@@ -244,7 +244,7 @@ def _stand_in(guide: Guide, query: Query) -> Query | None:
 
 
 def _measured_for(guide: Guide, query: Query, stand_in: Query) -> Guide:
-    """The guide with the quality of stand-ins measured as that of the use they stand in for, where it was published."""
+    """The guide in which stand-ins have the quality measure of the use that they stand in for, if it was published."""
     assert query.use is not None
     measure, models = guide.use(query.use).quality, _fitting(guide, stand_in)
     if not all(measure in model.figures for model in models) or not any(model.figures[measure] for model in models):
@@ -290,7 +290,7 @@ def _why(guide: Guide, use: Use, models: Sequence[GuideModel], query: Query) -> 
 
 
 def _nothing_fits(guide: Guide, query: Query) -> str:
-    """What to leave out of a query that nothing fits."""
+    """The parts to leave out of a query that no model fits."""
     given = {
         "task": f"--task {query.task}",
         "use": f"--for {query.use}",
@@ -323,7 +323,7 @@ def _language(code: str) -> str:
 
 
 def _decode(hint: Any, value: Any, where: str) -> Any:
-    """JSON data as what a type hint says, and nothing else."""
+    """JSON data as a value of a type hint; any other data is an error."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         hints = typing.get_type_hints(hint)

@@ -15,7 +15,7 @@ _HEADER = ["model", "task", "dim", "tokens", "score", "norm", "langs", "quality"
 
 
 def table(guide: Guide, answer: Answer | None = None) -> str:
-    """All models by their use, or those of an answer, in at most 120 columns and with the source of every figure."""
+    """All models by use, or those of an answer, in at most 120 columns and with the source of every figure."""
     lines: list[str] = []
     if answer is None:
         groups = [(use, [m for m in guide.models if guide.uses_of(m)[0] == use]) for use in guide.uses]
@@ -47,7 +47,7 @@ def table(guide: Guide, answer: Answer | None = None) -> str:
 
 
 def as_json(guide: Guide, answer: Answer | None = None) -> str:
-    """All models, or those of an answer with the recommendation, as JSON that has every figure with its source."""
+    """All models, or those of an answer with the recommendation, as JSON with the source of every figure."""
     models = guide.models if answer is None else (*answer.models, *answer.others)
     recommendation = None
     if answer is not None:
@@ -75,7 +75,7 @@ def _command(name: str) -> str:
 
 
 class _Notes:
-    """Where figures come from, and what they measure where that is not the measure of their column."""
+    """The sources of figures, and their measure if it is not the measure of their column."""
 
     def __init__(self, guide: Guide) -> None:
         self._guide = guide
@@ -83,7 +83,7 @@ class _Notes:
         self._measures: list[str] = []
 
     def cell(self, model: GuideModel, measure: str) -> str:
-        """The figure of a model with its marks; where there is none, one of the same kind by another measure."""
+        """The figure of a model with its marks; if it does not exist, one of the same kind by another measure."""
         kind = self._guide.measures[measure].kind
         others = (key for key in model.figures if self._guide.measures[key].kind == kind)
         for key in (measure, *others):

@@ -1,1 +1,1 @@
-"""A model name or path in; the directory of a bundle out, downloaded or exported first if necessary."""
+"""A model name or path in; the directory of a bundle out. This room downloads or exports it first if necessary."""

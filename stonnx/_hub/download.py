@@ -16,10 +16,10 @@ from stonnx._errors import (
 # A directory with one of these is a checkpoint that can be exported.
 CHECKPOINT_FILES = ("modules.json", "config.json")
 
-# What of a checkpoint is downloaded: settings, tokenizer and weights, but not the same weights in other formats.
+# The files of a checkpoint to download: settings, tokenizer and weights, but not the same weights in other formats.
 _DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
-# The weights of a folder that has no *.safetensors.
+# The weights of a folder without *.safetensors.
 _DOWNLOADED_BIN = "pytorch_model*.bin"
 
 # The same with the network as ONNX, and PyTorch's weights of the small modules only, which lie in their own folders.
@@ -28,20 +28,20 @@ _DOWNLOADED_ONNX = [
     *("model.onnx", "model.onnx[._]data", "*/model.onnx", "*/model.onnx[._]data"),
 ]
 
-# What transformers imports of a repository.
+# The files of a repository that transformers imports.
 _DOWNLOADED_CODE = ["*.py"]
 
-# Never: what is in the folder of another program.
+# Never downloaded: files in the folder of another program.
 _NOT_DOWNLOADED = ["openvino/*"]
 
 
 def missing_for_pytorch() -> str | None:
-    """The first package that is not there of those that an export from PyTorch weights needs."""
+    """The first missing package of those that an export from PyTorch weights needs."""
     return next((name for name in ("torch", "sentence_transformers") if _is_missing(name)), None)
 
 
 def is_exporter_missing() -> bool:
-    """Whether nothing can be exported here: with the exporter but without PyTorch, an ONNX file still can."""
+    """Whether exports are impossible here. With the exporter but without PyTorch, an ONNX file can be exported."""
     return missing_for_pytorch() is not None and _is_missing("onnx_ir")
 
 
@@ -62,11 +62,11 @@ def download(
     onnx: bool | None = None,
     code: bool = False,
 ) -> Path:
-    """The directory of a bundle or checkpoint from the Hub; of a checkpoint, what an export needs.
+    """The directory of a bundle or checkpoint from the Hub. Of a checkpoint, it has the files that an export needs.
 
-    ``onnx`` says whether the network is to come as an ONNX file. None: where PyTorch is not installed. Either way the
-    other form is downloaded where that one is not there. ``code``: Python files too, which only an exporter runs that
-    was told to trust them.
+    ``onnx`` says whether the network should come as an ONNX file. None: if PyTorch is not installed. If that form is
+    missing, the other one is downloaded. ``code``: Python files too. Only an exporter that was told to trust them runs
+    them.
     """
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -81,13 +81,13 @@ def download(
     place["local_files_only"] = local_files_only
     try:
         if local_files_only or HF_HUB_OFFLINE:
-            # Straight from the cache: even for that, the client's download function may ask the network something.
+            # Straight from the cache: even for a cached file, the client's download function may use the network.
             cached = huggingface_hub.try_to_load_from_cache(name, MANIFEST_NAME, cache_folder, revision)
             directory = Path(cached).parent if isinstance(cached, str) else None
             if directory is not None and all((directory / file).is_file() for file in _listed(directory)):
                 return directory
-        # Asked for a file that is not in the cache, the client tries for half a minute where there is no network. So
-        # a checkpoint that is there is not asked for a manifest: if it has one by now, its snapshot below brings it.
+        # If a file is not in the cache and there is no network, the client tries for half a minute. So this does not
+        # ask for the manifest of a cached checkpoint: if there is one by now, the snapshot below brings it.
         if not _has_checkpoint(**place, revision=revision):
             try:
                 return _download_bundle(revision, place)
@@ -109,7 +109,7 @@ def download(
 
 
 def _download_checkpoint(revision: str | None, place: Mapping[str, Any], onnx: bool, code: bool) -> Path:
-    """What an export needs: the network as an ONNX file or with PyTorch's weights, in one format of these."""
+    """The files for an export: the network as an ONNX file or with PyTorch's weights, in one format of these."""
     import huggingface_hub
 
     def fetch(wanted: list[str], unwanted: list[str] | None = None) -> Path:
@@ -121,7 +121,7 @@ def _download_checkpoint(revision: str | None, place: Mapping[str, Any], onnx: b
         )
 
     if is_exporter_missing():
-        # These say which commit it is, and so whether a bundle of it is here already. Nothing else would be of use.
+        # These files identify the commit, and so tell whether a bundle of it is here already. That is enough.
         return fetch([*CHECKPOINT_FILES])
     for as_onnx in (onnx, not onnx):
         if as_onnx:
@@ -149,7 +149,7 @@ def _download_bundle(revision: str | None, place: Mapping[str, Any]) -> Path:
 
 
 def _listed(directory: Path) -> Collection[str]:
-    """The files of a bundle. None where its manifest cannot be read: who loads it finds that, too."""
+    """The files of a bundle. None if its manifest cannot be read: loading the bundle reports that."""
     try:
         return read_manifest(directory).files
     except BundleFormatError:
@@ -157,7 +157,7 @@ def _listed(directory: Path) -> Collection[str]:
 
 
 def _has_checkpoint(**place: Any) -> bool:
-    """Whether files of a repository are in the cache, and no manifest is among them."""
+    """Whether files of a repository are in the cache, without a manifest."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -1,6 +1,6 @@
 """A model name or path to the directory of a bundle: naming rules, downloads, export on first use.
 
-The only file that knows ``huggingface_hub``, which is imported when a name has to be looked up, not before.
+The only file that knows ``huggingface_hub``. It imports the package only to look up a name.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ def find_bundle(
     token: bool | str | None = None,
     local_files_only: bool = False,
 ) -> Bundle:
-    """Open and verify a bundle. It is downloaded or exported first if necessary.
+    """Open and verify a bundle, after downloading or exporting it if necessary.
 
-    A bundle in a cache, ours or the Hub's, is made again if it is damaged.
+    A damaged bundle in a cache, stonnx's or the Hub's, is made again.
 
     Args:
-        name_or_path: A directory, or the id of a Hub repository; a bundle that is open already is returned.
-        task: What the model is for; it decides which Hub organization a bare name belongs to.
-        dtype: The recipe for an export on first use. None: ``fp32``, or whatever an existing bundle has.
-        cache_folder: Where downloads are kept. None: the Hugging Face cache.
+        name_or_path: A directory, or the id of a Hub repository. An open bundle is returned as it is.
+        task: The task of the model. It decides which Hub organization a bare name belongs to.
+        dtype: The recipe for an export on first use. None: ``fp32``, or the recipe of an existing bundle.
+        cache_folder: The directory for downloads. None: the Hugging Face cache.
         revision: Branch, tag or commit of the repository.
         token: Hub token for private repositories.
         local_files_only: Never ask the network.
 
     Raises:
-        ModelNotFoundError: Nothing is there.
-        MissingDependencyError: There is a checkpoint but no bundle, and the exporter is not installed.
+        ModelNotFoundError: The name does not lead to a model.
+        MissingDependencyError: There is a checkpoint without a bundle, and the exporter is not installed.
         BundleIntegrityError: The bundle in a cache is damaged, and cannot be made again.
         ExportError: The cache cannot be written.
     """

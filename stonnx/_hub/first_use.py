@@ -23,7 +23,7 @@ logger = logging.getLogger("stonnx")
 
 
 def exported(source: str, identity: str, task: Task, dtype: str | None, *, name: str | None = None) -> Bundle:
-    """The bundle of a checkpoint from the cache, exported into it if it is not there yet, or damaged."""
+    """The bundle of a checkpoint from the cache, exported into it if it is missing or damaged."""
     label, recipe = name or source, dtype or "fp32"
     digest = hashlib.sha256(f"{identity}\0{task}\0{recipe}".encode()).hexdigest()[:16]
     target = cache_directory() / f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe}-{digest}"
@@ -56,7 +56,7 @@ def exported(source: str, identity: str, task: Task, dtype: str | None, *, name:
 
         what = "for first use" if found is None else f"again: {without_advice(found)}"
         logger.warning("Exporting %s to a %s bundle %s, into %s", label, recipe, what, target)
-        if found is None:  # nor can anybody use what is left of it
+        if found is None:  # the rest of it is not usable either
             shutil.rmtree(target, ignore_errors=True)
         export(source, target, dtype=recipe, task=task, name=name, overwrite=True)
         return open_bundle(target)
@@ -64,7 +64,7 @@ def exported(source: str, identity: str, task: Task, dtype: str | None, *, name:
 
 @contextmanager
 def _lock(target: Path) -> Iterator[None]:
-    """Of several processes that start at once, one exports and the others wait for it."""
+    """Let one of several processes that start at once export, while the others wait for it."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def _lock(target: Path) -> Iterator[None]:
 
 
 def local_identity(path: Path) -> str:
-    """Changes whenever a file of the checkpoint does."""
+    """A text that changes whenever a file of the checkpoint does."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     stats = [f"{file.relative_to(path)}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
     return "\0".join([str(path.resolve()), *stats])

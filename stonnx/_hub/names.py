@@ -1,10 +1,10 @@
-"""A name without an organization: whose model that is, as in sentence-transformers."""
+"""The organization of a name without one, as in sentence-transformers."""
 
 from __future__ import annotations
 
 from stonnx._tasks import TASKS, Task
 
-# Models from before the Hub had organizations, which are called by these names alone: sentence-transformers' own list.
+# Models from before the Hub had organizations, known by these names alone: sentence-transformers' own list.
 WITHOUT_ORGANIZATION = frozenset(
     {
         "albert-base-v1",
@@ -80,7 +80,7 @@ WITHOUT_ORGANIZATION = frozenset(
 
 
 def full_name(name: str, task: Task) -> str:
-    """The id of a Hub repository behind the name of a model.
+    """The id of the Hub repository that the name of a model means.
 
     Example:
         >>> full_name("all-MiniLM-L6-v2", "embedding"), full_name("bert-base-uncased", "embedding")

@@ -1,4 +1,4 @@
-"""Damaged bundles in a cache: found, and downloaded again."""
+"""Finds damaged bundles in a cache, and downloads them again."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ logger = logging.getLogger("stonnx")
 
 
 def open_download(directory: Path, place: Mapping[str, Any], local_files_only: bool) -> Bundle:
-    """Open a bundle in the Hub cache. What is damaged is downloaded again.
+    """Open a bundle in the Hub cache. Damaged files are downloaded again.
 
-    The client takes a file that is there for the one that it downloaded.
+    The client itself takes an existing file for the one that it downloaded.
     """
     found = open_cached(directory)
     if isinstance(found, Bundle):
@@ -33,7 +33,7 @@ def open_download(directory: Path, place: Mapping[str, Any], local_files_only: b
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # Deleting the snapshot would not do: its files are links.
+    # Deleting the snapshot is not enough: its files are links.
     label, repository = place["repo_id"], directory.parent.parent
     if local_files_only or HF_HUB_OFFLINE:
         raise cannot_repair(label, damage, "the Hub is not to be asked", repository) from damage
@@ -45,16 +45,16 @@ def open_download(directory: Path, place: Mapping[str, Any], local_files_only: b
         for file, entry in manifest.files.items():
             if not is_intact(directory / file, entry):
                 huggingface_hub.hf_hub_download(filename=file, **again)
-    except BundleError:  # so it is on the Hub
+    except BundleError:  # so the bundle on the Hub is damaged
         raise
-    # Without a network, the client raises a bare ValueError here, and says what happened in its cause.
+    # Without a network, the client raises a bare ValueError here, whose cause has the reason.
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise cannot_repair(label, damage, str(error.__cause__ or error).splitlines()[0], repository) from error
     return open_bundle(directory)
 
 
 def open_cached(directory: Path) -> Bundle | BundleError | None:
-    """The bundle in a directory of a cache, or what is wrong with it; None if there is none."""
+    """The bundle in a directory of a cache, or its error; None if the directory does not have one."""
     if not is_bundle(directory):
         return None
     try:
@@ -73,5 +73,5 @@ def cannot_repair(label: str, damage: BundleError, reason: str, directory: Path)
 
 
 def without_advice(damage: BundleError) -> str:
-    """A message without its advice for bundles that are the user's own."""
+    """A message without its advice for the user's own bundles."""
     return str(damage).removesuffix(REPAIR).rstrip()

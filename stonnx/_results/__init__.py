@@ -1,1 +1,1 @@
-"""Outputs of the graph in; what callers get out."""
+"""Outputs of the graph in; results for callers out."""

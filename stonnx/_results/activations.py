@@ -1,6 +1,6 @@
 """Activations of rerankers, logits to scores: the names that manifests use, and torch's classes for them, in numpy.
 
-Each function computes elementwise, but softmax and its kin, and keeps shape and float32. The definitions are those of
+Each function except softmax and its kin computes elementwise. All keep shape and float32. The definitions are those of
 the classes of ``torch.nn``: https://docs.pytorch.org/docs/stable/nn.html#non-linear-activations-weighted-sum-nonlinearity.
 """
 
@@ -67,7 +67,7 @@ def leaky_relu(x: FloatArray, negative_slope: float = 0.01) -> FloatArray:
 
 
 def softplus(x: FloatArray, beta: float = 1.0, threshold: float = 20.0) -> FloatArray:
-    """log(1 + exp(beta x)) / beta, and x itself where beta x is above ``threshold``."""
+    """log(1 + exp(beta x)) / beta, or x itself if beta x is above ``threshold``."""
     scaled = x * np.float32(beta)
     return np.where(scaled > threshold, x, np.logaddexp(scaled, np.float32(0)) / np.float32(beta))
 
@@ -223,15 +223,15 @@ _TORCH_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def resolve_activation(value: Any) -> Activation:
-    """The numpy function for whatever a caller names an activation by. torch is never imported.
+    """The numpy function for an activation, in any form that a caller may pass. This never imports torch.
 
     Args:
         value: A name of :data:`ACTIVATIONS`; the path of a torch class, ``"torch.nn.Sigmoid"``; an object of such a
-            class, whose parameters are taken over; a function of torch that has such a name, ``torch.sigmoid``; or any
-            other callable, which is returned as it is and gets a float32 array.
+            class, whose parameters apply; a function of torch with such a name, ``torch.sigmoid``; or any other
+            callable, which is returned as it is and gets a float32 array.
 
     Raises:
-        UnsupportedError: It is none of these.
+        UnsupportedError: ``value`` has another form.
 
     Example:
         >>> resolve_activation("torch.nn.modules.activation.Tanh")(np.zeros(2, dtype=np.float32))

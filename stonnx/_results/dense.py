@@ -1,4 +1,4 @@
-"""Vectors to what ``encode`` returns: truncated, normalized, quantized, as numpy or as torch."""
+"""Vectors to results of ``encode``: truncated, normalized, quantized, as numpy or as torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def finish_embeddings(
 ) -> npt.NDArray[Any]:
     """Truncate, then normalize, then quantize, in the order of sentence-transformers.
 
-    A model that normalizes by itself did so before the truncation, so truncated vectors have unit length only with
+    A model that normalizes by itself does so before the truncation. So truncated vectors have unit length only with
     ``normalize``.
     """
     if truncate_dim is not None:
@@ -92,7 +92,7 @@ def to_torch(array: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def join_rows(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Arrays of the same shape but for their rows, one below the other. The list is emptied, to free each at once.
+    """Arrays of the same shape except for their rows, one below the other. Empties the list, to free each at once.
 
     Example:
         >>> join_rows([np.zeros((2, 3)), np.ones((1, 3))]).shape

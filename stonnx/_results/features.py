@@ -1,4 +1,4 @@
-"""Everything that is known of each text: its ids, the vectors of its tokens, and its own."""
+"""All features of each text: its ids, the vectors of its tokens, and its own vector."""
 
 from __future__ import annotations
 

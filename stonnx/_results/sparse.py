@@ -1,6 +1,6 @@
-"""Sparse vectors: batches of mostly zeros to rows of a ``scipy.sparse.csr_array``, and what can be read off these.
+"""Sparse vectors: batches of mostly zeros to rows of a ``scipy.sparse.csr_array``, and functions on these.
 
-The only code here that needs scipy imports it when called: dense models run without.
+The only code here that needs scipy imports it when called: dense models run without it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class SparseRows:
     """Rows of mostly zeros, as their other values: those of the first row, then those of the second.
 
     Attributes:
-        counts: How many values each row has, int64 [rows].
-        columns: Where each value is in its row, ascending within it, int32 [values].
+        counts: The number of values of each row, int64 [rows].
+        columns: The column of each value, ascending within a row, int32 [values].
         values: float32 [values].
 
     Example:
@@ -47,7 +47,7 @@ class SparseRows:
     @classmethod
     def of(cls, batch: npt.NDArray[np.float32]) -> SparseRows:
         """The non-zero values of a batch [rows, width]."""
-        active = np.flatnonzero(batch != 0)  # of booleans it is ten times faster than of floats
+        active = np.flatnonzero(batch != 0)  # for booleans it is ten times faster than for floats
         ends = np.searchsorted(active, np.arange(1, len(batch) + 1) * batch.shape[1])
         columns = (active % batch.shape[1]).astype(np.int32)
         return cls(np.diff(ends, prepend=0), columns, batch.reshape(-1)[active])
@@ -55,11 +55,11 @@ class SparseRows:
     def strongest(self, limit: int | None) -> SparseRows:
         """The same rows with no more than ``limit`` values each, those of largest magnitude; of equal ones the first.
 
-        None, or a number that no row exceeds, keeps all.
+        None, or a number that no row exceeds, keeps all values.
         """
         if limit is None or self.counts.max(initial=0) <= limit:
             return self
-        # By row, and within it by descending magnitude; lexsort is stable, and columns ascend within a row.
+        # Sorted by row, and within a row by descending magnitude. lexsort is stable, and columns ascend within a row.
         order = np.lexsort((-np.abs(self.values), np.repeat(np.arange(len(self.counts)), self.counts)))
         rank = np.arange(len(order)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
         kept = np.zeros(len(order), dtype=np.bool_)
@@ -133,7 +133,7 @@ class CsrRows:
         self._shape = (rows, width)
         self._counts = np.zeros(rows, dtype=np.int64)
         self._pieces: list[tuple[npt.NDArray[np.intp], SparseRows]] = []
-        # A missing scipy has to be told before the first batch runs.
+        # A missing scipy must be an error before the first batch runs.
         self._sparse = scipy_sparse()
 
     def add(self, indices: npt.NDArray[np.intp], rows: SparseRows) -> None:
@@ -177,7 +177,7 @@ def read_sparse(embeddings: Any) -> tuple[CsrArray, bool]:
 
     Raises:
         InvalidInputError: They are not a numpy array, scipy sparse array or torch tensor.
-        InvalidArgumentError: They have neither one nor two dimensions.
+        InvalidArgumentError: They do not have one or two dimensions.
     """
     from stonnx._arrays import as_csr, is_sparse, is_tensor, to_array, to_float
 
@@ -203,7 +203,7 @@ def sparsity(embeddings: Any) -> dict[str, float]:
 
 
 def intersection(embeddings_1: Any, embeddings_2: Any) -> Any:
-    """The product of a vector with each row, as far as it is positive, in the kind of the arguments."""
+    """The positive part of the product of a vector with each row, in the kind of the arguments."""
     from stonnx._arrays import result_like
 
     vector, is_vector = read_sparse(embeddings_1)

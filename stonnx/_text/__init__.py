@@ -1,1 +1,1 @@
-"""What callers pass in; token ids in planned batches out."""
+"""Inputs of callers in; token ids in planned batches out."""

@@ -1,4 +1,4 @@
-"""Token counts to batches: which texts run together."""
+"""Token counts to batches: the choice of texts that run together."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-# Padded tokens that one unit of `batch_size` stands for, so that its default of 32 means 512 tokens a run: the
+# Padded tokens that one unit of `batch_size` stands for, so that its default of 32 means 512 tokens a run. The
 # activations of so many stay in the caches of two cores, and 1,024 are slower by 5 to 15%. A GPU is idle with so few.
 _TOKENS_PER_UNIT = 16
 _TOKENS_PER_UNIT_OF_GPU = 256
-# Of these, what stays in the caches of one core: 320 instead of 512 tokens give 1.02 to 1.16 times the throughput of
-# int8, and 0.99 to 1.07 times that of fp32, where texts of all lengths gain most: fewer are padded.
+# The part of these that stays in the caches of one core. 320 instead of 512 tokens give 1.02 to 1.16 times the
+# throughput of int8, and 0.99 to 1.07 times that of fp32. Texts of all lengths gain most, because of less padding.
 _SHARE_OF_ONE_THREAD = 5 / 8
 
-# Bytes of what a run may return for its texts: a vector of SPLADE is 120 kB, short texts are many in a run, and there
-# is a run for each thread. With half of this, texts of three tokens take a tenth longer on the CPU. A GPU needs more
+# The most bytes that a run may return for its texts: a vector of SPLADE is 120 kB, a run has many short texts, and
+# each thread has a run. With half of this, texts of three tokens take a tenth longer on the CPU. A GPU needs more
 # texts to be busy, and has one run at a time.
 _OUTPUT_BYTES = 8 << 20
 _OUTPUT_BYTES_OF_GPU = 256 << 20
@@ -40,7 +40,7 @@ def tokens_per_batch_unit(device: str) -> int:
 
 
 def tokens_on_one_thread(tokens: int) -> int:
-    """The most tokens of a run on one thread, where one on several threads has at most ``tokens``.
+    """The most tokens of a run on one thread, if one on several threads has at most ``tokens``.
 
     Example:
         >>> tokens_on_one_thread(512)
@@ -50,11 +50,11 @@ def tokens_on_one_thread(tokens: int) -> int:
 
 
 def texts_per_batch(bytes_per_text: int, device: str) -> int:
-    """The most texts of a run, so that what it returns for them stays within bounds: at least one.
+    """The most texts of a run, so that the size of its result stays within bounds: at least one.
 
     Args:
-        bytes_per_text: What it returns for each text, whatever its length.
-        device: Where it runs.
+        bytes_per_text: The bytes of the result for each text, whatever its length.
+        device: The device of the run.
 
     Example:
         >>> texts_per_batch(4 * 384, "cpu"), texts_per_batch(4 * 30522, "cpu"), texts_per_batch(4 * 30522, "cuda")
@@ -72,7 +72,7 @@ def plan_batches(
 ) -> list[npt.NDArray[np.intp]]:
     """Group texts of similar length so that no batch, padding included, holds more than ``max_tokens`` tokens.
 
-    A text that is longer than the budget gets a batch of its own.
+    A text over the budget gets a batch of its own.
 
     Args:
         lengths: Tokens of each text, [texts].
@@ -98,7 +98,7 @@ def plan_batches(
 
 
 def share_of_budget(tokens: int, max_tokens: int, workers: int) -> int:
-    """The budget of a batch with which the texts of a small call are enough batches for all workers.
+    """The budget of a batch at which the texts of a small call make enough batches for all workers.
 
     Example:
         >>> share_of_budget(600, 512, workers=2), share_of_budget(100, 512, workers=2), share_of_budget(9000, 512, 2)
@@ -110,9 +110,9 @@ def share_of_budget(tokens: int, max_tokens: int, workers: int) -> int:
 def windows(
     lengths: Sequence[int] | npt.NDArray[np.integer], first: int, size: int, max_length: int
 ) -> Iterator[npt.NDArray[np.intp]]:
-    """Split texts, longest first, into pieces that are tokenized at a time.
+    """Split texts, longest first, into pieces to tokenize at a time.
 
-    The first piece is small: nothing can run until it is tokenized.
+    The first piece is small, because no run can start until it is tokenized.
 
     Args:
         lengths: Characters of each text, [texts].
@@ -155,7 +155,7 @@ class Duplicates(Generic[_T]):
         self._starts = np.cumsum(self._counts) - self._counts
 
     def spread(self, numbers: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """Where some of the distinct texts occur, and for each place which of them it is, as a position in ``numbers``.
+        """The places of some of the distinct texts, and for each place the position of its text in ``numbers``.
 
         Args:
             numbers: Positions in :attr:`distinct`.
@@ -167,7 +167,7 @@ class Duplicates(Generic[_T]):
 
 
 def consecutive(items: Iterable[_Item], size: Callable[[_Item], int], limit: int) -> Iterator[list[_Item]]:
-    """Consecutive items of together no more than a limit, unless it is a single one."""
+    """Lists of consecutive items whose sizes together do not exceed a limit, unless it is a single item."""
     some: list[_Item] = []
     used = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""How much longer a tokenizer can make a text: a few kB of settings can double it again and again."""
+"""The growth of a text in a tokenizer: a few kB of settings can double it again and again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import tokenizers
 
-# A real one makes at most some hundred characters of one, by three expansions of rare characters one after the other.
+# A real tokenizer makes at most about a hundred characters of one, by three expansions of rare characters in a row.
 _MOST = 10_000
-# Of Unicode's compatible forms: ﷺ becomes 18 characters.
+# The growth by Unicode's compatible forms: ﷺ becomes 18 characters.
 _COMPATIBLE = 18
-# What lower case, composed forms and spaces around a character can make of it. These change nothing the second time.
+# The growth by lower case, composed forms and spaces around a character. A second time, these have no effect.
 _ONCE: Mapping[str, int] = {
     "NFC": 3,
     "NFD": 4,
@@ -35,7 +35,7 @@ def check_growth(tokenizer: tokenizers.Tokenizer) -> None:
     parts = [*_parts(tokenizer.normalizer, "normalizers"), *_parts(tokenizer.pre_tokenizer, "pretokenizers")]
     growth = math.prod(max(1, _growth(part)) for part in parts if part["type"] not in _ONCE)
     once = {part["type"] for part in parts} & _ONCE.keys()
-    # One of the forms of Unicode after another gives no more than the largest.
+    # Several forms of Unicode in a row do not give more than the largest.
     growth *= max((_ONCE[kind] for kind in once), default=1)
     if growth > _MOST:
         raise ValueError(f"its normalizers can make a text {growth:,.0f} times as long, up to {_MOST:,} is allowed")
@@ -47,7 +47,7 @@ def _growth(part: Mapping[str, Any]) -> float:
         pattern, content = part["pattern"], part["content"]
         if "String" in pattern:
             return len(content) / max(1, len(pattern["String"]))
-        # An expression may match nothing, before each character.
+        # An expression may match the empty text before each character.
         return len(content) + 1 if len(content) > 1 else 1
     if kind == "Precompiled":
         return _longest_entry(part["precompiled_charsmap"])
@@ -59,7 +59,7 @@ def _growth(part: Mapping[str, Any]) -> float:
 
 
 def _longest_entry(charsmap: str | list[int]) -> int:
-    """The longest text that a map of SentencePiece has for a character: after a table, they stand one by one."""
+    """The longest text that a map of SentencePiece has for a character. The texts follow a table one by one."""
     content = base64.b64decode(charsmap) if isinstance(charsmap, str) else bytes(charsmap)
     texts = content[4 + int.from_bytes(content[:4], "little") :]
     return max(map(len, texts.split(b"\0")), default=0)

@@ -1,4 +1,4 @@
-"""What callers pass to ``encode``: one text or many, checked, as sentence-transformers reads them."""
+"""Inputs of ``encode``: one text or many, checked, and read as in sentence-transformers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from stonnx._text.tokenizer import Text
 
 _ALLOWED = "Allowed are str, a pair of str, or {'text': str}"
 
-# None, and what pandas has for it beside NaN; recognised by name so that pandas need not be imported.
+# None, and pandas' own values for it other than NaN; recognised by name, so that pandas need not be imported.
 _MISSING = ("NoneType", "NAType", "NaTType")
 
 
 def parse_inputs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bool]:
-    """The texts of a call with the prompt in front, and whether the call was for a single text.
+    """The texts of a call with the prompt before each, and whether the call was for a single text.
 
-    A list, a tuple and an array of strings are a batch; everything else is one input. Within a batch a pair of strings
-    is one text pair, whose first text takes the prompt.
+    A list, a tuple and an array of strings are a batch. Everything else is one input. Within a batch, a pair of strings
+    is one text pair, and the prompt goes before its first text.
 
     Raises:
         InvalidInputError: An input or the prompt is not a text, or not valid Unicode; the error has the input's index.
@@ -53,7 +53,7 @@ def is_batch(inputs: Any) -> bool:
     """Whether an argument holds many inputs rather than one."""
     if isinstance(inputs, np.ndarray):
         return inputs.ndim >= 1 and inputs.dtype.kind in ("U", "O")
-    # `datasets.Column` is a sequence of its own kind; recognised by name so that datasets need not be imported.
+    # `datasets.Column` is a sequence of its own kind; recognised by name, so that datasets need not be imported.
     return isinstance(inputs, list | tuple) or type(inputs).__module__.startswith("datasets.")
 
 
@@ -74,7 +74,7 @@ def _not_text(item: Any, index: int | None) -> InvalidInputError:
 
 
 def _check_unicode(text: str, where: int | str | None) -> str:
-    """The text itself, if it has an encoding; tokenizers refuse a lone surrogate without saying where it is."""
+    """The text itself, if it can be encoded. tokenizers would refuse a lone surrogate without naming its place."""
     if not text.isascii():
         try:
             text.encode()
@@ -96,7 +96,7 @@ def _describe(item: Any) -> str:
 
 
 def parse_pairs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bool]:
-    """The pairs of a call, the prompt in front of each first text, and whether the call was for a single pair.
+    """The pairs of a call, with the prompt before each first text, and whether the call was for a single pair.
 
     A list or tuple is a batch if its first item is a list or tuple, or if it is empty; an array of strings is a batch
     if it has two dimensions. Everything else is one pair.
@@ -128,7 +128,7 @@ def is_pair_batch(inputs: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    # `datasets.Column` is a sequence of its own kind; recognised by name so that datasets need not be imported.
+    # `datasets.Column` is a sequence of its own kind; recognised by name, so that datasets need not be imported.
     return isinstance(value, list | tuple) or type(value).__module__.startswith("datasets.")
 
 

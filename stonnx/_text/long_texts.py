@@ -1,10 +1,10 @@
-"""Very long texts: a beginning of the text that has the same ids as far as the model reads.
+"""Very long texts: a beginning of the text with the same ids as far as the model reads.
 
-A tokenizer truncates what it has tokenized completely, so a text of a megabyte costs a second even where the model
-reads no more than its first page. Its beginning gives the same first ids if it ends where the tokenizer splits in any
-case, which most do at a space behind a letter. :func:`can_be_shortened` says for which tokenizers this is certain, from
-what they are made of; texts of all others are tokenized completely. Whether the beginning was long enough is seen from
-its tokens, in :mod:`stonnx._text.tokenizer`.
+A tokenizer tokenizes a text completely and then truncates it. So a text of a megabyte costs a second even if the model
+reads only its first page. Its beginning gives the same first ids if it ends at a point where the tokenizer always
+splits. For most, that is a space after a letter. :func:`can_be_shortened` says for which tokenizers this is certain,
+from their parts; texts of all others are tokenized completely. :mod:`stonnx._text.tokenizer` sees from the tokens
+whether the beginning was long enough.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any
 
 import tokenizers
 
-# Characters of a text that are tokenized for each token that the model reads. English has about five, so that the
-# beginning is long enough nearly always; where it is not, the whole text is tokenized.
+# The characters to tokenize for each token that the model reads. English has about five, so the beginning is nearly
+# always long enough. If it is not, the whole text is tokenized.
 _CHARACTERS_PER_TOKEN = 8
-# Places that are looked at before a text is left whole: there are texts of nothing but spaces.
+# The most places to look at before a text stays whole: some texts consist of spaces only.
 _PLACES = 100
 
-# Normalizers that leave a space where it is, and for which what stands before a letter and a space does not depend on
-# what follows.
+# Normalizers that keep a space in its place, and whose result up to a letter and a space does not depend on the rest.
 _NORMALIZERS = (
     "BertNormalizer",
     "Lowercase",
@@ -39,7 +38,7 @@ _NORMALIZERS = (
 # Pre-tokenizers that split between a letter and a space, and those that only split further.
 _SPLITTING = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
 _FINER = ("Digits", "Punctuation")
-# Regular expressions of byte-level tokenizers (GPT-4, Llama 3, Qwen). No match has a space behind anything else.
+# Regular expressions of byte-level tokenizers (GPT-4, Llama 3, Qwen). No match has a space after anything else.
 _EXPRESSIONS = tuple(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,7 +47,7 @@ _EXPRESSIONS = tuple(
 
 
 def can_be_shortened(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether the beginning of a text up to a space behind a letter has the first ids of the whole text."""
+    """Whether the beginning of a text up to a space after a letter has the first ids of the whole text."""
     if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
         return False
     normalizer, splitter = _settings(tokenizer.normalizer), _settings(tokenizer.pre_tokenizer)
@@ -56,12 +55,12 @@ def can_be_shortened(tokenizer: tokenizers.Tokenizer) -> bool:
 
 
 def longest_whole(max_tokens: int) -> int:
-    """Characters up to which a text is tokenized as it is: shortening must save more than it costs."""
+    """The most characters of a text that is tokenized as it is: shortening must save more than it costs."""
     return 2 * _CHARACTERS_PER_TOKEN * max_tokens
 
 
 def beginning(text: str, max_tokens: int) -> str | None:
-    """The beginning of a text, cut between a letter or digit and a space; None where there is no such place.
+    """The beginning of a text, cut between a letter or digit and a space; None if there is no such place.
 
     Example:
         >>> beginning("a day, and  then " * 20, max_tokens=2)
@@ -73,7 +72,7 @@ def beginning(text: str, max_tokens: int) -> str | None:
         if place < 1:
             return None
         before = text[place - 1]
-        # A few letters outside these form one character with the space behind them (Unicode's property Prepend).
+        # A few letters outside these form one character with the space after them (Unicode's property Prepend).
         if before.isalnum() and "\u0d4e" != before < "\U00010000":
             return text[:place]
     return None
@@ -93,7 +92,7 @@ def _keeps_spaces(settings: Mapping[str, Any]) -> bool:
 def _splits(settings: Mapping[str, Any]) -> bool:
     kind = settings["type"]
     if kind == "Sequence":
-        # The first that splits there has done it for those after it, which get pieces without the place.
+        # The first one that splits there does so for those after it, which get pieces without the place.
         parts = settings["pretokenizers"]
         first = next((number for number, part in enumerate(parts) if _splits(part)), None)
         return first is not None and all(part["type"] in _FINER for part in parts[:first])
@@ -107,7 +106,7 @@ def _splits(settings: Mapping[str, Any]) -> bool:
 
 
 def _settings(part: Any) -> Mapping[str, Any] | None:
-    """What a part of a tokenizer is made of, as tokenizer.json has it."""
+    """The settings of a part of a tokenizer, as in tokenizer.json."""
     return None if part is None else json.loads(part.__getstate__())
 
 
@@ -117,7 +116,7 @@ def is_same(text: str | tuple[str, str], encoding: tokenizers.Encoding, half: in
     Args:
         text: The whole text.
         encoding: That of the shortened text.
-        half: Of the tokens that are there for a pair.
+        half: Half of the tokens for a pair.
     """
     if not encoding.overflowing:
         return False
@@ -130,12 +129,12 @@ def is_same(text: str | tuple[str, str], encoding: tokenizers.Encoding, half: in
 
 
 def shorten(text: str | tuple[str, str], limit: int, whole: int) -> str | tuple[str, str] | None:
-    """The beginning of a long text, or a pair with the beginning of its long text; None where it must stay whole."""
+    """The beginning of a long text, or a pair with the beginning of its long text; None if it must stay whole."""
     if isinstance(text, str):
         return beginning(text, limit)
     first, second = text
     if len(first) > whole and len(second) > whole:
-        # Which one is cut to how much depends on which is longer.
+        # The cut of each text depends on which one is longer.
         return None
     if len(first) > whole:
         short = beginning(first, limit)

@@ -1,7 +1,7 @@
-"""Panics of the ``tokenizers`` package become errors of ours.
+"""Panics of the ``tokenizers`` package become errors of stonnx.
 
-A panic is what Rust calls a fault that its author did not expect. In Python it is a ``BaseException``, which a server's
-``except Exception`` lets through, and which says nothing about the text that caused it.
+A panic is Rust's name for a fault that its author did not expect. In Python it is a ``BaseException``. A server's
+``except Exception`` lets it through, and it does not name the text that caused it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_panic(error: BaseException) -> bool:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Raise BundleFormatError instead of whatever the package raises about a file."""
+    """Raise BundleFormatError instead of the package's errors about a file."""
     try:
         yield
     except BaseException as error:  # the Rust side raises bare Exception, or panics
@@ -33,7 +33,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def tokenized(encode: Callable[[list[_Text]], list[Any]], texts: Sequence[_Text], start: int = 0) -> list[Any]:
-    """``encode(texts)``. After a panic, the texts are tried one by one, to tell which one it was.
+    """``encode(texts)``. After a panic, this tries the texts one by one, to find the one that caused it.
 
     Args:
         encode: Gives a value for each text.
@@ -41,7 +41,7 @@ def tokenized(encode: Callable[[list[_Text]], list[Any]], texts: Sequence[_Text]
         start: The index of the first.
 
     Raises:
-        TokenizerError: The package panics at a text, or a thread of it did.
+        TokenizerError: The package panics at a text, or one of its threads did.
     """
     try:
         return encode([*texts])

@@ -24,7 +24,7 @@ from stonnx._text.growth import check_growth
 from stonnx._text.long_texts import can_be_shortened, is_same, longest_whole, shorten
 from stonnx._text.panics import readable, tokenized
 
-# What a model reads: a text, or a pair of texts.
+# An input of a model: a text, or a pair of texts.
 Text = str | tuple[str, str]
 
 # Whether the tokenizers package has started the threads that tokenize a batch.
@@ -37,12 +37,12 @@ class TokenBatch:
 
     input_ids: npt.NDArray[np.int64]
     attention_mask: npt.NDArray[np.int64]
-    # Which of the two texts of a pair a token comes from; None where no text of the batch is a pair.
+    # Which of the two texts of a pair a token comes from; None if no text of the batch is a pair.
     token_type_ids: npt.NDArray[np.int64] | None
 
 
 class Token(NamedTuple):
-    """A token of a text; ``start`` and ``stop`` are None for those that are not in it."""
+    """A token of a text; ``start`` and ``stop`` are None for tokens that are not in it."""
 
     id: int
     text: str
@@ -55,7 +55,7 @@ class Token(NamedTuple):
 class TokenIds:
     """The token ids of one text or pair, small enough to keep many of them.
 
-    They can take an encoding's place in :meth:`Tokenizer.pad`.
+    :meth:`Tokenizer.pad` accepts it in place of an encoding.
 
     Attributes:
         ids: int32 [tokens].
@@ -77,13 +77,13 @@ class TokenIds:
 
 
 class Tokenizer:
-    """A ``tokenizer.json`` under the model's own truncation, whatever the file itself says about it.
+    """A ``tokenizer.json`` with the model's own truncation, whatever the file itself says about it.
 
     Args:
-        read: Gives the contents of the file, each time the same.
+        read: Returns the contents of the file, the same each time.
         spec: The model's own limits.
         path: Its name, for messages.
-        characters: Characters that are tokenized at a time, unless a single text has more.
+        characters: The most characters to tokenize at a time, unless a single text has more.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Tokenizer:
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
-        """The ``tokenizers.Tokenizer`` behind it."""
+        """The ``tokenizers.Tokenizer`` that does the work."""
         return self._current[0]
 
     @property
@@ -133,7 +133,7 @@ class Tokenizer:
             bounds = f"more than the {special} special tokens" + (f" and at most {limit} positions" if limit else "")
             raise InvalidArgumentError(f"max_seq_length must be an integer, {bounds}; got {value!r}.")
         value = int(value)
-        # A tokenizer may be in use by another thread, and changing one that is in use fails: swap in a fresh one.
+        # Another thread may be using the tokenizer, and changing it then fails. So this swaps in a fresh one.
         content = self._read()
         with readable(self._path):
             fresh = tokenizers.Tokenizer.from_buffer(content)
@@ -193,7 +193,7 @@ class Tokenizer:
     ) -> list[tokenizers.Encoding]:
         special = self._spec.add_special_tokens
         if len(texts) == 1 and characters_of(texts[0]) <= self._characters:
-            # Without the threads of a batch, which cost more than a text.
+            # Without the threads of a batch, which would cost more than the text.
             first, second = texts[0] if isinstance(texts[0], tuple) else (texts[0], None)
             return tokenized(lambda _: [backend.encode(first, second, add_special_tokens=special)], texts)
         return [
@@ -206,15 +206,15 @@ class Tokenizer:
     def is_truncated(self, encoding: tokenizers.Encoding) -> bool:
         """Whether the text of an encoding was longer than :attr:`max_seq_length`."""
         limit = self.max_seq_length
-        # What was cut off is expensive to ask for.
+        # Asking for the part that was cut off is expensive.
         return limit is not None and len(encoding) >= limit and bool(encoding.overflowing)
 
     def count(self, texts: Sequence[Text]) -> npt.NDArray[np.int64]:
-        """Tokens of each text as a whole, special tokens included, without truncation: [texts]."""
+        """Number of tokens of each whole text, special tokens included, without truncation: [texts]."""
         backend = self.backend
         parts = [part for text in texts for part in (text if isinstance(text, tuple) else (text,))]
         try:
-            # What was cut off is in `overflowing`, in pieces that do not overlap.
+            # The part that was cut off is in `overflowing`, in pieces that do not overlap.
             lengths = [
                 len(encoding) + sum(map(len, encoding.overflowing))
                 for piece in _encoded(backend, parts, False, self._characters)
@@ -232,10 +232,10 @@ class Tokenizer:
         return np.array(counts, dtype=np.int64)
 
     def from_ids(self, ids: Sequence[int]) -> TokenIds:
-        """A text that somebody tokenized with this tokenizer, with the special tokens if they left these out.
+        """A text from ids that a caller made with this tokenizer. Adds the special tokens if they are missing.
 
         Raises:
-            InvalidArgumentError: One is not an id of this tokenizer, or they are more than the model reads.
+            InvalidArgumentError: One is not an id of this tokenizer, or there are more than the model reads.
         """
         backend, limit = self._current
         size = backend.get_vocab_size()
@@ -255,9 +255,9 @@ class Tokenizer:
         return TokenIds(np.array(whole, dtype=np.int32))
 
     def whole(self, texts: Sequence[Text], add_special_tokens: bool) -> list[list[Token]]:
-        """The tokens of texts without truncation, with where they are in them, in characters."""
+        """The tokens of texts without truncation, with their places in the texts, in characters."""
         if self._untruncated is None:
-            # Loaded when it is first asked for: a vocabulary can take 50 MB.
+            # Loaded on first use: a vocabulary can take 50 MB.
             backend = tokenizers.Tokenizer.from_buffer(self._read())
             backend.no_padding()
             backend.no_truncation()
@@ -267,13 +267,13 @@ class Tokenizer:
         return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
     def effort(self, text: Text) -> int:
-        """Characters of a text that are tokenized."""
+        """The number of characters of a text that are tokenized."""
         characters = characters_of(text)
         limit = self.max_seq_length
         return min(characters, longest_whole(limit)) if limit is not None and self._can_be_shortened else characters
 
     def ids(self, texts: Sequence[Text]) -> list[TokenIds]:
-        """As :meth:`encode`, without all that an encoding holds beside the ids."""
+        """As :meth:`encode`, but with the ids only and not the rest of an encoding."""
         return [
             TokenIds(
                 np.array(encoding.ids, dtype=np.int32),
@@ -290,7 +290,7 @@ class Tokenizer:
             input_ids = np.array(ids, dtype=np.int64)
             return TokenBatch(input_ids, np.ones(input_ids.shape, dtype=np.int64), None)
         lengths = np.array([len(row) for row in ids])
-        # A text may have no token at all where the model adds no special tokens; its row is padding only.
+        # If the model does not add special tokens, a text may have none at all; its row is padding only.
         width = int(lengths.max(initial=1))
         pairs = any(encoding.n_sequences > 1 for encoding in encodings)
         if (lengths == width).all():
@@ -350,7 +350,7 @@ def _encoded(
     characters: int,
     stopped: threading.Event | None = None,
 ) -> Iterator[list[tokenizers.Encoding]]:
-    """The encodings of texts, some at a time, so that neither Ctrl-C nor ``stopped`` have to wait for all of them.
+    """The encodings of texts, some at a time, so that Ctrl-C and ``stopped`` do not have to wait for all of them.
 
     Raises:
         CancelledError: ``stopped`` was set.
@@ -368,7 +368,7 @@ def _encoded(
                 lambda some: backend.encode_batch_fast(some, add_special_tokens=add_special_tokens), piece, start
             )
 
-        # A text that is longer than a piece takes as long as it takes. Ctrl-C comes to the main thread only.
+        # A single text over a piece cannot be interrupted. Ctrl-C reaches the main thread only.
         is_long = len(piece) == 1 and characters_of(piece[0]) > characters
         if is_long and threading.current_thread() is threading.main_thread():
             yield in_background(encode, "stonnx-tokenize").result()
@@ -378,8 +378,8 @@ def _encoded(
 
 
 def _after_fork_in_child() -> None:
-    """The threads of the tokenizers package are not there in a forked process, which would wait for them forever."""
-    # The package does this by itself, unless the variable is set. It is read in every call.
+    """Turn the package's threads off in a forked process, which lacks them and would wait for them forever."""
+    # The package does this by itself unless the variable is set. It reads the variable in every call.
     if _threads_used:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -1,4 +1,4 @@
-"""What every adapter does with its model: load it when it is first needed, once, and keep its name for the host."""
+"""The common part of adapters: load the model once, on first use, and keep its name for the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Model = TypeVar("_Model")
 
 
 class LazyModel(Generic[_Model]):
-    """A model that is loaded at its first use. It can be copied and pickled: the bundle is loaded again there.
+    """A model that is loaded on first use. It can be copied and pickled: the copy loads the bundle again.
 
     Args:
         kind: The class of the model.
@@ -20,7 +20,7 @@ class LazyModel(Generic[_Model]):
         options: Keyword arguments of the class.
 
     Raises:
-        InvalidArgumentError: ``model`` is of another class, or a loaded model came with options.
+        InvalidArgumentError: ``model`` has another class, or is a loaded model and comes with options.
     """
 
     def __init__(self, kind: type[_Model], model: Any, options: Mapping[str, Any] | None = None) -> None:

@@ -20,7 +20,7 @@ from chromadb.utils.embedding_functions import register_embedding_function
 from stonnx.integrations._models import LazyModel
 from stonnx.sentence_transformer import SentenceTransformer
 
-# What Chroma measures with, for what the model is meant for.
+# Chroma's measure for each similarity of a model.
 _SPACES: dict[str, Space] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
 
 
@@ -64,17 +64,17 @@ class StonnxEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> StonnxEmbeddingFunction:
-        """The function of a collection, from what :meth:`get_config` gave."""
+        """The function of a collection, from the result of :meth:`get_config`."""
         return StonnxEmbeddingFunction(
             config["model"], encode_kwargs=config.get("encode_kwargs"), **config.get("model_kwargs", {})
         )
 
     def get_config(self) -> dict[str, Any]:
-        """What Chroma keeps in the collection."""
+        """The settings that Chroma keeps in the collection."""
         return {"model": self.model.name, "encode_kwargs": self.encode_kwargs, "model_kwargs": self.model_kwargs}
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
-        """Refuse another model for vectors that are there already."""
+        """Refuse another model for existing vectors."""
         if old_config.get("model") != new_config.get("model"):
             raise ValueError(
                 f"The collection was made with {old_config.get('model')}; vectors of {new_config.get('model')} cannot "

@@ -45,12 +45,12 @@ class _Component:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Any:
-        """The component from what :meth:`to_dict` gave."""
+        """The component from the result of :meth:`to_dict`."""
         return default_from_dict(cls, data)
 
 
 def _texts(documents: list[Document], fields: Sequence[str], separator: str) -> list[str]:
-    """What is embedded of each document: the named metadata, then the content."""
+    """The text to embed of each document: the named metadata, then the content."""
     return [
         separator.join(
             [str(document.meta[name]) for name in fields if document.meta.get(name) is not None]
@@ -115,8 +115,8 @@ class StonnxDocumentEmbedder(_Component):
 
     Args:
         model: The directory of a bundle, a Hub id, or a loaded :class:`stonnx.SentenceTransformer`.
-        meta_fields_to_embed: Metadata that is put before the content.
-        embedding_separator: What stands between them.
+        meta_fields_to_embed: Metadata to put before the content.
+        embedding_separator: The text between them.
         encode_kwargs: Keyword arguments of ``encode_document``.
         model_kwargs: Keyword arguments of :class:`stonnx.SentenceTransformer`.
     """
@@ -185,8 +185,8 @@ class StonnxSparseDocumentEmbedder(_Component):
 
     Args:
         model: The directory of a bundle, a Hub id, or a loaded :class:`stonnx.SparseEncoder`.
-        meta_fields_to_embed: Metadata that is put before the content.
-        embedding_separator: What stands between them.
+        meta_fields_to_embed: Metadata to put before the content.
+        embedding_separator: The text between them.
         encode_kwargs: Keyword arguments of ``encode_document``.
         model_kwargs: Keyword arguments of :class:`stonnx.SparseEncoder`.
     """
@@ -230,8 +230,8 @@ class StonnxRanker(_Component):
     Args:
         model: The directory of a bundle, a Hub id, or a loaded :class:`stonnx.CrossEncoder`.
         top_k: How many are kept. None: all.
-        meta_fields_to_embed: Metadata that is put before the content.
-        embedding_separator: What stands between them.
+        meta_fields_to_embed: Metadata to put before the content.
+        embedding_separator: The text between them.
         predict_kwargs: Keyword arguments of ``rank``.
         model_kwargs: Keyword arguments of :class:`stonnx.CrossEncoder`.
     """

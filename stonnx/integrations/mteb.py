@@ -29,7 +29,7 @@ _SCORING = {
 
 
 def _texts(inputs: Any) -> list[str]:
-    """The texts of MTEB's loader, in order. A task with images, sound or video has none."""
+    """The texts of MTEB's loader, in order. A task with images, sound or video does not have texts."""
     texts: list[str] = []
     for batch in inputs:
         if "text" not in batch:
@@ -39,7 +39,7 @@ def _texts(inputs: Any) -> list[str]:
 
 
 def _meta(name: str, revision: str | None, **fields: Any) -> ModelMeta:
-    """What MTEB writes beside results. MTEB wants a name of the form organization/name."""
+    """The facts that MTEB writes next to results. MTEB wants a name of the form organization/name."""
     label = name.rstrip("/").rsplit("/", 1)[-1] if "/" not in name or name.startswith(("/", ".")) else name
     overwrites = {"name": label if "/" in label else f"stonnx/{label}", "revision": revision or "bundle", **fields}
     return ModelMeta.create_empty(overwrites=overwrites)
@@ -50,7 +50,7 @@ class StonnxEncoder:
 
     Args:
         model: The directory of a bundle, a Hub id, or a loaded :class:`stonnx.SentenceTransformer`.
-        revision: What MTEB notes as the model's revision; of a Hub id, what is loaded.
+        revision: The model's revision in MTEB's notes; for a Hub id, the revision to load.
         device: The device of the model.
         **model_kwargs: Keyword arguments of :class:`stonnx.SentenceTransformer`.
     """
@@ -108,7 +108,7 @@ class StonnxCrossEncoder:
 
     Args:
         model: The directory of a bundle, a Hub id, or a loaded :class:`stonnx.CrossEncoder`.
-        revision: What MTEB notes as the model's revision; of a Hub id, what is loaded.
+        revision: The model's revision in MTEB's notes; for a Hub id, the revision to load.
         device: The device of the model.
         **model_kwargs: Keyword arguments of :class:`stonnx.CrossEncoder`.
     """

@@ -172,7 +172,8 @@ class Session:
         self._session = self._ort.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
 
     def _choose_kernels(self, device: Device) -> native.Choice:
-        if device.provider.name != CPU or not self._may_use_kernels:
+        # A form that is named is one of stock operators: kernels have none.
+        if device.provider.name != CPU or not self._may_use_kernels or self._form is not None:
             return native.Choice()
         facts = self._facts
         choice = native.choose(facts.kernels, facts.precision, bfloat16=self._options.bfloat16)

@@ -185,4 +185,7 @@ def refuse_torch_arguments(*, backend: str, trust_remote_code: bool, **arguments
     if backend not in ("onnx", "torch"):
         raise UnsupportedError(f"backend {backend!r} is not known. A bundle runs with 'onnx'; leave backend out.")
     if trust_remote_code:
-        logger.warning("trust_remote_code=True has no effect: stonnx never runs code from a model repository.")
+        logger.warning(
+            "trust_remote_code=True has no effect: stonnx never runs code from a model repository. A model that needs "
+            "it is exported once, with: stonnx export MODEL --trust-remote-code"
+        )

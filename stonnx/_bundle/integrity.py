@@ -49,18 +49,21 @@ def check_integrity(files: Mapping[str, HeldFile], manifest: Manifest) -> None:
 
 
 def _check_graph(file: HeldFile, manifest: Manifest) -> None:
+    path = Path(file.place)
     try:
-        names = external_files(Path(file.place))
-        known = names & set(manifest.files)
-        check_graph_file(Path(file.place), sum(manifest.files[name].size for name in known))
+        names = external_files(path)
+        others = sorted(names - set(manifest.files))
+        # Without the weights of other files, a graph would be too small for its constants: the reason comes first.
+        if not others:
+            check_graph_file(path, sum(manifest.files[name].size for name in names))
     except ValueError as error:
         raise BundleFormatError(
             f"{file.path} is not the graph of a bundle: {error}. Export the model again with: stonnx export MODEL"
         ) from error
-    for name in sorted(names - set(manifest.files)):
+    if others:
         raise BundleFormatError(
-            f"{file.path} takes weights from {name!r}, which is not a file of the bundle. Export the model again with: "
-            "stonnx export MODEL"
+            f"{file.path} takes weights from {others[0]!r}, which is not a file of the bundle. Export the model again "
+            "with: stonnx export MODEL"
         )
 
 

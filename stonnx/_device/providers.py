@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from stonnx._device import nvidia, tensorrt
 from stonnx._device.provider import CPU, CUDA, Configured, Device, Provider, Setup
+from stonnx._device.wheels import installed_wheels
 from stonnx._errors import DeviceError, InvalidArgumentError, UnsupportedError
 
 
@@ -69,7 +70,7 @@ PROVIDERS = (
     Provider(
         "openvino",
         "OpenVINOExecutionProvider",
-        "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
+        "pip install onnxruntime-openvino",
         "onnxruntime-openvino",
         {"device_type": "CPU"},
         # Its kernels are its own. Older wheels do not say which operators they run.
@@ -102,9 +103,15 @@ def devices_for(device: str | None, available: Sequence[str]) -> list[Device]:
     if provider.name not in available:
         raise DeviceError(
             f"device {device!r} needs {provider.name}, which the installed onnxruntime does not have "
-            f"(it has {', '.join(available)}). Install it with: {provider.install}"
+            f"(it has {', '.join(available)}). Install it with: {install_command(provider, installed_wheels())}"
         )
     return [Device(provider, int(index) if index else None)]
+
+
+def install_command(provider: Provider, wheels: Sequence[str]) -> str:
+    """The command that installs a provider. First it uninstalls the other wheels: they have the same directory."""
+    others = [wheel for wheel in wheels if wheel != provider.wheel]
+    return f"pip uninstall -y {' '.join(others)} && {provider.install}" if others else provider.install
 
 
 def providers_of(device: Device) -> list[Provider]:
@@ -120,10 +127,10 @@ def check_version(device: Device, onnxruntime: str, wheels: Sequence[str]) -> No
     """
     oldest, wheel = device.provider.oldest, device.provider.wheel
     if tuple(int(part) for part in re.findall(r"\d+", onnxruntime)[:2]) < oldest:
-        others = f"pip uninstall -y {' '.join(wheels)} && {device.provider.install}"
+        newer = f"pip install -U {wheel}" if wheel in wheels else install_command(device.provider, wheels)
         raise DeviceError(
             f"device {str(device)!r} needs onnxruntime {'.'.join(map(str, oldest))} or newer, and this is "
-            f"{onnxruntime}. Install it with: {f'pip install -U {wheel}' if wheel in wheels else others}"
+            f"{onnxruntime}. Install it with: {newer}"
         )
 
 

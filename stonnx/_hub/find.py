@@ -59,7 +59,8 @@ def find_bundle(
     name = os.fspath(name_or_path)
     path = Path(name)
     if path.is_file():
-        raise ModelNotFoundError(f"{name} is a file. Pass the directory of the bundle instead: {path.parent}")
+        there = f" instead: {path.parent}" if is_bundle(path.parent) else ", which `stonnx export` makes, or a Hub id."
+        raise ModelNotFoundError(f"{name} is a file. Pass the directory of a bundle{there}")
     if name and is_bundle(path):  # an empty name would be the working directory
         return _with_dtype(open_bundle(path), dtype)
     if name and path.is_dir():

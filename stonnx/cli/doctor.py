@@ -28,7 +28,7 @@ from stonnx._device.facts import GraphFacts
 from stonnx._device.int8_speed import WITH_AMX, measure_int8_speed
 from stonnx._device.options import DeviceOptions
 from stonnx._device.provider import Provider
-from stonnx._device.providers import PROVIDERS
+from stonnx._device.providers import PROVIDERS, install_command
 from stonnx._device.session import Session, products_saturate
 from stonnx._device.wheels import import_onnxruntime, installed_wheels, quiet, telemetry, two_wheels
 from stonnx._errors import StonnxError
@@ -184,7 +184,7 @@ def _devices() -> Iterator[Finding]:
     available, wheels = import_onnxruntime().get_available_providers(), installed_wheels()
     for row in PROVIDERS:
         if row.name not in available:
-            yield Finding("devices", row.device, f"not in this onnxruntime; to have it: {row.install}")
+            yield Finding("devices", row.device, f"not in this onnxruntime; to have it: {install_command(row, wheels)}")
             continue
         reason = _why_not(row)
         if not reason:

@@ -327,6 +327,9 @@ def _too_many(in_progress: int, wait: float) -> RequestError:
 def _invalid(error: msgspec.ValidationError) -> RequestError:
     """The error for a field of the wrong type; msgspec says which field it is: ``... - at `$.input[3]```."""
     message = str(error)
+    missing = re.fullmatch(r"Object missing required field `(.*)`", message)
+    if missing:
+        return RequestError(Kind.INVALID, f"The field {missing.group(1)} is missing.", missing.group(1))
     found = re.search(r" - at `\$\.?(.*)`$", message)
     return RequestError(Kind.INVALID, message, found.group(1) if found and found.group(1) else None)
 

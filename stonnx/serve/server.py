@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -129,10 +130,14 @@ def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
+        advice = "--host is an address of this machine, or 0.0.0.0 for all."
+        if error.errno == errno.EADDRINUSE:
+            advice = "Another program listens there. Choose another --port; 0 takes a free one."
+        elif isinstance(error, PermissionError):
+            advice = "Low ports belong to root. Choose a --port from 1024 on."
         raise DeviceError(
-            f"The server cannot listen on {settings.host} port {settings.port}: {error}. Another program may use it: "
-            "try another --port; 0 takes a free one."
+            f"The server cannot listen on {settings.host} port {settings.port}: {error.strerror}. {advice}"
         ) from error
 
 

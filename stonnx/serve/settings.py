@@ -108,6 +108,8 @@ class Settings:
             raise InvalidArgumentError(
                 "There is no model to serve. Name one: stonnx serve BUNDLE, or a [[model]] in the --config file."
             )
+        if not 0 <= self.port <= 65535:
+            raise InvalidArgumentError(f"port must be from 0 to 65535, got {self.port!r}. 0 takes a free one.")
         positive = ("max_body_mb", "max_texts", "max_text_characters", "request_timeout", "body_timeout")
         for name in positive:
             if not getattr(self, name) > 0:

@@ -282,7 +282,7 @@ def test_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("device", "message"),
     [
         ("cuda", "Nothing has to be built for device 'cuda'. Allowed: tensorrt, tensorrt:0."),
-        ("tensorrt", 'Install it with: pip install "stonnx[gpu]"'),
+        ("tensorrt", '&& pip install "stonnx[gpu]"'),
     ],
 )
 def test_what_cannot_be_built(

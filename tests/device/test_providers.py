@@ -23,7 +23,7 @@ import pytest
 
 from stonnx import BundleFormatError, DeviceError, InvalidArgumentError, UnsupportedError, cli
 from stonnx._bundle.manifest import TensorSpec
-from stonnx._device import nvidia
+from stonnx._device import nvidia, providers
 from stonnx._device import session as session_module
 from stonnx._device import tensorrt as tensorrt_module
 from stonnx._device.facts import GraphFacts
@@ -93,12 +93,14 @@ def test_unknown_devices(device: str) -> None:
     ("device", "command"),
     [
         ("cpu", 'pip install "stonnx[cpu]"'),
-        ("cuda:3", 'pip install "stonnx[gpu]"'),
-        ("tensorrt", 'pip install "stonnx[gpu]"'),
+        ("cuda:3", 'pip uninstall -y onnxruntime && pip install "stonnx[gpu]"'),
+        ("tensorrt", 'pip uninstall -y onnxruntime && pip install "stonnx[gpu]"'),
         ("openvino", "pip uninstall -y onnxruntime && pip install onnxruntime-openvino"),
     ],
 )
-def test_missing_providers(device: str, command: str) -> None:
+def test_missing_providers(device: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two wheels overwrite each other's files: the command leaves one.
+    monkeypatch.setattr(providers, "installed_wheels", lambda: ["onnxruntime"])
     with pytest.raises(DeviceError) as error:
         devices_for(device, ["AzureExecutionProvider", "OtherExecutionProvider"])
     message = str(error.value)

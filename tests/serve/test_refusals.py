@@ -59,7 +59,7 @@ def error_of(response: httpx.Response, path: str) -> str:
         (_OPENAI, {"input": [[1], "a"]}, 400, "mixture"),
         (_OPENAI, {"input": [1.5]}, 400, "$.input[0]"),
         (_OPENAI, {"input": None}, 400, "$.input"),
-        (_OPENAI, {}, 400, "input"),
+        (_OPENAI, {}, 400, "The field input is missing."),
         (_OPENAI, {"input": ["a", "river " * 40], "truncate": False}, 400, "Text 1 has 42 tokens"),
         (_OPENAI, {"input": ["a"] * 2049}, 413, "2,049 texts"),
         (_OPENAI, {"input": "a" * 1_000_001}, 413, "--max-text-characters"),

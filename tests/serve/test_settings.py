@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     ("variable", "value", "message"),
     [
         ("STONNX_PORT", "x", "STONNX_PORT must be a number"),
+        ("STONNX_PORT", "65536", "port must be from 0 to 65535, got 65536"),
         ("STONNX_WATCH", "maybe", "STONNX_WATCH must be true or false"),
         ("STONNX_MAX_BODY_MB", "-1", "max_body_mb must be positive"),
         ("STONNX_MAX_QUEUED_TOKENS", "0", "max_queued_tokens must be positive"),
@@ -81,6 +83,17 @@ def test_a_wrong_variable_is_named(variable: str, value: str, message: str) -> N
     with pytest.raises(InvalidArgumentError) as caught:
         read_settings({}, ["a"], None, {variable: value})
     assert message in str(caught.value)
+
+
+def test_an_address_that_is_taken_and_one_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "a", "--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1 port {port}: " in said
+    assert "Another program listens there. Choose another --port; 0 takes a free one." in said
+    assert main(["serve", "a", "--host", "203.0.113.1", "--port", "0"]) == 1  # RFC 5737: nobody has it
+    assert "--host is an address of this machine" in capsys.readouterr().err
 
 
 def test_models_have_names_of_their_own(tmp_path: Path) -> None:

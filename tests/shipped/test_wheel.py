@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from packaging.requirements import Requirement
 import stonnx
 from stonnx import SentenceTransformer
 from stonnx._bundle.manifest import read_manifest
+from stonnx._device import kernels
 from stonnx._tasks import TASKS
 from stonnx_export.originals import load
 
@@ -72,6 +74,15 @@ ZOO = (
     "naver/splade-v3-distilbert",
     "cross-encoder/ms-marco-MiniLM-L6-v2",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_kernels() -> Iterator[None]:
+    """As in the environments that these tests make, which have none."""
+    off = kernels.Unusable("the wheel alone has none", unexpected=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "find", lambda operators=kernels.OPERATORS: off)
+        yield
 
 
 @pytest.fixture(scope="module")

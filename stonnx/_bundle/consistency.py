@@ -49,8 +49,9 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
     output = next((spec for spec in manifest.routes[manifest.default_route].outputs if spec.name == row.output), None)
     if output is not None:
         _check_result(manifest, output, require)
-    for field, value in (("truncate_dim", manifest.truncate_dim), ("max_active_dims", manifest.max_active_dims)):
-        require(value is None or value > 0, field, value, "a positive number or null")
+    # Any truncate_dim is allowed: it cuts as a slice does, so 0 and negative numbers mean what they do in the original.
+    most = manifest.max_active_dims
+    require(most is None or most > 0, "max_active_dims", most, "a positive number or null")
     prompts = {*manifest.prompts} | (set() if row.gives_labels else {"query", "document"})
     default = manifest.default_prompt_name
     require(default is None or default in prompts, "default_prompt_name", default, f"null or one of {sorted(prompts)}")

@@ -32,14 +32,13 @@ def read_table(stream: BinaryIO, delimiter: str, *, name: str, column: str) -> I
         >>> [(text, record) for text, record, _ in read_table(stream, ",", name="texts.csv", column="text")]
         [('Bread, or\nnot', '{"id": "1", "text": "Bread, or\\nnot"}')]
     """
-    csv.field_size_limit(_LONGEST_FIELD)
     lines = _Lines(stream, name)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     index = 0
     while True:
         try:
-            row = next(rows, None)
+            row = _next_row(rows)
         except csv.Error as error:
             raise InvalidInputError(
                 f"{name}, line {lines.number}: this is not a valid table ({error}).", index
@@ -60,6 +59,15 @@ def read_table(stream: BinaryIO, delimiter: str, *, name: str, column: str) -> I
             )
         yield row[position], json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False), lines.end
         index += 1
+
+
+def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
+    """The next row, or None after the last. The limit of the csv module is for the whole process, so it is put back."""
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(before)
 
 
 def _position(header: list[str], column: str, name: str) -> int:

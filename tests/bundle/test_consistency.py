@@ -67,8 +67,6 @@ TOKENIZER = "routes.default.tokenizer"
         (f"{TOKENIZER}.max_seq_length", 100_000, "max_seq_length is 100000, allowed is up to"),
         (f"{TOKENIZER}.max_positions", 0, "max_positions is 0"),
         (f"{TOKENIZER}.max_positions", 2**31, "max_positions is 2147483648"),
-        ("truncate_dim", 0, "truncate_dim is 0"),
-        ("truncate_dim", -1, "truncate_dim is -1"),
         ("max_active_dims", 0, "max_active_dims is 0"),
         ("default_prompt_name", "absent", "default_prompt_name is 'absent'"),
         ("probe", {"file": "tokenizer.json", "cosine_min": -1}, r"probe\.cosine_min is -1"),
@@ -101,11 +99,12 @@ def test_contradictions_of_rerankers(tmp_path: Path, place: str, value: Any, mes
         CrossEncoder(bundle)
 
 
-def test_values_that_are_allowed(bundle: Path) -> None:
-    """More dimensions than there are cut nothing, as in the original; prompts that every model has need no entry."""
-    change(bundle, "truncate_dim", 100)
+@pytest.mark.parametrize(("size", "left"), [(100, 8), (5, 5), (0, 0), (-3, 5)])
+def test_values_that_are_allowed(bundle: Path, size: int, left: int) -> None:
+    """Dimensions are cut as in the original, by a slice; prompts that every model has need no entry."""
+    change(bundle, "truncate_dim", size)
     change(bundle, "default_prompt_name", "query")
-    assert SentenceTransformer(bundle).encode("the sun").shape == (8,)
+    assert SentenceTransformer(bundle).encode("the sun").shape == (left,)
 
 
 def test_too_many_files(bundle: Path) -> None:

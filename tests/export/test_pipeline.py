@@ -350,7 +350,7 @@ STEPS = [
     "_write_tokenizer",
     "_manifest",
     "first write_manifest",
-    "verify",
+    "verify_fidelity",
     "render",
     "second write_manifest",
     "fsync",
@@ -724,7 +724,14 @@ class TestProgress:
 
     @pytest.mark.parametrize(
         ("step", "stage"),
-        [("read_checkpoint", 0), ("graph", 1), ("_build", 2), ("_write_graph", 3), ("verify", 4), ("render", 5)],
+        [
+            ("read_checkpoint", 0),
+            ("graph", 1),
+            ("_build", 2),
+            ("_write_graph", 3),
+            ("verify_fidelity", 4),
+            ("render", 5),
+        ],
     )
     def test_the_stage_that_failed(
         self,

@@ -24,7 +24,7 @@ from stonnx._text.tokenizer import Text, Tokenizer, characters_of
 
 KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 # SentencePiece's BPE without words: where a text is split depends on all of it.
-WHOLE = ("bpe-gemma",)
+WHOLE = ("bpe-gemma", "bpe-llama")
 
 # What texts are made of: words, all kinds of space, special tokens, characters that join or combine with others.
 PARTS = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
+
+from stonnx._device.wheels import import_onnxruntime
 
 # Right-padded texts on which a mask is probed. The last ones are longer than any window that kernels are worth for.
 _PROBES = ((1,), (5, 2), (40, 7), (700, 40))
@@ -27,6 +28,7 @@ class Windows:
         graph = self._model.graph
         try:
             part = ir.convenience.extract(graph, list(graph.inputs), [mask])
+            onnxruntime = import_onnxruntime()
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4
             session = onnxruntime.InferenceSession(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import stonnx
-from stonnx._bundle.manifest import Manifest
+from stonnx._bundle.manifest import DEFAULT_ROUTE, Manifest
 from stonnx._errors import FidelityError, StonnxError
 from stonnx._tasks import TASKS
 from stonnx._text.tokenizer import Text
@@ -57,7 +57,7 @@ def _methods(manifest: Manifest) -> list[str]:
         return ["predict"]
     methods = [] if manifest.needs_task else ["encode"]
     routes = manifest.routes.keys()
-    return [*methods, *(f"encode_{task}" for task in ("query", "document") if len(routes) == 1 or task in routes)]
+    return [*methods, *(f"encode_{task}" for task in ("query", "document") if {task, DEFAULT_ROUTE} & routes)]
 
 
 def _texts(manifest: Manifest) -> list[Text]:

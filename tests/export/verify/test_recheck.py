@@ -215,5 +215,7 @@ class TestRefused:
     def test_a_recipe_without_bounds(self, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
         """No bound would be one that everything is within."""
         bundle = changed(tiny_bundle, tmp_path, recipe="int3", fidelity=None)
-        with pytest.raises(UnsupportedError, match=r"the recipe 'int3'.* Known: fp32, fp16, int8\..*stonnx export"):
+        with pytest.raises(
+            UnsupportedError, match=r"the recipe 'int3'.* Known: fp32, fp16, bf16, int8\..*stonnx export"
+        ):
             verify_bundle(bundle, tiny_checkpoint)

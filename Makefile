@@ -75,6 +75,7 @@ clean:
 $(VENV)/.installed-torch:
 	$(PYTHON) -c 'import sys; sys.exit("stonnx needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH) and what it needs into $(VENV): about 1 GB, some minutes."
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	touch $@
 

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stonnx._errors import InvalidArgumentError, StonnxError
 from stonnx._files.encode_file import EncodeFileReport
 from stonnx._files.part_file import part_paths
@@ -148,13 +150,21 @@ def _encode_one(
         if output.exists():
             _, journal = part_paths(output)
             journal.unlink(missing_ok=True)  # from a run that was killed just after its output appeared
-            return FileResult(str(source), output.name)
+            return FileResult(str(source), output.name, *_shape(output))
         report = encode(source, output)
     except FileExistsError:  # another process was faster; the same name means the same file
         return FileResult(str(source), output.name)
     except (StonnxError, OSError) as error:
         return FileResult(str(source), None, error=str(error))
     return FileResult(str(source), output.name, report.rows, report.dimension)
+
+
+def _shape(output: Path) -> tuple[int | None, int | None]:
+    """Rows and dimensions of an output that is there; None if its format does not begin with them."""
+    if output.suffix != ".npy":
+        return None, None
+    rows, dimension = np.load(output, mmap_mode="r").shape
+    return rows, dimension
 
 
 def _read(manifest: Path) -> list[FileResult]:

@@ -129,7 +129,7 @@ def _encode_files(arguments: argparse.Namespace) -> int:
     if report.failed:
         print(
             f"{len(report.failed)} of {len(report.results)} files of shard {shard} have no output. Run the same "
-            "command again when they are mended: it does these only.",
+            "command again when they are corrected: it does these only.",
             file=sys.stderr,
         )
     print(f"{report.manifest}: {len(report.results) - len(report.failed)} of {len(report.results)} files are done")

@@ -80,6 +80,9 @@ def test_the_same_command_does_nothing_twice(bundle: Path, sources: list[Path], 
     assert encode(bundle, sources, tmp_path) == 0
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")} == before
     assert (tmp_path / "shard-1-of-1.json").read_text() == manifest
+    assert encode(bundle, sources, tmp_path, "--shard", "1/2") == 0
+    counts = [entry["rows"] for entry in json.loads((tmp_path / "shard-1-of-2.json").read_text())["files"]]
+    assert counts == [len(source.read_text().splitlines()) for source in sources[::2]]
 
 
 def test_another_content_or_option_is_another_file(bundle: Path, sources: list[Path], tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def download(
         snapshot = _download_checkpoint(
             revision, place, missing_for_pytorch() is not None if onnx is None else onnx, code
         )
+        if not any(snapshot.iterdir()):  # a download was interrupted at its first file
+            raise FileNotFoundError("no file of it is there")
         return _download_bundle(snapshot.name, place) if (snapshot / MANIFEST_NAME).is_file() else snapshot
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = "in the local cache" if local_files_only else "on the Hub or in the local cache"
@@ -165,4 +167,5 @@ def _has_checkpoint(**place: Any) -> bool:
         snapshot = Path(huggingface_hub.snapshot_download(**place | {"local_files_only": True}))
     except LocalEntryNotFoundError:
         return False
-    return not (snapshot / MANIFEST_NAME).is_file()
+    # A download that was interrupted at its first file leaves an empty snapshot, which may become a bundle.
+    return any(snapshot.iterdir()) and not (snapshot / MANIFEST_NAME).is_file()

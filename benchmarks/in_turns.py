@@ -40,5 +40,5 @@ def ratio(found: Seconds, base: str, other: str) -> str:
         '2.00x (2.00-2.00)'
     """
     ratios = [a / b for a, b in zip(found[base], found[other], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")  # within what was seen
     return f"{middle:.2f}x ({low:.2f}-{high:.2f})"

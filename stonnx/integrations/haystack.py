@@ -21,6 +21,7 @@ from haystack.dataclasses import SparseEmbedding
 from stonnx._errors import InvalidArgumentError
 from stonnx.cross_encoder import CrossEncoder
 from stonnx.integrations._models import LazyModel
+from stonnx.integrations._sparse import csr_rows
 from stonnx.sentence_transformer import SentenceTransformer
 from stonnx.sparse_encoder import SparseEncoder
 
@@ -77,10 +78,7 @@ def _check_text(text: Any) -> None:
 
 
 def _sparse(matrix: Any) -> list[SparseEmbedding]:
-    return [
-        SparseEmbedding(indices=matrix.indices[start:end].tolist(), values=matrix.data[start:end].tolist())
-        for start, end in zip(matrix.indptr, matrix.indptr[1:], strict=False)
-    ]
+    return [SparseEmbedding(indices=indices, values=values) for indices, values in csr_rows(matrix)]
 
 
 @component

@@ -22,6 +22,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from stonnx.cross_encoder import CrossEncoder
 from stonnx.integrations._models import LazyModel
+from stonnx.integrations._sparse import csr_rows
 from stonnx.sentence_transformer import SentenceTransformer
 from stonnx.sparse_encoder import SparseEncoder
 
@@ -182,7 +183,4 @@ class StonnxRerank(BaseNodePostprocessor):
 
 def _rows(matrix: Any) -> list[dict[int, float]]:
     """The rows of a CSR matrix as LlamaIndex wants them: {index: weight}."""
-    return [
-        dict(zip(map(int, matrix.indices[start:end]), map(float, matrix.data[start:end]), strict=True))
-        for start, end in zip(matrix.indptr, matrix.indptr[1:], strict=False)
-    ]
+    return [dict(zip(indices, values, strict=True)) for indices, values in csr_rows(matrix)]

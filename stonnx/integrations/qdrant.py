@@ -20,6 +20,7 @@ import numpy.typing as npt
 from qdrant_client.models import Distance, SparseVector, VectorParams
 
 from stonnx._errors import InvalidArgumentError
+from stonnx.integrations._sparse import csr_rows
 from stonnx.sentence_transformer import SentenceTransformer
 
 _DISTANCES = {
@@ -70,7 +71,4 @@ def sparse_vectors(embeddings: Any) -> list[SparseVector]:
         raise InvalidArgumentError(
             f"embeddings must be the scipy CSR of SparseEncoder.encode, got {type(embeddings).__name__}."
         )
-    return [
-        SparseVector(indices=embeddings.indices[start:end].tolist(), values=embeddings.data[start:end].tolist())
-        for start, end in zip(embeddings.indptr, embeddings.indptr[1:], strict=False)
-    ]
+    return [SparseVector(indices=indices, values=values) for indices, values in csr_rows(embeddings)]

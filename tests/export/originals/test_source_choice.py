@@ -133,6 +133,7 @@ class TestDownload:
             if allow_patterns is None:
                 raise LocalEntryNotFoundError("nothing in the cache")
             asked.append(allow_patterns)
+            (tmp_path / "config.json").touch()
             return str(tmp_path)
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_bundle)

@@ -26,6 +26,9 @@ CACHE = ROOT / ".cache" / "benchmarks"
 # 1.32.0 does not use AMX for products of bytes: docs/int8.md.
 _RUNTIME = ("onnxruntime==1.31.1", "tokenizers==0.23.3", "numpy==2.4.6")
 
+# A change of these makes the environment with the kernels anew.
+_KERNEL_SOURCES = ("CMakeLists.txt", "pyproject.toml", "src/**/*.*", "stonnx_kernels/*.py")
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -141,9 +144,16 @@ def _install(environment: Environment, key: str) -> Installed:
 
 
 def _key(environment: Environment) -> str:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    ours = project["dependencies"], project["optional-dependencies"]
-    return hashlib.sha256(f"{environment} {sys.version} {ours}".encode()).hexdigest()
+    """What an environment is made from. Of this repository, that is what it installs: dependencies, kernel sources."""
+    everything = (*environment.packages, *environment.tools)
+    key = hashlib.sha256(f"{environment} {sys.version}".encode())
+    if any(package.startswith(".[") for package in everything):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        key.update(f"{project['dependencies']} {project['optional-dependencies']}".encode())
+    if "./kernels" in everything:
+        for source in sorted(path for pattern in _KERNEL_SOURCES for path in (ROOT / "kernels").glob(pattern)):
+            key.update(source.read_bytes())
+    return key.hexdigest()
 
 
 def _pip(name: str, packages: Iterable[str]) -> None:

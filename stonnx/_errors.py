@@ -212,4 +212,10 @@ class FidelityError(ExportError):
 
 
 class ProbeError(StonnxError, RuntimeError):
-    """A bundle gives other vectors on this machine than on the machine that exported it."""
+    """A bundle gives other vectors on this machine than on the machine that exported it.
+
+    Attributes:
+        reason: What was found, without the advice that the message ends with.
+    """
+
+    reason: str = ""

@@ -22,6 +22,8 @@ from stonnx._errors import DeviceError, UnsupportedError
 # The version of kernels/OPERATORS.md that this runtime and its library speak.
 OPERATORS = 1
 _PACKAGE = "stonnx_kernels"
+# Reasons why stock operators run open with this.
+WITHOUT = "without native kernels: "
 INSTALL = 'pip install "stonnx[kernels]"'
 # The library registers each operator under this many names: NAME, NAME_1 and so on.
 _MOST_BODIES = 24
@@ -136,9 +138,9 @@ def choose(bundle: Kernels | None, precision: str, *, bfloat16: bool) -> Choice:
     slow = " The blocks run in float32, as fast as those of a float32 bundle." if precision == "bfloat16" else ""
     if isinstance(found, Unusable):
         wanted = found.unexpected or precision == "bfloat16"
-        return Choice(fallback=f"without native kernels: {found.reason}.{slow}" if wanted else "")
+        return Choice(fallback=f"{WITHOUT}{found.reason}.{slow}" if wanted else "")
     if precision == "bfloat16" and not found.bfloat16:
-        return Choice(fallback=f"without native kernels: {_no_bfloat16(found)}.{slow}")
+        return Choice(fallback=f"{WITHOUT}{_no_bfloat16(found)}.{slow}")
     return Choice(found)
 
 

@@ -61,6 +61,7 @@ class Session:
         spin_microseconds: How long a thread of the CPU waits for work before it sleeps.
         options: How to use the device.
         kernels: Whether native kernels may run, if there are any for this graph. False: the file as it is.
+        refused: Why they may not run although they could, for ``fallbacks``. Empty: they may.
 
     Attributes:
         device: The device that it runs on.
@@ -91,6 +92,7 @@ class Session:
         options: DeviceOptions | None = None,
         spin_microseconds: int = Limits.spin_microseconds,
         kernels: bool = True,
+        refused: str = "",
     ) -> None:
         self._ort = import_onnxruntime()
         # Only `None` means "choose for me". `device=0` is a GPU in PyTorch and must not silently become the CPU.
@@ -102,7 +104,7 @@ class Session:
         self._spin_microseconds = spin_microseconds
         self._facts, self._options = facts or GraphFacts(), options or DeviceOptions()
         self.fallbacks: tuple[str, ...] = ()
-        self._may_use_kernels, self.kernels = kernels, ""
+        self._may_use_kernels, self._refused, self.kernels = kernels, refused, ""
         for choice in devices:
             try:
                 self._open(graph, choice, name or graph)
@@ -175,8 +177,9 @@ class Session:
         # A form that is named is one of stock operators: kernels have none.
         if device.provider.name != CPU or not self._may_use_kernels or self._form is not None:
             return native.Choice()
-        facts = self._facts
-        choice = native.choose(facts.kernels, facts.precision, bfloat16=self._options.bfloat16)
+        facts, choice = self._facts, native.Choice(fallback=self._refused)
+        if not self._refused:
+            choice = native.choose(facts.kernels, facts.precision, bfloat16=self._options.bfloat16)
         self._unused = choice.fallback
         return choice
 
@@ -193,7 +196,7 @@ class Session:
             reason = f"stonnx-kernels {library.version} does not load {name}: {error}"
             if choice.float_as_bfloat16:
                 raise DeviceError(f"device_options bfloat16=True needs native kernels, and {reason}") from error
-            self._unused = f"without native kernels: {reason}"
+            self._unused = f"{native.WITHOUT}{reason}"
             return False
         self.kernels = library.variant
         return True

@@ -14,11 +14,12 @@ from stonnx._bundle.consistency import check_task
 from stonnx._bundle.manifest import DEFAULT_ROUTE, MANIFEST_NAME, Manifest, Route
 from stonnx._device.cpus import require_features
 from stonnx._device.facts import GraphFacts
+from stonnx._device.kernels import WITHOUT
 from stonnx._device.options import DeviceOptions
 from stonnx._device.session import Session
 from stonnx._engine import probe
 from stonnx._engine.route import LoadedRoute
-from stonnx._errors import InvalidArgumentError
+from stonnx._errors import InvalidArgumentError, ProbeError
 from stonnx._limits import Limits
 
 
@@ -44,7 +45,8 @@ class Engine:
         limits: Sizes and times. None: the usual ones.
         device_options: How to use the device.
         form: Which form of int8 graphs runs. None: the one that this CPU needs.
-        kernels: Whether native kernels may run blocks that they can run.
+        kernels: Whether native kernels may run blocks that they can run. If the probe refuses them, stock operators
+            run.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Engine:
         check_task(self.manifest, bundle.directory / MANIFEST_NAME)
         require_features(self.manifest.requires_cpu_features, f"The bundle {bundle.directory}")
 
-        def load(route: Route) -> Callable[[int | None], Session]:
+        def load(route: Route, refused: str) -> Callable[[int | None], Session]:
             def session(count: int | None) -> Session:
                 return bundle.load_graph(
                     route.graph,
@@ -83,6 +85,7 @@ class Engine:
                         saturation_safe=route.saturation_safe,
                         form=form,
                         kernels=kernels,
+                        refused=refused,
                         facts=GraphFacts.of(self.manifest, route),
                         options=device_options,
                         spin_microseconds=limits.spin_microseconds,
@@ -91,11 +94,24 @@ class Engine:
 
             return session
 
-        self._routes = {
-            name: LoadedRoute(bundle, route, load(route), max_batch_tokens, limits)
-            for name, route in self.manifest.routes.items()
-        }
-        probe.run_probe(bundle, self._routes)
+        def routes(refused: str = "") -> dict[str, LoadedRoute]:
+            return {
+                name: LoadedRoute(bundle, route, load(route, refused), max_batch_tokens, limits)
+                for name, route in self.manifest.routes.items()
+            }
+
+        self._routes = routes()
+        refused = ""
+        try:
+            probe.run_probe(bundle, self._routes)
+        except ProbeError as error:
+            wanted = device_options is not None and device_options.bfloat16
+            if wanted or not any(route.session.kernels for route in self._routes.values()):
+                raise
+            refused = f"{WITHOUT}{bundle.directory} {error.reason}"
+        if refused:
+            self._routes = routes(refused)
+            probe.run_probe(bundle, self._routes)
 
     def route(self, task: str | None = None) -> LoadedRoute:
         """The route for a task (``query``, ``document``), or the default one. Without routes, tasks have no effect.

@@ -137,25 +137,42 @@ def compare(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> float:
         try:
             actual = outputs_of(route, manifest.task, texts)
         except Exception as error:  # onnxruntime's errors share no public base class
-            raise ProbeError(
-                f"{directory} is loaded but does not run, with onnxruntime {route.session.version} on "
-                f"{route.session.device}: {error} Try another onnxruntime version or device, or export the model again "
-                "with: stonnx export MODEL"
+            found = f"is loaded but does not run, with {_what_runs(route.session)} on {route.session.device}: {error}"
+            raise _failure(
+                directory, found, f"{_advice(route.session)}, or export the model again with: stonnx export MODEL"
             ) from error
         closeness = _closeness(manifest.task, expected[name], actual)
         allowed = _allowed(manifest, route.session, other=name in others)
         if not closeness >= allowed:  # a NaN too
-            session = route.session
-            native = f" and native kernels ({session.kernels}; STONNX_KERNELS=0 turns them off)"
-            ran = f"onnxruntime {session.version}{native if session.kernels else ''}"
-            raise ProbeError(
-                f"{directory} gives other vectors on this machine than where it was exported: cosine {closeness:.5f}, "
-                f"allowed is at least {allowed}. It runs in {manifest.precision} with {ran} on {session.device}, "
-                f"{cpu_name()}. Try another onnxruntime version or device, or export "
-                "the model again with --dtype fp32; 'stonnx doctor' shows what this machine can do."
+            found = (
+                f"gives other vectors on this machine than where it was exported: cosine {closeness:.5f}, allowed is "
+                f"at least {allowed}. It runs in {manifest.precision} with {_what_runs(route.session)} on "
+                f"{route.session.device}, {cpu_name()}."
+            )
+            raise _failure(
+                directory,
+                found,
+                f"{_advice(route.session)}, or export the model again with --dtype fp32; 'stonnx doctor' shows what "
+                "this machine can do.",
             )
         lowest = min(lowest, closeness)
     return lowest
+
+
+def _failure(directory: Path, found: str, advice: str) -> ProbeError:
+    error = ProbeError(f"{directory} {found} {advice}")
+    error.reason = found
+    return error
+
+
+def _what_runs(session: Session) -> str:
+    native = f" and native kernels ({session.kernels})" if session.kernels else ""
+    return f"onnxruntime {session.version}{native}"
+
+
+def _advice(session: Session) -> str:
+    without = "Load it without native kernels (STONNX_KERNELS=0, and no device_options bfloat16), try"
+    return f"{without if session.kernels else 'Try'} another onnxruntime version or device"
 
 
 def _allowed(manifest: Manifest, session: Session, *, other: bool) -> float:

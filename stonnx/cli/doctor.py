@@ -270,7 +270,19 @@ def _bundle(section: str, name: str, directory: Path) -> Finding:
     form = f", {session.form}" if session.form and not session.kernels else ""
     form += f", native kernels with {session.kernels}" if session.kernels else ""
     value = f"works: {engine.manifest.precision}{form} on {session.device}, {session.threads} threads; {vectors}"
-    return Finding(section, name, f"{value}; loaded in {loaded - start:.2f} s, run in {ran - loaded:.3f} s")
+    value += f"; loaded in {loaded - start:.2f} s, run in {ran - loaded:.3f} s"
+    return Finding(section, name, value, _refused_kernels(engine.manifest.precision, session.fallbacks))
+
+
+def _refused_kernels(precision: str, fallbacks: tuple[str, ...]) -> str:
+    """The reason why a bundle does not run with kernels that work on this machine; empty if there is none.
+
+    If none work here, another line says so.
+    """
+    found = kernels.find()
+    if isinstance(found, kernels.Unusable) or (precision == "bfloat16" and not found.bfloat16):
+        return ""
+    return next((reason for reason in fallbacks if reason.startswith(kernels.WITHOUT)), "")
 
 
 def _caches() -> Iterator[Finding]:

@@ -18,12 +18,16 @@ import pytest
 from small_graphs import encoder
 
 import stonnx
+from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import Kernels
 from stonnx._device import kernels as native
 from stonnx._device.facts import GraphFacts
 from stonnx._device.options import DeviceOptions
 from stonnx._device.session import Session
-from stonnx._errors import DeviceError, InvalidArgumentError, UnsupportedError
+from stonnx._engine import probe
+from stonnx._engine.engine import Engine
+from stonnx._errors import DeviceError, InvalidArgumentError, ProbeError, UnsupportedError
+from stonnx.cli import doctor
 from stonnx_export.kernels import outline
 
 FLOAT_BLOCKS = Kernels(1, {"AttentionFloat": 2, "FeedForwardFloat": 2})
@@ -233,6 +237,13 @@ class TestSession:
         session = Session(graph, device="cpu", facts=FACTS, kernels=False)
         assert (session.kernels, session.fallbacks) == ("", ())
 
+    def test_refused(self, graph: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        install(monkeypatch, FakeLibrary())
+        reason = f"{native.WITHOUT}they are wrong."
+        session = Session(graph, device="cpu", facts=FACTS, refused=reason)
+        assert (session.kernels, session.fallbacks) == ("", (reason,))
+        assert reason in caplog.text
+
     def test_bfloat16_that_cannot_be_loaded(self, graph: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         functions = FakeLibrary(bf16=1)
         for name in ("threads", "float_as_bf16", "names"):
@@ -248,6 +259,21 @@ def library() -> native.Library:
     if isinstance(found, native.Unusable):
         pytest.skip(f"there are no native kernels: {found.reason}")
     return found
+
+
+def refuse_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have kernels give other vectors, and no probe count as passed."""
+    original = probe._closeness
+    compared: list[Any] = []
+
+    def outputs(route: Any, task: str, texts: Any) -> Any:
+        compared.append(route.session.kernels)
+        return real(route, task, texts)
+
+    real = probe.outputs_of
+    monkeypatch.setattr(probe, "outputs_of", outputs)
+    monkeypatch.setattr(probe, "is_remembered", lambda kind, identity: False)
+    monkeypatch.setattr(probe, "_closeness", lambda *some: 0.5 if compared[-1] else original(*some))
 
 
 class TestModel:
@@ -282,6 +308,36 @@ class TestModel:
         assert cosines.min() < 1 - 1e-7
         again = pickle.loads(pickle.dumps(model))
         np.testing.assert_array_equal(again.encode(texts), model.encode(texts))
+
+    def test_kernels_that_the_probe_refuses(
+        self, minilm_int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The stock form runs, in sessions that come later too, and the model says why."""
+        stock = Engine(open_bundle(minilm_int8_bundle), device="cpu", kernels=False)
+        variant, texts = library().variant, ["The tides follow the moon.", "Bread rises."]
+        refuse_kernels(monkeypatch)
+        model = stonnx.SentenceTransformer(minilm_int8_bundle, device="cpu")
+        assert model.info.kernels == ""
+        (reason,) = model.info.fallbacks
+        assert reason.startswith(f"{native.WITHOUT}{minilm_int8_bundle} gives other vectors on this machine")
+        assert "allowed is at least 0.98" in reason
+        assert f"native kernels ({variant})" in reason
+        assert reason in caplog.text
+        expected = probe.outputs_of(stock.route(), stock.manifest.task, texts)
+        np.testing.assert_array_equal(probe.outputs_of(model._engine.route(), stock.manifest.task, texts), expected)
+        model.warmup()
+        (finding,) = [each for each in doctor.diagnose(minilm_int8_bundle) if each.section == "bundle"]
+        assert finding.problem == reason
+        again = pickle.loads(pickle.dumps(model))
+        assert again.info.fallbacks == (reason,)
+
+    def test_bfloat16_that_the_probe_refuses(self, minilm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It was asked for by name."""
+        if not library().bfloat16:
+            pytest.skip("this CPU does not multiply bfloat16")
+        refuse_kernels(monkeypatch)
+        with pytest.raises(ProbeError, match="no device_options bfloat16"):
+            stonnx.SentenceTransformer(minilm_bundle, device="cpu", device_options=stonnx.DeviceOptions(bfloat16=True))
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
     def test_fork_and_trim(self, minilm_int8_bundle: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 # The name of a task: a key of TASKS.
 Task: TypeAlias = str
+
+# The form of the result for one input: a vector, a sparse vector, or a score for each label.
+ResultKind: TypeAlias = Literal["dense", "sparse", "scores"]
 
 
 @dataclass(frozen=True)
@@ -15,14 +18,15 @@ class TaskRow:
 
     Attributes:
         name: Its name in manifests and arguments.
-        class_name: The class that runs it, here and in sentence-transformers.
+        class_name: The class that runs it, in ``stonnx`` and in sentence-transformers.
         organization: The Hub organization that a bare model name belongs to.
         output: The output of the graph that is compared with the original.
         result: The output that callers get, if it is another one.
+        kind: The form of the result.
+        does: What a model of it does, in words: a verb and its object.
         token_output: The output with a vector for each token, if the graph has one.
         reads_pairs: Whether an input is a pair of texts.
-        similarity: How vectors are compared, unless the model says something else. None: the result is not a vector
-            but a score for each label.
+        similarity: How vectors are compared, unless the model says something else. None: the result is not a vector.
     """
 
     name: Task
@@ -30,6 +34,8 @@ class TaskRow:
     organization: str
     output: str
     result: str
+    kind: ResultKind
+    does: str
     token_output: str | None = None
     reads_pairs: bool = False
     similarity: str | None = None
@@ -37,7 +43,7 @@ class TaskRow:
     @property
     def gives_labels(self) -> bool:
         """Whether the result is a score for each label, rather than a vector."""
-        return self.similarity is None
+        return self.kind == "scores"
 
     @property
     def unit(self) -> str:
@@ -54,6 +60,8 @@ TASKS: dict[Task, TaskRow] = {
             organization="sentence-transformers",
             output="sentence_embedding",
             result="sentence_embedding",
+            kind="dense",
+            does="gives dense vectors",
             token_output="token_embeddings",
             similarity="cosine",
         ),
@@ -63,6 +71,8 @@ TASKS: dict[Task, TaskRow] = {
             organization="sparse-encoder",
             output="sparse_embedding",
             result="sparse_embedding",
+            kind="sparse",
+            does="gives sparse vectors",
             similarity="dot",
         ),
         TaskRow(
@@ -72,7 +82,17 @@ TASKS: dict[Task, TaskRow] = {
             output="logits",
             # The logits after the model's activation.
             result="scores",
+            kind="scores",
+            does="scores pairs of texts",
             reads_pairs=True,
         ),
     )
 }
+
+# The task of a name or a checkpoint that does not say which.
+DEFAULT_TASK: Task = "embedding"
+
+
+def tasks_giving(*kinds: ResultKind) -> tuple[Task, ...]:
+    """The tasks with results of these forms."""
+    return tuple(row.name for row in TASKS.values() if row.kind in kinds)

@@ -352,8 +352,7 @@ class CrossEncoder(Model):
     @property
     def config(self) -> LabelConfig:
         """Number and names of the labels; ``config.id2label[int(scores.argmax())]`` is the best one's name."""
-        names = self._engine.manifest.labels or [f"LABEL_{index}" for index in range(self.num_labels)]
-        return LabelConfig(self.num_labels, dict(enumerate(names)))
+        return LabelConfig(self.num_labels, dict(enumerate(self._engine.manifest.label_names)))
 
     @property
     def max_length(self) -> int | None:

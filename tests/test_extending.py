@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_bundles import dense_bundle, dense_graph, toy_table, toy_tokenizer, write_bundle
+from toy_bundles import dense_bundle, dense_graph, sparse_graph, toy_table, toy_tokenizer, write_bundle
 
 import stonnx
 from stonnx import cli
 from stonnx._device import providers as providers_module
 from stonnx._device.provider import CPU, Configured, Provider, Setup
 from stonnx._errors import DeviceError, InvalidArgumentError
+from stonnx._guide.guide import Query, read_guide, recommend
+from stonnx._load import load_model
 from stonnx._tasks import TASKS, TaskRow
 
 ROOT = Path(__file__).parents[1]
@@ -25,17 +30,20 @@ TEXTS = ["bread rises", "the river flows"]
 
 @pytest.fixture
 def toy_task(monkeypatch: pytest.MonkeyPatch) -> TaskRow:
-    """A fourth task: a row, and nothing else."""
+    """A further task: a row and its public class, and nothing else."""
     row = TaskRow(
         name="toy",
         class_name="ToyEncoder",
         organization="toys",
         output="sentence_embedding",
         result="sentence_embedding",
+        kind="dense",
+        does="gives toy vectors",
         token_output="token_embeddings",
         similarity="manhattan",
     )
     monkeypatch.setitem(TASKS, "toy", row)
+    monkeypatch.setattr(stonnx, "ToyEncoder", ToyEncoder, raising=False)
     return row
 
 
@@ -76,6 +84,40 @@ class TestTask:
     def test_the_command_line_reads_it(self, toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["info", str(toy_bundle)]) == 0
         assert re.search(r"similarity +manhattan \(not set by the model\)", capsys.readouterr().out)
+
+    def test_a_bundle_is_loaded_with_its_class(self, toy_bundle: Path) -> None:
+        assert type(load_model(toy_bundle, threads=1)) is ToyEncoder
+
+    def test_it_is_served(self, toy_bundle: Path, tmp_path: Path) -> None:
+        for package in ("starlette", "msgspec", "orjson", "prometheus_client", "httpx"):
+            pytest.importorskip(package)
+        from starlette.testclient import TestClient
+
+        from stonnx.serve import app, settings
+
+        graphs = {"default": sparse_graph(toy_table(WIDTH, 3))}
+        sparse = write_bundle(tmp_path / "sparse", graphs, task="sparse", embedding_dimension=WIDTH)
+        models = (settings.ModelSettings(str(toy_bundle)), settings.ModelSettings(str(sparse)))
+        server = app.Server(settings.Settings(models=models, threads=1, port=0))
+        with TestClient(server.app) as client:
+            deadline = time.monotonic() + 60
+            while client.get("/health/ready").status_code != 200 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            vectors = client.post("/embed", json={"inputs": TEXTS, "normalize": False}).json()
+            np.testing.assert_allclose(vectors, expected(), atol=1e-6)
+            metadata = client.get("/v2/models/toy").json()
+            assert metadata["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, WIDTH]}]
+            refused = client.post("/predict", json={"inputs": TEXTS, "model": "toy"}).json()
+        assert "The model 'toy' gives toy vectors (/v1/embeddings, /embeddings, /embed, " in refused["error"]
+
+    def test_the_guide_may_have_models_for_it(self, toy_task: TaskRow) -> None:
+        file = resources.files("stonnx._guide").joinpath("guide.json")
+        data = json.loads(file.read_text(encoding="utf-8"))
+        first = data["models"][0]
+        data["models"].append({**first, "name": "toys/small", "task": "toy"})
+        data["uses"].append({**data["uses"][0], "name": "play", "models": ["toys/small"]})
+        answer = recommend(read_guide(json.dumps(data)), Query(task="toy"))
+        assert (answer.use.name, [model.name for model in answer.models]) == ("play", ["toys/small"])
 
     def test_without_the_row_it_is_refused(self, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(TASKS, "toy")

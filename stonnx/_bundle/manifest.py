@@ -212,6 +212,11 @@ class Manifest:
     # None: the bundle is older than the kernels, or its recipe does not have any.
     kernels: Kernels | None = None
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the labels: those of the checkpoint, or ``LABEL_0`` and so on. Empty for vectors."""
+        return self.labels or tuple(f"LABEL_{index}" for index in range(self.num_labels or 0))
+
 
 class NewerSchemaError(BundleFormatError):
     """A manifest that only a newer stonnx can read. The bundle is not damaged."""

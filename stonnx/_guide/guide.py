@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from stonnx._errors import InvalidArgumentError, StonnxError
+from stonnx._tasks import TASKS, Task
 
 # Codes of languages that can be written in two ways.
 _SAME_LANGUAGE = {"nb": "no", "nn": "no", "iw": "he", "in": "id"}
@@ -22,10 +23,6 @@ _SAME_LANGUAGE = {"nb": "no", "nn": "no", "iw": "he", "in": "id"}
 
 class GuideError(StonnxError, ValueError):
     """``guide.json`` does not have the form that it must have."""
-
-
-# The tasks that the guide has models for.
-GuideTask = Literal["embedding", "sparse", "rerank"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class GuideModel:
     """A published model. ``dimension``, ``similarity`` and ``normalized`` are None if it does not give vectors."""
 
     name: str
-    task: GuideTask
+    task: Task
     dimension: int | None
     max_seq_length: int
     similarity: Literal["cosine", "dot"] | None
@@ -196,6 +193,7 @@ def recommend(guide: Guide, query: Query) -> Answer:
     else:
         first = _likely_use(query)
         order = sorted(guide.uses, key=lambda use: use.name != first)
+        # A query for another task than the likely use has goes to the first use with a model for that task.
         use = next((use for use in order if any(model.name in use.models for model in fitting)), order[0])
     models = sorted((model for model in fitting if model.name in use.models), key=_ranking(use, query.prefer))
     if not models:
@@ -210,7 +208,7 @@ def recommend(guide: Guide, query: Query) -> Answer:
 def _check_query(guide: Guide, query: Query) -> None:
     codes = sorted({_language(code) for languages in guide.languages.values() for code in languages.codes})
     asked = [
-        ("--task", query.task, list(typing.get_args(GuideTask))),
+        ("--task", query.task, list(dict.fromkeys(model.task for model in guide.models))),
         ("--for", query.use, [use.name for use in guide.uses]),
     ]
     asked += [("--language", code if _language(code) not in codes else None, codes) for code in query.languages]
@@ -255,10 +253,6 @@ def _measured_for(guide: Guide, query: Query, stand_in: Query) -> Guide:
 
 def _likely_use(query: Query) -> str:
     """The chart's first question, answered from the rest of the query."""
-    if query.task == "rerank":
-        return "rerank"
-    if query.task == "sparse":
-        return "sparse-search"
     return "multilingual" if any(_language(code) != "en" for code in query.languages) else "general"
 
 
@@ -368,6 +362,7 @@ def _check_references(guide: Guide) -> None:
         if use.other_languages is not None:
             check(use.other_languages, [other.name for other in guide.uses], f"What stands in for {use.name}")
     for model in guide.models:
+        check(model.task, TASKS, f"The task of {model.name}")
         check(model.languages, guide.languages, f"The languages of {model.name}")
         if not guide.uses_of(model):
             raise GuideError(f"{model.name} is for no use.")

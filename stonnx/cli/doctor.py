@@ -32,6 +32,7 @@ from stonnx._device.providers import PROVIDERS, install_command
 from stonnx._device.session import Session, products_saturate
 from stonnx._device.wheels import import_onnxruntime, installed_wheels, quiet, telemetry, two_wheels
 from stonnx._errors import StonnxError
+from stonnx._tasks import DEFAULT_TASK
 from stonnx._version import __version__
 from stonnx.cli._commands import Commands
 
@@ -245,7 +246,7 @@ def _is_of_the_model(manifest: Path, places: list[Path]) -> bool:
         return False
     source = found.source.name
     named = source.rpartition("/")[2] == _MODEL.rpartition("/")[2] or Path(source).parent in places
-    return named and found.task == "embedding"
+    return named and found.task == DEFAULT_TASK
 
 
 def _bundle(section: str, name: str, directory: Path) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from stonnx._tasks import TASKS
 from stonnx.cli._commands import Commands
 
 
@@ -14,7 +15,7 @@ def add_parser(commands: Commands) -> None:
         help="list published models, and recommend one",
         description="List the published models of the guide, or rank those that fit and say which to take.",
     )
-    parser.add_argument("--task", help="embedding, sparse or rerank")
+    parser.add_argument("--task", help=" or ".join(TASKS))
     parser.add_argument("--for", dest="use", metavar="USE", help="general, search, multilingual, rerank, ...")
     parser.add_argument(
         "--language", action="append", default=[], metavar="CODE", help="a language it must know; may be repeated"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from stonnx._tasks import tasks_giving
 from stonnx.cli._commands import Commands
 from stonnx.cli._passages import add_arguments, check_task, print_hits, read_passages
 
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     from stonnx.cross_encoder import CrossEncoder
 
     remedy = f"rank needs a reranker, such as a cross-encoder/... model. With this one: stonnx search {arguments.model}"
-    check_task(arguments.model, ("rerank",), remedy)
+    check_task(arguments.model, tasks_giving("scores"), remedy)
     rows = read_passages(arguments)
     model = CrossEncoder(arguments.model, device=arguments.device, threads=arguments.threads)
     hits: Any = model.rank(arguments.query, [row.text for row in rows], top_k=arguments.top_k)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx._errors import InvalidArgumentError
+from stonnx._tasks import tasks_giving
 from stonnx.cli._commands import Commands
 from stonnx.cli._passages import add_arguments, check_task, print_hits, read_passages
 
@@ -39,11 +40,11 @@ def run(arguments: argparse.Namespace) -> None:
     from stonnx.util import semantic_search
 
     remedy = f"search needs an embedding model. With this one: stonnx rank {arguments.model}"
-    check_task(arguments.model, ("embedding", "sparse"), remedy)
+    check_task(arguments.model, tasks_giving("dense", "sparse"), remedy)
     rows = read_passages(arguments)
     stored = None if arguments.embeddings is None else _stored(arguments.embeddings, len(rows))
     model: Any = load_model(arguments.model, device=arguments.device, threads=arguments.threads)
-    check_task(model.info.directory, ("embedding", "sparse"), remedy)
+    check_task(model.info.directory, tasks_giving("dense", "sparse"), remedy)
     query = model.encode_query([arguments.query])
     if stored is not None and stored.shape[1] != query.shape[1]:
         raise InvalidArgumentError(

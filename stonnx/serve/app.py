@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from stonnx._tasks import ResultKind
 from stonnx.serve import cohere, kserve, openai, tei
 from stonnx.serve import health as health_module
 from stonnx.serve.api import Api
@@ -39,6 +40,8 @@ _ROOT_MEDIA = ("text/html", "application/json")
 # Response headers that pages of other origins may read.
 _EXPOSED = ("x-request-id", "x-truncated", "retry-after", "retry-after-ms", "server-timing", "x-compute-tokens")
 
+_DIALECTS = (*openai.ENDPOINTS, *tei.ENDPOINTS, *cohere.ENDPOINTS, *kserve.ENDPOINTS)
+
 
 class Server:
     """Everything that one server has: settings, models, health, metrics, and its application.
@@ -51,12 +54,12 @@ class Server:
     def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics(tei=settings.tei_metrics)
-        self.models = Models(settings, self.metrics.report)
+        self.models = Models(settings, self.metrics.report, _paths(_DIALECTS))
         self.metrics.watch(self.models)
         self.health = Health(self.models, lambda result: self.metrics.probes.labels(result).inc())
         self.tracing = tracing or Tracing(settings.otlp_endpoint)
         self.api = Api(settings, self.models, self.health, self.metrics, self.tracing)
-        self.endpoints = (*openai.ENDPOINTS, *tei.ENDPOINTS, *cohere.ENDPOINTS, *kserve.ENDPOINTS, *self._own())
+        self.endpoints = (*_DIALECTS, *self._own())
         self.app = self._application()
         # Set when loading the models failed.
         self.failure: Exception | None = None
@@ -188,6 +191,15 @@ class Server:
 
 # How often the server looks at bundles with `watch`.
 _WATCH_SECONDS = 2.0
+
+
+def _paths(endpoints: Iterable[Endpoint]) -> dict[ResultKind, list[str]]:
+    """Paths by the form of their result."""
+    paths: dict[ResultKind, list[str]] = {}
+    for endpoint in endpoints:
+        if endpoint.gives is not None:
+            paths.setdefault(endpoint.gives, []).append(endpoint.path)
+    return paths
 
 
 def _by_path(routes: list[Route]) -> list[Any]:

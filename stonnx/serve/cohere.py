@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from stonnx._results.dense import Precision, finish_embeddings
+from stonnx._tasks import ResultKind
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
@@ -208,13 +209,13 @@ async def embed_types(call: Call, body: EmbedRequest) -> Reply:
     )
 
 
-def _post(path: str, call: Any, summary: str, body: Any, reply: Any) -> Endpoint:
-    return Endpoint("POST", path, call, DIALECT, summary, body, reply)
+def _post(path: str, call: Any, summary: str, body: Any, reply: Any, gives: ResultKind) -> Endpoint:
+    return Endpoint("POST", path, call, DIALECT, summary, body, reply, gives=gives)
 
 
 ENDPOINTS = (
-    _post("/v2/rerank", rerank, "Documents by their score for a query", RerankRequest, RerankReply),
-    _post("/v1/rerank", rerank, "Documents by their score for a query", RerankRequest, RerankReply),
-    _post("/v2/embed", embed_types, "Vectors of several types", EmbedRequest, EmbedReply),
-    _post("/v1/embed", embed_types, "Vectors of several types", EmbedRequest, EmbedReply),
+    _post("/v2/rerank", rerank, "Documents by their score for a query", RerankRequest, RerankReply, "scores"),
+    _post("/v1/rerank", rerank, "Documents by their score for a query", RerankRequest, RerankReply, "scores"),
+    _post("/v2/embed", embed_types, "Vectors of several types", EmbedRequest, EmbedReply, "dense"),
+    _post("/v1/embed", embed_types, "Vectors of several types", EmbedRequest, EmbedReply, "dense"),
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stonnx._tasks import ResultKind
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.errors import Dialect
+
+SAMPLE_TEXT = "The first request must not pay for what is loaded on demand."
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Endpoint:
         is_public: Whether it never needs a key.
         needs_models: Whether it is refused until the models are loaded.
         media: The types of its response.
+        gives: The form of its results: models that give such results answer. None: any model, or none.
+        sample: A body for the warm-up, without the name of a model. None: the warm-up leaves the endpoint out.
     """
 
     method: str
@@ -37,6 +42,8 @@ class Endpoint:
     is_public: bool = False
     needs_models: bool = True
     media: tuple[str, ...] = ("application/json",)
+    gives: ResultKind | None = None
+    sample: Mapping[str, Any] | None = None
 
     async def __call__(self, call: Call, body: Any) -> Reply:
         """Answer a call."""

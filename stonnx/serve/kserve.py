@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import orjson
 
 import stonnx
+from stonnx._tasks import ResultKind
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
@@ -127,13 +128,13 @@ async def server(call: Call) -> Reply:
 
 async def model_ready(call: Call) -> Reply:
     """Whether a model answers, which it does if it exists."""
-    served = call.models.choose(call.request.path_params["model"], ["embedding", "sparse", "rerank"]).served
+    served = call.models.choose(call.request.path_params["model"]).served
     return Reply({"name": served.name, "ready": True})
 
 
 async def model_metadata(call: Call) -> Reply:
     """What a model takes and gives."""
-    served = call.models.choose(call.request.path_params["model"], ["embedding", "sparse", "rerank"]).served
+    served = call.models.choose(call.request.path_params["model"]).served
     inputs, outputs = _tensors(served)
     return Reply(
         {
@@ -147,25 +148,28 @@ async def model_metadata(call: Call) -> Reply:
 
 
 _Tensors = list[tuple[str, str, list[int]]]
+_Texts = dict[str, list[str]]
+_Options = dict[str, Any]
+_Results = dict[str, npt.NDArray[Any]]
 
 
 def _tensors(served: Served) -> tuple[_Tensors, _Tensors]:
-    if served.task == "rerank":
-        labels = getattr(served.model, "num_labels", 1)
-        return [("query", "BYTES", [1]), ("text", "BYTES", [-1])], [("scores", "FP32", [-1, labels])]
-    if served.task == "sparse":
-        # The rows one after the other. `counts` says how many values each has.
-        return [("text", "BYTES", [-1])], [
-            ("counts", "INT64", [-1]),
-            ("indices", "INT32", [-1]),
-            ("values", "FP32", [-1]),
-        ]
-    return [("text", "BYTES", [-1])], [("embedding", "FP32", [-1, served.dimension or -1])]
+    """Its inputs and outputs."""
+    inputs: _Tensors = [("query", "BYTES", [1]), ("text", "BYTES", [-1])]
+    return inputs if served.row.reads_pairs else inputs[1:], _OUTPUTS[served.row.kind](served)
+
+
+_OUTPUTS: dict[ResultKind, Callable[[Served], _Tensors]] = {
+    "dense": lambda served: [("embedding", "FP32", [-1, served.dimension or -1])],
+    # The rows one after the other. `counts` says how many values each has.
+    "sparse": lambda _: [("counts", "INT64", [-1]), ("indices", "INT32", [-1]), ("values", "FP32", [-1])],
+    "scores": lambda served: [("scores", "FP32", [-1, len(served.labels)])],
+}
 
 
 async def infer(call: Call, body: InferRequest) -> Reply:
     """Tensors of texts to tensors of results."""
-    served = call.models.choose(call.request.path_params["model"], ["embedding", "sparse", "rerank"]).served
+    served = call.models.choose(call.request.path_params["model"]).served
     options = body.parameters or {}
     texts = _texts(body, call.binary)
     expected = [name for name, _, _ in _tensors(served)[0]]
@@ -175,45 +179,62 @@ async def infer(call: Call, body: InferRequest) -> Reply:
             f"The model takes the inputs {', '.join(expected)}; got {', '.join(texts) or 'none'}.",
             "inputs",
         )
-    truncate = options.get("truncate")
-    results: dict[str, npt.NDArray[Any]]
-    if served.task == "rerank":
-        if len(texts["query"]) != 1:
-            raise RequestError(Kind.INVALID, "The input query must have one text.", "inputs")
-        pairs = [(texts["query"][0], text) for text in texts["text"]]
-        raw = bool(options.get("raw_scores"))
-        scores, _ = await score(call, served.name, pairs, field="text", raw=raw, truncate=truncate, one_label=False)
-        results = {"scores": scores}
-    elif served.task == "sparse":
-        rows = await embed_sparse(
-            call,
-            served.name,
-            texts["text"],
-            field="text",
-            prompt_name=_text_option(options, "prompt_name"),
-            input_type=_text_option(options, "input_type"),
-            truncate=truncate,
-        )
-        results = {
-            "counts": np.array([len(row.columns) for row in rows], dtype=np.int64),
-            "indices": np.concatenate([row.columns for row in rows]),
-            "values": np.concatenate([row.values for row in rows]),
-        }
-    else:
-        dimensions = options.get("dimensions")
-        embedded = await embed(
-            call,
-            call.request.path_params["model"],
-            texts["text"],
-            field="text",
-            prompt_name=_text_option(options, "prompt_name"),
-            input_type=_text_option(options, "input_type"),
-            normalize=bool(options.get("normalize")),
-            dimensions=dimensions if isinstance(dimensions, int) else None,
-            truncate=truncate,
-        )
-        results = {"embedding": embedded.vectors}
-    return _reply(body, served, results)
+    return _reply(body, served, await _RUN[served.row.kind](call, texts, options))
+
+
+async def _dense(call: Call, texts: _Texts, options: _Options) -> _Results:
+    dimensions = options.get("dimensions")
+    embedded = await embed(
+        call,
+        call.request.path_params["model"],
+        texts["text"],
+        field="text",
+        prompt_name=_text_option(options, "prompt_name"),
+        input_type=_text_option(options, "input_type"),
+        normalize=bool(options.get("normalize")),
+        dimensions=dimensions if isinstance(dimensions, int) else None,
+        truncate=options.get("truncate"),
+    )
+    return {"embedding": embedded.vectors}
+
+
+async def _sparse(call: Call, texts: _Texts, options: _Options) -> _Results:
+    rows = await embed_sparse(
+        call,
+        call.request.path_params["model"],
+        texts["text"],
+        field="text",
+        prompt_name=_text_option(options, "prompt_name"),
+        input_type=_text_option(options, "input_type"),
+        truncate=options.get("truncate"),
+    )
+    return {
+        "counts": np.array([len(row.columns) for row in rows], dtype=np.int64),
+        "indices": np.concatenate([row.columns for row in rows]),
+        "values": np.concatenate([row.values for row in rows]),
+    }
+
+
+async def _scores(call: Call, texts: _Texts, options: _Options) -> _Results:
+    if len(texts["query"]) != 1:
+        raise RequestError(Kind.INVALID, "The input query must have one text.", "inputs")
+    scores, _ = await score(
+        call,
+        call.request.path_params["model"],
+        [(texts["query"][0], text) for text in texts["text"]],
+        field="text",
+        raw=bool(options.get("raw_scores")),
+        truncate=options.get("truncate"),
+        one_label=False,
+    )
+    return {"scores": scores}
+
+
+_RUN: dict[ResultKind, Callable[[Call, _Texts, _Options], Awaitable[_Results]]] = {
+    "dense": _dense,
+    "sparse": _sparse,
+    "scores": _scores,
+}
 
 
 def _text_option(options: dict[str, Any], name: str) -> str | None:

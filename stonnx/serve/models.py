@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from stonnx import CrossEncoder, SentenceTransformer, SparseEncoder
 from stonnx._batcher.scheduler import Scheduler
 from stonnx._batcher.waiting import Lane
 from stonnx._batcher.workers import RunReport
@@ -18,6 +17,7 @@ from stonnx._errors import InvalidArgumentError
 from stonnx._load import load_model
 from stonnx._model.model import Model
 from stonnx._model.work import Work
+from stonnx._tasks import TASKS, ResultKind, Task, TaskRow, tasks_giving
 from stonnx.serve.errors import Kind, RequestError
 from stonnx.serve.settings import ModelSettings, Settings
 
@@ -25,18 +25,6 @@ logger = logging.getLogger("stonnx.serve")
 
 # The number of texts that measure the speed before the first request, and of their words.
 _WORDS_OF_WARMUP = 24
-
-TaskName = Literal["embedding", "sparse", "rerank"]
-_TASKS: dict[type[Model], TaskName] = {
-    SentenceTransformer: "embedding",
-    SparseEncoder: "sparse",
-    CrossEncoder: "rerank",
-}
-_CAN_DO = {
-    "embedding": "gives dense vectors (/v1/embeddings, /embed, /similarity)",
-    "sparse": "gives sparse vectors (/embed_sparse)",
-    "rerank": "scores pairs of texts (/rerank, /v1/rerank, /v2/rerank, /predict)",
-}
 
 
 @dataclass(eq=False)
@@ -47,7 +35,7 @@ class Served:
         name: The name that clients use.
         settings: The settings from the user.
         model: The loaded model.
-        task: Its task.
+        row: Its task.
         scheduler: The scheduler that runs its texts.
         created: The time of loading, in seconds since 1970.
         identity: A text that changes when the files of the bundle do.
@@ -56,13 +44,23 @@ class Served:
     name: str
     settings: ModelSettings
     model: Model
-    task: TaskName
+    row: TaskRow
     scheduler: Scheduler
     created: int
     identity: str
     directory: Path
     problem: str | None = None
     _works: dict[Any, Work] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """The name of its task."""
+        return self.row.name
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What each score of a pair is for; empty for models that give vectors."""
+        return self.model.manifest.label_names
 
     @property
     def prompts(self) -> Mapping[str, str]:
@@ -121,10 +119,21 @@ class Choice:
 
 
 class Models:
-    """All models of a server. It starts empty; :meth:`load` loads them."""
+    """All models of a server. It starts empty; :meth:`load` loads them.
 
-    def __init__(self, settings: Settings, report: Callable[[RunReport], None]) -> None:
-        self._settings, self._report = settings, report
+    Args:
+        settings: The settings of the server.
+        report: The function that gets a report of each run.
+        paths: The paths of the server by the form of their result, for messages.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        report: Callable[[RunReport], None],
+        paths: Mapping[ResultKind, Sequence[str]] | None = None,
+    ) -> None:
+        self._settings, self._report, self._paths = settings, report, paths or {}
         self._served: dict[str, Served] = {}
         self._aliases: dict[str, str] = {}
         # Replacements of a model's files that could not be loaded. They are not tried again.
@@ -203,23 +212,22 @@ class Models:
 
     def _serve(self, name: str, entry: ModelSettings, model: Model, identity: str) -> Served:
         model.warmup()
-        task = next(task for kind, task in _TASKS.items() if isinstance(model, kind))
-        scheduler = self._schedulers[model.device]
-        served = Served(name, entry, model, task, scheduler, int(time.time()), identity, Path(model.info.directory))
+        row, scheduler = TASKS[model.manifest.task], self._schedulers[model.device]
+        served = Served(name, entry, model, row, scheduler, int(time.time()), identity, Path(model.info.directory))
         scheduler.pace(served.usual_work).tokens_per_second = _measured_speed(served)
         return served
 
-    def choose(self, name: str | None, tasks: Iterable[TaskName]) -> Choice:
+    def choose(self, name: str | None, kind: ResultKind | None = None) -> Choice:
         """The model that a request means.
 
         Args:
-            name: The name as the client wrote it. None or empty: the only model that can do the task.
-            tasks: The tasks that fit the request; the model must do one of them.
+            name: The name as the client wrote it. None or empty: the only model that gives such results.
+            kind: The form of the results. None: any.
 
         Raises:
-            RequestError: The model does not exist or cannot do the task, or several models can.
+            RequestError: The model does not exist or gives other results, or several models give such.
         """
-        wanted = tuple(tasks)
+        wanted = tuple(TASKS) if kind is None else tasks_giving(kind)
         able = [served for served in self._served.values() if served.task in wanted]
         if not name:
             if len(able) == 1:
@@ -228,7 +236,7 @@ class Models:
                 raise RequestError(
                     Kind.WRONG_TASK,
                     f"No model here can do that: it takes one for the task {' or '.join(wanted)}. There is: "
-                    + "; ".join(f"{served.name}, which {_CAN_DO[served.task]}" for served in self._served.values()),
+                    + "; ".join(f"{served.name}, which {self._can_do(served)}" for served in self._served.values()),
                     "model",
                 )
             names = ", ".join(served.name for served in able)
@@ -245,11 +253,15 @@ class Models:
             can = ", ".join(served.name for served in able) or "none"
             raise RequestError(
                 Kind.WRONG_TASK,
-                f"The model {choice.served.name!r} {_CAN_DO[choice.served.task]}, and cannot do that. Models that can: "
+                f"The model {choice.served.name!r} {self._can_do(choice.served)}, and cannot do that. Models that can: "
                 f"{can}.",
                 "model",
             )
         return choice
+
+    def _can_do(self, served: Served) -> str:
+        paths = ", ".join(self._paths.get(served.row.kind, ()))
+        return f"{served.row.does} ({paths})" if paths else served.row.does
 
     def _named(self, name: str) -> Choice | None:
         target = self._aliases.get(name, name)
@@ -345,7 +357,7 @@ def _measured_speed(served: Served) -> float:
     """Tokens a second of a usual run, with all slots in use and a warm tokenizer."""
     text = "warm " * _WORDS_OF_WARMUP
     work = served.usual_work
-    (item,) = work.tokenize([(text, text) if served.task == "rerank" else text])
+    (item,) = work.tokenize([(text, text) if served.row.reads_pairs else text])
     most_tokens, most_texts = work.limits
     items = [item] * max(1, min(most_tokens // len(item), most_texts))
     seconds = []

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from stonnx.serve.context import Call, Reply
-from stonnx.serve.endpoint import Endpoint
+from stonnx.serve.endpoint import SAMPLE_TEXT, Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
 from stonnx.serve.models import Served
 from stonnx.serve.operations import embed
@@ -149,13 +149,16 @@ async def list_models(call: Call) -> Reply:
 
 async def one_model(call: Call) -> Reply:
     """One model, by name or alias."""
-    choice = call.models.choose(call.request.path_params["model"], ["embedding", "sparse", "rerank"])
+    choice = call.models.choose(call.request.path_params["model"])
     return Reply(_entry(call, choice.served))
 
 
 def _embeddings(path: str) -> Endpoint:
     summary = "Dense vectors of texts"
-    return Endpoint("POST", path, embeddings, DIALECT, summary, EmbeddingsRequest, EmbeddingsReply)
+    sample = {"input": [SAMPLE_TEXT]}
+    return Endpoint(
+        "POST", path, embeddings, DIALECT, summary, EmbeddingsRequest, EmbeddingsReply, gives="dense", sample=sample
+    )
 
 
 ENDPOINTS = (

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stonnx import CrossEncoder
 from stonnx._batcher.scheduler import Answer
 from stonnx._errors import InvalidArgumentError
 from stonnx._model.work import SparseRow, Work
@@ -77,7 +76,7 @@ async def embed(
         precision: Quantize them.
         truncate: Cut texts that are too long.
     """
-    choice = call.models.choose(model, ["embedding"])
+    choice = call.models.choose(model, "dense")
     call.use(choice.served)
     items = as_items(call, inputs, field)
     width = choice.served.dimension
@@ -100,7 +99,7 @@ async def embed_tokens(
     call: Call, model: str | None, inputs: Any, *, field: str, prompt_name: str | None, truncate: bool | None
 ) -> list[npt.NDArray[np.float32]]:
     """Vectors of the tokens of each text, [tokens, dim]."""
-    choice = call.models.choose(model, ["embedding"])
+    choice = call.models.choose(model, "dense")
     call.use(choice.served)
     items = as_items(call, inputs, field)
     work = _work(choice, "token_embeddings", prompt_name, None)
@@ -118,7 +117,7 @@ async def embed_sparse(
     truncate: bool | None = None,
 ) -> list[SparseRow]:
     """Sparse vectors of texts."""
-    choice = call.models.choose(model, ["sparse"])
+    choice = call.models.choose(model, "sparse")
     call.use(choice.served)
     items = as_items(call, inputs, field)
     work = _work(choice, None, prompt_name, input_type)
@@ -146,10 +145,10 @@ async def score(
         truncate: Cut pairs that are too long.
         one_label: Refuse models with several labels, because several scores do not give an order.
     """
-    choice = call.models.choose(model, ["rerank"])
+    choice = call.models.choose(model, "scores")
     served = choice.served
     call.use(served)
-    labels = served.model.num_labels if isinstance(served.model, CrossEncoder) else 1
+    labels = len(served.labels)
     if one_label and labels != 1:
         raise RequestError(
             Kind.WRONG_TASK,

@@ -24,7 +24,7 @@ class ModelSettings:
         bundle: The directory of a bundle, or a Hub id.
         name: The name that clients use. Empty: the last part of ``bundle``.
         aliases: Other names for it.
-        task: ``embedding``, ``sparse`` or ``rerank``, if ``bundle`` is a Hub name that does not say so.
+        task: The task (a key of ``TASKS``), if ``bundle`` is a Hub name that does not say it.
         device, threads, max_seq_length, max_batch_tokens, revision, dtype: As for the model classes.
         default_prompt: Name of the prompt for texts whose kind the request does not say.
         prompts: Further prompts, by name.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
 import stonnx
-from stonnx import CrossEncoder
 from stonnx._model.work import SparseRow
+from stonnx._tasks import ResultKind
 from stonnx.serve import cohere
 from stonnx.serve.context import Call, Reply
-from stonnx.serve.endpoint import Endpoint
+from stonnx.serve.endpoint import SAMPLE_TEXT, Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
 from stonnx.serve.models import Served
 from stonnx.serve.operations import embed, embed_sparse, embed_tokens, score
@@ -54,11 +55,11 @@ def _error(error: RequestError, status: int) -> dict[str, Any]:
 DIALECT = Dialect("tei", _error, {Kind.INVALID: 422, Kind.WRONG_TASK: 424})
 
 
-def _direction(call: Call, model: str | None, task: Any, direction: str | None) -> None:
+def _direction(call: Call, model: str | None, kind: ResultKind, direction: str | None) -> None:
     """Refuse to cut texts on the side on which the model does not cut."""
     if direction is None:
         return
-    side = call.models.choose(model, [task]).served.truncation_side
+    side = call.models.choose(model, kind).served.truncation_side
     if direction.lower() != side:
         raise RequestError(
             Kind.INVALID,
@@ -70,7 +71,7 @@ def _direction(call: Call, model: str | None, task: Any, direction: str | None) 
 
 async def embed_dense(call: Call, body: EmbedRequest) -> Reply:
     """Dense vectors."""
-    _direction(call, body.model, "embedding", body.truncation_direction)
+    _direction(call, body.model, "dense", body.truncation_direction)
     embedded = await embed(
         call,
         body.model,
@@ -86,7 +87,7 @@ async def embed_dense(call: Call, body: EmbedRequest) -> Reply:
 
 async def embed_all(call: Call, body: EmbedAllRequest) -> Reply:
     """Vectors of tokens."""
-    _direction(call, body.model, "embedding", body.truncation_direction)
+    _direction(call, body.model, "dense", body.truncation_direction)
     rows = await embed_tokens(
         call, body.model, body.inputs, field="inputs", prompt_name=body.prompt_name, truncate=body.truncate
     )
@@ -129,7 +130,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
         )
     if body.texts is None:
         raise RequestError(Kind.INVALID, "texts is missing: the texts to rank (or documents, as in Cohere).", "texts")
-    _direction(call, body.model, "rerank", body.truncation_direction)
+    _direction(call, body.model, "scores", body.truncation_direction)
     pairs = [(body.query, text) for text in body.texts]
     scores, _ = await score(call, body.model, pairs, field="texts", raw=body.raw_scores, truncate=body.truncate)
     values = scores[:, 0].tolist()
@@ -140,7 +141,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
 
 async def predict(call: Call, body: PredictRequest) -> Reply:
     """Scores of all labels."""
-    _direction(call, body.model, "rerank", body.truncation_direction)
+    _direction(call, body.model, "scores", body.truncation_direction)
     inputs: list[Any] = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     is_single = not any(isinstance(item, list) for item in inputs)
     pairs = [inputs] if is_single and inputs else inputs
@@ -160,12 +161,10 @@ async def predict(call: Call, body: PredictRequest) -> Reply:
         truncate=body.truncate,
         one_label=False,
     )
-    assert isinstance(served.model, CrossEncoder)  # it was chosen for the task
-    labels = served.model.config.id2label
     results = []
     for row in scores.tolist():
         order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
-        results.append([{"score": row[index], "label": labels[index]} for index in order])
+        results.append([{"score": row[index], "label": served.labels[index]} for index in order])
     return Reply(results[0] if is_single else results)
 
 
@@ -188,7 +187,7 @@ async def similarity(call: Call, body: SimilarityRequest) -> Reply:
 
 async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
     """Tokens."""
-    served = call.models.choose(body.model, _any_or_first(call, body.model)).served
+    served = _named_or_first(call, body.model)
     call.use(served)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if not texts:
@@ -208,7 +207,7 @@ async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
 
 async def decode(call: Call, body: DecodeRequest) -> Reply:
     """Texts of token ids."""
-    served = call.models.choose(body.model, _any_or_first(call, body.model)).served
+    served = _named_or_first(call, body.model)
     call.use(served)
     rows: list[Any] = body.ids if body.ids and isinstance(body.ids[0], list) else [body.ids]
     size = served.model.tokenizer.get_vocab_size()
@@ -218,16 +217,14 @@ async def decode(call: Call, body: DecodeRequest) -> Reply:
     return Reply([served.model.tokenizer.decode(row, skip_special_tokens=body.skip_special_tokens) for row in rows])
 
 
-def _any_or_first(call: Call, model: str | None) -> list[Any]:
-    """The tasks of a request that every model can answer. A request without a name is for the first model."""
-    return ["embedding", "sparse", "rerank"] if model else [next(iter(call.models)).task]
+def _named_or_first(call: Call, model: str | None) -> Served:
+    """The model of a request that every model can answer. A request without a name is for the first model."""
+    return call.models.choose(model or next(iter(call.models)).name).served
 
 
 async def info(call: Call) -> Reply:
     """The served models."""
-    name = call.request.query_params.get("model")
-    first = next(iter(call.models))
-    served = call.models.choose(name, ["embedding", "sparse", "rerank"]).served if name else first
+    served = _named_or_first(call, call.request.query_params.get("model"))
     settings, manifest_info = call.settings, served.model.info
     work_tokens, work_texts = served.usual_work.limits
     return Reply(
@@ -261,11 +258,11 @@ async def info(call: Call) -> Reply:
 
 
 def _model_type(served: Served) -> dict[str, Any]:
-    if isinstance(served.model, CrossEncoder):
-        names = {str(index): label for index, label in served.model.config.id2label.items()}
+    if served.row.gives_labels:
+        names = {str(index): label for index, label in enumerate(served.labels)}
         labels = {"id2label": names, "label2id": {label: int(index) for index, label in names.items()}}
-        return {"reranker" if served.model.num_labels == 1 else "classifier": labels}
-    return {"embedding": {"pooling": "splade" if served.task == "sparse" else served.pooling}}
+        return {"reranker" if len(served.labels) == 1 else "classifier": labels}
+    return {"embedding": {"pooling": "splade" if served.row.kind == "sparse" else served.pooling}}
 
 
 def _describe(call: Call, served: Served) -> dict[str, Any]:
@@ -292,25 +289,61 @@ async def by_task(call: Call, body: msgspec.Raw) -> Reply:
         return await rerank(call, msgspec.json.decode(body, type=RerankRequest))
     if inputs is not None and bytes(inputs).lstrip()[:1] == b"{":
         return await similarity(call, msgspec.json.decode(body, type=SimilarityRequest))
-    tasks = {served.task for served in call.models}
-    if "embedding" in tasks:
-        return await embed_dense(call, msgspec.json.decode(body, type=EmbedRequest))
-    if "sparse" in tasks:
-        return await sparse(call, msgspec.json.decode(body, type=EmbedSparseRequest))
-    return await predict(call, msgspec.json.decode(body, type=PredictRequest))
+    kinds = {served.row.kind for served in call.models}
+    endpoint = next(endpoint for endpoint in _MAIN if endpoint.gives in kinds)
+    return await endpoint(call, msgspec.json.decode(body, type=endpoint.body))
 
 
-def _post(path: str, call: Any, summary: str, body: Any, reply: Any) -> Endpoint:
-    return Endpoint("POST", path, call, DIALECT, summary, body, reply)
+def _post(
+    path: str,
+    call: Any,
+    summary: str,
+    body: Any,
+    reply: Any,
+    gives: ResultKind | None = None,
+    sample: Mapping[str, Any] | None = None,
+) -> Endpoint:
+    return Endpoint("POST", path, call, DIALECT, summary, body, reply, gives=gives, sample=sample)
 
 
+_ONE_TEXT = {"inputs": SAMPLE_TEXT}
+_PAIR = {"inputs": [SAMPLE_TEXT, SAMPLE_TEXT]}
+_QUERY = {"query": SAMPLE_TEXT, "texts": [SAMPLE_TEXT]}
+# What `/` does, for each form of a result. With several models, the first of these that one gives.
+_MAIN = (
+    _post("/embed", embed_dense, "Dense vectors of texts", EmbedRequest, list[list[float]], "dense", _ONE_TEXT),
+    _post(
+        "/embed_sparse",
+        sparse,
+        "Sparse vectors of texts",
+        EmbedSparseRequest,
+        list[list[SparseValue]],
+        "sparse",
+        _ONE_TEXT,
+    ),
+    _post(
+        "/predict",
+        predict,
+        "Scores of all labels",
+        PredictRequest,
+        list[Prediction | list[Prediction]],
+        "scores",
+        _PAIR,
+    ),
+)
 ENDPOINTS = (
-    _post("/embed", embed_dense, "Dense vectors of texts", EmbedRequest, list[list[float]]),
-    _post("/embed_all", embed_all, "Vectors of the tokens of texts", EmbedAllRequest, list[list[list[float]]]),
-    _post("/embed_sparse", sparse, "Sparse vectors of texts", EmbedSparseRequest, list[list[SparseValue]]),
-    _post("/rerank", rerank, "Texts by their score for a query", RerankRequest, list[Rank] | cohere.RerankReply),
-    _post("/predict", predict, "Scores of all labels", PredictRequest, list[Prediction | list[Prediction]]),
-    _post("/similarity", similarity, "How similar texts are to one", SimilarityRequest, list[float]),
+    *_MAIN,
+    _post("/embed_all", embed_all, "Vectors of the tokens of texts", EmbedAllRequest, list[list[list[float]]], "dense"),
+    _post(
+        "/rerank",
+        rerank,
+        "Texts by their score for a query",
+        RerankRequest,
+        list[Rank] | cohere.RerankReply,
+        "scores",
+        _QUERY,
+    ),
+    _post("/similarity", similarity, "How similar texts are to one", SimilarityRequest, list[float], "dense"),
     _post("/tokenize", tokenize, "Tokens of texts", TokenizeRequest, list[list[Token]]),
     _post("/decode", decode, "Texts of token ids", DecodeRequest, list[str]),
     _post("/", by_task, "What the model does, for Hugging Face's clients", msgspec.Raw, Any),

@@ -11,36 +11,25 @@ from stonnx.serve.errors import RequestError
 
 if TYPE_CHECKING:
     from stonnx.serve.app import Server
-
-_TEXT = "The first request must not pay for what is loaded on demand."
+    from stonnx.serve.endpoint import Endpoint
 
 
 async def warm_routes(server: Server) -> None:
     """Send a request to each route that a model answers, through everything but the socket."""
     for served in server.models:
-        name = served.name
-        bodies: dict[str, dict[str, dict[str, Any]]] = {
-            "embedding": {
-                "/v1/embeddings": {"input": [_TEXT], "model": name},
-                "/embed": {"inputs": _TEXT, "model": name},
-            },
-            "sparse": {"/embed_sparse": {"inputs": _TEXT, "model": name}},
-            "rerank": {
-                "/rerank": {"query": _TEXT, "texts": [_TEXT], "model": name},
-                "/predict": {"inputs": [_TEXT, _TEXT], "model": name},
-            },
-        }
-        for path, body in bodies[served.task].items():
+        for endpoint in server.endpoints:
+            if endpoint.sample is None or endpoint.gives != served.row.kind:
+                continue
+            body = {**endpoint.sample, "model": served.name}
             # A reranker with several labels cannot rank, and some models need the kind of their texts.
             with contextlib.suppress(RequestError, InvalidArgumentError):
-                await _request(server, path, json.dumps(body).encode())
+                await _request(server, endpoint, json.dumps(body).encode())
 
 
-async def _request(server: Server, path: str, body: bytes) -> None:
+async def _request(server: Server, endpoint: Endpoint, body: bytes) -> None:
     """Send one request without a key, a log line or a metric."""
     from starlette.requests import Request
 
-    endpoint = next(each for each in server.endpoints if each.path == path and each.method == "POST")
     is_sent = False
 
     async def receive() -> dict[str, Any]:
@@ -53,8 +42,8 @@ async def _request(server: Server, path: str, body: bytes) -> None:
     scope = {
         "type": "http",
         "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
+        "path": endpoint.path,
+        "raw_path": endpoint.path.encode(),
         "query_string": b"",
         "headers": [(b"content-type", b"application/json")],
         "server": ("127.0.0.1", 0),

@@ -432,7 +432,7 @@ def change(path: str, value: Any) -> str:
         ("models.0.dimension", "768", r"guide\.models\[0\]\.dimension must be <class 'int'>, found '768'"),
         ("models.0.dimension", True, "must be <class 'int'>"),
         ("models.0.normalized", 1, "must be <class 'bool'>"),
-        ("models.0.task", "chat", "must be .*Literal.*found 'chat'"),
+        ("models.0.task", "chat", "The task of all-mpnet-base-v2 is 'chat'. Known are: embedding, sparse"),
         ("models.0.summary", "", "must be <class 'str'>"),
         ("models.0.max_seq_length", None, "must be <class 'int'>, found None"),
         ("models.0.name", "all-MiniLM-L6-v2", "has a name twice"),

@@ -17,7 +17,8 @@ PLACES = {"stonnx": ROOT / "stonnx", "stonnx_export": ROOT / "export" / "stonnx_
 # The rooms of the runtime, the lowest first. A room imports rooms of lower levels only.
 RUNTIME = (
     ("_background", "_disk", "_errors", "_limits", "_progress", "_tasks", "_version"),
-    ("_arguments", "_cache", "_arrays", "_files", "_guide"),
+    ("_arguments", "_arrow", "_cache", "_arrays", "_guide"),
+    ("_files",),
     ("_bundle", "util"),
     ("_device", "_text"),
     ("_engine",),
@@ -25,10 +26,11 @@ RUNTIME = (
     ("_hub",),
     ("_model",),
     ("sentence_transformer", "sparse_encoder", "cross_encoder"),
-    ("_batcher", "integrations"),
+    ("_batcher",),
     ("__init__",),
     ("_load",),
     ("serve",),
+    ("integrations",),
     ("cli",),
     ("__main__",),
 )
@@ -64,6 +66,9 @@ LIBRARIES = {
     "sentence_transformers": set(),
     "onnx": set(),
     "safetensors": set(),
+    # Parquet, and batches of other engines.
+    "pyarrow": {"_arrow", "integrations"},
+    "ray": {"integrations"},
 }
 # The doctor reports where the Hub's cache is.
 LIBRARY_EXCEPTIONS = {("stonnx.cli.doctor", "huggingface_hub")}

@@ -18,7 +18,7 @@ TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for
 # Their Python runs as it stands, in a directory that has the bundles they name.
 RUN_AS_THEY_STAND = ("README.md", "docs/guide.md", "docs/integrations.md")
 # Blocks that import one of these are skipped where it is not installed.
-HOSTS = ("chromadb", "haystack", "lancedb", "langchain_core", "llama_index", "mteb", "qdrant_client")
+HOSTS = ("chromadb", "haystack", "lancedb", "langchain_core", "llama_index", "mteb", "qdrant_client", "ray")
 BLOCKS = [
     pytest.param(block, id=f"{name}-{index}")
     for name in RUN_AS_THEY_STAND

@@ -10,6 +10,7 @@ import ast
 import csv
 import importlib.util
 import os
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -28,28 +29,31 @@ onnxruntime = import_onnxruntime()
 # A developer's copy of the STSb dev sentences, beside the repository; the tests check more where it is.
 _STSB = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "stsb-en-dev.csv"
 
-
+_TESTS = Path(__file__).parent
 WITHOUT_TORCH = importlib.util.find_spec("torch") is None
 _NEED_TORCH = {"torch", "transformers", "sentence_transformers", "stonnx_export", "onnx_ir"}
 
 
+@cache
 def _needs_torch(path: Path) -> bool:
-    """Whether a file of tests imports PyTorch, or what needs it, before its first test runs."""
+    """Whether a file of tests imports PyTorch, or what needs it, before its first test runs; its helpers count too."""
     imported = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
             imported |= {name.name.split(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             imported.add(node.module.split(".")[0])
-    # These need it themselves.
-    return bool(imported & (_NEED_TORCH | {"toy_networks", "small_graphs", "zoo"}))
+    helpers = [place / f"{name}.py" for name in imported for place in (_TESTS, path.parent)]
+    # The package zoo needs it itself.
+    return bool(imported & (_NEED_TORCH | {"zoo"})) or any(_needs_torch(file) for file in helpers if file.is_file())
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if not WITHOUT_TORCH:
         return None
     if collection_path.is_dir():
-        return collection_path.name in ("export", "zoo", "kernels") or None
+        conftest = collection_path / "conftest.py"
+        return collection_path.name in ("zoo", "kernels") or (conftest.is_file() and _needs_torch(conftest)) or None
     return (collection_path.suffix == ".py" and _needs_torch(collection_path)) or None
 
 

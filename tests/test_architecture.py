@@ -116,27 +116,6 @@ DOORS = {
 }
 
 LONGEST = 400
-# Files that are over it and are still to be split. None may be added.
-TO_BE_SPLIT = {
-    "tests/bundle/test_bundle.py",
-    "tests/device/test_providers.py",
-    "tests/engine/test_engine.py",
-    "tests/engine/test_probe.py",
-    "tests/export/checkpoint/test_checkpoint.py",
-    "tests/export/int8/test_int8.py",
-    "tests/export/int8/test_quantize.py",
-    "tests/export/int8/test_quantize_products.py",
-    "tests/export/test_pipeline.py",
-    "tests/export/verify/test_verify.py",
-    "tests/files/test_encode_file.py",
-    "tests/guide/test_guide.py",
-    "tests/hub/test_loading.py",
-    "tests/integrations/test_adapters.py",
-    "tests/model/test_pool.py",
-    "tests/parity/test_api.py",
-    "tests/parity/test_cross_encoder.py",
-    "tests/parity/test_sparse_encoder.py",
-}
 REASON = re.compile(r"over 400 lines", re.IGNORECASE)
 
 
@@ -324,8 +303,6 @@ def test_long_files_give_a_reason(place: str) -> None:
     wrong = []
     for path in sorted((ROOT / place).rglob("*.py")):
         lines = path.read_text(encoding="utf-8").splitlines()
-        if str(path.relative_to(ROOT)) in TO_BE_SPLIT:
-            continue
         if len(lines) > LONGEST and not REASON.search("\n".join(lines[:12])):
             wrong.append(f"{path.relative_to(ROOT)} has {len(lines)} lines; split it, or say why it has over 400 lines")
     assert not wrong, "\n".join(wrong)

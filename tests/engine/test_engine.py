@@ -1,100 +1,29 @@
-"""What is done to run texts fast changes no result: order, duplicates, batches, sessions, threads."""
+"""What is done to run texts fast changes no result: order, duplicates, batches, sessions."""
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from engine_models import WIDTH, SideBySide, Spy, expected
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_bundles import (
-    MAX_SEQ_LENGTH,
-    dense_bundle,
-    pair_graph,
-    toy_table,
-    toy_tokenizer,
-    wide_sparse_graph,
-    write_bundle,
-)
+from toy_bundles import MAX_SEQ_LENGTH, toy_tokenizer, wide_sparse_graph, write_bundle
 
-from stonnx import (
-    CrossEncoder,
-    DeviceOptions,
-    InvalidArgumentError,
-    RunError,
-    SentenceTransformer,
-    SparseEncoder,
-    TextTooLongError,
-)
-from stonnx._device.session import RunControl, Session
+from stonnx import DeviceOptions, InvalidArgumentError, RunError, SentenceTransformer, SparseEncoder
+from stonnx._device.session import RunControl
 from stonnx._engine import call as call_module
 from stonnx._engine import runner as runner_module
 from stonnx._model.model import with_limits
 from stonnx._text.tokenizer import Tokenizer
 
-WIDTH = 8
 words = st.lists(st.sampled_from(["bread", "rises", "river", "the", "xyz", "?"]), max_size=30).map(" ".join)
 many_texts = st.lists(words | st.sampled_from(["bread", "the river"]), min_size=1, max_size=60)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return dense_bundle(tmp_path_factory.mktemp("toy") / "dense", width=WIDTH)
-
-
-# The single-thread session is there from the first text on.
-SideBySide = with_limits(SentenceTransformer, tokens_before_second_session=0)
-
-
-@pytest.fixture
-def model(bundle: Path) -> SentenceTransformer:
-    return SideBySide(bundle, threads=2)
-
-
-@pytest.fixture(scope="module")
-def model_of_small_windows(bundle: Path) -> SentenceTransformer:
-    return with_limits(SideBySide, first_window=3, window=7, window_characters=200)(bundle, threads=2)
-
-
-def expected(texts: list[str], limit: int = MAX_SEQ_LENGTH) -> np.ndarray:
-    """The vectors of the toy network, computed here."""
-    tokenizer, table = toy_tokenizer(), toy_table(WIDTH, 5)
-    tokenizer.enable_truncation(limit)
-    return np.stack([table[tokenizer.encode(text).ids].mean(axis=0) for text in texts])
-
-
-class Spy:
-    """Shapes, sessions and threads of all runs."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, before: Callable[[], None] = lambda: None) -> None:
-        self.shapes: list[tuple[int, int]] = []
-        self.threads: list[int] = []
-        self.freeing: list[bool] = []
-        self.loaded: list[int] = []
-        run, load = Session.run, Session.__init__
-
-        def spying_run(session: Session, outputs: Any, feeds: Any, *arguments: Any, **options: Any) -> Any:
-            self.shapes.append(feeds["input_ids"].shape)
-            self.threads.append(session.threads)
-            self.freeing.append(options["free_memory"])
-            before()
-            return run(session, outputs, feeds, *arguments, **options)
-
-        def spying_load(session: Session, *arguments: Any, **options: Any) -> None:
-            load(session, *arguments, **options)
-            self.loaded.append(session.threads)
-
-        monkeypatch.setattr(Session, "run", spying_run)
-        monkeypatch.setattr(Session, "__init__", spying_load)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -287,168 +216,6 @@ def test_warmup_keeps_to_max_batch_tokens(
     assert (spy.shapes, spy.freeing) == (shapes, freeing)
 
 
-# --- many threads ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("threshold", [0, 500, 10**9])
-def test_16_threads_get_the_serial_results(bundle: Path, threshold: int) -> None:
-    model = with_limits(SentenceTransformer, tokens_before_second_session=threshold)(bundle, threads=2)
-    calls = [[f"bread {'rises ' * (i % 5)} {i * j}" for i in range(1 + j % 40)] for j in range(320)]
-    serial = [expected(call) for call in calls]
-
-    def work(number: int) -> None:
-        for call, vectors in list(zip(calls, serial, strict=True))[number::16] * 3:
-            result = model.encode(call if len(call) > 1 else call[0])
-            np.testing.assert_allclose(result, vectors if len(call) > 1 else vectors[0], atol=1e-6)
-            stats = model.last_stats
-            assert stats is not None
-            assert stats.texts == len(call)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(16) as executor:
-            list(executor.map(work, range(16)))
-    finally:
-        sys.setswitchinterval(interval)
-
-
-@pytest.fixture(scope="module")
-def sparse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    graphs = {"default": wide_sparse_graph(500, 3)}
-    return write_bundle(tmp_path_factory.mktemp("toy") / "sparse", graphs, task="sparse", embedding_dimension=500)
-
-
-@pytest.fixture(scope="module")
-def pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    graphs = {"default": pair_graph(toy_table(1, 1), np.float32([0.5]), "Sigmoid")}
-    fields = {"task": "rerank", "num_labels": 1, "activation": "sigmoid"}
-    return write_bundle(tmp_path_factory.mktemp("toy") / "pairs", graphs, **fields)
-
-
-@pytest.mark.parametrize("threshold", [0, 500, 10**9])
-@pytest.mark.parametrize("task", ["sparse", "rerank"])
-def test_16_threads_of_the_other_tasks_get_the_serial_results(
-    task: str, sparse_bundle: Path, pair_bundle: Path, threshold: int
-) -> None:
-    calls: list[list[Any]] = [[f"bread {'rises ' * (i % 5)} {i * j}" for i in range(1 + j % 40)] for j in range(64)]
-    work: Callable[[list[Any]], np.ndarray]
-    if task == "sparse":
-        kind = with_limits(SparseEncoder, tokens_before_second_session=threshold)
-        sparse = [kind(sparse_bundle, threads=threads) for threads in (1, 2)]
-        serial, work = (
-            (lambda texts, model=model: model.encode(texts, max_active_dims=3).toarray()) for model in sparse
-        )
-    else:
-        calls = [[("what rises ?", text) for text in texts] for texts in calls]
-        pairs = with_limits(CrossEncoder, tokens_before_second_session=threshold)
-        serial, work = (pairs(pair_bundle, threads=threads).predict for threads in (1, 2))
-    expected_rows = [serial(call) for call in calls]
-
-    def check(number: int) -> None:
-        for call, rows in list(zip(calls, expected_rows, strict=True))[number::16] * 3:
-            np.testing.assert_allclose(work(call), rows, atol=1e-6)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(16) as executor:
-            list(executor.map(check, range(16)))
-    finally:
-        sys.setswitchinterval(interval)
-
-
-def test_no_more_runs_at_a_time_than_threads(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.warmup()
-    lock, now, most = threading.Lock(), 0, 0
-    original = Session.run
-
-    def run(session: Session, *arguments: Any, **options: Any) -> Any:
-        nonlocal now, most
-        with lock:
-            now += session.threads
-            most = max(most, now)
-        try:
-            # Long enough that others come.
-            for _ in range(20):
-                result = original(session, *arguments, **options)
-            return result
-        finally:
-            with lock:
-                now -= session.threads
-
-    monkeypatch.setattr(Session, "run", run)
-    texts = [f"bread {index}" for index in range(150)]
-    with ThreadPoolExecutor(8) as executor:
-        list(executor.map(lambda i: model.encode(texts if i % 2 else texts[i]), range(40)))
-    assert most == 2
-
-
-def test_last_stats_are_those_of_the_thread(model: SentenceTransformer) -> None:
-    assert model.last_stats is None
-    model.encode(["bread", "river"])
-    seen: list[Any] = []
-    thread = threading.Thread(target=lambda: seen.append(model.last_stats))
-    thread.start()
-    thread.join()
-    assert seen == [None]
-    assert model.last_stats is not None
-    assert "2 texts (2 different, 0 truncated), 6 tokens (0% padding), 1 batches" in str(model.last_stats)
-
-
-def test_waiting_for_threads_is_no_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = SentenceTransformer(bundle, threads=1)
-    original, running = Session.run, threading.Event()
-
-    def run(session: Session, *arguments: Any, **options: Any) -> Any:
-        if not running.is_set():
-            running.set()
-            time.sleep(0.5)
-        return original(session, *arguments, **options)
-
-    monkeypatch.setattr(Session, "run", run)
-    seen: list[Any] = []
-
-    def call() -> None:
-        model.encode("bread")
-        seen.append(model.last_stats)
-
-    first = threading.Thread(target=call)
-    first.start()
-    running.wait()
-    call()
-    first.join()
-    slow, waiting = sorted(seen, key=lambda stats: stats.queue_seconds)
-    assert slow.run_seconds > 0.4 > slow.queue_seconds
-    # It comes a moment after the other has begun.
-    assert waiting.queue_seconds > 0.25 > waiting.run_seconds
-    assert f"waiting {waiting.queue_seconds:.3f} s" in str(waiting)
-
-
-# --- another process -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("task", ["embedding", "sparse", "rerank"])
-def test_a_model_in_a_spawned_process(task: str, bundle: Path, sparse_bundle: Path, pair_bundle: Path) -> None:
-    """A process of the caller's own, as a data loader or a task queue has it: it gets the model by pickle."""
-    texts: list[Any] = [f"bread {index}" for index in range(200)] + [LONG]
-    compute: Callable[[list[Any]], Any]
-    if task == "embedding":
-        dense = SentenceTransformer(bundle, threads=1, truncate_dim=5, max_batch_tokens=100)
-        dense.max_seq_length = 12
-        compute = dense.encode
-    elif task == "sparse":
-        compute = SparseEncoder(sparse_bundle, threads=1, max_active_dims=3).encode
-    else:
-        compute = CrossEncoder(pair_bundle, threads=1).predict
-        texts = [("what rises ?", text) for text in texts]
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        results = [executor.submit(compute, texts).result(timeout=120), compute(texts)]
-    there, here = (result.toarray() if task == "sparse" else result for result in results)
-    assert here.shape[0] == 201
-    np.testing.assert_array_equal(there, here)
-
-
 # --- an error in the middle ------------------------------------------------------------------------------------------
 
 
@@ -525,137 +292,6 @@ def test_ctrl_c_while_a_thread_is_started_waits_for_its_run(
         list(runner.map(work, range(5), 2))
     assert sorted(ended) == list(range(started))
     assert not any(thread.is_alive() for thread in starts)
-
-
-# --- texts that are too long -----------------------------------------------------------------------------------------
-
-LONG = "bread " * 30  # 32 tokens, of which the model reads 16
-
-
-def test_too_long_is_an_error_where_that_is_asked_for(bundle: Path) -> None:
-    model = SentenceTransformer(bundle, too_long="error", threads=2)
-    texts = ["river", "bread", LONG, "sun", LONG + "sun", LONG]
-    with pytest.raises(TextTooLongError) as error:
-        model.encode(texts)
-    assert (error.value.index, error.value.tokens, error.value.limit) == (2, 32, 16)
-    assert str(error.value).startswith("Text 2 has 32 tokens, and the model reads 16. Split it, or")
-    assert isinstance(error.value, ValueError)
-    with pytest.raises(TextTooLongError, match="Text 0 has 32 tokens"):
-        model.encode(LONG)
-    with pytest.raises(TextTooLongError, match="Text 1500 has 32 tokens"):
-        model.encode([f"bread {index}" for index in range(1500)] + [LONG] * 2)
-    # A call decides for itself, and everything else goes through.
-    np.testing.assert_allclose(model.encode(texts, too_long="truncate"), expected(texts), atol=1e-6)
-    model.encode(["bread " * 14])
-    model.too_long = "truncate"
-    model.encode(LONG)
-
-
-def test_too_long_with_a_pool(bundle: Path) -> None:
-    model = SentenceTransformer(bundle, threads=2)
-    pool = model.start_multi_process_pool(["cpu", "cpu"])
-    try:
-        texts = [f"bread {index}" for index in range(10)]
-        with pytest.raises(TextTooLongError, match="Text 7 has 32 tokens") as error:
-            model.encode([*texts[:7], LONG, *texts[7:]], pool=pool, chunk_size=2, too_long="error")
-        assert error.value.index == 7
-        vectors = model.encode([*texts[:7], LONG, *texts[7:], LONG], pool=pool, chunk_size=2)
-        np.testing.assert_allclose(vectors, expected([*texts[:7], LONG, *texts[7:], LONG]), atol=1e-6)
-    finally:
-        model.stop_multi_process_pool(pool)
-    stats = model.last_stats
-    assert stats is not None
-    assert (stats.texts, stats.unique_texts, stats.truncated.tolist()) == (12, 12, [7, 11])
-    assert stats.tokens_per_text.tolist() == [4] * 7 + [16] + [4] * 3 + [16]
-    assert stats.batches == 6
-
-
-def test_too_long_is_logged_where_that_is_asked_for(
-    model: SentenceTransformer, caplog: pytest.LogCaptureFixture
-) -> None:
-    model.encode(["bread", LONG], too_long="truncate")
-    model.encode(["bread"], too_long="warn")
-    assert not caplog.records
-    model.encode(["bread", LONG, "river", LONG], too_long="warn")
-    (record,) = caplog.records
-    assert record.name == "stonnx"
-    assert record.getMessage() == "2 of 4 texts have more tokens than the model reads and lost their end: 1, 3"
-    model.encode([LONG] * 20, too_long="warn")
-    assert caplog.records[1].getMessage().endswith("lost their end: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...")
-
-
-def test_too_long_has_three_values(bundle: Path, model: SentenceTransformer) -> None:
-    match = "too_long must be one of 'truncate', 'warn', 'error', got 'raise'"
-    with pytest.raises(ValueError, match=match):
-        SentenceTransformer(bundle, too_long="raise")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=match):
-        model.encode("bread", too_long="raise")
-    with pytest.raises(ValueError, match=match):
-        model.too_long = "raise"  # type: ignore[assignment]
-
-
-def test_count_tokens(model: SentenceTransformer) -> None:
-    assert model.count_tokens("bread rises") == 4
-    counts = model.count_tokens(["", "bread", LONG, ("bread", "river")], prompt="the ")
-    assert counts.tolist() == [3, 4, 33, 6]
-    assert counts.dtype == np.int64
-
-
-# --- streams ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_stream(bundle: Path) -> None:
-    model = with_limits(SideBySide, stream_texts=100)(bundle, threads=2)
-    taken = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal taken
-        for index in range(250):
-            taken += 1
-            yield f"bread {index}"
-
-    stream = model.encode_stream(texts(), normalize_embeddings=True)
-    assert taken == 0
-    first = next(stream)
-    assert taken == 100
-    parts = [first, *stream]
-    assert [len(part) for part in parts] == [100, 100, 50]
-    whole = model.encode([f"bread {index}" for index in range(250)], normalize_embeddings=True)
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert list(model.encode_stream([])) == []
-
-
-def test_a_stream_is_cut_by_characters_too(bundle: Path) -> None:
-    model = with_limits(SideBySide, stream_characters=1000)(bundle, threads=2)
-    parts = list(model.encode_stream(["bread " * 50] * 3 + [("bread " * 100, "bread " * 100), "bread", "sun"]))
-    assert [len(part) for part in parts] == [4, 2]
-
-
-def test_a_stream_of_queries(bundle: Path) -> None:
-    model = SentenceTransformer(bundle, prompts={"query": "the ", "document": "of "})
-    for task, prompt in (("query", "the "), ("document", "of "), (None, "")):
-        (part,) = model.encode_stream(["bread", "river"], task=task)  # type: ignore[arg-type]
-        np.testing.assert_allclose(part, expected([f"{prompt}bread", f"{prompt}river"]), atol=1e-6)
-
-
-def test_errors_of_a_stream(bundle: Path) -> None:
-    model = with_limits(SideBySide, stream_texts=10)(bundle, threads=2)
-    texts: list[Any] = [f"bread {index}" for index in range(30)]
-    texts[23] = None
-    with pytest.raises(TypeError, match="Input 3 is not a text but None") as error:
-        list(model.encode_stream(texts))
-    assert error.value.index == 23  # type: ignore[attr-defined]
-    assert error.value.__notes__ == ["Its index is counted from input 20 of the stream."]
-    texts[23] = LONG
-    with pytest.raises(TextTooLongError, match="Text 23 has 32 tokens"):
-        list(model.encode_stream(texts, too_long="error"))
-    with pytest.raises(TypeError, match="inputs is a single str"):
-        model.encode_stream("bread")
-    with pytest.raises(ValueError, match="task must be one of 'query', 'document', got"):
-        model.encode_stream([], task="passage")  # type: ignore[arg-type]
-    for precision in ("int8", "uint8"):
-        with pytest.raises(NotImplementedError, match="takes its ranges from all texts"):
-            model.encode_stream([], precision=precision)
 
 
 # --- what is running -------------------------------------------------------------------------------------------------

@@ -12,27 +12,17 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from fixture_types import Build, Run, TracedOnce
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    BertConfig,
-    BertModel,
-    BertTokenizerFast,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, BertTokenizerFast, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from stonnx._device import kernels
 from stonnx_export import pipeline
-from stonnx_export.checkpoint.read import Checkpoint, read_checkpoint
+from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.originals import load
-from stonnx_export.originals.from_torch import TorchOriginal
-
-Run = Callable[..., list[np.ndarray]]
-Build = Callable[..., Path]
 
 MAX_SEQ_LENGTH = 40
 HIDDEN = 32
@@ -119,19 +109,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_checkpoint: Path) -> SentenceTransformer:
     """The tiny checkpoint in sentence-transformers."""
     return SentenceTransformer(str(tiny_checkpoint), device="cpu")
-
-
-class TracedOnce(TorchOriginal):
-    """An original that is traced at the first call only."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
-        self._traced: dict[str, ir.Model] = {}
-
-    def graph(self, route: str) -> ir.Model:
-        if route not in self._traced:
-            self._traced[route] = super().graph(route)
-        return self._traced[route].clone()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import TracedOnce
+from fixture_types import TracedOnce
 from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file, save_file
 from small_graphs import HIDDEN, TOKENS, VOCABULARY, encoder, graph_of, nodes_of, random, run_as_it_is, shaped

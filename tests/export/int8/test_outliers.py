@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import TracedOnce
+from fixture_types import TracedOnce
 from small_graphs import run_as_it_is
 from zoo import build_checkpoint, row
 

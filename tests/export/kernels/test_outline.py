@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from conftest import TracedOnce
+from fixture_types import TracedOnce
 from small_graphs import HEADS, HIDDEN, INTERMEDIATE, encoder, nodes_of, shaped
 from zoo import build_checkpoint, row
 

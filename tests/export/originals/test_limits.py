@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentence_transformers
-from conftest import Build
+from fixture_types import Build
 
 import stonnx
 from stonnx_export import export

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TracedOnce
+from fixture_types import TracedOnce
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 

@@ -1,4 +1,4 @@
-"""CrossEncoder against sentence-transformers with the same toy network, and every activation against torch."""
+"""CrossEncoder against sentence-transformers with the same toy network."""
 
 from __future__ import annotations
 
@@ -8,83 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentence_transformers
 import torch
-from toy_bundles import pair_graph, toy_table, write_bundle
-from toy_networks import pair_network
+from rerankers import (
+    DOCUMENTS,
+    LABELS,
+    PAIRS,
+    PROMPTS,
+    QUERY,
+    TOLERANCE,
+    assert_same_scores,
+    make_original,
+    write_reranker,
+)
 
 import stonnx
-from stonnx._results.activations import ACTIVATIONS, resolve_activation
-from stonnx_export.checkpoint import modules
-from stonnx_export.heads import graft
-
-# What the sums over tokens leave of float32, at scores of up to about 2.
-TOLERANCE: dict[str, float] = {"rtol": 1e-6, "atol": 1e-6}
-LABELS = ("contradiction", "entailment", "neutral")
-PROMPTS = {"query": "question : ", "shout": "zzz "}
-QUERY = "what is the city of bread ?"
-DOCUMENTS = [
-    "the river flows",
-    "",
-    "bread rises and the sun shines and the river flows " * 2,
-    "Straße 42 ?",
-    "the city of bread",
-    "a",
-]
-PAIRS = [(QUERY, document) for document in DOCUMENTS] + [("the river", "a"), ("a", "the river"), (DOCUMENTS[2], QUERY)]
-
-
-def _tables(labels: int) -> tuple[np.ndarray, np.ndarray]:
-    return toy_table(labels, labels, active=0.5), np.linspace(0.5, -1, labels, dtype=np.float32)
-
-
-def _write(directory: Path, count: int, operator: str, **fields: Any) -> Path:
-    graphs = {"default": pair_graph(*_tables(count), operator)}
-    facts = {"task": "rerank", "num_labels": count, "activation": operator.lower(), "prompts": PROMPTS}
-    return write_bundle(directory, graphs, **(facts | fields))
-
-
-def _original(labels: int) -> Any:
-    class Original(sentence_transformers.CrossEncoder):
-        # The original asks its transformer, which a toy network does not have.
-        num_labels = labels
-
-    return Original(modules=[pair_network(*_tables(labels))], device="cpu", prompts=PROMPTS)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _write(tmp_path_factory.mktemp("rerank") / "one", 1, "Sigmoid")
-
-
-@pytest.fixture(scope="module")
-def one(bundle: Path) -> stonnx.CrossEncoder:
-    """A reranker, with a sigmoid."""
-    return stonnx.CrossEncoder(bundle)
-
-
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> stonnx.CrossEncoder:
-    """A classifier into three labels, which gives logits."""
-    path = tmp_path_factory.mktemp("rerank") / "three"
-    return stonnx.CrossEncoder(_write(path, 3, "Identity", labels=LABELS))
-
-
-@pytest.fixture(scope="module")
-def original_one() -> Any:
-    return _original(1)
-
-
-@pytest.fixture(scope="module")
-def original_three() -> Any:
-    return _original(3)
-
-
-def _assert_close(expected: Any, result: Any) -> None:
-    assert type(result) is type(expected)
-    assert result.shape == expected.shape
-    assert result.dtype == expected.dtype
-    np.testing.assert_allclose(result, expected, **TOLERANCE)
+from stonnx._results.activations import ACTIVATIONS
 
 
 @pytest.mark.parametrize(
@@ -105,8 +43,8 @@ def _assert_close(expected: Any, result: Any) -> None:
 def test_scores_equal_the_original(
     one: stonnx.CrossEncoder, three: stonnx.CrossEncoder, original_one: Any, original_three: Any, inputs: Any
 ) -> None:
-    _assert_close(original_one.predict(inputs), one.predict(inputs))
-    _assert_close(original_three.predict(inputs), three.predict(inputs))
+    assert_same_scores(original_one.predict(inputs), one.predict(inputs))
+    assert_same_scores(original_three.predict(inputs), three.predict(inputs))
 
 
 def test_a_single_pair_is_a_number(one: stonnx.CrossEncoder, three: stonnx.CrossEncoder) -> None:
@@ -120,148 +58,10 @@ def test_the_order_of_the_two_texts_counts(one: stonnx.CrossEncoder) -> None:
     assert abs(scores[6] - scores[7]) > 0.01
 
 
-TORCH_ACTIVATIONS = [
-    torch.nn.Identity(),
-    torch.nn.Sigmoid(),
-    torch.nn.Tanh(),
-    torch.nn.ReLU(),
-    torch.nn.GELU(),
-    torch.nn.GELU(approximate="tanh"),
-    torch.nn.SiLU(),
-    torch.nn.LeakyReLU(),
-    torch.nn.LeakyReLU(0.3),
-    torch.nn.Softplus(),
-    torch.nn.Softplus(beta=2.0, threshold=5.0),
-    torch.nn.ELU(),
-    torch.nn.ELU(alpha=0.5),
-    torch.nn.CELU(),
-    torch.nn.CELU(alpha=0.5),
-    torch.nn.SELU(),
-    torch.nn.Mish(),
-    torch.nn.ReLU6(),
-    torch.nn.Hardtanh(),
-    torch.nn.Hardtanh(-2.0, 0.5),
-    torch.nn.Hardsigmoid(),
-    torch.nn.Hardswish(),
-    torch.nn.Hardshrink(),
-    torch.nn.Hardshrink(2.0),
-    torch.nn.Softshrink(),
-    torch.nn.Softshrink(2.0),
-    torch.nn.Tanhshrink(),
-    torch.nn.Softsign(),
-    torch.nn.LogSigmoid(),
-    torch.nn.Softmax(dim=-1),
-    torch.nn.Softmax(dim=0),
-    torch.nn.Softmin(dim=-1),
-    torch.nn.LogSoftmax(dim=-1),
-    torch.nn.LogSoftmax(dim=0),
-]
-
-
-@pytest.mark.parametrize("activation", TORCH_ACTIVATIONS, ids=str)
-@pytest.mark.parametrize("apply_softmax", [False, True])
-def test_activations_of_a_call_equal_the_original(
-    one: stonnx.CrossEncoder,
-    three: stonnx.CrossEncoder,
-    original_one: Any,
-    original_three: Any,
-    activation: Any,
-    apply_softmax: bool,
-) -> None:
-    options = {"activation_fn": activation, "apply_softmax": apply_softmax}
-    for model, original in ((one, original_one), (three, original_three)):
-        _assert_close(original.predict(PAIRS, **options), model.predict(PAIRS, **options))
-
-
-@pytest.mark.parametrize("activation", TORCH_ACTIVATIONS, ids=str)
-def test_activations_equal_torch(activation: Any) -> None:
-    values = np.concatenate([np.linspace(-30, 30, 601), [-1000, -100, -88, 0, 88, 100, 1000]]).astype(np.float32)
-    values = values.reshape(-1, 2)
-    result = resolve_activation(activation)(values)
-    assert result.dtype == np.float32
-    expected = activation(torch.from_numpy(values)).numpy()
-    # torch's GELU computes 1 + erf(x), which loses 5e-7 of results near zero; these differences lose as much.
-    lossy = any(name in str(activation) for name in ("GELU", "Tanhshrink", "LogSoftmax"))
-    np.testing.assert_allclose(result, expected, rtol=2e-6, atol=1e-6 if lossy else 1e-37)
-
-
-def test_softmax_without_a_dimension_is_over_the_labels(three: stonnx.CrossEncoder) -> None:
-    scores = three.predict(PAIRS, activation_fn=torch.nn.Softmax())
-    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(scores, three.predict(PAIRS, activation_fn="softmax"))
-
-
-def test_the_names_are_those_of_the_exporter() -> None:
-    assert set(ACTIVATIONS) == set(graft.ACTIVATIONS) == set(modules.ACTIVATIONS.values())
-    for torch_name, name in modules.ACTIVATIONS.items():
-        assert resolve_activation(f"torch.nn.modules.activation.{torch_name}") is ACTIVATIONS[name]
-
-
-@pytest.mark.parametrize(
-    "activation",
-    [
-        "tanh",
-        "torch.nn.Tanh",
-        "torch.nn.modules.activation.Tanh",
-        torch.nn.Tanh(),
-        torch.tanh,
-        np.tanh,
-        ACTIVATIONS["tanh"],
-        lambda logits: np.tanh(logits.astype(np.float64)),
-    ],
-    ids=["name", "path", "long path", "module", "torch function", "ufunc", "ours", "lambda"],
-)
-def test_an_activation_can_be_named_in_many_ways(one: stonnx.CrossEncoder, original_one: Any, activation: Any) -> None:
-    _assert_close(
-        original_one.predict(PAIRS, activation_fn=torch.nn.Tanh()), one.predict(PAIRS, activation_fn=activation)
-    )
-
-
-class _OwnModule(torch.nn.Module):
-    pass
-
-
-@pytest.mark.parametrize(
-    "activation",
-    [
-        "swish",
-        "mypackage.Sigmoid",
-        "torch.nn.Bilinear",
-        torch.nn.Bilinear(1, 1, 1),
-        torch.nn.Sigmoid,
-        torch.exp,
-        _OwnModule(),
-        3,
-    ],
-    # Ids without addresses: pytest-xdist compares them between processes.
-    ids=["no-name", "no-torch", "dotted", "module", "class", "function", "own", "number"],
-)
-def test_an_unknown_activation_is_refused(one: stonnx.CrossEncoder, activation: Any) -> None:
-    with pytest.raises(stonnx.UnsupportedError, match=r"not known\. Allowed are the names identity, tanh"):
-        one.predict(PAIRS, activation_fn=activation)
-
-
-def test_an_activation_must_return_a_row_for_each_pair(one: stonnx.CrossEncoder) -> None:
-    with pytest.raises(stonnx.InvalidArgumentError, match="a row for each of the 9 pairs"):
-        one.predict(PAIRS, activation_fn=np.sum)
-
-
-def test_the_activation_of_the_model_can_be_replaced(bundle: Path, one: stonnx.CrossEncoder) -> None:
-    logits, scores = one.predict(PAIRS, activation_fn="identity"), one.predict(PAIRS)
-    assert np.abs(logits - scores).min() > 0.01
-    model = stonnx.CrossEncoder(bundle, activation_fn=torch.nn.Identity())
-    np.testing.assert_array_equal(logits, model.predict(PAIRS))
-    assert model.activation_fn is ACTIVATIONS["identity"]
-    model.activation_fn = None
-    np.testing.assert_array_equal(scores, model.predict(PAIRS))
-    assert model.activation_fn is model.default_activation_function is ACTIVATIONS["sigmoid"]
-    np.testing.assert_allclose(model.activation_fn(logits), scores, **TOLERANCE)
-
-
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_kinds_of_results_equal_the_original(three: stonnx.CrossEncoder, original_three: Any, count: int) -> None:
     pairs = PAIRS[:count]
-    _assert_close(original_three.predict(pairs), three.predict(pairs))
+    assert_same_scores(original_three.predict(pairs), three.predict(pairs))
     expected = original_three.predict(pairs, convert_to_tensor=True)
     torch.testing.assert_close(three.predict(pairs, convert_to_tensor=True), expected, **TOLERANCE)
     expected = original_three.predict(pairs, convert_to_numpy=False)
@@ -284,7 +84,7 @@ def test_softmax_over_labels(three: stonnx.CrossEncoder) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"prompt": "what is "}, {"prompt_name": "shout"}, {"prompt_name": "query"}])
 def test_prompts_equal_the_original(one: stonnx.CrossEncoder, original_one: Any, options: dict[str, Any]) -> None:
-    _assert_close(original_one.predict(PAIRS, **options), one.predict(PAIRS, **options))
+    assert_same_scores(original_one.predict(PAIRS, **options), one.predict(PAIRS, **options))
 
 
 def test_the_prompt_stands_before_the_first_text(bundle: Path, one: stonnx.CrossEncoder) -> None:
@@ -296,11 +96,11 @@ def test_the_prompt_stands_before_the_first_text(bundle: Path, one: stonnx.Cross
 
 @pytest.mark.parametrize("length", [6, 16, 24])
 def test_long_pairs_are_cut_as_in_the_original(bundle: Path, length: int) -> None:
-    model, original = stonnx.CrossEncoder(bundle, max_length=length), _original(1)
+    model, original = stonnx.CrossEncoder(bundle, max_length=length), make_original(1)
     assert model.max_length == model.max_seq_length == length
     original[0].max_seq_length = length
     pairs = [("bread rises " * 10, "the river"), ("the river", "bread rises " * 10), ("city " * 20, "sun " * 20)]
-    _assert_close(original.predict(pairs), model.predict(pairs))
+    assert_same_scores(original.predict(pairs), model.predict(pairs))
     model.max_length = 16
     assert model.max_seq_length == 16
 
@@ -430,7 +230,7 @@ def test_what_would_be_another_model_is_refused(bundle: Path) -> None:
 
 @pytest.mark.parametrize("fields", [{"num_labels": None}, {"activation": None}, {"activation": "swish"}])
 def test_a_bundle_without_labels_or_activation_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
-    path = _write(tmp_path / "bundle", 1, "Sigmoid", **fields)
+    path = write_reranker(tmp_path / "bundle", 1, "Sigmoid", **fields)
     with pytest.raises(stonnx.BundleFormatError, match=r"num_labels .* activation"):
         stonnx.CrossEncoder(path)
 

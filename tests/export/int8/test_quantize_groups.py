@@ -14,6 +14,8 @@ from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.read import constant_array
 from stonnx_export.int8.products import Group, Quantizer, groups
 
+pytestmark = pytest.mark.usefixtures("small_products")
+
 PRODUCTS_OF_A_LAYER = 6
 
 

@@ -13,11 +13,7 @@ from stonnx_export.graph.read import constant_array
 from stonnx_export.int8 import products
 from stonnx_export.int8.products import AFTER_GELU, AFTER_RELU, SYMMETRIC, Quantizer, Range, groups
 
-
-@pytest.fixture(autouse=True)
-def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These graphs have fewer weights than are worth it."""
-    monkeypatch.setattr(products, "_SMALLEST", HIDDEN * HIDDEN)
+pytestmark = pytest.mark.usefixtures("small_products")
 
 
 def made_safe(model: ir.Model, scalars: dict[str, Scalar]) -> ir.Model:

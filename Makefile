@@ -12,7 +12,7 @@ JOBS ?= 2
 # Versions that the exporter has to work with. Each has a file of requirements.
 ENVIRONMENTS := $(basename $(notdir $(wildcard tests/environments/transformers*.txt)))
 
-.PHONY: demo serve-demo test test-all test-runtime test-environments test-integrations test-clients test-sanitize kernels lint format bench bench-serve clean
+.PHONY: demo serve-demo test test-all test-runtime test-environments test-integrations test-clients test-onnxruntime test-sanitize kernels lint format bench bench-serve clean
 
 demo: $(VENV)/.installed-demo $(VENV)/.installed-kernels
 	$(BIN)/python -m examples.semantic_search
@@ -95,6 +95,11 @@ $(VENV)/.installed-kernels: $(VENV)/.installed-torch $(KERNEL_SOURCES)
 	else $(BIN)/python -m pip install -q ./kernels || \
 	    echo "The native kernels could not be built, see above: going on without them."; fi
 	touch $@
+
+# The tests of the kernels with the oldest onnxruntime that stonnx runs on. The other tests have the newest one.
+test-onnxruntime: .venv-onnxruntime1.26/.installed
+	$(<D)/bin/python -m pip install -q ./kernels
+	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/kernels tests/export/kernels $(wildcard tests/device/test_kernels*.py)
 
 # The tests of the kernels, with a library that AddressSanitizer and UndefinedBehaviorSanitizer check.
 test-sanitize: $(VENV)/.installed-dev

@@ -153,6 +153,24 @@ def light_embed(model: Path, task: Task) -> Encode:
     return encode
 
 
+def ggmbed(model: Path, task: Task) -> Encode:
+    from ggmbed import Embedder
+
+    # The pooling is that of all-MiniLM-L6-v2, which it would recognise by its name.
+    embedder = Embedder(str(model), num_threads=CORES, pooling_mode="mean")
+    return lambda texts: embedder.encode(list(texts), max_length=MAX_TOKENS[task])
+
+
+def candding(model: Path, task: Task) -> Encode:
+    # It has no argument for weights on this disk: the model is a cache of the Hub that has them.
+    os.environ["HF_HOME"] = str(model.resolve())
+    from candding import TextEmbedding
+
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    embedder = TextEmbedding(name, device="cpu", max_length=MAX_TOKENS[task])
+    return _sorted(lambda texts, batch_size: list(embedder.embed(texts, batch_size=batch_size)))
+
+
 def load_tokenizer(model: Path, task: Task) -> Callable[[Inputs], list[Any]]:
     """The tokenizer of a model directory. It turns inputs into encodings, cut to the task's limit, not padded."""
     from tokenizers import Tokenizer
@@ -247,5 +265,8 @@ def _sorted(encode: Callable[[list[Any], int], list[Any]]) -> Encode:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 DRIVERS: dict[str, Callable[..., Encode]] = {
     driver.__name__: driver
-    for driver in (stonnx, sentence_transformers, onnxruntime, openvino, ctranslate2, fastembed, light_embed)
+    for driver in (
+        *(stonnx, sentence_transformers, onnxruntime, openvino, ctranslate2),
+        *(fastembed, light_embed, ggmbed, candding),
+    )
 }

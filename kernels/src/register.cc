@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include <map>
-#include <mutex>
 #include <new>
 #include <string>
 
@@ -12,6 +11,7 @@
 #include "inputs.h"
 #include "kernels.h"
 #include "ort_abi.h"
+#include "process_lock.h"
 #include "variants.h"
 
 namespace stonnx {
@@ -218,10 +218,9 @@ extern "C" __attribute__((visibility("default"))) stonnx::ort::Status* RegisterC
   const Variant* variant = variant_in_use();
   if (!variant) return nullptr;  // the bodies run; stonnx_kernels_reason() says why
   const bool bf16 = variant->bf16, float32 = bf16 && float_as_bf16_in_new_sessions();
-  static std::mutex lock;
   // onnxruntime needs half a millisecond for each operator of a domain, and sessions need their domain as long as they live.
   static std::map<std::string, ort::CustomOpDomain*> domains;
-  const std::lock_guard<std::mutex> guard(lock);
+  const std::lock_guard<std::mutex> guard(process_lock());
   static const bool described = [] {
     const char* const kinds[kKinds] = {"Int8", "BFloat16", "Float"};
     for (int kind = 0; kind < kKinds; kind++)

@@ -3,10 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <mutex>
 #include <string>
 
 #include "cpu.h"
+#include "process_lock.h"
 
 namespace stonnx {
 
@@ -22,7 +22,6 @@ const Variant* const kVariants[] = {STONNX_VARIANTS};
 #undef VARIANT
 
 struct State {
-  std::mutex lock;
   const Variant* chosen = nullptr;
   std::string here;
   // Reasons are handed out as pointers that live for ever: the few there can be are kept.
@@ -71,19 +70,19 @@ State& state() {
 }  // namespace
 
 const Variant* variant_in_use() {
-  const std::lock_guard<std::mutex> guard(state().lock);
+  const std::lock_guard<std::mutex> guard(process_lock());
   return state().chosen;
 }
 
 const char* variant_reason() {
-  const std::lock_guard<std::mutex> guard(state().lock);
+  const std::lock_guard<std::mutex> guard(process_lock());
   return state().reason;
 }
 
 const char* variants_here() { return state().here.c_str(); }
 
 bool select_variant(const char* name) {
-  const std::lock_guard<std::mutex> guard(state().lock);
+  const std::lock_guard<std::mutex> guard(process_lock());
   return state().choose(name);
 }
 

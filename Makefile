@@ -40,7 +40,7 @@ test-transformers%: .venv-transformers%/.installed
 test-runtime: .venv-runtime/.installed
 	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-# The tests of the adapters, with the libraries that they adapt to, about 1 GB.
+# The tests of the adapters, with the libraries that they adapt to, about 1.6 GB.
 test-integrations: .venv-integrations/.installed
 	$(<D)/bin/python -m pytest -o asyncio_default_fixture_loop_scope=function tests/integrations tests/shipped/test_docs.py
 

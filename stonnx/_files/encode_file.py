@@ -1,4 +1,4 @@
-"""``stonnx encode``: a text file of any size becomes an embeddings file, in constant memory, resumable, never torn."""
+"""``stonnx encode``: a file of texts becomes a file of results, in constant memory, resumable, never torn."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
-
 from stonnx._errors import InvalidArgumentError
 from stonnx._files import inputs
-from stonnx._files.formats import (
-    DTYPES,
-    OUTPUT_SUFFIXES,
-    WRITERS,
-    InputFormat,
-    OutputFormat,
-    read_windows,
+from stonnx._files.formats import InputFormat, read_windows
+from stonnx._files.part_file import (
+    SavePoint,
+    append,
+    finish,
+    open_part,
+    part_paths,
+    publish,
+    refuse_existing,
+    resume,
+    save,
 )
-from stonnx._files.part_file import SavePoint, append, open_part, part_paths, publish, refuse_existing, resume, save
+from stonnx._files.results import DTYPES, EMBEDDING, Kind, OutputFormat, Shape, checked
+from stonnx._files.rows import Text
+from stonnx._files.writers import OUTPUT_SUFFIXES, WRITERS
 
 # Enough to tell apart inputs of the same size and modification time. Hashing everything could take minutes.
 _FINGERPRINT_BYTES = 1 << 20
@@ -36,6 +40,7 @@ class EncodeFileReport:
     """The report of a run of :func:`encode_file`.
 
     ``rows`` counts all rows of the output; ``resumed_rows`` of them came from an earlier run that was interrupted.
+    ``dimension`` is the width of a row, 0 for one score each.
     ``restarted`` says why an earlier run could not be continued, or is None.
     """
 
@@ -48,14 +53,16 @@ class EncodeFileReport:
 
 
 def encode_file(
-    encode: Callable[[list[str]], npt.NDArray[Any]],
+    encode: Callable[[list[Any]], Any],
     source: Path | None,
     output: Path,
     *,
     identity: Mapping[str, object],
+    kind: Kind = EMBEDDING,
     input_format: InputFormat | None = None,
     output_format: OutputFormat | None = None,
     text_field: str = "text",
+    query_field: str | None = None,
     window: int = 4096,
     overwrite: bool = False,
     dimension: int | None = None,
@@ -63,24 +70,27 @@ def encode_file(
     stdin: BinaryIO | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> EncodeFileReport:
-    r"""Encode every row of a text file into an embeddings file.
+    r"""Encode every row of a file of texts into a file of results.
 
     A run that was interrupted, even by ``kill -9`` or a full disk, is continued by the next run that has an equal
     ``identity``, formats, ``text_field`` and input (size, modification time, SHA-256 of the first MiB). Standard input
     and pipes start over.
 
     Args:
-        encode: Turns n texts into an array [n, dim] of float32, int8 or uint8; deterministic. Never called with [].
-        source: UTF-8 text, one row a line (``\n`` or ``\r\n``), JSONL, or a CSV or TSV table whose first row names the
-            columns; unpacked if the name ends in .gz. None: read ``stdin``.
-        output: The file to write: ``.npy`` [rows, dim]; ``.safetensors`` with the tensor ``embeddings`` [rows, dim];
-            or ``.jsonl``, each record plus an ``embedding`` list, which replaces an existing one. A row that is not a
-            JSON object becomes ``{text_field: text, "embedding": [...]}``.
-        identity: Everything that decides the embeddings, as JSON values: the model's hash, the options.
-        input_format: None: ``jsonl`` for .jsonl and .ndjson, ``csv`` for .csv, ``tsv`` for .tsv and .tab, otherwise
-            ``lines``.
+        encode: Turns n texts into the results that ``kind`` describes, of float32, int8 or uint8; deterministic. Never
+            called with [].
+        source: UTF-8 text, one row a line (``\n`` or ``\r\n``), JSONL, a CSV or TSV table whose first row names the
+            columns, all unpacked if the name ends in .gz; or Parquet. None: read ``stdin``.
+        output: The file to write: ``.npy`` [rows, dim]; ``.safetensors`` with a tensor of that shape; ``.npz`` for
+            sparse vectors; ``.jsonl``, each record plus the fields of ``kind``, which replace existing ones; or
+            ``.parquet``, all columns plus those. A row that is a bare text has it under ``text_field``.
+        identity: Everything that decides the results, as JSON values: the model's hash, the options.
+        kind: Dense vectors, sparse vectors, or scores of pairs.
+        input_format: None: ``jsonl`` for .jsonl and .ndjson, ``csv`` for .csv, ``tsv`` for .tsv and .tab, ``parquet``
+            for .parquet and .pq, otherwise ``lines``.
         output_format: None: by the suffix of ``output``.
         text_field: The field of a JSONL object, or the column of a table, that holds the text.
+        query_field: The one that holds the query, for pairs: ``encode`` gets (query, text) then.
         window: Texts held and encoded at a time; it bounds the memory. It may differ between a run and its resumption.
         overwrite: Replace an existing ``output``.
         dimension: The width of the output when the input is empty; None: 0. Otherwise unused.
@@ -91,7 +101,8 @@ def encode_file(
     Raises:
         InvalidArgumentError: An argument is outside what is allowed.
         InvalidInputError: A line is not UTF-8 or not allowed JSON; ``index`` is its row.
-        UnsupportedError: The kind of input is not supported, or an embedding for JSONL output is not finite.
+        UnsupportedError: The kind of input is not supported, or a result for JSONL output is not finite.
+        MissingDependencyError: Parquet needs pyarrow.
         FileExistsError: ``output`` exists, and ``overwrite`` is False.
         BlockingIOError: Another run is writing the same output.
         OSError: A file cannot be read or written; the subclass and ``errno`` say why.
@@ -99,6 +110,7 @@ def encode_file(
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> directory = Path(tempfile.mkdtemp())
         >>> _ = (directory / "texts.txt").write_text("a\nbb\n\n", encoding="utf-8")
         >>> def encode(texts):
@@ -115,8 +127,9 @@ def encode_file(
         raise InvalidArgumentError(f"window is {window}; it must be 1 or more.")
     if dtype not in DTYPES:
         raise InvalidArgumentError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}.")
-    read_as, write_as = _formats(source, output, input_format, output_format)
-    writer = WRITERS[write_as]
+    read_as, write_as = _formats(kind, source, output, input_format, output_format)
+    writer, fields = WRITERS[write_as], _fields(text_field, query_field)
+    writer.check()
     # A link stays as it is: the run writes the file that it points to.
     target = output.resolve() if output.is_symlink() else output
     if source is not None and source.resolve() in {path.resolve() for path in (target, *part_paths(target))}:
@@ -125,41 +138,53 @@ def encode_file(
 
     with inputs.open_source(source, stdin) as stream:
         fingerprint = _fingerprint(stream) if source is not None else None
-        settings = _settings(identity, fingerprint, input=read_as, output=write_as, text_field=text_field)
+        format_facts = {"input": read_as, "output": write_as, "text_field": text_field, "query_field": query_field}
+        settings = _settings(identity, fingerprint, format_facts)
         with open_part(target) as to:
             resumed, restarted = resume(to, settings, writer.header_size)
             done = resumed or SavePoint(0, 0, writer.header_size, dimension or 0, dtype)
             if resumed is not None:
                 stream.seek(done.input_bytes)
-            for rows, end in read_windows(
+            for rows in read_windows(
                 stream,
                 read_as,
                 name=str(source or "standard input"),
                 text_field=text_field,
+                query_field=query_field,
                 window=window,
                 first_row=done.rows,
                 offset=done.input_bytes,
+                keep=writer.keep,
             ):
-                vectors = _checked(encode([row.text for row in rows]), len(rows), done)
-                length = append(to, writer.body(vectors, rows, text_field))
-                done = SavePoint(done.rows + len(rows), end, length, vectors.shape[1], vectors.dtype.name)
+                texts = [row.text for row in rows.rows]
+                results = encode(texts)
+                shape = checked(kind, results, len(texts))
+                _check_unchanged(shape, done)
+                length = append(to, writer.body(kind, results, rows, fields))
+                done = SavePoint(done.rows + shape.rows, rows.end, length, shape.width, shape.dtype)
                 if settings is not None:
                     save(to, settings, done)
                 if progress is not None:
                     known = fingerprint is not None and source is not None and not inputs.is_compressed(source)
-                    progress(*((end, fingerprint["size"]) if known and fingerprint else (done.rows, None)))
-            publish(to, writer.header(done.rows, done.dimension, done.dtype), overwrite)
+                    progress(*((rows.end, fingerprint["size"]) if known and fingerprint else (done.rows, None)))
+            made = Shape(done.rows, done.dimension, done.dtype)
+            if writer.finish is None:
+                publish(to, writer.header(kind, made), overwrite)
+            else:
+                finish(to, partial(writer.finish, kind, made), overwrite)
     resumed_rows = resumed.rows if resumed is not None else 0
     return EncodeFileReport(done.rows, resumed_rows, done.dimension, time.perf_counter() - started, output, restarted)
 
 
 def encode_to_stream(
-    encode: Callable[[list[str]], npt.NDArray[Any]],
+    encode: Callable[[list[Any]], Any],
     source: Path | None,
     sink: BinaryIO,
     *,
+    kind: Kind = EMBEDDING,
     input_format: InputFormat | None = None,
     text_field: str = "text",
+    query_field: str | None = None,
     window: int = 4096,
     stdin: BinaryIO | None = None,
     progress: Callable[[int, int | None], None] | None = None,
@@ -170,32 +195,47 @@ def encode_to_stream(
         InvalidInputError, UnsupportedError, OSError: As for :func:`encode_file`.
     """
     read_as, rows_done = inputs.input_format(source, input_format), 0
-    name = str(source or "standard input")
+    name, fields = str(source or "standard input"), _fields(text_field, query_field)
     with inputs.open_source(source, stdin) as stream:
-        for rows, _ in read_windows(stream, read_as, name=name, text_field=text_field, window=window):
-            vectors = encode([row.text for row in rows])
-            for block in WRITERS["jsonl"].body(vectors, rows, text_field):
+        for rows in read_windows(
+            stream, read_as, name=name, text_field=text_field, query_field=query_field, window=window
+        ):
+            texts: list[Text] = [row.text for row in rows.rows]
+            results = encode(texts)
+            checked(kind, results, len(texts))
+            for block in WRITERS["jsonl"].body(kind, results, rows, fields):
                 sink.write(block)
             sink.flush()
-            rows_done += len(rows)
+            rows_done += len(texts)
             if progress is not None:
                 progress(rows_done, None)
     return rows_done
 
 
+def _fields(text_field: str, query_field: str | None) -> tuple[str, ...]:
+    if query_field == text_field:
+        raise InvalidArgumentError(f"The query and the text cannot both be in the field {text_field!r}.")
+    return (text_field,) if query_field is None else (query_field, text_field)
+
+
 def _formats(
-    source: Path | None, output: Path, input_format: InputFormat | None, output_format: OutputFormat | None
+    kind: Kind,
+    source: Path | None,
+    output: Path,
+    input_format: InputFormat | None,
+    output_format: OutputFormat | None,
 ) -> tuple[InputFormat, OutputFormat]:
     read_as = inputs.input_format(source, input_format)
     if output_format is None:
         output_format = OUTPUT_SUFFIXES.get(output.suffix.lower())
         if output_format is None:
             raise InvalidArgumentError(
-                f"{output} does not say in its name what to write; {', '.join(OUTPUT_SUFFIXES)} do. "
-                f"Rename it, or choose one with --output-format: {', '.join(WRITERS)}."
+                f"{output} does not say in its name what to write; .{', .'.join(kind.formats)} do. "
+                f"Rename it, or choose one with --output-format: {', '.join(kind.formats)}."
             )
-    if output_format not in WRITERS:
-        raise InvalidArgumentError(f"output_format is {output_format!r}; allowed are {', '.join(WRITERS)}.")
+    if output_format not in kind.formats:
+        holds = f"{kind.shape} fits into" if output_format in WRITERS else "allowed are"
+        raise InvalidArgumentError(f"output_format is {output_format!r}; {holds} {', '.join(kind.formats)}.")
     return read_as, output_format
 
 
@@ -210,7 +250,7 @@ def _fingerprint(stream: BinaryIO) -> dict[str, Any] | None:
 
 
 def _settings(
-    identity: Mapping[str, object], fingerprint: dict[str, Any] | None, **formats: str
+    identity: Mapping[str, object], fingerprint: dict[str, Any] | None, formats: Mapping[str, object]
 ) -> dict[str, Any] | None:
     """The values that must be equal to continue a run, or None if it can never be continued."""
     try:
@@ -219,20 +259,13 @@ def _settings(
         raise InvalidArgumentError(
             f"identity cannot become JSON ({error}). Use strings, numbers, booleans, None, and lists or dicts of them."
         ) from error
-    return None if fingerprint is None else {"identity": known, "format": formats, "input": fingerprint}
+    return None if fingerprint is None else {"identity": known, "format": dict(formats), "input": fingerprint}
 
 
-def _checked(vectors: npt.NDArray[Any], rows: int, done: SavePoint) -> npt.NDArray[Any]:
-    """Check the result of ``encode`` against its contract: a missing row would shift every embedding after it."""
-    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or len(vectors) != rows:
-        found = f"shape {list(vectors.shape)}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
-        raise RuntimeError(f"Internal error: encode returned {found} for {rows} texts, not an array [{rows}, dim].")
-    name = vectors.dtype.name
-    if name not in DTYPES:
-        raise RuntimeError(f"Internal error: encode returned dtype {name}; allowed are {', '.join(DTYPES)}.")
-    if done.rows and (vectors.shape[1], name) != (done.dimension, done.dtype):
+def _check_unchanged(now: Shape, before: SavePoint) -> None:
+    """Check that all windows have one width and one dtype."""
+    if before.rows and (now.width, now.dtype) != (before.dimension, before.dtype):
         raise RuntimeError(
-            f"Internal error: encode returned {vectors.shape[1]} dimensions of {name} after row {done.rows}; all rows "
-            f"before have {done.dimension} of {done.dtype}."
+            f"Internal error: encode returned {now.width} dimensions of {now.dtype} after row {before.rows}; all rows "
+            f"before have {before.dimension} of {before.dtype}."
         )
-    return vectors

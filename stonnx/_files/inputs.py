@@ -22,7 +22,7 @@ _TABLE = "Save it as CSV, or as JSONL: pandas.read_{}(FILE).to_json(FILE, orient
 _REMEDIES: Mapping[str, str] = {
     ".json": "Write one record a line: jq -c '.[]' FILE.json > FILE.jsonl. If it is so already: --input-format jsonl",
     **dict.fromkeys((".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"), _UNPACK),
-    **{f".{kind}": _TABLE.format(kind) for kind in ("parquet", "feather", "orc")},
+    **{f".{kind}": _TABLE.format(kind) for kind in ("feather", "orc")},
     ".arrow": _TABLE.format("feather"),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), _TABLE.format("excel")),
     **dict.fromkeys((".pdf", ".docx", ".doc", ".odt", ".epub", ".rtf"), "Extract its text first, one text a line."),
@@ -49,6 +49,8 @@ def input_format(source: Path | None, chosen: InputFormat | None = None) -> Inpu
     suffix = name.suffix.lower()
     if suffix in _REMEDIES:
         raise UnsupportedError(f"{source} is not read as it is. {_REMEDIES[suffix]}")
+    if INPUT_SUFFIXES.get(suffix) == "parquet" and name != source:
+        raise UnsupportedError(f"{source} is not read as it is. Unpack it first: gunzip {source}")
     return INPUT_SUFFIXES.get(suffix, "lines")
 
 
@@ -70,7 +72,9 @@ def open_source(source: Path | None, stdin: BinaryIO | None = None) -> Iterator[
     try:
         raw = source.open("rb", buffering=_READ_BUFFER)
     except OSError as error:
-        problem = f"Cannot read {source}: {error.strerror}. Check the path; it must be a text file you may read."
+        problem = (
+            f"Cannot read {source}: {error.strerror}. Check the path; it must be a file of texts that you may read."
+        )
         raise OSError(error.errno, problem) from error
     with raw:
         if not is_compressed(source):

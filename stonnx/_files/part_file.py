@@ -16,11 +16,11 @@ import stat
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from stonnx._disk import create, is_mount_point, try_lock
 
@@ -168,8 +168,46 @@ def publish(to: PartFile, header: bytes, overwrite: bool) -> None:
             to.file.close()  # Windows does not rename an open file; elsewhere the lock is held to the end
         os.replace(to.part, to.output)
         _sync_directory(to.output.parent)
-        for leftover in (to.journal, _temporary(to.journal)):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(to.output)
+
+
+def finish(to: PartFile, make: Callable[[Path, BinaryIO], None], overwrite: bool) -> None:
+    """Make the output from the part file, where it has another form, and let it appear, complete and durable.
+
+    Args:
+        to: The complete part file.
+        make: Writes the output: gets the path of the part file, and the file to write.
+        overwrite: Replace an existing output.
+    """
+    made = _made(to.output)
+    try:
+        with _explained(f"Cannot write {made}"):
+            made.unlink(missing_ok=True)  # from a killed run, or from anything else
+            with open(create(made), "w+b") as file:
+                make(to.part, file)
+                file.flush()
+                os.fsync(file.fileno())
+        refuse_existing(to.output, overwrite)  # it may have appeared since the start
+        with _explained(f"Cannot move {made} to {to.output}"):
+            os.replace(made, to.output)
+            _sync_directory(to.output.parent)
+            if sys.platform == "win32":
+                to.file.close()
+            remove_leftovers(to.output)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove the other files of a run whose output is complete. A kill just after that leaves them there."""
+    part, journal = part_paths(output)
+    for leftover in (part, _made(output), journal, _temporary(journal)):
+        leftover.unlink(missing_ok=True)
+
+
+def _made(output: Path) -> Path:
+    return output.with_name(output.name + ".part.made")
 
 
 def _temporary(journal: Path) -> Path:

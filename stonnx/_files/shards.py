@@ -16,11 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stonnx._errors import InvalidArgumentError, StonnxError
 from stonnx._files.encode_file import EncodeFileReport
-from stonnx._files.part_file import part_paths
+from stonnx._files.part_file import remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ class Shard:
 class FileResult:
     """The result for one input.
 
-    ``error`` is None if its output exists. ``rows`` is None if an earlier run made it and the number is unknown.
+    ``error`` is None if its output exists. ``rows`` or ``dimension`` is None if an earlier run made it, and neither the
+    output nor the manifest of that run says it. ``dimension`` is 0 for one score a row.
     """
 
     input: str
@@ -88,6 +87,7 @@ def encode_files(
     suffix: str,
     identity: Mapping[str, object],
     shard: Shard,
+    shape: Callable[[Path], tuple[int | None, int | None]],
     told: Callable[[FileResult], object] = lambda result: None,
 ) -> ShardReport:
     """Encode the files of a shard into a directory. A failed file is noted, and the others go on.
@@ -99,6 +99,8 @@ def encode_files(
         suffix: The suffix of the outputs, as ``.npy``.
         identity: Everything that decides the embeddings, except the content of the input, as JSON values.
         shard: The share of the files to do here.
+        shape: Reads rows and dimensions from an output, None if it does not say them; raises ValueError or OSError if
+            the output is not complete.
         told: Called with the result of each file as soon as it is known.
 
     Returns:
@@ -115,10 +117,12 @@ def encode_files(
     earlier = {result.output: result for result in _read(manifest)}
     results: list[FileResult] = []
     for source in shard.of(sources):
-        result = _encode_one(encode, source, directory, suffix, identity)
-        if result.error is None and result.rows is None and result.output in earlier:
+        result = _encode_one(encode, source, directory, suffix, identity, shape)
+        if result.error is None and result.output in earlier:
             known = earlier[result.output]
-            result = FileResult(str(source), result.output, known.rows, known.dimension)
+            rows = known.rows if result.rows is None else result.rows
+            dimension = known.dimension if result.dimension is None else result.dimension
+            result = FileResult(str(source), result.output, rows, dimension)
         results.append(result)
         _write(manifest, shard, results)
         told(result)
@@ -144,13 +148,12 @@ def _encode_one(
     directory: Path,
     suffix: str,
     identity: Mapping[str, object],
+    shape: Callable[[Path], tuple[int | None, int | None]],
 ) -> FileResult:
     try:
         output = directory / output_name(source, suffix, identity)
         if output.exists():
-            _, journal = part_paths(output)
-            journal.unlink(missing_ok=True)  # from a run that was killed just after its output appeared
-            return FileResult(str(source), output.name, *_shape(output))
+            return _existing(source, output, shape)
         report = encode(source, output)
     except FileExistsError:  # another process was faster; the same name means the same file
         return FileResult(str(source), output.name)
@@ -159,12 +162,15 @@ def _encode_one(
     return FileResult(str(source), output.name, report.rows, report.dimension)
 
 
-def _shape(output: Path) -> tuple[int | None, int | None]:
-    """Rows and dimensions of an output that is there; None if its format does not begin with them."""
-    if output.suffix != ".npy":
-        return None, None
-    rows, dimension = np.load(output, mmap_mode="r").shape
-    return rows, dimension
+def _existing(source: Path, output: Path, shape: Callable[[Path], tuple[int | None, int | None]]) -> FileResult:
+    """The result of an output that is there. Only others than stonnx leave one that is not complete."""
+    try:
+        rows, dimension = shape(output)
+    except (ValueError, KeyError, OSError) as error:
+        problem = f"{output} is there and is not complete ({error}). Delete it, and run the same command again."
+        return FileResult(str(source), None, error=problem)
+    remove_leftovers(output)
+    return FileResult(str(source), output.name, rows, dimension)
 
 
 def _read(manifest: Path) -> list[FileResult]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from stonnx._errors import InvalidInputError
+from stonnx._files.rows import Text
 
 # The longest field; Python's own limit of 128 KB is too short for documents. Its type is a C long.
 _LONGEST_FIELD = (1 << 31) - 1
 
 
-def read_table(stream: BinaryIO, delimiter: str, *, name: str, column: str) -> Iterator[tuple[str, str, int]]:
+def read_table(
+    stream: BinaryIO, delimiter: str, *, name: str, columns: Sequence[str]
+) -> Iterator[tuple[Text, str, int]]:
     r"""The rows of a table: the text, all columns as a JSON object, and the byte offset at which the next row begins.
 
     Blank lines are skipped, as in other programs. A quoted field may contain line ends.
@@ -22,14 +25,15 @@ def read_table(stream: BinaryIO, delimiter: str, *, name: str, column: str) -> I
         stream: UTF-8, from its beginning.
         delimiter: The separator of fields, ``","`` or a tab.
         name: The name of the input, for messages.
-        column: The name of the column with the texts. A table of one column needs no name.
+        columns: The name of the column with the texts, or those of the queries and the texts of pairs. A table of one
+            column needs no name.
 
     Raises:
         InvalidInputError: The column does not exist, or a row does not fit the first one; ``index`` is the row.
 
     Example:
         >>> stream = io.BytesIO(b'id,text\n1,"Bread, or\nnot"\n')
-        >>> [(text, record) for text, record, _ in read_table(stream, ",", name="texts.csv", column="text")]
+        >>> [(text, record) for text, record, _ in read_table(stream, ",", name="texts.csv", columns=["text"])]
         [('Bread, or\nnot', '{"id": "1", "text": "Bread, or\\nnot"}')]
     """
     lines = _Lines(stream, name)
@@ -49,7 +53,7 @@ def read_table(stream: BinaryIO, delimiter: str, *, name: str, column: str) -> I
             continue
         if header is None:
             header = row
-            position = _position(header, column, name)
+            positions = [_position(header, column, name, columns) for column in columns]
             continue
         if len(row) != len(header):
             raise InvalidInputError(
@@ -57,7 +61,9 @@ def read_table(stream: BinaryIO, delimiter: str, *, name: str, column: str) -> I
                 f"({', '.join(header)}). Put fields that hold the separator or a line end in double quotes.",
                 index,
             )
-        yield row[position], json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False), lines.end
+        texts = [row[position] for position in positions]
+        text: Text = texts[0] if len(texts) == 1 else (texts[0], texts[1])
+        yield text, json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False), lines.end
         index += 1
 
 
@@ -70,14 +76,15 @@ def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
         csv.field_size_limit(before)
 
 
-def _position(header: list[str], column: str, name: str) -> int:
-    if len(header) == 1:
+def _position(header: list[str], column: str, name: str, columns: Sequence[str]) -> int:
+    if len(header) == 1 and len(columns) == 1:
         return 0
     if header.count(column) != 1:
         found = "two columns" if column in header else "no column"
         raise InvalidInputError(
             f"{name} has {found} {json.dumps(column)}. Its first row must name the columns, and names: "
-            f"{', '.join(json.dumps(field) for field in header[:20])}. Choose the one with the texts with --field."
+            f"{', '.join(json.dumps(field) for field in header[:20])}. Choose the one with the "
+            f"{'texts with --field' if column == columns[-1] else 'queries with --query-field'}."
         )
     return header.index(column)
 

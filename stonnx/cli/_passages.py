@@ -14,7 +14,8 @@ from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
 from stonnx._device.providers import PROVIDERS
 from stonnx._errors import InvalidArgumentError, InvalidInputError
 from stonnx._files import inputs
-from stonnx._files.formats import INPUT_FORMATS, Row, read_windows
+from stonnx._files.formats import INPUT_FORMATS, read_windows
+from stonnx._files.rows import Row
 from stonnx.cli._arguments import positive_integer
 
 _WINDOW = 4096
@@ -25,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser, model: str) -> None:
     """The arguments that both commands have."""
     parser.add_argument("model", help=model)
     parser.add_argument("query", help="the text to compare with")
-    parser.add_argument("file", help="passages: text lines, JSONL, CSV or TSV, also .gz; - for standard input")
+    parser.add_argument(
+        "file", help="passages: text lines, JSONL, CSV or TSV, also .gz, or Parquet; - for standard input"
+    )
     parser.add_argument("-k", "--top-k", type=positive_integer, default=10, help="how many to print (default: 10)")
     parser.add_argument("--json", action="store_true", help="print a JSON list of corpus_id, score, text (and record)")
     add_reading_arguments(parser)
@@ -66,7 +69,7 @@ def read_passages(arguments: argparse.Namespace) -> list[Row]:
     name = str(source or "standard input")
     with inputs.open_source(source) as stream:
         windows = read_windows(stream, read_as, name=name, text_field=arguments.field, window=_WINDOW)
-        rows = [row for window, _ in windows for row in window]
+        rows = [row for window in windows for row in window.rows]
     if not rows:
         raise InvalidInputError(f"{name} has no passages. It needs one in each line, or a record with a text.")
     return rows
@@ -89,7 +92,7 @@ def print_hits(hits: Iterable[Mapping[str, Any]], rows: Sequence[Row], as_json: 
     print(f"{'':>4}  {'score':>8}  {'row':>{width}}  text")
     room = max(_NARROWEST_TEXT, shutil.get_terminal_size().columns - width - 18) if sys.stdout.isatty() else None
     for place, (index, score) in enumerate(found, start=1):
-        text = " ".join(rows[index].text.split())
+        text = " ".join(str(rows[index].text).split())
         if room is not None and len(text) > room:
             text = text[: room - 1] + "…"
         print(f"{place:>4}  {score:>8.4f}  {index + 1:>{width}}  {text}")

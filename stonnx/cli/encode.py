@@ -13,44 +13,76 @@ from typing import Any
 from stonnx._errors import InvalidArgumentError
 from stonnx._files import inputs
 from stonnx._files.encode_file import EncodeFileReport, encode_file, encode_to_stream
-from stonnx._files.formats import OutputFormat
+from stonnx._files.results import KINDS, Kind, OutputFormat
 from stonnx._files.shards import FileResult, Shard, encode_files
+from stonnx._files.writers import WRITERS
+from stonnx._load import load_model
+from stonnx._model.model import Model
 from stonnx._progress import progress_bar
+from stonnx._tasks import TASKS, ResultKind
 from stonnx._text.batching import tokens_per_batch_unit
 from stonnx.cli._arguments import positive_integer
 from stonnx.cli._commands import Commands
 from stonnx.cli._passages import add_device_arguments, add_reading_arguments
-from stonnx.sentence_transformer import SentenceTransformer
+
+# The options that models of one kind alone have: their arguments of encode, and the values that mean "not given".
+_OPTIONS: dict[ResultKind, dict[str, tuple[str, Any]]] = {
+    "dense": {
+        "normalize": ("normalize_embeddings", False),
+        "truncate_dim": ("truncate_dim", None),
+        "precision": ("precision", "float32"),
+        "query": ("", False),
+        "document": ("", False),
+    },
+    "sparse": {"max_active_dims": ("max_active_dims", None), "query": ("", False), "document": ("", False)},
+    "scores": {"query_field": ("", None)},
+}
+_QUERY_FIELD = "query"
 
 
 def add_parser(commands: Commands) -> None:
     """The arguments of ``stonnx encode``."""
     parser = commands.add_parser(
         "encode",
-        help="encode the lines of files",
-        description="Encode every line of a file. An interrupted run is continued by running the same command again. "
+        help="encode the lines of files, or score their pairs",
+        description="Encode every line of a file: to vectors, to sparse vectors, or, with a reranker, to the scores of "
+        "its pairs of a query and a text. An interrupted run is continued by running the same command again. "
         "With several files, or --shard, the output is a directory with a file for each, and what is there already is "
         "not done again.",
         epilog="examples: stonnx encode all-MiniLM-L6-v2-fp32 passages.txt -o passages.npy --document; "
-        "stonnx encode all-MiniLM-L6-v2-fp32 parts/*.jsonl -o vectors/ --shard 2/8",
+        "stonnx encode all-MiniLM-L6-v2-fp32 parts/*.parquet -o vectors/ --output-format parquet --shard 2/8",
     )
     parser.add_argument("model", help="directory of a bundle or checkpoint, or Hub id")
-    parser.add_argument("input", nargs="+", help="text lines, JSONL, CSV or TSV, also .gz; - for standard input")
+    parser.add_argument(
+        "input", nargs="+", help="text lines, JSONL, CSV or TSV, also .gz, or Parquet; - for standard input"
+    )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
-        help="file ending in .npy, .jsonl or .safetensors; - for JSONL on standard output; with several inputs, or "
-        "--shard, a directory",
+        help="file ending in .npy, .jsonl, .parquet or .safetensors, for sparse vectors in .npz, .jsonl or .parquet; "
+        "- for JSONL on standard output; with several inputs, or --shard, a directory",
     )
     parser.add_argument(
         "--shard",
         metavar="I/N",
         help="do the I-th of N equal shares of the files: start N processes with the same files and directory",
     )
-    parser.add_argument("--output-format", choices=("npy", "jsonl", "safetensors"), help="default: by the ending")
+    parser.add_argument(
+        "--output-format",
+        choices=tuple(WRITERS),
+        help="default: by the ending; for a directory npy, and npz for sparse vectors",
+    )
+    parser.add_argument(
+        "--task", choices=tuple(TASKS), help="what the model does, if a checkpoint or a Hub name does not say it"
+    )
     add_reading_arguments(parser)
+    parser.add_argument(
+        "--query-field",
+        "--query-column",
+        help=f"for a reranker: the field or column that holds the query (default: {_QUERY_FIELD})",
+    )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--query", action="store_true", help="encode as queries")
     prompt.add_argument("--document", action="store_true", help="encode as documents")
@@ -58,6 +90,9 @@ def add_parser(commands: Commands) -> None:
     prompt.add_argument("--prompt", help="a text to put in front of each text")
     parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
     parser.add_argument("--truncate-dim", type=positive_integer, help="cut vectors to this many dimensions")
+    parser.add_argument(
+        "--max-active-dims", type=positive_integer, help="keep this many values of a sparse vector, the strongest"
+    )
     parser.add_argument(
         "--precision",
         choices=("float32", "binary", "ubinary"),
@@ -86,20 +121,20 @@ def run(arguments: argparse.Namespace) -> int:
     to_stdout = str(arguments.output) == "-"
     if to_stdout and arguments.output_format not in (None, "jsonl"):
         raise InvalidArgumentError(
-            f"{arguments.output_format} begins with the number of rows, which standard input and output do not know. "
-            "Standard output gets --output-format jsonl; name a file for the others: -o FILE.npy"
+            f"{arguments.output_format} begins or ends with the number of rows, which standard input and output do not "
+            "know. Standard output gets --output-format jsonl; name a file for the others: -o FILE.npy"
         )
     inputs.input_format(source, arguments.input_format)  # refused before the model is loaded
     job = _Job.of(arguments)
     if to_stdout:
         with job.encoder(source) as (encode, progress):
-            encode_to_stream(encode, source, sys.stdout.buffer, progress=progress, **job.reading)
+            encode_to_stream(encode, source, sys.stdout.buffer, kind=job.kind, progress=progress, **job.reading)
         return 0
     report = job.encode_file(source, arguments.output, arguments.output_format, overwrite=arguments.overwrite)
     if report.restarted:
         print(f"An earlier run was not continued: {report.restarted}", file=sys.stderr)
     continued = f", {report.resumed_rows:,} of them from an earlier run" if report.resumed_rows else ""
-    print(f"{report.output}: {report.rows:,} x {report.dimension}{continued}, {report.seconds:.1f} s")
+    print(f"{report.output}: {_size(report.rows, report.dimension)}{continued}, {report.seconds:.1f} s")
     return 0
 
 
@@ -115,8 +150,8 @@ def _encode_files(arguments: argparse.Namespace) -> int:
             "--overwrite has no meaning with a directory: the name of an output says what is in it. Delete what you "
             "want to be made again."
         )
-    output_format: OutputFormat = arguments.output_format or "npy"
     job = _Job.of(arguments)
+    output_format: OutputFormat = arguments.output_format or job.kind.formats[0]
     report = encode_files(
         lambda source, output: job.encode_file(source, output, output_format, overwrite=False),
         [Path(name) for name in arguments.input],
@@ -124,6 +159,7 @@ def _encode_files(arguments: argparse.Namespace) -> int:
         suffix=f".{output_format}",
         identity=job.identity | job.reading,
         shard=shard,
+        shape=lambda output: WRITERS[output_format].shape(job.kind, output),
         told=_tell,
     )
     if report.failed:
@@ -140,8 +176,12 @@ def _tell(result: FileResult) -> None:
     if result.error is not None:
         print(f"{result.input}: {result.error}", file=sys.stderr, flush=True)
     else:
-        size = "" if result.rows is None else f", {result.rows:,} x {result.dimension}"
+        size = "" if result.rows is None else f", {_size(result.rows, result.dimension)}"
         print(f"{result.input}: {result.output}{size}", flush=True)
+
+
+def _size(rows: int, dimension: int | None) -> str:
+    return f"{rows:,} x {dimension}" if dimension else f"{rows:,} scores"
 
 
 @dataclass(frozen=True)
@@ -154,38 +194,43 @@ class _Job:
     reading: dict[str, Any]
     batch_size: int
     show: bool
+    kind: Kind
     dimension: int
     dtype: str
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> _Job:
         """Load the model, and refuse wrong options before an input is read."""
-        model = SentenceTransformer(arguments.model, device=arguments.device, threads=arguments.threads)
-        as_query, as_document = arguments.query, arguments.document
-        method = model.encode_query if as_query else model.encode_document if as_document else model.encode
-        options: dict[str, Any] = {
-            "prompt_name": arguments.prompt_name,
-            "prompt": arguments.prompt,
-            "normalize_embeddings": arguments.normalize,
-            "truncate_dim": arguments.truncate_dim,
-            "precision": arguments.precision,
-        }
-        sample = method(["a"], **options)
+        model: Any = load_model(arguments.model, arguments.task, device=arguments.device, threads=arguments.threads)
+        row = TASKS[model.manifest.task]
+        method = _method(model, arguments)
+        options: dict[str, Any] = {"prompt_name": arguments.prompt_name, "prompt": arguments.prompt}
+        for kind, names in _OPTIONS.items():
+            for name, (argument, default) in names.items():
+                if kind == row.kind and argument:
+                    options[argument] = getattr(arguments, name)
+                elif name not in _OPTIONS[row.kind] and getattr(arguments, name) != default:
+                    raise InvalidArgumentError(
+                        f"--{name.replace('_', '-')} has no meaning for {arguments.model}, which {row.does}."
+                    )
+        query_field = (arguments.query_field or _QUERY_FIELD) if row.reads_pairs else None
+        sample = method([("a", "a") if row.reads_pairs else "a"], **options)
         identity = options | {
-            "task": "query" if as_query else "document" if as_document else None,
+            "task": "query" if arguments.query else "document" if arguments.document else None,
             "files": {name: entry.sha256 for name, entry in model.manifest.files.items()},
         }
-        reading = {"input_format": arguments.input_format, "text_field": arguments.field}
+        reading = {"input_format": arguments.input_format, "text_field": arguments.field, "query_field": query_field}
+        dimension = sample.shape[1] if len(sample.shape) > 1 else 0
         show, dtype = not arguments.quiet, sample.dtype.name
-        return cls(method, options, identity, reading, arguments.batch_size, show, sample.shape[1], dtype)
+        return cls(method, options, identity, reading, arguments.batch_size, show, KINDS[row.kind], dimension, dtype)
 
     @contextmanager
-    def encoder(self, source: Path | None) -> Iterator[tuple[Callable[[list[str]], Any], Callable[..., None]]]:
+    def encoder(self, source: Path | None) -> Iterator[tuple[Callable[[list[Any]], Any], Callable[..., None]]]:
         """The function that encodes texts, and the function that hears of the progress through ``source``."""
         with ExitStack() as bars:
             bar = _LateBar(bars, source, self.show)
 
-            def encode(texts: list[str]) -> Any:
+            def encode(texts: list[Any]) -> Any:
                 bar.start()
                 return self.method(texts, batch_size=self.batch_size, **self.options)
 
@@ -201,6 +246,7 @@ class _Job:
                 source,
                 output,
                 identity=self.identity,
+                kind=self.kind,
                 output_format=output_format,
                 overwrite=overwrite,
                 dimension=self.dimension,
@@ -208,6 +254,16 @@ class _Job:
                 progress=progress,
                 **self.reading,
             )
+
+
+def _method(model: Model, arguments: argparse.Namespace) -> Callable[..., Any]:
+    """The method of the model that turns texts into results."""
+    if TASKS[model.manifest.task].reads_pairs:
+        name = "predict"
+    else:
+        name = "encode_query" if arguments.query else "encode_document" if arguments.document else "encode"
+    method: Callable[..., Any] = getattr(model, name)
+    return method
 
 
 class _LateBar:

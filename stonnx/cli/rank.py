@@ -32,5 +32,5 @@ def run(arguments: argparse.Namespace) -> None:
     check_task(arguments.model, tasks_giving("scores"), remedy)
     rows = read_passages(arguments)
     model = CrossEncoder(arguments.model, device=arguments.device, threads=arguments.threads)
-    hits: Any = model.rank(arguments.query, [row.text for row in rows], top_k=arguments.top_k)
+    hits: Any = model.rank(arguments.query, [str(row.text) for row in rows], top_k=arguments.top_k)
     print_hits(hits, rows, arguments.json)

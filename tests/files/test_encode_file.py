@@ -83,8 +83,9 @@ def test_text_field_and_explicit_formats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "options", "message"),
     [
-        ("out.csv", {}, r"out\.csv does not say .*\.npy, \.jsonl, \.safetensors do\..*npy, safetensors, jsonl"),
-        ("out.npy", {"output_format": "csv"}, "output_format is 'csv'; allowed are npy, safetensors, jsonl"),
+        ("out.csv", {}, r"out\.csv does not say .*\.npy, \.parquet, \.jsonl, \.safetensors do\..*npy, parquet"),
+        ("out.npy", {"output_format": "csv"}, "output_format is 'csv'; allowed are npy, parquet, jsonl"),
+        ("out.npz", {}, r"output_format is 'npz'; an array \[n, dim\] fits into npy, parquet"),
         ("out.npy", {"input_format": "xml"}, "input_format is 'xml'; allowed are lines, jsonl"),
         ("out.npy", {"window": 0}, "window is 0"),
         ("out.npy", {"dtype": "float16"}, "dtype is 'float16'; allowed are float32, int8, uint8"),

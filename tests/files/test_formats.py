@@ -13,7 +13,8 @@ from encoded_files import OUTPUTS, fake_encode, load, names, records, run, stop_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stonnx._files import formats
+from stonnx._files.results import EMBEDDING, Shape
+from stonnx._files.writers import WRITERS
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -59,9 +60,10 @@ def test_npy_is_byte_for_byte_what_numpy_saves(tmp_path: Path) -> None:
 
 def test_headers_have_room_for_the_largest_files() -> None:
     for name in ("npy", "safetensors"):
-        writer = formats.WRITERS[name]
+        writer = WRITERS[name]
         for dimension in (1, 3, 4096, 10**9):  # 2**63 bytes is what file systems can count to
-            assert len(writer.header(2**63 // 4 // dimension, dimension, "float32")) == writer.header_size
+            shape = Shape(2**63 // 4 // dimension, dimension, "float32")
+            assert len(writer.header(EMBEDDING, shape)) == writer.header_size
 
 
 def test_big_endian_and_strided_arrays_are_written_little_endian_and_in_order(tmp_path: Path) -> None:

@@ -35,11 +35,15 @@ WORDS = ("bread", "rises", "river", "flows", "sun", "shines", "city")
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    # A resumed or restarted job needs one more actor than there are CPUs on a small machine.
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray Serve gives up a proxy that needs more than 5 s to start, as it does beside other tests.
+        for check in ("READY", "HEALTH"):
+            patch.setenv(f"RAY_SERVE_PROXY_{check}_CHECK_TIMEOUT_S", "60")
+        # A resumed or restarted job needs one more actor than there are CPUs on a small machine.
+        ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield
+        ray.shutdown()
 
 
 def table(rows: int = ROWS) -> Any:

@@ -1,7 +1,4 @@
-"""Dense embeddings: ``SentenceTransformer``, with the API of sentence-transformers 6.
-
-It has over 400 lines because each method repeats the arguments of the original.
-"""
+"""Dense embeddings: ``SentenceTransformer``, with the API of sentence-transformers 6."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
 from stonnx._errors import InvalidArgumentError
-from stonnx._model.embedding_model import EmbeddingModel
+from stonnx._model.embedding_model import EmbeddingModel, encode_for
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results.dense import PRECISIONS, Precision, Rows, finish_embeddings, finish_token_embeddings, to_torch
@@ -247,121 +244,9 @@ class SentenceTransformer(EmbeddingModel):
                 item["sentence_embedding"] = item["sentence_embedding"][:width]
         return items[0] if single else items
 
-    @overload
-    def encode_query(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding"] = "sentence_embedding",
-        precision: Precision = "float32",
-        convert_to_numpy: Literal[True] = True,
-        convert_to_tensor: Literal[False] = False,
-        **options: Any,
-    ) -> npt.NDArray[Any]: ...
-
-    @overload
-    def encode_query(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
-
-    # The last overload stands for all other calls, whose arguments the implementation checks.
-    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
-    def encode_query(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
-        precision: Precision = "float32",
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: str | list[str] | None = None,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-        pool: Pool | None = None,
-        chunk_size: int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """:meth:`encode` for search queries: with the prompt named ``query``, unless another is given."""
-        return self.encode(
-            inputs,
-            prompt_name=self._prompt_name("query", prompt_name, prompt),
-            prompt=prompt,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-            output_value=output_value,
-            precision=precision,
-            convert_to_numpy=convert_to_numpy,
-            convert_to_tensor=convert_to_tensor,
-            device=device,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-            pool=pool,
-            chunk_size=chunk_size,
-            task="query",
-            **kwargs,
-        )
-
-    @overload
-    def encode_document(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding"] = "sentence_embedding",
-        precision: Precision = "float32",
-        convert_to_numpy: Literal[True] = True,
-        convert_to_tensor: Literal[False] = False,
-        **options: Any,
-    ) -> npt.NDArray[Any]: ...
-
-    @overload
-    def encode_document(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
-
-    # The last overload stands for all other calls, whose arguments the implementation checks.
-    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
-    def encode_document(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
-        precision: Precision = "float32",
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: str | list[str] | None = None,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-        pool: Pool | None = None,
-        chunk_size: int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """:meth:`encode` for documents: with the first prompt named ``document``, ``passage`` or ``corpus``."""
-        return self.encode(
-            inputs,
-            prompt_name=self._prompt_name("document", prompt_name, prompt),
-            prompt=prompt,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-            output_value=output_value,
-            precision=precision,
-            convert_to_numpy=convert_to_numpy,
-            convert_to_tensor=convert_to_tensor,
-            device=device,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-            pool=pool,
-            chunk_size=chunk_size,
-            task="document",
-            **kwargs,
-        )
+    # Both have the arguments of `encode`, its types included.
+    encode_query = encode_for("query", encode)
+    encode_document = encode_for("document", encode)
 
     def encode_multi_process(
         self,

@@ -1,7 +1,4 @@
-"""Sparse embeddings: ``SparseEncoder``, with the API of sentence-transformers 6 and scipy's arrays.
-
-It has over 400 lines because each method repeats the arguments of the original.
-"""
+"""Sparse embeddings: ``SparseEncoder``, with the API of sentence-transformers 6 and scipy's arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Collector, Request
 from stonnx._errors import BundleFormatError, UnsupportedError
-from stonnx._model.embedding_model import EmbeddingModel
+from stonnx._model.embedding_model import EmbeddingModel, encode_for
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results import sparse
@@ -229,111 +226,9 @@ class SparseEncoder(EmbeddingModel):
             return sparse.csr_row(matrix, 0)
         return matrix if convert_to_tensor else [sparse.csr_row(matrix, index) for index in range(len(texts))]
 
-    @overload
-    def encode_query(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        convert_to_tensor: Literal[True] = True,
-        *,
-        convert_to_sparse_tensor: Literal[False],
-        **options: Any,
-    ) -> npt.NDArray[Any]: ...
-
-    @overload
-    def encode_query(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
-
-    # The last overload stands for all other calls, whose arguments the implementation checks.
-    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
-    def encode_query(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        convert_to_tensor: bool = True,
-        convert_to_sparse_tensor: bool = True,
-        save_to_cpu: bool = False,
-        device: str | list[str] | None = None,
-        max_active_dims: int | None = None,
-        pool: Pool | None = None,
-        chunk_size: int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """:meth:`encode` for search queries: with the prompt named ``query``, unless another is given."""
-        return self.encode(
-            inputs,
-            prompt_name=self._prompt_name("query", prompt_name, prompt),
-            prompt=prompt,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-            convert_to_tensor=convert_to_tensor,
-            convert_to_sparse_tensor=convert_to_sparse_tensor,
-            save_to_cpu=save_to_cpu,
-            device=device,
-            max_active_dims=max_active_dims,
-            pool=pool,
-            chunk_size=chunk_size,
-            task="query",
-            **kwargs,
-        )
-
-    @overload
-    def encode_document(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        convert_to_tensor: Literal[True] = True,
-        *,
-        convert_to_sparse_tensor: Literal[False],
-        **options: Any,
-    ) -> npt.NDArray[Any]: ...
-
-    @overload
-    def encode_document(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
-
-    # The last overload stands for all other calls, whose arguments the implementation checks.
-    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
-    def encode_document(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        convert_to_tensor: bool = True,
-        convert_to_sparse_tensor: bool = True,
-        save_to_cpu: bool = False,
-        device: str | list[str] | None = None,
-        max_active_dims: int | None = None,
-        pool: Pool | None = None,
-        chunk_size: int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """:meth:`encode` for documents: with the first prompt named ``document``, ``passage`` or ``corpus``."""
-        return self.encode(
-            inputs,
-            prompt_name=self._prompt_name("document", prompt_name, prompt),
-            prompt=prompt,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-            convert_to_tensor=convert_to_tensor,
-            convert_to_sparse_tensor=convert_to_sparse_tensor,
-            save_to_cpu=save_to_cpu,
-            device=device,
-            max_active_dims=max_active_dims,
-            pool=pool,
-            chunk_size=chunk_size,
-            task="document",
-            **kwargs,
-        )
+    # Both have the arguments of `encode`, its types included.
+    encode_query = encode_for("query", encode)
+    encode_document = encode_for("document", encode)
 
     @staticmethod
     def sparsity(embeddings: Any) -> dict[str, float]:

@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from stonnx._arguments import check_choice, check_texts
 from stonnx._errors import InvalidInputError, TextTooLongError, UnsupportedError
 from stonnx._limits import Limits
 from stonnx._model.model import Model
+from stonnx._model.old_arguments import accept_old_arguments
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 # Prompt names tried for each task, in order; the first one that the model defines is used.
 _PROMPTS_OF_TASK = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+
+# What `encode_query` and `encode_document` say about themselves.
+_SUMMARIES = {
+    "query": ":meth:`encode` for search queries: with the prompt named ``query``, unless another is given.",
+    "document": ":meth:`encode` for documents: with the first prompt named ``document``, ``passage`` or ``corpus``.",
+}
+
+
+def encode_for(task: Literal["query", "document"], encode: _Method) -> _Method:
+    """The method ``encode_query`` or ``encode_document``, with the arguments of the method ``encode``."""
+
+    @functools.wraps(cast(Callable[..., Any], encode))
+    def method(
+        self: EmbeddingModel,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        name = self._prompt_name(task, prompt_name, prompt)
+        return self.encode(inputs, name, prompt, *arguments, task=task, **options)
+
+    method.__name__ = f"encode_{task}"
+    method.__qualname__ = method.__qualname__.replace("encode", method.__name__)
+    method.__doc__ = _SUMMARIES[task]
+    return cast(_Method, accept_old_arguments(renamed={"sentences": "inputs"})(method))
 
 
 class EmbeddingModel(Model):

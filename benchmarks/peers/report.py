@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,14 @@ def _heading(results: Results) -> str:
     packages = ", ".join(f"{package} {' and '.join(versions)}" for package, versions in seen.items())
     # Older results do not have this figure.
     product = f"A product of bytes reaches {machine['int8_product']}. " if "int8_product" in machine else ""
-    return (
-        f"# all-MiniLM-L6-v2 on {machine['cores']} cores\n\n"
+    text = (
         f"{results['date']}, {machine['cpu']} with {', '.join(machine['features'])}, {machine['system']}, "
         f"Python {machine['python']}, {packages}. {_rounds(results)} rounds, {results['seconds'] / 60:.0f} minutes, "
         f"load before the start {machine['load_at_start']:.1f}. {product}Rates are medians; in brackets the "
         f"range over the rounds of the ratio to the first row. Accuracy on {results['accuracy_data']}. "
         f"**Bold**: a cosine below {_CLOSE} or one that depends on the batch, below {_INVARIANT}."
     )
+    return f"# all-MiniLM-L6-v2 on {machine['cores']} cores\n\n{textwrap.fill(text, 120, break_on_hyphens=False)}"
 
 
 def _rounds(results: Results) -> str:

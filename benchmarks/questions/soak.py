@@ -19,6 +19,7 @@ import os
 import platform
 import statistics
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -191,10 +192,13 @@ def report(soak: Soak, plateau: Plateau, minutes: float, threads: int, models: S
     lines = [
         "# Soak",
         "",
-        f"`python -m benchmarks.questions.soak` on {datetime.date.today()}, for {minutes:g} minutes with "
-        f"{threads} threads: "
-        f"**{'passed' if passed(soak, plateau) else 'FAILED'}**. Random texts of fuzzed Unicode, 0 to 100,000 "
-        "characters.",
+        textwrap.fill(
+            f"`python -m benchmarks.questions.soak` on {datetime.date.today()}, for {minutes:g} minutes with {threads} "
+            f"threads: **{'passed' if passed(soak, plateau) else 'FAILED'}**. Random texts of fuzzed Unicode, 0 to "
+            "100,000 characters.",
+            120,
+            break_on_hyphens=False,
+        ),
         "",
         "| | |",
         "|---|---|",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,15 @@ def page(results: Results, lines: Sequence[Line]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = [
         "# `stonnx serve` under load",
-        f"Made by `make bench-serve` on {results['date']}, on {machine['cpus']} CPUs of {machine['cpu']}, "
-        f"with {versions}. Client and servers share these CPUs, and other work did too: {machine['load']:.0f} "
-        "processes wanted them when the run began. Compare figures of this page with each other only. Requests at "
-        "random times are timed from the moment when they were due, so that a late client does not flatter the server. "
-        "Every answer is compared with the vector of its text alone.",
+        textwrap.fill(
+            f"Made by `make bench-serve` on {results['date']}, on {machine['cpus']} CPUs of {machine['cpu']}, with "
+            f"{versions}. Client and servers share these CPUs, and other work did too: {machine['load']:.0f} processes "
+            "wanted them when the run began. Compare figures of this page with each other only. Requests at random "
+            "times are timed from the moment when they were due, so that a late client does not flatter the server. "
+            "Every answer is compared with the vector of its text alone.",
+            120,
+            break_on_hyphens=False,
+        ),
         _table(("asked", "found", ""), [(line.asked, line.found, "yes" if line.met else "**no**") for line in lines]),
     ]
     if _is_drawn(results):

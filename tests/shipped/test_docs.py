@@ -94,6 +94,13 @@ def test_make_targets_exist(page: str) -> None:
         assert re.search(rf"^{target}:|^{target.rpartition('-')[0]}-\S*%:", makefile, re.M), target
 
 
+@pytest.mark.parametrize("page", sorted(TEXTS))
+def test_lines_fit_120_columns(page: str) -> None:
+    """Tables may be wider, and so may blocks."""
+    prose = re.sub(r"^```.*?^```", "", TEXTS[page], flags=re.S | re.M)
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
 def test_the_readme_is_short() -> None:
     assert len(TEXTS["README.md"].split()) <= 700
 

@@ -23,14 +23,13 @@ from . import ROWS, build_checkpoint
 _HEAD = """# Models that are tested
 
 Each row is a checkpoint in the published structure of the model (architecture, pooling, heads, tokenizer kind, limits)
-with seeded random weights, smaller where the size adds nothing: see `tests/zoo/table.py`. It is exported at fp32 and
-compared with sentence-transformers {ours} on PyTorch {torch}: texts in many scripts and of all lengths up to beyond the
-limit, alone and in batches. Token ids are equal in every row; otherwise the export would have been refused.
-Weights are float32. The report of a checkpoint of 16 bits compares with the same weights in float32, and says
-how far away the original's own results in 16 bits are: 1e-3 to 1e-2.
-`difference` is the largest one, relative to the largest value where that is over 1; `batching` is the largest change of
-a text's result by the texts beside it. `tests/parity/test_models.py` tests each row; `python -m tests.zoo.report`
-writes this page.
+with seeded random weights, smaller if the size adds nothing: see `tests/zoo/table.py`. It is exported at fp32 and
+compared with sentence-transformers {ours} on PyTorch {torch}: texts in many scripts and of all lengths up to beyond
+the limit, alone and in batches. Token ids are equal in every row; otherwise the export would have been refused. Weights
+are float32. The report of a checkpoint of 16 bits compares with the same weights in float32, and says how far away the
+original's own results in 16 bits are: 1e-3 to 1e-2. `difference` is the largest one, relative to the largest value if
+that is over 1; `batching` is the largest change of a text's result by the texts beside it.
+`tests/parity/test_models.py` tests each row; `python -m tests.zoo.report` writes this page.
 
 | model | task | architecture | modules | lowest cosine | difference | batching |
 |---|---|---|---|---|---|---|

@@ -1,0 +1,41 @@
+"""docs/models.md has the rows of the table, in its order, and the text that ``python -m tests.zoo.report`` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .rows import ROWS, row
+
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+FP32, INT8 = (
+    [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| ")][1:]
+    for part in PAGE.split("\n## int8\n")
+)
+
+
+def test_every_row_of_the_table_has_its_figures() -> None:
+    names = [row.name for row in ROWS]
+    assert [cells[0] for cells in FP32] == names
+    assert [cells[0] for cells in INT8] == names
+
+
+@pytest.mark.parametrize("cells", FP32, ids=lambda cells: cells[0])
+def test_a_row_says_what_the_table_says(cells: list[str]) -> None:
+    model = row(cells[0])
+    assert cells[1:3] == [model.task, model.backbone.model_type]
+    _, *modules = cells[3].partition(" (")[0].split(", ")
+    assert modules == [type(module).__name__ for module in model.chain]
+    cosine, difference, batching = (float(cell) for cell in cells[4:])
+    assert cosine > 0.99999
+    assert max(difference, batching) < 1e-3
+
+
+@pytest.mark.parametrize("cells", INT8, ids=lambda cells: cells[0])
+def test_a_row_of_int8_has_figures_or_a_reason(cells: list[str]) -> None:
+    if cells[1].startswith("refused: "):
+        assert cells[2:] == [""] * 5
+    else:
+        assert len([float(cell) for cell in cells[1:5]]) == 4
+        assert int(cells[5]) >= 0

@@ -98,8 +98,9 @@ class Memory:
 
 
 def job(source: Path, target: Path, bundle: str, folder: Path, actors: int) -> None:
-    """Embed Parquet into Parquet."""
-    ray.data.read_parquet(str(source)).map_batches(
+    """Embed Parquet into Parquet. Small blocks give every actor work, and a dead one takes little with it."""
+    blocks = ray.data.read_parquet(str(source)).repartition(target_num_rows_per_block=_BATCH)
+    blocks.map_batches(
         Watched,
         fn_constructor_args=[bundle, str(folder)],
         compute=ray.data.ActorPoolStrategy(size=actors),
@@ -269,8 +270,10 @@ def main() -> int:
         work(arguments.bundle, arguments.texts, arguments.passages, arguments.skip)
         return 0
     bundle = str(Path(arguments.bundle).resolve())
-    # The CPUs of reading and writing are counted too: without spare ones, they would wait for the actors.
-    ray.init(num_cpus=arguments.actors + 2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # Ray gives its workers the priority 15. The processes that they are compared with have 0.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, the name that Ray reads
+    # Reading, writing and the actor that replaces a dead one need CPUs by Ray's count, beside those of the actors.
+    ray.init(num_cpus=arguments.actors + 4, include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory() as space:
         lines, fine = list[str](), True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from stonnx._errors import StonnxError
 from stonnx._version import __version__
-from stonnx.cli import build, doctor, encode, export, info, models, rank, search, serve
+from stonnx.cli import build, doctor, encode, export, info, models, rank, search, serve, triton
 from stonnx.cli._commands import Commands
 
 
@@ -50,4 +50,5 @@ def _parser() -> argparse.ArgumentParser:
     build.add_parser(commands)
     models.add_parser(commands)
     serve.add_parser(commands)
+    triton.add_parser(commands)
     return parser

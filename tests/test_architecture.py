@@ -69,6 +69,9 @@ LIBRARIES = {
     # Parquet, and batches of other engines.
     "pyarrow": {"_arrow", "integrations"},
     "ray": {"integrations"},
+    "pyspark": {"integrations"},
+    "dask": {"integrations"},
+    "daft": {"integrations"},
 }
 # The doctor reports where the Hub's cache is.
 LIBRARY_EXCEPTIONS = {("stonnx.cli.doctor", "huggingface_hub")}

@@ -128,7 +128,7 @@ def render_config(name: str, manifest: Manifest, serving: Serving) -> str:
     outputs = [
         f'  {{ name: "{tensor}", data_type: {kind}, dims: [ {size} ] }}' for tensor, kind, size in _outputs(manifest)
     ]
-    parameters = {"task": manifest.task, "device": base if on_gpu else serving.device}
+    parameters = {"device": base if on_gpu else serving.device}
     if serving.threads is not None:
         parameters["threads"] = str(serving.threads)
     gpus = f", gpus: [ {number} ]" if on_gpu and number else ""

@@ -18,7 +18,7 @@ class Step(Columns[Any]):
     """A step of a table: use one of its subclasses. It can be pickled without the model."""
 
     def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
-        super().__init__(model, **options)  # type: ignore[call-arg] # those of the subclass
+        super().__init__(model, **options)  # type: ignore[arg-type] # of the subclass beside this
         lazy = self.model
         self.model = WorkerModel(lazy._kind, model, lazy._options)  # type: ignore[assignment]
 

@@ -27,16 +27,10 @@ import numpy.typing as npt
 import triton_python_backend_utils as backend
 
 from stonnx._errors import InvalidArgumentError, InvalidInputError, TextTooLongError, UnsupportedError
-from stonnx._model.model import Model
+from stonnx._load import load_model
 from stonnx.cross_encoder import CrossEncoder
-from stonnx.sentence_transformer import SentenceTransformer
 from stonnx.sparse_encoder import SparseEncoder
 
-_CLASSES: dict[str, type[Model]] = {
-    "embedding": SentenceTransformer,
-    "sparse": SparseEncoder,
-    "rerank": CrossEncoder,
-}
 # The faults of a client.
 _INVALID = (InvalidInputError, InvalidArgumentError, TextTooLongError, UnsupportedError)
 
@@ -81,7 +75,7 @@ class TritonModel:
         if args["model_instance_kind"] == "GPU":
             device = f"{device}:{args['model_instance_device_id']}"
         threads = int(settings["threads"]) if "threads" in settings else None
-        self._model = _CLASSES[settings["task"]](self.bundle, device=device, threads=threads)  # type: ignore[call-arg]
+        self._model = load_model(self.bundle, device=device, threads=threads)
         self._inputs = [one["name"] for one in config["input"]]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_bundles import dense_bundle, dense_graph, pair_graph, sparse_graph, toy_table, write_bundle
+from toy_bundles import dense_bundle, pair_graph, toy_table, write_bundle
 
 import stonnx
 
@@ -156,23 +156,11 @@ def host(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("engines")
-    prompts = {"query": "question: ", "document": "document: "}
-    dense = {"task": "embedding", "embedding_dimension": 8, "prompts": prompts}
-    pairs = pair_graph(toy_table(1, 5), np.float32([0.5]), "Sigmoid")
-    labels = pair_graph(toy_table(3, 5), np.float32([0.5, 0.1, 0.2]), "Identity")
-    three = {"task": "rerank", "num_labels": 3, "activation": "identity"}
-    return {
-        "dense": write_bundle(folder / "dense", {"default": dense_graph(toy_table(8, 5))}, **dense),
-        "sparse": write_bundle(
-            folder / "sparse", {"default": sparse_graph(toy_table(40, 6))}, task="sparse", embedding_dimension=40
-        ),
-        "rerank": write_bundle(
-            folder / "rerank", {"default": pairs}, task="rerank", num_labels=1, activation="sigmoid"
-        ),
-        "labels": write_bundle(folder / "labels", {"default": labels}, **three),
-    }
+def bundles(toys: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    graph = pair_graph(toy_table(3, 5), np.float32([0.5, 0.1, 0.2]), "Identity")
+    directory = tmp_path_factory.mktemp("labels") / "labels"
+    labels = write_bundle(directory, {"default": graph}, task="rerank", num_labels=3, activation="identity")
+    return toys | {"labels": labels}
 
 
 def steps() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_bundles import dense_bundle, dense_graph, pair_graph, sparse_graph, toy_table, write_bundle
+from toy_bundles import dense_bundle, pair_graph, toy_table, write_bundle
 from triton_server import InferError, Triton, packages, triton
 
 import stonnx
@@ -27,24 +28,11 @@ SAME = {"rtol": 0, "atol": 1e-6}
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bundles")
-    prompts = {"query": "question: ", "document": "document: "}
-    dense = {"task": "embedding", "embedding_dimension": 8, "prompts": prompts}
-    pairs = pair_graph(toy_table(1, 5), np.float32([0.5]), "Sigmoid")
-    labels = pair_graph(toy_table(3, 5), np.float32([0.5, 0.1, 0.2]), "Identity")
-    return {
-        "dense": write_bundle(folder / "dense", {"default": dense_graph(toy_table(8, 5))}, **dense),
-        "sparse": write_bundle(
-            folder / "sparse", {"default": sparse_graph(toy_table(40, 6))}, task="sparse", embedding_dimension=40
-        ),
-        "rerank": write_bundle(
-            folder / "rerank", {"default": pairs}, task="rerank", num_labels=1, activation="sigmoid"
-        ),
-        "labels": write_bundle(
-            folder / "labels", {"default": labels}, task="rerank", num_labels=3, activation="identity"
-        ),
-    }
+def bundles(toys: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    graph = pair_graph(toy_table(3, 5), np.float32([0.5, 0.1, 0.2]), "Identity")
+    directory = tmp_path_factory.mktemp("labels") / "labels"
+    labels = write_bundle(directory, {"default": graph}, task="rerank", num_labels=3, activation="identity")
+    return toys | {"labels": labels}
 
 
 class TestRepository:
@@ -200,7 +188,7 @@ class TestRequests:
         model = TritonModel()
         model.bundle = bundle
         names = ["query", "text"] if task == "rerank" else ["text"]
-        settings = {"task": {"string_value": task}, "device": {"string_value": "cpu"}, "threads": {"string_value": "1"}}
+        settings = {"device": {"string_value": "cpu"}, "threads": {"string_value": "1"}}
         config = {"parameters": settings, "input": [{"name": name} for name in names]}
         model.initialize({"model_config": json.dumps(config), "model_instance_kind": "CPU"})
         return model
@@ -273,23 +261,24 @@ def assert_sparse(outputs: dict[str, Any], matrix: Any) -> None:
         np.testing.assert_allclose(values[indices >= 0], matrix.data[start:end], **SAME)
 
 
+@pytest.fixture(scope="module")
+def server(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    packages()
+    directory = tmp_path_factory.mktemp("triton")
+    repository = directory / "repository"
+    for name, bundle in bundles.items():
+        assert main(["triton", str(bundle), "-o", str(repository), "--name", name]) == 0
+    slow = dense_bundle(directory / "slow", width=256, rounds=400, max_seq_length=256)
+    options = ["--max-batch-size", "16", "--threads", "1", "--max-queue-size"]
+    assert main(["triton", str(slow), "-o", str(repository), *options, "64"]) == 0
+    assert main(["triton", str(slow), "-o", str(repository), "--name", "narrow", *options, "1"]) == 0
+    with triton(repository, directory) as server:
+        yield server
+
+
 @pytest.mark.slow
 class TestServer:
     """With the real server."""
-
-    @pytest.fixture(scope="class")
-    def server(self, bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
-        packages()
-        directory = tmp_path_factory.mktemp("triton")
-        repository = directory / "repository"
-        for name, bundle in bundles.items():
-            assert main(["triton", str(bundle), "-o", str(repository), "--name", name]) == 0
-        slow = dense_bundle(directory / "slow", width=256, rounds=400, max_seq_length=256)
-        options = ["--max-batch-size", "16", "--threads", "1", "--max-queue-size"]
-        assert main(["triton", str(slow), "-o", str(repository), *options, "64"]) == 0
-        assert main(["triton", str(slow), "-o", str(repository), "--name", "narrow", *options, "1"]) == 0
-        with triton(repository, directory) as server:
-            yield server
 
     def test_vectors(self, server: Triton, bundles: dict[str, Path]) -> None:
         dense = stonnx.SentenceTransformer(bundles["dense"])
@@ -358,10 +347,8 @@ class TestServer:
         (stub,) = [line.split()[0] for line in children if "/sparse/" in line]
         os.kill(int(stub), signal.SIGKILL)
         for _ in range(3):
-            try:
+            with contextlib.suppress(InferError):
                 server.infer("sparse", {"text": TEXTS}, timeout=30)
-            except InferError as error:
-                assert error.status >= 400
         assert server.infer("dense", {"text": ["bread"]})["embedding"].shape == (1, 8)
 
     def test_a_bundle_that_is_gone(self, tmp_path: Path) -> None:

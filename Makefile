@@ -116,6 +116,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed-demo
 	$(@D)/bin/python -m pip install -q -e ".[cpu,sparse]" --group test-runtime
 	touch $@
 
+# tritonserver and its Python backend, which works with numpy 1 only.
+.venv-triton/.installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q "nvidia-pytriton==0.7.0" "numpy<2" -e ".[cpu,sparse]"
+	touch $@
+
 .PRECIOUS: .venv-%/.installed
 .venv-%/.installed: tests/environments/%.txt pyproject.toml
 	$(PYTHON) -m venv $(@D)

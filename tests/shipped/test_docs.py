@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,19 @@ TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for
 # Their Python runs as it stands, in a directory that has the bundles they name.
 RUN_AS_THEY_STAND = ("README.md", "docs/guide.md", "docs/integrations.md")
 # Blocks that import one of these are skipped where it is not installed.
-HOSTS = ("chromadb", "haystack", "lancedb", "langchain_core", "llama_index", "mteb", "qdrant_client", "ray")
+HOSTS = (
+    "chromadb",
+    "haystack",
+    "lancedb",
+    "langchain_core",
+    "llama_index",
+    "mteb",
+    "qdrant_client",
+    "ray",
+    "dask",
+    "daft",
+    "pyspark",
+)
 BLOCKS = [
     pytest.param(block, id=f"{name}-{index}")
     for name in RUN_AS_THEY_STAND
@@ -46,7 +59,9 @@ def test_python_blocks_run_and_print_what_they_say(block: str, directory: Path) 
     for host in HOSTS:
         if re.search(rf"^(?:from|import) {host}\b", block, re.M):
             pytest.importorskip(host)
-    result = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=directory, timeout=120)
+    environment = os.environ | {"PYSPARK_PYTHON": sys.executable, "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-c", block]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=directory, env=environment, timeout=120)
     assert result.returncode == 0, result.stderr
     # Whole lines of comment, and the comment after a print, are what is printed.
     said = re.findall(r"^(?:print\(.*\)  )?# ([\[(].*|  ?\[.*)$", block, re.M)

@@ -42,10 +42,11 @@ def main() -> None:
 def build(model: stonnx.SentenceTransformer, corpus: Path) -> faiss.Index:
     """The index of a corpus, line by line. Its inner product of normalized vectors is the cosine.
 
-    ``IndexFlatIP`` compares with every vector. ``faiss.IndexHNSWFlat(dimension, 32, faiss.METRIC_INNER_PRODUCT)`` takes
+    ``IndexFlatIP`` compares with every vector. ``faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)`` takes
     vectors in the same way, and searches millions in milliseconds.
     """
-    index = faiss.IndexFlatIP(model.truncate_dim or model.get_embedding_dimension())
+    width = model.encode("").shape[0]
+    index = faiss.IndexFlatIP(width)
     for vectors in model.encode_stream(read_lines(corpus), task="document", normalize_embeddings=True):
         index.add(vectors)
     return index

@@ -47,8 +47,8 @@ class InferError(Exception):
 class Triton:
     """A running server."""
 
-    def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._url, self.process, self._log = f"http://127.0.0.1:{port}", process, log
+    def __init__(self, port: int, repository: Path, log: Path) -> None:
+        self._url, self.repository, self._log = f"http://127.0.0.1:{port}", repository, log
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self._url + path, timeout=60) as answer:
@@ -58,7 +58,7 @@ class Triton:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def infer(
-        self, model: str, inputs: Mapping[str, Sequence[str | bytes]], timeout: float = 60, **parameters: Any
+        self, model: str, inputs: Mapping[str, Sequence[str | bytes]], patience: float = 60, **parameters: Any
     ) -> dict[str, Any]:
         """The outputs for columns of texts, through the binary extension of the protocol."""
         blobs, tensors = [], []
@@ -74,7 +74,7 @@ class Triton:
             {"Inference-Header-Content-Length": str(len(header))},
         )
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
+            with urllib.request.urlopen(request, timeout=patience) as answer:
                 length, body = int(answer.headers["Inference-Header-Content-Length"]), answer.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -117,7 +117,7 @@ def triton(repository: Path, directory: Path, *, ready: bool = True) -> Iterator
             env=environment,
         )
     try:
-        server = Triton(port, process, log)
+        server = Triton(port, repository, log)
         end = time.monotonic() + 120
         while True:
             with contextlib.suppress(OSError):

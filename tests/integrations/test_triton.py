@@ -261,6 +261,13 @@ def assert_sparse(outputs: dict[str, Any], matrix: Any) -> None:
         np.testing.assert_allclose(values[indices >= 0], matrix.data[start:end], **SAME)
 
 
+def commands(path: Path) -> str:
+    """The command of a process; empty if it has ended."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
 @pytest.fixture(scope="module")
 def server(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     packages()
@@ -310,7 +317,7 @@ class TestServer:
         assert caught.value.status == 400
         with pytest.raises(InferError, match="Text 0 has 102 tokens, and the model reads 16"):
             server.infer("dense", {"text": ["city " * 100]}, truncate=False)
-        with pytest.raises(InferError, match="cannot exceed 64"):
+        with pytest.raises(InferError, match="batch-size must be <= 64"):
             server.infer("dense", {"text": ["bread"] * 65})
         assert server.infer("dense", {"text": ["bread"]})["embedding"].shape == (1, 8)
 
@@ -339,16 +346,27 @@ class TestServer:
         assert {error.status for error in refused} == {503}
         assert all("queue" in error.message for error in refused)
 
+    def test_a_request_that_waited_too_long(self, server: Triton) -> None:
+        text = "the river flows " * 60
+        with ThreadPoolExecutor(8) as pool:
+            others = [pool.submit(server.infer, "slow", {"text": [text] * 16}) for _ in range(8)]
+            late = pool.submit(server.infer, "slow", {"text": [text] * 16}, timeout=1)  # microseconds
+            with pytest.raises(InferError, match="timeout") as caught:
+                late.result()
+            assert caught.value.status == 503
+            assert all(other.result()["embedding"].shape == (16, 256) for other in others)
+
     def test_a_killed_model(self, server: Triton) -> None:
         """The process of one model is killed: a request gets an error or its result, and never hangs."""
-        children = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(server.process.pid)], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        (stub,) = [line.split()[0] for line in children if "/sparse/" in line]
+        (stub,) = [
+            path.parent.name
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if f"{server.repository}/sparse/1/model.py" in commands(path)
+        ]
         os.kill(int(stub), signal.SIGKILL)
         for _ in range(3):
             with contextlib.suppress(InferError):
-                server.infer("sparse", {"text": TEXTS}, timeout=30)
+                server.infer("sparse", {"text": TEXTS}, patience=30)
         assert server.infer("dense", {"text": ["bread"]})["embedding"].shape == (1, 8)
 
     def test_a_bundle_that_is_gone(self, tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ def test_parity(name: str, toys: dict[str, Path], expected: Results, tmp_path: P
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DO_NOT_TRACK", "1")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray gives its workers a low priority: beside other work they would hardly run.
+        patch.setenv("RAY_worker_niceness", "0")
         # The workers of engines find stonnx where this process does.
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, map(str, sys.path))))
         results = function(toys, tmp_path)

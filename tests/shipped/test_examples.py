@@ -37,10 +37,10 @@ def place(minilm_int8_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_hybrid_search(place: Path) -> None:
-    output = run("hybrid_search", "Why does the sea rise and fall?", where=place)
+    output = run("hybrid_search", "How do I bake sourdough?", where=place)
     assert [line.split()[1] for line in output.splitlines()[:3]] == ["dense:", "sparse:", "fused:"]
-    assert "\n[1] The tides follow the moon" in output
-    assert output.endswith("Question: Why does the sea rise and fall?\n")
+    assert "\n[1] Sourdough needs no bought yeast" in output
+    assert output.endswith("Question: How do I bake sourdough?\n")
 
 
 def test_hybrid_search_with_bundles_of_ones_own(tmp_path: Path) -> None:
@@ -92,13 +92,22 @@ def test_fastapi_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(answer.json()["vectors"], expected, rtol=0, atol=1e-6)
         assert client.post("/embed", json={"texts": []}).json() == {"vectors": []}
         assert client.get("/load").json() == {"queued_tokens": 0}
-        bad: Any = client.post("/embed", json={"texts": ["half a pair \ud800"]})
-        assert bad.status_code in (400, 422)
-        monkeypatch.setattr(app.state.batcher, "encode", overloaded)
-        full = client.post("/embed", json={"texts": texts})
-        assert (full.status_code, full.headers["Retry-After"]) == (429, "3")
-        assert "100 tokens wait already" in full.json()["error"]
+        assert client.post("/embed", json={"texts": [3]}).status_code == 422
+        for error, status in (
+            (stonnx.OverloadedError(100, 50, 2.7), 429),
+            (stonnx.TooManyTokensError(100, 50), 413),
+            (stonnx.DeadlineError(), 504),
+            (stonnx.InvalidInputError("Input 0 is not a text.", 0), 400),
+            (stonnx.RunError("out of memory"), 500),
+        ):
+            monkeypatch.setattr(app.state.batcher, "encode", raises(error))
+            refused = client.post("/embed", json={"texts": texts})
+            assert (refused.status_code, refused.json()) == (status, {"error": str(error)})
+            assert refused.headers.get("Retry-After") == ("3" if status == 429 else None)
 
 
-async def overloaded(*arguments: Any, **options: Any) -> Any:
-    raise stonnx.OverloadedError(100, 50, 2.7)
+def raises(error: Exception) -> Any:
+    async def encode(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    return encode

@@ -40,9 +40,11 @@ test-transformers%: .venv-transformers%/.installed
 test-runtime: .venv-runtime/.installed
 	$(<D)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-# The tests of the adapters, with the libraries that they adapt to, about 1.6 GB.
-test-integrations: .venv-integrations/.installed
-	$(<D)/bin/python -m pytest -o asyncio_default_fixture_loop_scope=function tests/integrations tests/shipped/test_docs.py
+# The tests of adapters, engines and examples, with the libraries that they need, about 2.5 GB. Spark needs Java, and
+# tritonserver Python's shared library (libpython3.11.so.1.0 for Python 3.11).
+test-integrations: .venv-integrations/.installed .venv-triton/.installed
+	$(<D)/bin/python -m pytest -o asyncio_default_fixture_loop_scope=function \
+	    tests/integrations tests/shipped/test_docs.py tests/shipped/test_examples.py
 
 # The tests of the server with clients of other projects.
 test-clients: .venv-clients/.installed

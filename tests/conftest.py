@@ -37,15 +37,24 @@ _NEED_TORCH = {"torch", "transformers", "sentence_transformers", "stonnx_export"
 @cache
 def _needs_torch(path: Path) -> bool:
     """Whether a file of tests imports PyTorch, or what needs it, before its first test runs; its helpers count too."""
-    imported = set()
+    imported: set[str] = set()
+    beside: set[str] = set()
+    is_package = (path.parent / "__init__.py").is_file()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names: set[str] = set()
         if isinstance(node, ast.Import):
-            imported |= {name.name.split(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            imported.add(node.module.split(".")[0])
-    helpers = [place / f"{name}.py" for name in imported for place in (_TESTS, path.parent)]
-    # The package zoo needs it itself.
-    return bool(imported & (_NEED_TORCH | {"zoo"})) or any(_needs_torch(file) for file in helpers if file.is_file())
+            names = {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            within = f"{node.module}." if node.module else ""
+            names = {within.rstrip("."), *(within + name.name for name in node.names)} - {""}
+        relative = isinstance(node, ast.ImportFrom) and node.level > 0
+        imported |= set() if relative else names
+        beside |= names if relative or not is_package else set()
+    if {name.split(".")[0] for name in imported} & _NEED_TORCH or "zoo.build_checkpoint" in imported:
+        return True
+    helpers = [(_TESTS, name) for name in imported] + [(path.parent, name) for name in beside]
+    files = [place / f"{name.replace('.', '/')}.py" for place, name in helpers]
+    return any(_needs_torch(file) for file in files if file.is_file())
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -53,7 +62,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
         return None
     if collection_path.is_dir():
         conftest = collection_path / "conftest.py"
-        return collection_path.name in ("zoo", "kernels") or (conftest.is_file() and _needs_torch(conftest)) or None
+        # The kernels are built, and compared with graphs of the exporter.
+        return collection_path.name == "kernels" or (conftest.is_file() and _needs_torch(conftest)) or None
     return (collection_path.suffix == ".py" and _needs_torch(collection_path)) or None
 
 

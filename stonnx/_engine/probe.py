@@ -141,7 +141,7 @@ def compare(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> float:
             raise _failure(
                 directory, found, f"{_advice(route.session)}, or export the model again with: stonnx export MODEL"
             ) from error
-        closeness = _closeness(manifest.task, expected[name], actual)
+        closeness = lowest_cosine(manifest.task, expected[name], actual)
         allowed = _allowed(manifest, route.session, other=name in others)
         if not closeness >= allowed:  # a NaN too
             found = (
@@ -241,7 +241,7 @@ def _read(
         ) from error
 
 
-def _closeness(task: str, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> float:
+def lowest_cosine(task: str, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> float:
     """The lowest cosine of a text's vectors; of rerankers, 1 - d^2 / 2 of the distance d between their logits.
 
     That is the cosine of unit vectors at this distance. The distance is relative to the spread of the logits around

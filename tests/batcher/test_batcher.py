@@ -175,7 +175,7 @@ class _Gate:
 
         def run(work: Work, texts: Any, *, alone: bool) -> Any:
             self.entered.set()
-            assert self.open.wait(30)
+            assert self.open.wait(120)
             if self.fails(texts):
                 raise stonnx.RunError("no memory")
             self.texts += len(texts)
@@ -215,7 +215,7 @@ def test_cancelled_texts_are_never_computed(dense: SentenceTransformer, gate: _G
 
     async def check(batcher: Batcher) -> None:
         first = asyncio.create_task(batcher.encode("the river"))
-        await asyncio.to_thread(gate.entered.wait, 10)
+        await asyncio.to_thread(gate.entered.wait, 60)
         waiting = [asyncio.create_task(batcher.encode(text)) for text in texts_of(100)]
         while batcher.load().queued_texts < 100 - dense.work_slots * 20:
             await asyncio.sleep(0.01)
@@ -271,7 +271,7 @@ def test_an_error_of_any_kind_does_not_end_a_worker(batcher: Batcher, monkeypatc
 def test_a_deadline_that_passes_is_an_error_and_the_text_is_dropped(batcher: Batcher, gate: _Gate) -> None:
     async def check() -> None:
         first = asyncio.create_task(batcher.encode("the river"))
-        await asyncio.to_thread(gate.entered.wait, 10)
+        await asyncio.to_thread(gate.entered.wait, 60)
         with pytest.raises(stonnx.DeadlineError):
             await batcher.encode(texts_of(100), timeout=0.05)
         assert batcher.load().queued_texts == 0
@@ -290,24 +290,25 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(dense: SentenceTransfo
 
 async def _until_overloaded(batcher: Batcher, gate: _Gate) -> None:
     bulk = asyncio.create_task(batcher.encode(texts_of(20, longest=3)))
-    await asyncio.to_thread(gate.entered.wait, 10)
+    await asyncio.to_thread(gate.entered.wait, 60)
     singles = [asyncio.create_task(batcher.encode(text)) for text in texts_of(100)]
-    await asyncio.sleep(0.05)
-    refused = [task for task in singles if task.done()]
-    assert refused
-    for task in refused:
-        error = task.exception()
-        assert isinstance(error, stonnx.OverloadedError)
-        assert error.retry_after > 0
-        assert error.limit == 200
+    # Nothing runs: a call that has ended was refused.
+    refused, _ = await asyncio.wait(singles, return_when=asyncio.FIRST_COMPLETED)
+    assert isinstance(next(iter(refused)).exception(), stonnx.OverloadedError)
     with pytest.raises(stonnx.OverloadedError):
         await batcher.encode(["the river flows and flows and flows and flows"])
     with pytest.raises(stonnx.TooManyTokensError, match="Split it"):
         await batcher.encode(texts_of(2000))
     gate.open.set()
     assert (await bulk).shape == (20, 8)
-    accepted = [task for task in singles if task not in refused]
-    assert all(vector.shape == (8,) for vector in await asyncio.gather(*accepted))
+    answers = await asyncio.gather(*singles, return_exceptions=True)
+    errors = [answer for answer in answers if isinstance(answer, BaseException)]
+    assert 0 < len(errors) < len(answers)
+    for error in errors:
+        assert isinstance(error, stonnx.OverloadedError)
+        assert error.retry_after > 0
+        assert error.limit == 200
+    assert all(answer.shape == (8,) for answer in answers if not isinstance(answer, BaseException))
 
 
 def test_room_is_for_what_is_computed_not_for_what_is_cut_off(dense: SentenceTransformer) -> None:
@@ -359,7 +360,7 @@ def test_two_event_loops_share_a_batcher(batcher: Batcher, dense: SentenceTransf
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     for result in results.values():
         np.testing.assert_allclose(result, dense.encode(texts), atol=1e-6)
     assert len(results) == 2

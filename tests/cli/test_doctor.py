@@ -214,7 +214,7 @@ def test_a_bundle_in_the_cache_runs(name: str, home: Path, monkeypatch: pytest.M
 def test_the_probe_runs_even_where_it_has_passed_before(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = published(home)
     Engine(open_bundle(directory))
-    monkeypatch.setattr(probe, "_closeness", lambda *arguments: 0.5)
+    monkeypatch.setattr(probe, "lowest_cosine", lambda *arguments: 0.5)
     assert "cosine 0.50000, allowed is at least 0.999" in found("all-MiniLM-L6-v2").problem
 
 

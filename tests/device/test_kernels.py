@@ -263,7 +263,7 @@ def library() -> native.Library:
 
 def refuse_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have kernels give other vectors, and no probe count as passed."""
-    original = probe._closeness
+    original = probe.lowest_cosine
     compared: list[Any] = []
 
     def outputs(route: Any, task: str, texts: Any) -> Any:
@@ -273,7 +273,7 @@ def refuse_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     real = probe.outputs_of
     monkeypatch.setattr(probe, "outputs_of", outputs)
     monkeypatch.setattr(probe, "is_remembered", lambda kind, identity: False)
-    monkeypatch.setattr(probe, "_closeness", lambda *some: 0.5 if compared[-1] else original(*some))
+    monkeypatch.setattr(probe, "lowest_cosine", lambda *some: 0.5 if compared[-1] else original(*some))
 
 
 class TestModel:

@@ -273,15 +273,17 @@ def test_ctrl_c_while_a_thread_is_started_waits_for_its_run(
     """Ctrl-C comes to the main thread, which may be in the middle of starting a thread whose run goes on already."""
     runner = model._engine.route()._runner
     start, starts, ended = threading.Thread.start, [], []
+    begun = threading.Semaphore(0)
 
     def start_and_be_interrupted(thread: threading.Thread) -> None:
         start(thread)
         starts.append(thread)
         if len(starts) == started:
-            time.sleep(0.1)
+            assert all(begun.acquire(timeout=60) for _ in starts)
             raise KeyboardInterrupt
 
     def work(job: int, control: RunControl) -> None:
+        begun.release()
         while not control.stopped:
             time.sleep(0.01)
         time.sleep(0.2)

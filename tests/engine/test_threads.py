@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import threading
-import time
+import types
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +17,7 @@ from engine_models import LONG, expected
 
 from stonnx import CrossEncoder, SentenceTransformer, SparseEncoder
 from stonnx._device.session import Session
+from stonnx._engine import runner as runner_module
 from stonnx._model.model import with_limits
 
 # --- many threads ----------------------------------------------------------------------------------------------------
@@ -117,15 +118,27 @@ def test_last_stats_are_those_of_the_thread(model: SentenceTransformer) -> None:
 
 def test_waiting_for_threads_is_no_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = SentenceTransformer(bundle, threads=1)
-    original, running = Session.run, threading.Event()
+    original, running, waits = Session.run, threading.Event(), threading.Event()
+    now, reads = 0.0, 0
+
+    def clock() -> float:
+        nonlocal reads
+        reads += 1
+        # The first call reads it before and after it takes the thread, and then runs; the next one is about to wait.
+        if reads == 3:
+            waits.set()
+        return now
 
     def run(session: Session, *arguments: Any, **options: Any) -> Any:
+        nonlocal now
         if not running.is_set():
             running.set()
-            time.sleep(0.5)
+            assert waits.wait(60)
+            now = 0.5
         return original(session, *arguments, **options)
 
     monkeypatch.setattr(Session, "run", run)
+    monkeypatch.setattr(runner_module, "time", types.SimpleNamespace(perf_counter=clock))
     seen: list[Any] = []
 
     def call() -> None:
@@ -138,10 +151,9 @@ def test_waiting_for_threads_is_no_run(bundle: Path, monkeypatch: pytest.MonkeyP
     call()
     first.join()
     slow, waiting = sorted(seen, key=lambda stats: stats.queue_seconds)
-    assert slow.run_seconds > 0.4 > slow.queue_seconds
-    # It comes a moment after the other has begun.
-    assert waiting.queue_seconds > 0.25 > waiting.run_seconds
-    assert f"waiting {waiting.queue_seconds:.3f} s" in str(waiting)
+    assert (slow.queue_seconds, slow.run_seconds) == (0, 0.5)
+    assert (waiting.queue_seconds, waiting.run_seconds) == (0.5, 0)
+    assert "waiting 0.500 s" in str(waiting)
 
 
 # --- another process -------------------------------------------------------------------------------------------------

@@ -5,34 +5,17 @@ from __future__ import annotations
 import ast
 import dataclasses
 import doctest
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from guides import DATA, GUIDE, NAMES, names
+from zoo.table import PUBLISHED, Dense, Normalize
 
 from stonnx._guide import guide
 from stonnx._guide import table as table_module
 from stonnx._guide.guide import GuideError, Query, read_guide, recommend
-
-
-def load_zoo() -> Any:
-    """The table of the zoo alone: its package imports PyTorch."""
-    path = Path(__file__).parents[1] / "zoo" / "table.py"
-    spec = importlib.util.spec_from_file_location("zoo_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-ZOO = load_zoo()
-
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -57,21 +40,21 @@ def test_every_row_is_complete(model: guide.GuideModel) -> None:
         assert {use.quality, use.speed} <= model.figures.keys()
 
 
-@pytest.mark.parametrize("row", [row for row in ZOO.PUBLISHED if row.name in NAMES], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in PUBLISHED if row.name in NAMES], ids=lambda row: row.name)
 def test_rows_agree_with_the_configurations_of_the_zoo(row: Any) -> None:
     model = GUIDE.model(row.name)
     assert model.task == row.task
     assert row.max_seq_length in (None, model.max_seq_length)
     if row.task == "embedding":
-        dense = [module.out_features for module in row.chain if isinstance(module, ZOO.Dense)]
+        dense = [module.out_features for module in row.chain if isinstance(module, Dense)]
         assert model.dimension == (dense or [row.backbone.published.hidden])[-1]
-        assert model.normalized == any(isinstance(module, ZOO.Normalize) for module in row.chain)
+        assert model.normalized == any(isinstance(module, Normalize) for module in row.chain)
     if row.task != "rerank":
         assert model.similarity == row.similarity
 
 
 def test_the_zoo_has_all_models_of_the_guide() -> None:
-    assert set(NAMES) <= {row.name for row in ZOO.PUBLISHED}
+    assert set(NAMES) <= {row.name for row in PUBLISHED}
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,12 @@ class Fake:
     def act(self, texts: list[str]) -> list[Any]:
         return [ACTIONS[text]() if text in ACTIONS else text for text in texts]
 
+    def touch_and_sleep(self, texts: list[str]) -> list[Any]:
+        """Create the files of these names, so that somebody sees that the work has begun."""
+        for text in texts:
+            Path(text).touch()
+        return [time.sleep(60)]
+
     def refuse_bad(self, texts: list[str]) -> list[str]:
         for text in texts:
             if text.startswith("bad"):

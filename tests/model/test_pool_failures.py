@@ -132,8 +132,8 @@ def test_a_killed_worker_raises_within_seconds_and_stops_the_others() -> None:
     ) as error:
         run(pool, "act", ["kill", "sleep", "sleep"])
     assert isinstance(error.value, StonnxError)
-    assert time.monotonic() - begin < 10
-    assert all_gone(pids, 5)
+    assert time.monotonic() - begin < 50  # the others sleep for a minute
+    assert all_gone(pids, 30)
     with pytest.raises(PoolError, match=r"died with exit code -9.*Start a new one"):
         run(pool, "act", ["a"])
     stop_pool(pool)
@@ -155,7 +155,7 @@ def test_a_stopped_pool_raises_and_may_be_stopped_again() -> None:
     pool = start(1)
     pids = [process.pid for process in pool["processes"]]
     stop_pool(pool)
-    assert all_gone(pids, 5)
+    assert all_gone(pids, 30)
     with pytest.raises(
         PoolError, match=r"This pool was stopped\. Start a new one with: model\.start_multi_process_pool"
     ):
@@ -163,16 +163,19 @@ def test_a_stopped_pool_raises_and_may_be_stopped_again() -> None:
     stop_pool(pool)
 
 
-def test_a_pool_that_is_stopped_while_it_works_and_one_that_is_forgotten() -> None:
+def test_a_pool_that_is_stopped_while_it_works_and_one_that_is_forgotten(tmp_path: Path) -> None:
     pool = start()
     processes = list(pool["processes"])
+    begun = [tmp_path / "first", tmp_path / "second"]
     with ThreadPoolExecutor(2) as threads:
-        calls = [threads.submit(run, pool, "act", ["sleep", "sleep"]) for _ in range(2)]
-        time.sleep(0.2)
+        calls = [threads.submit(run, pool, "touch_and_sleep", [*map(str, begun)]) for _ in range(2)]
+        while not all(path.exists() for path in begun):
+            assert not any(call.done() for call in calls)
+            time.sleep(0.01)
         stop_pool(pool)
         with pytest.raises(PoolError, match="stopped while a call was using it"):
-            raise next(call.exception(10) for call in calls if "while" in str(call.exception(10)))
-        assert all(isinstance(call.exception(10), PoolError) for call in calls)
+            raise next(call.exception(60) for call in calls if "while" in str(call.exception(60)))
+        assert all(isinstance(call.exception(60), PoolError) for call in calls)
     del pool, calls
 
     pool = start()
@@ -180,7 +183,7 @@ def test_a_pool_that_is_stopped_while_it_works_and_one_that_is_forgotten() -> No
     del pool
     gc.collect()
     for process in processes:
-        process.join(10)
+        process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
 
 
@@ -218,7 +221,7 @@ def test_workers_end_with_the_parent(tmp_path: Path, number: signal.Signals) -> 
             os.killpg(parent.pid, number)  # as a terminal does it
         else:
             parent.send_signal(number)
-        _, errors = parent.communicate(timeout=20)
+        _, errors = parent.communicate(timeout=60)
     assert parent.returncode == -number
-    assert all_gone(pids, 10)
+    assert all_gone(pids, 30)
     assert errors.count("Traceback") == (number == signal.SIGINT), errors

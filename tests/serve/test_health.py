@@ -87,17 +87,17 @@ def test_a_frozen_worker_is_seen_and_forgiven_when_it_goes_on(
     def slow(work: Work, texts: Any, *, alone: bool) -> Any:
         if not freeze.is_set():
             frozen.set()
-            assert freeze.wait(60)
+            assert freeze.wait(120)
         return original(work, texts, alone=alone)
 
     async def check(server: Server, client: httpx.AsyncClient) -> None:
         assert await statuses(client) == (200, 200, 200)
         monkeypatch.setattr(Work, "run", slow)
         stuck = asyncio.create_task(client.post("/embed", json={"inputs": "a"}))
-        await asyncio.to_thread(frozen.wait, 30)
+        await asyncio.to_thread(frozen.wait, 60)
         start = time.monotonic()
         while (await client.get("/health/live")).status_code == 200:
-            assert time.monotonic() - start < 30
+            assert time.monotonic() - start < 60
             await asyncio.sleep(0.02)
         live = await client.get("/health/live")
         assert "in progress for" in live.json()["error"]
@@ -164,7 +164,7 @@ def test_health_repeats_the_probe_of_the_bundle(dense_path: Path, monkeypatch: p
     async def until(client: httpx.AsyncClient, status: int) -> httpx.Response:
         start = time.monotonic()
         while (response := await client.get("/health/ready")).status_code != status:
-            assert time.monotonic() - start < 30
+            assert time.monotonic() - start < 60
             await asyncio.sleep(0.02)
         return response
 
@@ -289,7 +289,7 @@ def test_a_request_that_fails_leaves_nothing_behind(dense_path: Path, monkeypatc
     async def check(server: Server, client: httpx.AsyncClient) -> None:
         async def nothing_is_left() -> None:
             # Threads let go of the last results a moment after they were delivered.
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while left():
                 assert time.monotonic() < end, left()
                 await asyncio.sleep(0.01)

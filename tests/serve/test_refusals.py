@@ -218,7 +218,7 @@ def test_a_request_that_takes_too_long_is_504_and_is_dropped(start: Callable[...
     texts = [f"the river {index} flows " * 10 for index in range(2000)]
     response = process.client.post("/embed", json={"inputs": texts}, headers={"x-request-timeout-ms": "50"})
     assert response.status_code == 504
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while 'stonnx_queued_texts{device="cpu"} 0.0' not in process.client.get("/metrics").text:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -81,7 +81,7 @@ def test_metrics_can_be_protected(start: Callable[..., Process], dense_path: Pat
 
 def test_sigterm_ends_the_server_after_the_requests_in_progress(start: Callable[..., Process], slow_path: Path) -> None:
     """Pain 30: what was accepted is answered, new requests while it drains too, ready says 503, and the status is 0."""
-    process = start(slow_path, "--drain-delay", "1")
+    process = start(slow_path, "--drain-delay", "3")
     texts = [f"the river {index} flows and the sun shines" for index in range(600)]
     statuses: list[int] = []
 

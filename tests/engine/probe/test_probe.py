@@ -241,18 +241,18 @@ class TestOtherVectors:
         varying = np.array([[8], [7], [-11], [-10]], dtype=np.float32)
         near = np.array([[-10.5], [-11], [-10], [-11.5]], dtype=np.float32)
         error = np.array([[1], [-1], [-1], [1]], dtype=np.float32)
-        assert probe_module._closeness("rerank", varying, varying + error) > 0.99
-        assert probe_module._closeness("rerank", near, near + error) < 0.9
+        assert probe_module.lowest_cosine("rerank", varying, varying + error) > 0.99
+        assert probe_module.lowest_cosine("rerank", near, near + error) < 0.9
         # A shift of all is not a change of their order, but their activation shows it.
-        assert probe_module._closeness("rerank", varying, varying + 6) < 0.9
+        assert probe_module.lowest_cosine("rerank", varying, varying + 6) < 0.9
 
     def test_logits_that_are_all_the_same(self) -> None:
         """As a network of random weights may give: what is left of their differences is noise."""
         constant = np.full((4, 1), 2, dtype=np.float32)
-        assert probe_module._closeness("rerank", constant, constant) == 1
-        assert probe_module._closeness("rerank", constant, constant + 1e-4) > 0.9999
-        assert probe_module._closeness("rerank", constant, constant + 1) < 0.9
-        assert probe_module._closeness("rerank", np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32)) == 1
+        assert probe_module.lowest_cosine("rerank", constant, constant) == 1
+        assert probe_module.lowest_cosine("rerank", constant, constant + 1e-4) > 0.9999
+        assert probe_module.lowest_cosine("rerank", constant, constant + 1) < 0.9
+        assert probe_module.lowest_cosine("rerank", np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32)) == 1
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_numbers_that_are_none(self, bundle: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:

@@ -237,7 +237,7 @@ class CrossEncoder(Model):
         self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         activation = self._activation if activation_fn is None else resolve_activation(activation_fn)
         prompt = self._resolve_prompt(prompt, prompt_name)
-        pairs, single = parse_pairs(inputs, prompt)
+        pairs, single = parse_pairs(inputs, prompt, self._chat())
         request = Request(
             pairs,
             [self._row.result if activation is None else self._row.output],

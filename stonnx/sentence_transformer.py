@@ -216,7 +216,7 @@ class SentenceTransformer(EmbeddingModel):
                 "ask for 'sentence_embedding' or 'token_embeddings'."
             )
         prompt = self._resolve_prompt(prompt, prompt_name)
-        texts, single = parse_inputs(inputs, prompt)
+        texts, single = parse_inputs(inputs, prompt, self._chat(task))
         too_long = self.too_long if too_long is None else too_long
         where: dict[str, Any] = {"show": show_progress_bar, "pool": pool, "device": device, "chunk_size": chunk_size}
         check_integer("truncate_dim", truncate_dim, least=None, optional=True)  # below 1 as in the original

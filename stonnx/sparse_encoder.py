@@ -205,7 +205,7 @@ class SparseEncoder(EmbeddingModel):
         self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         active = self._check_active_dims(self.max_active_dims if max_active_dims is None else max_active_dims)
         prompt = self._resolve_prompt(prompt, prompt_name)
-        texts, single = parse_inputs(inputs, prompt)
+        texts, single = parse_inputs(inputs, prompt, self._chat(task))
         collect: Collector[Any] = (sparse.CsrMatrix if convert_to_sparse_tensor else sparse.DenseMatrix)(self._width)
         request = Request(
             texts,

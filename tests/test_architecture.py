@@ -113,6 +113,7 @@ DOORS = {
     "stonnx._results.sparse",
     "stonnx._tasks",
     "stonnx._text.batching",
+    "stonnx._text.chat",
     "stonnx._text.tokenizer",
     "stonnx.util._matrix",
     "stonnx.util._nearest",

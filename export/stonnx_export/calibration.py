@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import tokenizers
 
 from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import InvalidArgumentError
+from stonnx._text.chat import Chat, same_beginning
 from stonnx_export.graph.save import save
 from stonnx_export.originals.original import OriginalTokenizer
 
@@ -40,11 +41,18 @@ _CALIBRATION = (
 
 
 def random_sequences(tokenizer: OriginalTokenizer, limit: int) -> list[list[int]]:
-    """Random ids and some punctuation between the special tokens of a text; the sequences are always the same."""
+    """Random ids and some punctuation between the special tokens of a text; the sequences are always the same.
+
+    In a chat model, they are between the first and the last tokens of its template.
+    """
     backend = tokenizer.backend
     first, last = _special_tokens(backend) if tokenizer.add_special_tokens else ([], [])
+    longest = min(_TOKENS, limit)
+    if tokenizer.chat is not None:
+        first, last = _template_tokens(_unlimited(backend), Chat(tokenizer.chat))
+        longest = min(_TOKENS + len(first) + len(last), limit)
     generator = np.random.default_rng(0)
-    count = max(1, min(_TOKENS, limit) - len(first) - len(last))
+    count = max(1, longest - len(first) - len(last))
     vocabulary = backend.get_vocab_size(with_added_tokens=False)
     ids = generator.integers(0, vocabulary, (_SEQUENCES, count))
     marks = _unlimited(backend).encode(_PUNCTUATION, add_special_tokens=False).ids
@@ -59,7 +67,11 @@ def text_sequences(tokenizer: OriginalTokenizer, texts: Sequence[str], limit: in
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     backend.no_padding()
     backend.enable_truncation(limit)
-    encodings = backend.encode_batch(list(texts), add_special_tokens=tokenizer.add_special_tokens)
+    inputs: list[Any] = list(texts)
+    if tokenizer.chat is not None:
+        chat = Chat(tokenizer.chat)
+        inputs = [chat.render(pair if chat.takes_pairs else pair[0]) for pair in itertools.pairwise(texts)]
+    encodings = backend.encode_batch(inputs, add_special_tokens=tokenizer.add_special_tokens)
     return [encoding.ids for encoding in encodings if encoding.ids]
 
 
@@ -91,6 +103,15 @@ def _special_tokens(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]
     front = next((index for index, flag in enumerate(special) if not flag), len(special))
     back = next((index for index, flag in enumerate(reversed(special)) if not flag), 0)
     return encoding.ids[:front], encoding.ids[len(special) - back :]
+
+
+def _template_tokens(backend: tokenizers.Tokenizer, chat: Chat) -> tuple[list[int], list[int]]:
+    """The tokens with which every text of a chat model begins and ends."""
+    samples = chat.render(("", "") if chat.takes_pairs else "").samples
+    one, other = (backend.encode(sample, add_special_tokens=False).ids for sample in samples)
+    front = same_beginning(one, other)
+    back = same_beginning(one[:front:-1], other[:front:-1])
+    return one[:front], one[len(one) - back :]
 
 
 def _unlimited(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

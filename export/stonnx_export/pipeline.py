@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import typing
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
 from stonnx_export.int8.quantization import Quantization
 from stonnx_export.kernels import outline
-from stonnx_export.originals.load import SourceKind, find_checkpoint, open_checkpoint
+from stonnx_export.originals.load import SourceKind, commit_of, find_checkpoint, open_checkpoint, whole_checkpoint
 from stonnx_export.originals.original import Original
 from stonnx_export.originals.text_limits import text_limit
 from stonnx_export.originals.token_rows import token_rows
@@ -122,14 +123,17 @@ def export(
     target = Path(output) if output is not None else Path(f"{label.rstrip('/').rsplit('/', 1)[-1]}-{recipe.name}")
     check_target(target, overwrite)
     stage = Stages(sys.stderr.isatty() if show_progress is None else show_progress)
-    with staging_directory(target, overwrite) as staging:
+    with staging_directory(target, overwrite) as staging, ExitStack() as stack:
         with stage("reading the checkpoint"):
             onnx = source == "onnx" or (source == "auto" and missing_for_pytorch() is not None)
             trust = Trust(local_files_only) if trust_remote_code else None
             directory = find_checkpoint(
                 label, task, revision, token, cache_folder, local_files_only, onnx, code=trust is not None
             )
-            checkpoint, original = open_checkpoint(directory, task, source, trust)
+            whole = whole_checkpoint(directory, task, token, cache_folder, local_files_only, code=trust is not None)
+            commit = commit_of(directory)
+            directory, base = stack.enter_context(whole)
+            checkpoint, original = open_checkpoint(directory, task, source, trust, base)
         with stage("reading the network"):
             graphs = {route: original.graph(route) for route in checkpoint.routes}
             rows = {
@@ -149,7 +153,8 @@ def export(
                     route: _calibrate(recipe.quantization, graph, checkpoint, route, original, texts, advance)
                     for route, graph in graphs.items()
                 }
-        origin = Source(name or label, revision, checkpoint.weights_sha256)
+        pinned = revision if base is None else revision or commit
+        origin = Source(name or label, pinned, checkpoint.weights_sha256, base)
         known: dict[str, npt.NDArray[np.float32]] = {}
         while True:
             with stage("writing the files"):
@@ -207,10 +212,12 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
         results.append(recipe.lowering(graph, original.tokenizer(route), limit))
     if is_code(checkpoint.routes[route]):
         graft.name_outputs(graph, checkpoint.task, checkpoint.activation)
-    elif TASKS[checkpoint.task].gives_labels:
-        graft.graft_scores(graph, checkpoint.activation or "identity")
     else:
-        graft.graft(graph, checkpoint.routes[route], task=checkpoint.task)
+        is_classifier = TASKS[checkpoint.task].gives_labels and len(checkpoint.routes[route]) == 1
+        if not is_classifier:
+            graft.graft(graph, checkpoint.routes[route], task=checkpoint.task)
+        if TASKS[checkpoint.task].gives_labels:
+            graft.graft_scores(graph, checkpoint.activation or "identity")
     check_finite(graph)
     results += [rewrite(graph) for rewrite in recipe.passes]
     RemoveUnusedNodesPass()(graph)

@@ -52,11 +52,11 @@ def verify_bundle(
         raise ModelNotFoundError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}.")
     engine = Engine(open_bundle(directory))
     trust = Trust() if trust_remote_code else None
-    original = load_original(os.fspath(against), engine.manifest.task, source, trust)
-    fidelity = compare(engine, original, _tolerance(engine.manifest))
-    if scored is not None:
-        fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
-    fidelity = dataclasses.replace(fidelity, as_loaded=compare_as_loaded(engine, original))
+    with load_original(os.fspath(against), engine.manifest.task, source, trust) as original:
+        fidelity = compare(engine, original, _tolerance(engine.manifest))
+        if scored is not None:
+            fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
+        fidelity = dataclasses.replace(fidelity, as_loaded=compare_as_loaded(engine, original))
     check(fidelity)
     return fidelity
 

@@ -122,7 +122,7 @@ class Batcher:
         if not isinstance(self.model, CrossEncoder):
             raise InvalidArgumentError("predict is for models that score pairs. This one gives vectors: use encode.")
         work = self.model.work(prompt_name=prompt_name, prompt=prompt)
-        pairs, is_single = parse_pairs(inputs, work.prompt)
+        pairs, is_single = parse_pairs(inputs, work.prompt, work.route.tokenizer.chat)
         answer = await self._compute(work, pairs, timeout, bulk, truncate)
         if not answer.rows:
             return np.array([])

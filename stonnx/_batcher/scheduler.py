@@ -24,7 +24,7 @@ from stonnx._errors import (
     TooManyTokensError,
 )
 from stonnx._model.work import Work
-from stonnx._text.tokenizer import Text, TokenIds
+from stonnx._text.tokens import Text, TokenIds
 
 # Requests of more texts wait in the lane of bulk work.
 _MOST_INTERACTIVE_TEXTS = 8

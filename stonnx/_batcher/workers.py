@@ -15,7 +15,7 @@ from stonnx._batcher.queue import Queue
 from stonnx._batcher.waiting import Lane, Pace, Request, Run
 from stonnx._errors import StonnxError
 from stonnx._model.work import Work
-from stonnx._text.tokenizer import TokenIds
+from stonnx._text.tokens import TokenIds
 
 logger = logging.getLogger("stonnx")
 

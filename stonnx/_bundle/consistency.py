@@ -17,6 +17,9 @@ _MOST_TOKENS = 2**31 - 1
 # The inputs that the runtime gives a graph. `token_limit` and `prompt_length` are for graphs that ask for them.
 _INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "prompt_length", "token_limit"})
 
+# The slots of a chat template's form.
+_SLOTS = ("query", "document", "text", "prompt")
+
 # The sizes of a tensor as onnxruntime tells them: a number, a name, or None.
 Shape = tuple[int | str | None, ...]
 
@@ -95,11 +98,21 @@ def _check_tokenizer(place: str, route: Route, require: _Require) -> None:
         require(0 <= value <= _MOST_TOKENS, f"{place}.{field}", value, "a token id, from 0 on")
     for value in spec.special_token_ids:
         require(0 <= value <= _MOST_TOKENS, f"{place}.special_token_ids", value, "token ids, from 0 on")
+    if spec.chat is not None:
+        for name in ("pair", "pair_with_prompt", "text", "text_with_prompt"):
+            form = getattr(spec.chat, name)
+            allowed = f"null, or literal texts in turn with {', '.join(_SLOTS)}"
+            require(form is None or _is_form(form), f"{place}.chat.{name}", form, allowed)
     require(
         positions is None or 0 < positions <= _MOST_TOKENS, f"{place}.max_positions", positions, "a number of tokens"
     )
     if limit is not None and positions is not None:
         require(limit <= positions, f"{place}.max_seq_length", limit, f"up to {positions}, as max_positions")
+
+
+def _is_form(form: tuple[str, ...]) -> bool:
+    """Whether literal texts and known slots take turns."""
+    return len(form) % 2 == 1 and all(slot.removesuffix("|trim") in _SLOTS for slot in form[1::2])
 
 
 def check_graph(route: Route, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], path: Path) -> None:

@@ -20,7 +20,8 @@ from stonnx._tasks import TASKS, Task
 MANIFEST_NAME = "stonnx.json"
 
 # Raise it by one whenever an older runtime would read a newer manifest wrongly. New optional fields do not need it.
-SCHEMA_VERSION = 1
+# Version 2 has chat templates. A manifest without one is of version 1, so that older runtimes read it too.
+SCHEMA_VERSION = 2
 
 # The route of every model that has only one graph.
 DEFAULT_ROUTE = "default"
@@ -33,6 +34,8 @@ class Source:
     name: str
     revision: str | None
     weights_sha256: str | None
+    # Adapters only: the model that the adapter changes. The hash of the weights covers both.
+    base: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,22 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     # An optional input has a default inside the graph: bare onnxruntime runs without it.
     optional: bool = False
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The form in which a chat model reads its texts, for each kind of input: literal texts and slots take turns.
+
+    A form begins and ends with a literal text, which may be empty. A slot is ``query``, ``document``, ``text`` or
+    ``prompt``; with ``|trim`` after it, the text loses the whitespace at its ends. None: there is no such form.
+    """
+
+    pair: tuple[str, ...] | None = None
+    pair_with_prompt: tuple[str, ...] | None = None
+    text: tuple[str, ...] | None = None
+    text_with_prompt: tuple[str, ...] | None = None
+    # Whether a text that is cut gets the tokens back with which every text ends.
+    restores_ending: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class TokenizerSpec:
     special_token_ids: tuple[int, ...]
     # Rows of the network's table of tokens, if the tokenizer has ids beyond them. None: every id has a row.
     token_rows: int | None = None
+    # Chat models only. Such a manifest has the schema version 2.
+    chat: ChatTemplate | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from stonnx._text.batching import (
     share_of_budget,
     windows,
 )
-from stonnx._text.tokenizer import Text, TokenBatch, Tokenizer
+from stonnx._text.tokenizer import Tokenizer
+from stonnx._text.tokens import Text, TokenBatch
 
 # The ways to treat a text of more tokens than the model reads.
 TooLong = Literal["truncate", "warn", "error"]

@@ -30,7 +30,7 @@ from stonnx._text.tokenizer import characters_of
 if TYPE_CHECKING:
     from stonnx._device.session import Session
     from stonnx._engine.route import LoadedRoute
-    from stonnx._text.tokenizer import Text
+    from stonnx._text.tokens import Text
 
 FILE = "probe.npz"
 # The bounds of a probe. It comes from outside, and loading a bundle runs it. The largest vectors are those of sparse

@@ -10,7 +10,7 @@ from stonnx._engine.call import BatchResult, Reduce, TooLong
 from stonnx._engine.engine import Engine
 from stonnx._engine.route import LoadedRoute
 from stonnx._engine.stats import Counters
-from stonnx._text.tokenizer import Text
+from stonnx._text.tokens import Text
 
 _Result = TypeVar("_Result")
 

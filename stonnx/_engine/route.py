@@ -24,7 +24,8 @@ from stonnx._text.batching import (
     tokens_on_one_thread,
     tokens_per_batch_unit,
 )
-from stonnx._text.tokenizer import Text, TokenIds, Tokenizer
+from stonnx._text.tokenizer import Tokenizer
+from stonnx._text.tokens import Text, TokenIds
 
 # The longest texts of a warm-up, and the batch size of a usual call.
 _WARMUP_TOKENS = 512
@@ -156,7 +157,7 @@ class LoadedRoute:
 
     def excluded_tokens(self, prompt: str | None) -> int:
         """The number of a prompt's tokens that the pooling leaves out: 0 unless the model has include_prompt=False."""
-        if not prompt or "prompt_length" not in self.session.inputs:
+        if not prompt or self.tokenizer.chat is not None or "prompt_length" not in self.session.inputs:
             return 0
         return self.tokenizer.prompt_length(prompt)
 

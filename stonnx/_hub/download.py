@@ -14,17 +14,17 @@ from stonnx._errors import (
 )
 
 # A directory with one of these is a checkpoint that can be exported.
-CHECKPOINT_FILES = ("modules.json", "config.json")
+CHECKPOINT_FILES = ("modules.json", "config.json", "adapter_config.json")
 
 # The files of a checkpoint to download: settings, tokenizer and weights, but not the same weights in other formats.
-_DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_DOWNLOADED = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]
 
 # The weights of a folder without *.safetensors.
 _DOWNLOADED_BIN = "pytorch_model*.bin"
 
 # The same with the network as ONNX, and PyTorch's weights of the small modules only, which lie in their own folders.
 _DOWNLOADED_ONNX = [
-    *("*.json", "*.txt", "*.model", "*/model.safetensors", "*/pytorch_model.bin"),
+    *("*.json", "*.txt", "*.jinja", "*.model", "*/model.safetensors", "*/pytorch_model.bin"),
     *("model.onnx", "model.onnx[._]data", "*/model.onnx", "*/model.onnx[._]data"),
 ]
 

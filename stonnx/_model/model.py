@@ -31,8 +31,9 @@ from stonnx._model.pooled import Pooled
 from stonnx._model.serving import Servable
 from stonnx._progress import progress_bar
 from stonnx._tasks import TASKS, Task, TaskRow
+from stonnx._text.chat import Chat
 from stonnx._text.inputs import parse_inputs
-from stonnx._text.tokenizer import Text
+from stonnx._text.tokens import Text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -262,8 +263,9 @@ class Model(Pooled, Servable, Compatibility):
             >>> counts = model.count_tokens(texts)  # doctest: +SKIP
             >>> long = np.flatnonzero(counts > model.max_seq_length)  # doctest: +SKIP
         """
-        texts, single = parse_inputs(inputs, prompt)
-        counts = self._engine.route_of_call(task).tokenizer.count(texts)
+        tokenizer = self._engine.route_of_call(task).tokenizer
+        texts, single = parse_inputs(inputs, prompt, tokenizer.chat)
+        counts = tokenizer.count(texts)
         return int(counts[0]) if single else counts
 
     def warmup(self) -> None:
@@ -309,12 +311,15 @@ class Model(Pooled, Servable, Compatibility):
 
         Returns:
             ``input_ids``, ``attention_mask`` and, if the network takes them, ``token_type_ids``: int64 arrays
-            [texts, longest], padded on the right; ``modality``; with a prompt, its ``prompt_length`` in tokens.
+            [texts, longest], padded on the right; ``modality``; with a prompt, its ``prompt_length`` in tokens, unless
+            a chat template has a place for it.
         """
         task = kwargs.pop("task", None)
         if kwargs:
             raise InvalidArgumentError(f"preprocess does not take {', '.join(kwargs)}. Allowed: task.")
-        texts, _ = parse_inputs(list(check_texts("inputs", inputs)), prompt)
+        inputs = list(check_texts("inputs", inputs))
+        chat = self._chat(task)
+        texts, _ = parse_inputs(inputs, prompt, chat)
         if not texts:
             return {}
         route = self._engine.route_of_call(task)
@@ -323,8 +328,8 @@ class Model(Pooled, Servable, Compatibility):
         if "token_type_ids" in route.session.inputs:
             types = tokens.token_type_ids
             features["token_type_ids"] = np.zeros_like(tokens.input_ids) if types is None else types
-        features["modality"] = "text"
-        if prompt:
+        features["modality"] = "text" if chat is None else "message"
+        if prompt and chat is None:
             features["prompt_length"] = route.tokenizer.prompt_length(prompt)
         return features
 
@@ -338,6 +343,11 @@ class Model(Pooled, Servable, Compatibility):
     @property
     def _route(self) -> LoadedRoute:
         return self._engine.route()
+
+    def _chat(self, task: str | None = None) -> Chat | None:
+        """The chat template of the route of a call; None if there is none, or no such route, as the run will say."""
+        route = self._engine.named_routes.get(task or self._engine.manifest.default_route, self._route)
+        return route.tokenizer.chat
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         if prompt is not None:

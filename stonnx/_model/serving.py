@@ -11,7 +11,7 @@ from stonnx._engine import probe as bundle_probe
 from stonnx._errors import InvalidArgumentError
 from stonnx._model.work import Work
 from stonnx._text.inputs import parse_inputs
-from stonnx._text.tokenizer import Text, Token
+from stonnx._text.tokens import Text, Token
 
 if TYPE_CHECKING:
     from stonnx._engine.engine import Engine

@@ -12,7 +12,7 @@ from stonnx._engine.route import LoadedRoute
 from stonnx._errors import InvalidArgumentError
 from stonnx._results.sparse import SparseRows
 from stonnx._text.inputs import parse_inputs
-from stonnx._text.tokenizer import Text, TokenIds
+from stonnx._text.tokens import Text, TokenIds
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Work:
         Raises:
             InvalidInputError: An input is not a text; ``.index`` says which.
         """
-        return parse_inputs(list(inputs), self.prompt)[0]
+        return parse_inputs(list(inputs), self.prompt, self.route.tokenizer.chat)[0]
 
     def from_ids(self, ids: Sequence[int]) -> TokenIds:
         """A text as ids of this model's tokenizer.

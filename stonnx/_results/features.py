@@ -24,7 +24,8 @@ class TokenFeatures:
     ) -> list[Features]:
         """The features of the texts of a request."""
         result: list[Features] = [{} for _ in request.texts]
-        prompt_length = route.tokenizer.prompt_length(request.prompt) if request.prompt else None
+        is_chat = route.tokenizer.chat is not None
+        prompt_length = route.tokenizer.prompt_length(request.prompt) if request.prompt and not is_chat else None
         has_token_types = "token_type_ids" in route.session.inputs
         for batch in batches:
             types = batch.tokens.token_type_ids
@@ -35,7 +36,7 @@ class TokenFeatures:
                 if has_token_types:
                     item["token_type_ids"] = np.zeros(length, np.int64) if types is None else types[row, :length]
                 item["attention_mask"] = batch.tokens.attention_mask[row, :length]
-                item["modality"] = "text"
+                item["modality"] = "message" if is_chat else "text"
                 if prompt_length is not None:
                     item["prompt_length"] = prompt_length
                 for name, output in zip(request.outputs, batch.outputs, strict=True):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from stonnx._errors import InvalidInputError
-from stonnx._text.tokenizer import Text
+from stonnx._text.chat import Chat
+from stonnx._text.tokens import Text
 
 _ALLOWED = "Allowed are str, a pair of str, or {'text': str}"
 
@@ -15,14 +16,15 @@ _ALLOWED = "Allowed are str, a pair of str, or {'text': str}"
 _MISSING = ("NoneType", "NAType", "NaTType")
 
 
-def parse_inputs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bool]:
+def parse_inputs(inputs: Any, prompt: str | None = None, chat: Chat | None = None) -> tuple[list[Text], bool]:
     """The texts of a call with the prompt before each, and whether the call was for a single text.
 
     A list, a tuple and an array of strings are a batch. Everything else is one input. Within a batch, a pair of strings
-    is one text pair, and the prompt goes before its first text.
+    is one text pair, and the prompt goes before its first text. A chat template has a place of its own for the prompt.
 
     Raises:
         InvalidInputError: An input or the prompt is not a text, or not valid Unicode; the error has the input's index.
+        InvalidArgumentError: The chat template does not take prompts.
 
     Example:
         >>> parse_inputs(["a", ("b", "c")], prompt="query: ")
@@ -35,18 +37,19 @@ def parse_inputs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bo
     elif not isinstance(prompt, str):
         raise InvalidInputError(f"The prompt is not a text but {_describe(prompt)}. Allowed are str and None.")
     _check_unicode(prompt, "The prompt")
+    before = "" if chat is not None else prompt
     texts: list[Text] = []
     for index, item in enumerate(items):
         if isinstance(item, dict) and item.keys() == {"text"}:
             item = item["text"]
         where = None if single else index
         if isinstance(item, str):
-            texts.append(prompt + _check_unicode(item, where))
+            texts.append(before + _check_unicode(item, where))
         elif isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
-            texts.append((prompt + _check_unicode(item[0], where), _check_unicode(item[1], where)))
+            texts.append((before + _check_unicode(item[0], where), _check_unicode(item[1], where)))
         else:
             raise _not_text(item, where)
-    return texts, single
+    return texts if chat is None else [chat.render(text, prompt) for text in texts], single
 
 
 def is_batch(inputs: Any) -> bool:
@@ -95,14 +98,17 @@ def _describe(item: Any) -> str:
     return "None" if item is None else f"{type(item).__name__} ({item!r:.60})"
 
 
-def parse_pairs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], bool]:
+def parse_pairs(inputs: Any, prompt: str | None = None, chat: Chat | None = None) -> tuple[list[Text], bool]:
     """The pairs of a call, with the prompt before each first text, and whether the call was for a single pair.
+
+    A chat template makes one text of each pair, and has a place of its own for the prompt.
 
     A list or tuple is a batch if its first item is a list or tuple, or if it is empty; an array of strings is a batch
     if it has two dimensions. Everything else is one pair.
 
     Raises:
         InvalidInputError: An input is not a pair of texts, or not valid Unicode; the error has its index.
+        InvalidArgumentError: The chat template does not take prompts.
 
     Example:
         >>> parse_pairs([("a", "b"), ["c", "d"]])
@@ -117,7 +123,7 @@ def parse_pairs(inputs: Any, prompt: str | None = None) -> tuple[list[Text], boo
         is_pair = isinstance(item, list | tuple) and len(item) == 2
         if not is_pair or not all(isinstance(part, str) for part in item):
             raise _no_pair(item, None if single else index)
-    return parse_inputs(items, prompt)[0], single
+    return parse_inputs(items, prompt, chat)[0], single
 
 
 def is_pair_batch(inputs: Any) -> bool:

@@ -6,10 +6,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,60 +18,14 @@ from stonnx._bundle.manifest import TokenizerSpec
 from stonnx._errors import InvalidArgumentError, TokenIdError, TokenizerError
 from stonnx._limits import Limits
 from stonnx._text.batching import consecutive
+from stonnx._text.chat import Chat, Endings, Rendered
 from stonnx._text.growth import check_growth
 from stonnx._text.long_texts import can_be_shortened, is_same, longest_whole, shorten
 from stonnx._text.panics import readable, tokenized
-
-# An input of a model: a text, or a pair of texts.
-Text = str | tuple[str, str]
+from stonnx._text.tokens import Text, Token, TokenBatch, TokenIds
 
 # Whether the tokenizers package has started the threads that tokenize a batch.
 _threads_used = False
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Right-padded ids of some texts, each array int64 of shape [batch, sequence]."""
-
-    input_ids: npt.NDArray[np.int64]
-    attention_mask: npt.NDArray[np.int64]
-    # Which of the two texts of a pair a token comes from; None if no text of the batch is a pair.
-    token_type_ids: npt.NDArray[np.int64] | None
-
-
-class Token(NamedTuple):
-    """A token of a text; ``start`` and ``stop`` are None for tokens that are not in it."""
-
-    id: int
-    text: str
-    special: bool
-    start: int | None
-    stop: int | None
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class TokenIds:
-    """The token ids of one text or pair, small enough to keep many of them.
-
-    :meth:`Tokenizer.pad` accepts it in place of an encoding.
-
-    Attributes:
-        ids: int32 [tokens].
-        type_ids: Which of the two texts a token comes from, int32 [tokens]; None for a single text.
-        truncated: Whether the text was longer than the model reads.
-    """
-
-    ids: npt.NDArray[np.int32]
-    type_ids: npt.NDArray[np.int32] | None = None
-    truncated: bool = False
-
-    @property
-    def n_sequences(self) -> int:
-        """Texts in it: 2 for a pair."""
-        return 1 if self.type_ids is None else 2
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class Tokenizer:
@@ -97,6 +49,8 @@ class Tokenizer:
         self._spec, self._path = spec, path
         self._read = read
         self._characters = characters
+        self.chat = None if spec.chat is None else Chat(spec.chat)
+        self._endings = Endings(self._whole_ids)
         with readable(path):
             backend = tokenizers.Tokenizer.from_buffer(content)
             check_growth(backend)
@@ -123,7 +77,7 @@ class Tokenizer:
             value = self._spec.max_seq_length if limit is None else limit
             if value is None:
                 return
-        special = self.backend.num_special_tokens_to_add(False)
+        special = self._special_tokens(self.backend, is_pair=False)
         if (
             isinstance(value, bool)
             or not isinstance(value, int | np.integer)
@@ -147,15 +101,26 @@ class Tokenizer:
         else:
             backend.enable_truncation(max_length, strategy="longest_first", direction=self._spec.truncation_side)
 
-    def encode(self, texts: Sequence[Text], stopped: threading.Event | None = None) -> list[tokenizers.Encoding]:
+    def prompted(self, texts: Sequence[Text], prompt: str) -> list[Text]:
+        """Texts with a prompt: before each, in a pair before its first text, or in its place in the chat template."""
+        if self.chat is not None:
+            return [self.chat.render(text, prompt) for text in texts]
+        return [prompt + text if isinstance(text, str) else (prompt + text[0], text[1]) for text in texts]
+
+    def encode(
+        self, texts: Sequence[Text], stopped: threading.Event | None = None
+    ) -> list[tokenizers.Encoding | TokenIds]:
         """Token ids of each text, truncated, not padded. The texts are valid Unicode.
+
+        A chat model has its template around each text, and gives :class:`TokenIds`.
 
         Raises:
             CancelledError: ``stopped`` was set meanwhile.
             TokenIdError: A text has a token that the network has no row for.
             TokenizerError: The package cannot read a text.
         """
-        encodings = self._encode_truncated(texts, stopped)
+        encodings: list[tokenizers.Encoding | TokenIds]
+        encodings = [*(self._encode_chat if self.chat else self._encode_truncated)(texts, stopped)]
         rows = self._spec.token_rows
         if rows is not None:
             for index, encoding in enumerate(encodings):
@@ -163,6 +128,30 @@ class Tokenizer:
                 if highest >= rows:
                     raise TokenIdError(index, str(self.backend.id_to_token(highest)), highest, rows)
         return encodings
+
+    def _encode_chat(self, texts: Sequence[Text], stopped: threading.Event | None) -> list[TokenIds]:
+        """Texts in the form of the chat template. One that is cut still ends as the template does."""
+        assert self.chat is not None
+        rendered = self._in_form(texts)
+        result = []
+        limit = self.max_seq_length
+        for text, encoding in zip(rendered, self._encode_truncated(rendered, stopped), strict=True):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            if self.chat.restores_ending and limit is not None and len(ids) >= limit:
+                self._endings.restore(ids, text.samples)
+            result.append(TokenIds(ids, truncated=self.is_truncated(encoding)))
+        return result
+
+    def _in_form(self, texts: Sequence[Text]) -> list[Rendered]:
+        assert self.chat is not None
+        return [self.chat.render(text) for text in texts]
+
+    def _whole_ids(self, text: str) -> list[int]:
+        """The ids of a whole text. The part that is cut off is in pieces, the first of them beside the cut."""
+        encoding = self.backend.encode(text, add_special_tokens=self._spec.add_special_tokens)
+        pieces = [encoding.ids, *(piece.ids for piece in encoding.overflowing)]
+        in_order = pieces if self._spec.truncation_side == "right" else pieces[::-1]
+        return [number for piece in in_order for number in piece]
 
     def _encode_truncated(self, texts: Sequence[Text], stopped: threading.Event | None) -> list[tokenizers.Encoding]:
         backend, limit = self._current
@@ -203,8 +192,10 @@ class Tokenizer:
     def _special_tokens(self, backend: tokenizers.Tokenizer, is_pair: bool) -> int:
         return int(backend.num_special_tokens_to_add(is_pair)) if self._spec.add_special_tokens else 0
 
-    def is_truncated(self, encoding: tokenizers.Encoding) -> bool:
+    def is_truncated(self, encoding: tokenizers.Encoding | TokenIds) -> bool:
         """Whether the text of an encoding was longer than :attr:`max_seq_length`."""
+        if isinstance(encoding, TokenIds):
+            return encoding.truncated
         limit = self.max_seq_length
         # Asking for the part that was cut off is expensive.
         return limit is not None and len(encoding) >= limit and bool(encoding.overflowing)
@@ -212,6 +203,8 @@ class Tokenizer:
     def count(self, texts: Sequence[Text]) -> npt.NDArray[np.int64]:
         """Number of tokens of each whole text, special tokens included, without truncation: [texts]."""
         backend = self.backend
+        if self.chat is not None:
+            texts = self._in_form(texts)
         parts = [part for text in texts for part in (text if isinstance(text, tuple) else (text,))]
         try:
             # The part that was cut off is in `overflowing`, in pieces that do not overlap.
@@ -275,7 +268,9 @@ class Tokenizer:
     def ids(self, texts: Sequence[Text]) -> list[TokenIds]:
         """As :meth:`encode`, but with the ids only and not the rest of an encoding."""
         return [
-            TokenIds(
+            encoding
+            if isinstance(encoding, TokenIds)
+            else TokenIds(
                 np.array(encoding.ids, dtype=np.int32),
                 np.array(encoding.type_ids, dtype=np.int32) if encoding.n_sequences > 1 else None,
                 self.is_truncated(encoding),
@@ -309,7 +304,7 @@ class Tokenizer:
         return TokenBatch(input_ids, attention_mask, token_type_ids)
 
     def prompt_length(self, prompt: str) -> int:
-        """Tokens of a prompt alone, without a special token at its end."""
+        """Tokens of a prompt alone, without a special token at its end. Not for chat models: they put it elsewhere."""
         ids = self.encode([prompt])[0].ids
         return len(ids) - (len(ids) > 0 and ids[-1] in self._spec.special_token_ids)
 

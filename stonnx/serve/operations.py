@@ -158,7 +158,8 @@ async def score(
     _check_count(call, len(pairs), field)
     for index, pair in enumerate(pairs):
         _check_length(call, max(map(len, pair)), f"{field}[{index}]")
-    answer = await _compute(call, served, served.work("logits" if raw else None), list(pairs), field, truncate)
+    work = served.work("logits" if raw else None, choice.prompt_name)
+    answer = await _compute(call, served, work, list(pairs), field, truncate)
     scores = np.stack(answer.rows)
     return (softmax(scores, dim=1) if labels > 1 and not raw else scores), served
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import sentence_transformers
-from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
+import torch
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Router, StaticEmbedding
 from tokenizers import Tokenizer
 
 import stonnx
@@ -103,6 +104,62 @@ def test_the_error_without_a_default_says_what_to_call(tables: list[StaticEmbedd
     assert model.count_tokens(TEXTS, task="query").shape == (3,)
 
 
+@pytest.mark.needs("sentence-transformers", "6", "route_mappings")
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        pytest.param(("text", "image"), {}, id="modalities"),
+        pytest.param(("image", "text"), {}, id="texts second"),
+        pytest.param(("query", "text"), {}, id="a task and a modality"),
+        pytest.param(("a", "b"), {"route_mappings": {("query", "text"): "a", (None, None): "b"}}, id="one task"),
+        pytest.param(("a", "b"), {"route_mappings": {("query", "text"): "a", ("document", "text"): "b"}}, id="two"),
+        pytest.param(
+            ("a", "b", "c"),
+            {"route_mappings": {("query", "text"): "a", ("document", "text"): "b", (None, ("image", "text")): "c"}},
+            id="tasks and images",
+        ),
+        pytest.param(
+            ("a", "b"),
+            {"route_mappings": {("query", "text"): "b", ("document", "image"): "a"}, "allow_empty_key": False},
+            id="no default",
+        ),
+        pytest.param(("a", "b"), {"route_mappings": {(None, "text"): "b", (None, "image"): "a"}}, id="texts alone"),
+        pytest.param(("a", "b"), {"route_mappings": {("query", None): "b", ("other", None): "a"}}, id="other tasks"),
+    ],
+)
+def test_routes_of_texts_by_what_is_read(
+    tables: list[StaticEmbedding], tmp_path: Path, names: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    checkpoint = save(tmp_path, tables, names, **options)
+    # The name of a modality is not a task of texts.
+    names = tuple(name for name in names if name not in ("text", "image"))
+    ours = results(stonnx.SentenceTransformer(export(checkpoint, tmp_path / "bundle")), names)
+    original = results(sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu"), names)
+    assert ours.keys() == original.keys()
+    for call, expected in original.items():
+        if expected is ValueError:
+            assert ours[call] is ValueError, call
+        else:
+            np.testing.assert_allclose(ours[call], expected, atol=1e-6, err_msg=call)
+
+
+@pytest.mark.needs("sentence-transformers", "6", "a Router after other modules")
+def test_a_router_after_other_modules(tables: list[StaticEmbedding], tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = [Dense(8, 8), Dense(8, 8)]
+    router = Router({"query": [dense[0]], "document": [dense[1], Normalize()]}, default_route="document")
+    model = sentence_transformers.SentenceTransformer(modules=[tables[0], router, Normalize()], device="cpu")
+    checkpoint = tmp_path / "checkpoint"
+    model.save_pretrained(str(checkpoint), create_model_card=False)
+    ours = results(stonnx.SentenceTransformer(export(checkpoint, tmp_path / "bundle")), ())
+    expected = results(model, ())
+    assert {call for call, found in expected.items() if found is ValueError} == {"task=other"}
+    for call, found in expected.items():
+        assert (ours[call] is ValueError) if found is ValueError else np.allclose(ours[call], found, atol=1e-6), call
+    assert np.abs(ours["encode_query"] - ours["encode"]).max() > 0.1
+
+
 class TestRefused:
     @pytest.mark.parametrize("name", ["default", "a/b", "", "."])
     def test_names(self, tables: list[StaticEmbedding], tmp_path: Path, name: str) -> None:
@@ -114,26 +171,38 @@ class TestRefused:
         with pytest.raises(stonnx.UnsupportedError, match=f"with the route '{name}'.*letters"):
             read_checkpoint(checkpoint)
 
-    def test_routes_by_what_is_read(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
-        with pytest.raises(stonnx.UnsupportedError, match=r"with the route 'text'.*a route for each task can"):
-            read_checkpoint(save(tmp_path, tables, ("query", "text")))
-
-    def test_mappings(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
-        checkpoint = save(tmp_path, tables, ("a", "b"), route_mappings={("query", "text"): "a", (None, None): "b"})
-        with pytest.raises(stonnx.UnsupportedError, match=r"route_mappings.*a route for each task can"):
+    def test_no_route_for_texts(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
+        checkpoint = save(tmp_path, tables, ("image", "audio"), allow_empty_key=False)
+        with pytest.raises(stonnx.UnsupportedError, match=r"without a route for texts: it has 'image', 'audio'"):
             read_checkpoint(checkpoint)
 
-    @pytest.mark.parametrize("kind", ["sentence_transformers.base.modules.router.Router", ASYM])
-    def test_places(self, tables: list[StaticEmbedding], tmp_path: Path, kind: str) -> None:
-        """As a later module, or inside a route."""
+    def test_unreadable_mappings(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
+        checkpoint = save(tmp_path, tables, ("a", "b"), route_mappings={("query", "text"): "a"})
+        file = checkpoint / "router_config.json"
+        config = json.loads(file.read_text())
+        for key, message in (("(query, text)", "cannot be read"), ("'query'", "not a pair of a task and a modality")):
+            config["parameters"]["route_mappings"] = {key: "a"}
+            file.write_text(json.dumps(config))
+            with pytest.raises(stonnx.ExportError, match=message):
+                read_checkpoint(checkpoint)
+
+    def test_two(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
         checkpoint = save(tmp_path, tables, ("query", "document"))
         file = checkpoint / "modules.json"
         modules = json.loads(file.read_text())
-        modules[1]["type"] = kind
+        modules[1]["type"] = ASYM
         file.write_text(json.dumps(modules))
-        with pytest.raises(stonnx.UnsupportedError, match="must be the first module") as raised:
+        with pytest.raises(stonnx.UnsupportedError, match="has 2 Routers"):
             read_checkpoint(checkpoint)
-        assert "Modules that can" not in str(raised.value)
+
+    def test_one_inside_another(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
+        checkpoint = save(tmp_path, tables, ("query", "document"))
+        file = checkpoint / "router_config.json"
+        config = json.loads(file.read_text())
+        config["types"] = dict.fromkeys(config["types"], ASYM)
+        file.write_text(json.dumps(config))
+        with pytest.raises(stonnx.UnsupportedError, match="a Router inside"):
+            read_checkpoint(checkpoint)
 
     def test_damage(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
         checkpoint = save(tmp_path, tables, ("query", "document"))

@@ -276,7 +276,7 @@ def test_a_request_that_fails_leaves_nothing_behind(dense_path: Path, monkeypatc
         raise stonnx.RunError("no memory")
 
     def held_by_anybody() -> list[Any]:
-        kinds = ("stonnx.serve.context.Call", "stonnx._batcher.waiting.Request", "stonnx._text.tokenizer.TokenIds")
+        kinds = ("stonnx.serve.context.Call", "stonnx._batcher.waiting.Request", "stonnx._text.tokens.TokenIds")
         return [entry for entry in gc.get_objects() if f"{type(entry).__module__}.{type(entry).__name__}" in kinds]
 
     # What is left of other tests and of the start; it is kept, so that nothing else gets its address.

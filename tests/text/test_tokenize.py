@@ -20,11 +20,12 @@ from zoo.tokenizers import build_tokenizer
 from stonnx._bundle.manifest import TokenizerSpec
 from stonnx._text import long_texts as long_texts_module
 from stonnx._text.batching import consecutive
-from stonnx._text.tokenizer import Text, Tokenizer, characters_of
+from stonnx._text.tokenizer import Tokenizer, characters_of
+from stonnx._text.tokens import Text
 
 KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 # SentencePiece's BPE without words: where a text is split depends on all of it.
-WHOLE = ("bpe-gemma", "bpe-llama")
+WHOLE = ("bpe-gemma", "bpe-llama", "bpe-gemma-chat")
 
 # What texts are made of: words, all kinds of space, special tokens, characters that join or combine with others.
 PARTS = [

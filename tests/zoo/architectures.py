@@ -23,6 +23,8 @@ from .table import (
 
 _TINY = Size(2, 64, 2, 128)
 _LIMIT = 64
+# A template alone has up to 180 tokens of these small vocabularies.
+_CHAT_LIMIT = 400
 
 ALBERT = Backbone(
     "albert",
@@ -166,11 +168,66 @@ MOBILEBERT = Backbone(
     },
     {"embedding_size": 32, "intra_bottleneck_size": 32, "num_feedforward_networks": 2},
 )
+GEMMA = Backbone(
+    "gemma",
+    Size(18, 2048, 8, 16384),
+    Size(2, 64, 4, 128),
+    256000,
+    8192,
+    "bpe-gemma-chat",
+    {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+    },
+    {"num_key_value_heads": 1, "head_dim": 32},
+)
 _MODERNBERT = replace(MODERNBERT, built=Size(4, 64, 2, 96), config={**MODERNBERT.config, "classifier_pooling": "mean"})
 _QWEN3 = replace(QWEN3, built=Size(2, 64, 4, 128))
 
 _CLS, _MEAN, _LAST = Pooling(("cls",)), Pooling(("mean",)), Pooling(("lasttoken",))
 _ONE = Head(1, "Sigmoid", None)
+_YES_NO = Head(1, "Sigmoid", "6.x", ("yes", "no"))
+_ONE_ZERO = Head(1, "Identity", "6.x", ("1", "0"))
+_YES = Head(1, "Identity", "6.x", ("Yes",))
+_QWEN3_CHAT = replace(QWEN3, built=Size(2, 64, 4, 128), tokenizer="bpe-qwen-chat")
+_QWEN2_CHAT = replace(QWEN2, tokenizer="bpe-qwen-chat")
+
+# The published templates in the form that sentence-transformers fills: one message for each text, one for the prompt.
+_QUERY = '{{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}'
+_DOCUMENT = _QUERY.replace("query", "document")
+_SYSTEM = '{{ messages | selectattr("role", "eq", "system") | map(attribute="content") | first | default("INSTEAD") }}'
+_QWEN3_TEMPLATE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: '
+    + _SYSTEM.replace("INSTEAD", "Given a web search query, retrieve relevant passages that answer the query")
+    + f"\n<Query>: {_QUERY}\n<Document>: {_DOCUMENT}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n\n"
+)
+_MXBAI_TEMPLATE = (
+    '{%- set ask = messages | selectattr("role", "eq", "system") | map(attribute="content") | first %}'
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n{% if ask is defined %}instruction: {{ ask }}\n{% endif %}"
+    f"query: {_QUERY.replace(' }}', ' | trim }}')}\ndocument: {_DOCUMENT.replace(' }}', ' | trim }}')}\n"
+    "You are a search relevance expert who evaluates how well documents match search queries. For each "
+    "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
+    "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:<|im_end|>\n<|im_start|>assistant\n\n"
+)
+# The instruction comes last.
+_GEMMA_TEMPLATE = f"{{{{ bos_token }}}}A: {_QUERY}\nB: {_DOCUMENT}\n" + _SYSTEM.replace(
+    "INSTEAD",
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
+    "prediction of either 'Yes' or 'No'.",
+)
+_ZERANK_TEMPLATE = (
+    "{%- for message in messages %}{%- if message.role == 'query' %}<|im_start|>system\n{{ message.content }}<|im_end|>"
+    "\n{% elif message.role == 'document' %}<|im_start|>user\n{{ message.content }}<|im_end|>\n{% endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_QWEN_INSTRUCTIONS = {"web": "Given a web search query, retrieve relevant passages that answer the query"}
 _NLI = Head(3, "Identity", None)
 
 ARCHITECTURES: tuple[ModelRow, ...] = (

@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SparseStaticEmbedding, SpladePooling
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
@@ -155,7 +157,7 @@ def _token_ids(row: ModelRow) -> dict[str, int]:
 
 def _auto_class(row: ModelRow) -> type[AutoModel]:
     if row.task == "rerank":
-        return AutoModelForSequenceClassification
+        return AutoModelForCausalLM if row.head and row.head.answers else AutoModelForSequenceClassification
     if row.backbone.model_type in ("t5", "mt5"):
         return AutoModelForTextEncoding
     return AutoModelForMaskedLM if _is_splade(row) else AutoModel
@@ -206,7 +208,7 @@ def _fit_vocabulary(model: PreTrainedModel) -> None:
                 parameter *= _MOBILEBERT_QUERIES
     words.weight /= getattr(words, "embed_scale", 1.0)
     head = model.get_output_embeddings()
-    if head is not None:
+    if head is not None and head.bias is not None:
         head.bias -= 2.5 * math.sqrt(words.weight.shape[1])
 
 
@@ -243,7 +245,11 @@ def _save_pretrained(row: ModelRow, plain: Path, directory: Path, seed: int) -> 
     if row.task == "rerank":
         assert row.head is not None
         activation = getattr(nn, row.head.activation)()
-        model = CrossEncoder(str(plain), device="cpu", activation_fn=activation, max_length=row.max_seq_length)
+        options = {"device": "cpu", "activation_fn": activation, "default_prompt_name": row.default_prompt_name}
+        if row.chat_template:
+            model = CrossEncoder(modules=_chat_modules(row, plain), prompts=dict(row.prompts), **options)
+        else:
+            model = CrossEncoder(str(plain), max_length=row.max_seq_length, **options)
         model.save_pretrained(str(directory), create_model_card=False)
         return
     transformer = Transformer(
@@ -260,6 +266,20 @@ def _save_pretrained(row: ModelRow, plain: Path, directory: Path, seed: int) -> 
         default_prompt_name=row.default_prompt_name,
         similarity_fn_name=row.similarity,
     ).save_pretrained(str(directory), create_model_card=False)
+
+
+def _chat_modules(row: ModelRow, plain: Path) -> list[nn.Module]:
+    """A causal language model with its score, or a classifier that reads messages too."""
+    assert row.head is not None
+    transformer = Transformer(
+        str(plain),
+        transformer_task="text-generation" if row.head.answers else "sequence-classification",
+        max_seq_length=row.max_seq_length,
+        processing_kwargs={"chat_template": {"add_generation_prompt": True}} if row.add_generation_prompt else None,
+    )
+    vocabulary = transformer.tokenizer.get_vocab()
+    answers = [vocabulary[answer] for answer in row.head.answers]
+    return [transformer, *([LogitScore(*answers)] if answers else [])]
 
 
 def _write_legacy(row: ModelRow, directory: Path, seed: int) -> None:

@@ -25,6 +25,8 @@ TokenizerKind = Literal[
     "unigram-deberta",
     "unigram-t5",
     "bpe-llama",
+    "bpe-qwen-chat",
+    "bpe-gemma-chat",
 ]
 
 FACTS = "the published configuration of the model"
@@ -133,6 +135,8 @@ class Head:
     labels: int
     activation: Literal["Identity", "Sigmoid"]
     recorded_in: Literal["sentence_transformers", "sbert_ce_default_activation_function", "6.x"] | None
+    # The answers of a causal language model, the second of which may be missing. Other networks have a classifier.
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,9 @@ class ModelRow:
     similarity: Literal["cosine", "dot"] = "cosine"
     inference_free_query: bool = False
     head: Head | None = None
+    # The chat template of a reranker, and whether its checkpoint asks for the beginning of an answer.
+    chat_template: str | None = None
+    add_generation_prompt: bool = False
     source: str = FACTS
     needs: Requirement | None = None
 
@@ -227,6 +234,12 @@ TOKENIZERS: Mapping[TokenizerKind, TokenizerFacts] = {
         {"model_input_names": ["input_ids", "attention_mask"]},
         padding_side="left",
     ),
+}
+
+TOKENIZERS = {
+    **TOKENIZERS,
+    "bpe-qwen-chat": TOKENIZERS["bpe-qwen"],
+    "bpe-gemma-chat": replace(TOKENIZERS["bpe-gemma"], settings={"add_bos_token": True}, padding_side="left"),
 }
 
 _BASE = Size(12, 768, 12, 3072)

@@ -253,6 +253,23 @@ def _qwen() -> Tokenizer:
     return tokenizer
 
 
+def _qwen_chat() -> Tokenizer:
+    """A chat model's texts end as its template says."""
+    tokenizer = _qwen()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_tokens([AddedToken(token, single_word=token == "yes") for token in ("<think>", "</think>", "yes")])
+    return tokenizer
+
+
+def _gemma_chat() -> Tokenizer:
+    tokenizer = _gemma()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
+    )
+    tokenizer.add_tokens([AddedToken("Yes", single_word=True)])
+    return tokenizer
+
+
 def _bytes_for_unknown(special: tuple[str, ...]) -> Tokenizer:
     """SentencePiece-like BPE: spaces become ▁, characters outside the vocabulary become bytes."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -406,6 +423,8 @@ _BUILDERS: Mapping[TokenizerKind, Callable[[], Tokenizer]] = {
     "unigram-deberta": _deberta,
     "unigram-t5": _t5,
     "bpe-llama": _llama,
+    "bpe-qwen-chat": _qwen_chat,
+    "bpe-gemma-chat": _gemma_chat,
 }
 
 
@@ -438,6 +457,7 @@ def save_tokenizer(row: ModelRow, directory: Path) -> None:
         "model_max_length": row.model_max_length,
         "padding_side": facts.padding_side,
         "tokenizer_class": row.backbone.tokenizer_class or facts.tokenizer_class,
+        **({"chat_template": row.chat_template} if row.chat_template else {}),
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     (directory / "special_tokens_map.json").write_text(json.dumps(dict(facts.special_tokens), indent=2))

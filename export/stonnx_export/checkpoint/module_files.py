@@ -15,11 +15,11 @@ from stonnx._errors import ExportError, MissingDependencyError, StonnxError, Uns
 from stonnx_export.checkpoint.modules import (
     ACTIVATIONS,
     POOLING_MODES,
-    ROUTERS,
     Code,
     Dense,
     FloatArray,
     LayerNorm,
+    LogitScore,
     Module,
     Normalize,
     Pooling,
@@ -30,6 +30,7 @@ from stonnx_export.checkpoint.modules import (
     Transformer,
     WeightedLayerPooling,
 )
+from stonnx_export.checkpoint.processing import text_arguments
 
 # The advice for a checkpoint that is code as well as data.
 TRUST_IT = (
@@ -47,10 +48,13 @@ _OLD_POOLING_SETTINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# Settings of a Transformer that change texts beyond max_seq_length and do_lower_case: a limit for each task, tokens
-# appended to queries, arguments of the tokenizer. They are refused: a bundle's tokenizer treats all texts alike.
-_REFUSED_TRANSFORMER_SETTINGS = ("query_length", "document_length", "query_expansion", "processing_kwargs")
+# Settings of a Transformer that change texts beyond max_seq_length and do_lower_case: a limit for each task, and tokens
+# appended to queries. They are refused: a bundle's tokenizer treats all texts alike.
+_REFUSED_TRANSFORMER_SETTINGS = ("query_length", "document_length", "query_expansion")
 
+
+# The feature that the modules of a CrossEncoder end with.
+SCORES = "scores"
 
 # The output to read from a network for texts: token embeddings, or the logits of a head.
 _OUTPUTS = ("last_hidden_state", "logits")
@@ -81,11 +85,6 @@ def read_module(root: Path, reference: str, path: str, *, trusted: bool = False,
         return dataclasses.replace(_read_transformer(folder), code=reference) if first else Code(reference)
     if name == "Dropout":
         return None
-    if name in ROUTERS:
-        raise UnsupportedError(
-            f"The module {reference!r} cannot be exported at this place: a Router must be the first module of a model, "
-            "with the modules of each route inside."
-        )
     reader = _READERS.get(name)
     if reader is None:
         known = ", ".join(sorted([*_READERS, "Dropout", "Router"]))
@@ -156,6 +155,7 @@ def _transformer_file(folder: Path) -> Path | None:
 
 def _read_transformer(folder: Path) -> Transformer:
     settings = transformer_settings(folder)
+    text_arguments(settings.get("processing_kwargs") or {}, _transformer_file(folder), chat=False)
     refused = [name for name in _REFUSED_TRANSFORMER_SETTINGS if settings.get(name)]
     if refused:
         raise UnsupportedError(
@@ -248,7 +248,8 @@ def _read_sparse_auto_encoder(folder: Path) -> SparseAutoEncoder:
 
 def _read_dense(folder: Path) -> Dense:
     settings = read_object(folder / "config.json")
-    _refuse_other_features("Dense", settings)
+    output = settings.get("module_output_name")
+    _refuse_other_features("Dense", {**settings, "module_output_name": None} if output == SCORES else settings)
     activation = activation_name(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     inputs, outputs = settings.get("in_features"), settings.get("out_features")
     residual = bool(settings.get("use_residual", False))
@@ -264,6 +265,7 @@ def _read_dense(folder: Path) -> Dense:
         activation=activation,
         residual=residual,
         residual_weight=weights.get("residual.weight"),
+        output=SCORES if output == SCORES else None,
     )
 
 
@@ -275,6 +277,19 @@ def _read_layer_norm(folder: Path) -> LayerNorm:
 def _read_normalize(folder: Path) -> Normalize:
     _refuse_other_features("Normalize", optional_object(folder / "config.json"))
     return Normalize()
+
+
+def _read_logit_score(folder: Path) -> LogitScore:
+    settings = read_object(folder / "config.json")
+    name = settings.get("module_input_name", "causal_logits")
+    true, false = settings.get("true_token_id"), settings.get("false_token_id")
+    if name != "causal_logits" or not isinstance(true, int) or not isinstance(false, int | None):
+        raise UnsupportedError(
+            f"{folder} has a LogitScore module with module_input_name={name!r}, true_token_id={true!r} and "
+            f"false_token_id={false!r}, which cannot be exported. Allowed are 'causal_logits', the id of a token, and "
+            "the id of another token or null."
+        )
+    return LogitScore(true, false)
 
 
 _READERS: Mapping[str, Callable[[Path], Module]] = {
@@ -289,6 +304,7 @@ _READERS: Mapping[str, Callable[[Path], Module]] = {
     "Dense": _read_dense,
     "LayerNorm": _read_layer_norm,
     "Normalize": _read_normalize,
+    "LogitScore": _read_logit_score,
 }
 
 

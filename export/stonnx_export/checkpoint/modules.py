@@ -62,6 +62,19 @@ class Transformer:
 
 
 @dataclass(frozen=True)
+class LogitScore:
+    """The logit of one token of the vocabulary after the last token of a text, less that of another if there is one."""
+
+    true_token_id: int
+    false_token_id: int | None
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The rows of the vocabulary that it reads."""
+        return (self.true_token_id,) if self.false_token_id is None else (self.true_token_id, self.false_token_id)
+
+
+@dataclass(frozen=True)
 class StaticEmbedding:
     """A table with one row for each token; the vector of a text is the mean of its rows."""
 
@@ -119,6 +132,8 @@ class Dense:
     activation: str
     residual: bool
     residual_weight: FloatArray | None
+    # The feature that it writes, if that is another one than it reads: "scores", of a CrossEncoder.
+    output: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +168,7 @@ Module = (
     | Dense
     | LayerNorm
     | Normalize
+    | LogitScore
     | Code
 )
 

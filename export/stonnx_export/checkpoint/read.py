@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
 from stonnx._tasks import TASKS, Task
 from stonnx_export.checkpoint.module_files import (
+    SCORES,
     activation_name,
     damage_named,
     optional_object,
@@ -26,8 +26,9 @@ from stonnx_export.checkpoint.module_files import (
     read_object,
 )
 from stonnx_export.checkpoint.modules import (
-    ROUTERS,
     Code,
+    Dense,
+    LogitScore,
     Module,
     Pooling,
     SparseAutoEncoder,
@@ -44,12 +45,12 @@ from stonnx_export.checkpoint.repository_code import (
     network_code,
     tokenizer_code,
 )
+from stonnx_export.checkpoint.routers import Routes, is_router, read_router
 from stonnx_export.checkpoint.settings import raw_settings, read_settings
 
 _FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
-_MODALITIES = ("text", "image", "audio", "video", "message")
-# Files of a bundle are named after its routes.
-_ROUTE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+# The tokens by which a plain causal language model answers.
+_ANSWERS = ("yes", "no")
 _TASK_OF_MODEL_TYPE: Mapping[str, Task] = {row.class_name: row.name for row in TASKS.values()}
 
 
@@ -82,6 +83,8 @@ class Checkpoint:
     network_code: tuple[CodeReference, ...] = ()
     tokenizer_code: tuple[CodeReference, ...] = ()
     trust: Trust | None = None
+    # Adapters only: the model that the checkpoint changes. Its files are in the directory, too.
+    base: str | None = None
 
     @property
     def code(self) -> tuple[str, ...]:
@@ -117,7 +120,6 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
         UnsupportedError: A module, or a setting of one, cannot become part of the graph. The message names it.
         ExportError: One of its files is damaged.
     """
-    _refuse_adapter(directory)
     if not any((directory / name).is_file() for name in ("modules.json", "config.json")):
         raise ModelNotFoundError(f"{directory} is not a checkpoint: it has neither modules.json nor config.json.")
     raw = raw_settings(directory)
@@ -127,17 +129,17 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
     folder = folders[networks[0] if networks else default_route]
     is_native = networks and not is_code(routes[networks[0]][:1])
     config = read_object(folder / "config.json") if is_native else optional_object(folder / "config.json")
-    _refuse_adapter(folder)
     task = _checked_task(directory, task, raw, config, routes)
     settings = read_settings(directory, task)
     if not (directory / "modules.json").is_file() and task != "embedding":
         # sentence-transformers adds a pooling to plain transformers checkpoints, if the task has one.
-        modules: tuple[Module, ...] = (Transformer(),)
-        routes = {DEFAULT_ROUTE: modules if TASKS[task].gives_labels else (*modules, SpladePooling("max", twice=False))}
+        routes = {DEFAULT_ROUTE: (Transformer(), *_added_modules(directory, task, config))}
     if settings.max_active_dims is not None:
         routes = {name: _with_active_dims(chain, settings.max_active_dims) for name, chain in routes.items()}
     loaders = {folders[route]: auto_class(folders[route], routes[route], task) for route in networks}
     labels = _labels(config) if TASKS[task].gives_labels else ()
+    if TASKS[task].gives_labels and len(routes[default_route]) > 1 and not is_code(routes[default_route]):
+        labels = _labels_of_head(directory, routes[default_route])
     num_labels = len(labels) if TASKS[task].gives_labels else None
     return Checkpoint(
         directory=directory,
@@ -163,6 +165,35 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
     )
 
 
+def _added_modules(directory: Path, task: Task, config: Mapping[str, Any]) -> tuple[Module, ...]:
+    """The modules that sentence-transformers adds to a plain transformers checkpoint for a task with a head."""
+    if not TASKS[task].gives_labels:
+        return (SpladePooling("max", twice=False),)
+    if not _architecture(config).endswith("ForCausalLM"):
+        return ()
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        raise ExportError(
+            f"{directory} has no tokenizer.json. Make it once, where transformers is installed: "
+            "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+        )
+    with damage_named(file):
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        true, false = (tokenizer.token_to_id(name) for name in _ANSWERS)
+    if true is None or false is None:
+        missing = " and ".join(repr(name) for name, index in zip(_ANSWERS, (true, false), strict=True) if index is None)
+        raise UnsupportedError(
+            f"{directory} is a causal language model ({_architecture(config)}), and its vocabulary lacks {missing}. As "
+            "a CrossEncoder without modules.json it would score a pair by its next token, 'yes' or 'no'. Save it with "
+            "the tokens that it was trained for, by sentence-transformers: CrossEncoder(modules=[Transformer("
+            "DIRECTORY, transformer_task='text-generation'), LogitScore(true_token_id=..., false_token_id=...)])"
+            ".save_pretrained(OUTPUT)   Then export OUTPUT."
+        )
+    return (LogitScore(true, false),)
+
+
 def _with_active_dims(chain: tuple[Module, ...], count: int) -> tuple[Module, ...]:
     """A chain whose SparseAutoEncoder gives ``count`` values, as the original does, if that is more than its own k."""
     wide: list[Module] = []
@@ -178,16 +209,7 @@ def _with_active_dims(chain: tuple[Module, ...], count: int) -> tuple[Module, ..
     return tuple(wide)
 
 
-@dataclass(frozen=True)
-class _Routes:
-    """The chain and the folder of the first module of each route, and the route of texts without a task."""
-
-    chains: dict[str, tuple[Module, ...]]
-    folders: dict[str, Path]
-    default: str | None = DEFAULT_ROUTE
-
-
-def _read_routes(directory: Path, trusted: bool) -> _Routes:
+def _read_routes(directory: Path, trusted: bool) -> Routes:
     modules_file = directory / "modules.json"
     if not modules_file.is_file():
         # sentence-transformers treats a plain transformers checkpoint in this way.
@@ -195,47 +217,16 @@ def _read_routes(directory: Path, trusted: bool) -> _Routes:
         architecture = _architecture(config)
         causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
         chain = (Transformer(), Pooling(("lasttoken" if causal else "mean",), True))
-        return _Routes({DEFAULT_ROUTE: chain}, {DEFAULT_ROUTE: directory})
+        return Routes({DEFAULT_ROUTE: chain}, {DEFAULT_ROUTE: directory})
     entries = read_json(modules_file)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ExportError(f"{modules_file} is not a list of modules.")
     rows = [(str(entry.get("type", "")), str(entry.get("path", ""))) for entry in entries]
-    if rows and rows[0][0].rpartition(".")[2] in ROUTERS:
-        with damage_named(directory / rows[0][1]):
-            return _read_router(directory, rows, trusted)
+    if any(is_router(reference) for reference, _ in rows):
+        with damage_named(modules_file):
+            return read_router(directory, rows, lambda whole: _read_chain(directory, whole, trusted))
     folder = directory / rows[0][1] if rows else directory
-    return _Routes({DEFAULT_ROUTE: _read_chain(directory, rows, trusted)}, {DEFAULT_ROUTE: folder})
-
-
-def _read_router(directory: Path, rows: list[tuple[str, str]], trusted: bool) -> _Routes:
-    root = directory / rows[0][1]
-    # Before version 5 the class was Asym, with a config.json of the same shape.
-    file = root / "router_config.json"
-    config = read_object(file if file.is_file() else root / "config.json")
-    types, structure, parameters = config["types"], config["structure"], config.get("parameters") or {}
-    # Both choose by the kind of input, a text or an image, as well as by the task.
-    by_modality = ["route_mappings"] if parameters.get("route_mappings") else []
-    by_modality += [f"the route {name!r}" for name in _MODALITIES if name in structure]
-    if by_modality:
-        raise UnsupportedError(
-            f"{root} is a Router with {by_modality[0]}, which cannot be exported. One that has a route for each "
-            "task can."
-        )
-    wrong = [name for name in structure if name == DEFAULT_ROUTE or not _ROUTE_NAME.fullmatch(name)]
-    if wrong:
-        raise UnsupportedError(
-            f"{root} is a Router with the route {wrong[0]!r}, which cannot be exported. The name of a route has "
-            f"letters, digits, _ and - only, and is not {DEFAULT_ROUTE!r}."
-        )
-    chains, folders = {}, {}
-    for name, parts in structure.items():
-        route_rows = [(str(types[part]), f"{rows[0][1]}/{part}".strip("/")) for part in parts]
-        chains[name] = _read_chain(directory, [*route_rows, *rows[1:]], trusted)
-        folders[name] = directory / route_rows[0][1]
-    default = parameters.get("default_route")
-    if default is None and parameters.get("allow_empty_key", True):
-        default = next(iter(structure))
-    return _Routes(chains, folders, default)
+    return Routes({DEFAULT_ROUTE: _read_chain(directory, rows, trusted)}, {DEFAULT_ROUTE: folder})
 
 
 def _read_chain(directory: Path, rows: list[tuple[str, str]], trusted: bool) -> tuple[Module, ...]:
@@ -248,25 +239,6 @@ def _read_chain(directory: Path, rows: list[tuple[str, str]], trusted: bool) -> 
         known = ", ".join(kind.__name__ for kind in _FIRST_MODULES)
         raise UnsupportedError(f"{directory}: the first module must be one of {known}.")
     return chain
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Raise UnsupportedError for a LoRA or another adapter, which changes a model that lies elsewhere."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        return
-    settings = read_object(file)
-    base = settings.get("base_model_name_or_path")
-    raise UnsupportedError(
-        f"{folder} is an adapter ({settings.get('peft_type') or 'of PEFT'}) for the model {base!r}, not a model of its "
-        "own. Merge it into that model and export the result. In Python, with the package peft installed:\n"
-        "  from peft import PeftModel\n"
-        "  from transformers import AutoModel, AutoTokenizer\n"
-        f"  base = AutoModel.from_pretrained({base!r})\n"
-        f"  PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload().save_pretrained('merged')\n"
-        f"  AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained('merged')\n"
-        "If the adapter's repository has modules.json, copy it and what it names beside them. Then export 'merged'."
-    )
 
 
 def _checked_task(
@@ -294,13 +266,7 @@ def _checked_task(
                 f"Load it with stonnx.{kind}, or export it without a task."
             )
         return own
-    task, architecture = task or own, _architecture(config)
-    if task == "rerank" and architecture.endswith("ForCausalLM"):
-        raise UnsupportedError(
-            f"{directory} is a causal language model ({architecture}). As a CrossEncoder it would score a pair by its "
-            "next token, 'yes' or 'no', which cannot be exported. Rerankers that can have a classification head: an "
-            "architecture that ends in ForSequenceClassification."
-        )
+    task = task or own
     if task == "sparse" and not any(str(name).endswith("ForMaskedLM") for name in config.get("architectures") or []):
         raise UnsupportedError(
             f"{directory} has no masked-LM head for SPLADE: its architectures are {config.get('architectures')}. "
@@ -317,6 +283,8 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _task(settings: Mapping[str, Any], config: Mapping[str, Any], routes: Mapping[str, tuple[Module, ...]]) -> Task:
     if settings.get("model_type") in _TASK_OF_MODEL_TYPE:
         return _TASK_OF_MODEL_TYPE[settings["model_type"]]
+    if any(isinstance(module, LogitScore) for chain in routes.values() for module in chain):
+        return "rerank"
     sparse = (SpladePooling, SparseAutoEncoder, SparseStaticEmbedding)
     if any(isinstance(module, sparse) for chain in routes.values() for module in chain):
         return "sparse"
@@ -328,6 +296,23 @@ def _task(settings: Mapping[str, Any], config: Mapping[str, Any], routes: Mappin
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = config.get("id2label") or {str(index): f"LABEL_{index}" for index in range(config.get("num_labels", 2))}
     return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _labels_of_head(directory: Path, chain: tuple[Module, ...]) -> tuple[str, ...]:
+    """The labels of a reranker that is a chain of modules, which has no names for them.
+
+    Raises:
+        UnsupportedError: The chain does not end with scores.
+    """
+    last = chain[-1]
+    if isinstance(last, Dense) and last.output == SCORES:
+        return tuple(f"LABEL_{index}" for index in range(len(last.weight)))
+    if isinstance(last, LogitScore):
+        return ("LABEL_0",)
+    raise UnsupportedError(
+        f"{directory} is a CrossEncoder whose last module, {type(last).__name__}, gives no scores. A chain can be "
+        "exported if it ends with LogitScore, or with a Dense layer that has module_output_name='scores'."
+    )
 
 
 def _activation(settings: Mapping[str, Any], config: Mapping[str, Any], num_labels: int | None) -> str:

@@ -15,6 +15,7 @@ from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.read import last_dimension
 from stonnx_export.heads.activations import ACTIVATIONS
 from stonnx_export.heads.dense import dense, layer_norm, normalize
+from stonnx_export.heads.logit_score import logit_score
 from stonnx_export.heads.pooling import pool, weighted_layers
 from stonnx_export.heads.sparse import sparse_auto_encoder, splade
 
@@ -23,9 +24,9 @@ def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "e
     """Append the modules after the first to a graph, and give it the outputs of its task.
 
     ``embedding`` has ``sentence_embedding`` [B, dim] and, if there are tokens, ``token_embeddings`` [B, S, H];
-    ``sparse`` has ``sparse_embedding`` [B, dim]. The given graph has the input ``attention_mask`` [B, S]. Its outputs
-    are the token embeddings [B, S, H], the logits [B, S, V], the hidden states of every layer, or the vector [B, H] of
-    a module that gives one directly.
+    ``sparse`` has ``sparse_embedding`` [B, dim], ``rerank`` has ``logits`` [B, labels]. The given graph has the input
+    ``attention_mask`` [B, S]. Its outputs are the token embeddings [B, S, H], the logits [B, S, V] of the vocabulary or
+    of some of its tokens, the hidden states of every layer, or the vector [B, H] of a module that gives one directly.
     """
     graph = model.graph
     op = GraphBuilder(graph)
@@ -42,6 +43,8 @@ def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "e
             vector = pool(op, module, tokens, mask)
         elif isinstance(module, modules.SpladePooling) and tokens is not None:
             vector = splade(op, module, tokens, mask)
+        elif isinstance(module, modules.LogitScore) and tokens is not None:
+            vector = logit_score(op, module, tokens, mask)
         elif vector is None:
             raise UnsupportedError(f"{type(module).__name__} before a Pooling module cannot be exported.")
         elif isinstance(module, modules.SparseAutoEncoder):
@@ -66,7 +69,7 @@ def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "e
 
 
 def graft_scores(model: ir.Model, activation: str) -> None:
-    """Give a classification network, whose output is [B, labels], the outputs ``logits`` and ``scores``."""
+    """Give a graph, whose output is [B, labels], the outputs ``logits`` and ``scores``."""
     graph = model.graph
     op = GraphBuilder(graph)
     logits = graph.outputs[0]
@@ -104,4 +107,6 @@ def output_dimension(chain: tuple[modules.Module, ...], size: int) -> int:
                 size *= len(module.modes)
             case modules.Dense() | modules.SparseAutoEncoder():
                 size = module.weight.shape[0]
+            case modules.LogitScore():
+                size = 1
     return size

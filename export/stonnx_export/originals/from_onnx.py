@@ -21,10 +21,11 @@ from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import ModelNotFoundError, UnsupportedError
 from stonnx._tasks import TASKS
-from stonnx._text.tokenizer import Text
-from stonnx_export.checkpoint.module_files import transformer_settings
+from stonnx._text.tokens import Text
+from stonnx_export.checkpoint.module_files import optional_object, transformer_settings
 from stonnx_export.checkpoint.modules import (
     POOLING_MODES,
+    LogitScore,
     Module,
     Normalize,
     Pooling,
@@ -34,6 +35,7 @@ from stonnx_export.checkpoint.modules import (
     WeightedLayerPooling,
     is_code,
 )
+from stonnx_export.checkpoint.processing import text_arguments
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.heads import tables
 from stonnx_export.originals import numpy_modules, onnx_file
@@ -139,8 +141,8 @@ class OnnxOriginal:
     def tokenizer(self, route: str) -> OriginalTokenizer:
         return self._tokenizers[route].tokenizer
 
-    def token_ids(self, route: str, text: Text, task: str | None = None) -> list[int]:
-        return list(self._encode(route, text).ids)
+    def token_ids(self, route: str, text: Text, task: str | None = None, prompt: str = "") -> list[int]:
+        return list(self._encode(route, in_front(prompt, text)).ids)
 
     def outputs(self, route: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
         return np.stack([self._output(route, text) for text in texts])
@@ -249,6 +251,11 @@ def _open(checkpoint: Checkpoint, route: str) -> OnnxFile:
             "Modules that are code of the model repository cannot be exported together with an ONNX file: only PyTorch "
             "can run them. Export the PyTorch weights instead: --source torch --trust-remote-code"
         )
+    if any(isinstance(module, LogitScore) for module in chain) or reads_messages(checkpoint, folder):
+        raise UnsupportedError(
+            f"{folder} is a chat model: it scores by its next token, or reads its texts in a chat template. Only the "
+            "export from PyTorch can do that: --source torch"
+        )
     if any(isinstance(module, WeightedLayerPooling) for module in chain):
         raise UnsupportedError(
             "WeightedLayerPooling needs the hidden states of every layer, and an ONNX file gives those of the last. "
@@ -268,10 +275,19 @@ def _open(checkpoint: Checkpoint, route: str) -> OnnxFile:
     return OnnxFile(path, "labels" if TASKS[checkpoint.task].gives_labels else wanted)
 
 
+def reads_messages(checkpoint: Checkpoint, folder: Path) -> bool:
+    """Whether sentence-transformers puts texts into the chat template of a folder."""
+    if (checkpoint.directory / "modules.json").is_file():
+        return "message" in (transformer_settings(folder).get("modality_config") or {})
+    named = optional_object(folder / "tokenizer_config.json").get("chat_template")
+    return bool(named) or (folder / "chat_template.jinja").is_file()
+
+
 def _refuse_arguments(folder: Path) -> None:
     """Raise UnsupportedError if sentence-transformers would load another network or tokenizer than lies in a folder."""
     settings = transformer_settings(folder)
     passed = {name for key in _ARGUMENTS for name in settings.get(key) or {}} - _HARMLESS
+    passed |= text_arguments(settings.get("processing_kwargs") or {}, folder, chat=False).keys()
     if settings.get("tokenizer_name_or_path"):
         passed.add("tokenizer_name_or_path")
     if passed:

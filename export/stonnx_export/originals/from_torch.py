@@ -17,21 +17,25 @@ import sentence_transformers
 import tokenizers
 import torch
 
-from stonnx._bundle.manifest import DEFAULT_ROUTE
+from stonnx._bundle.manifest import DEFAULT_ROUTE, ChatTemplate
 from stonnx._errors import UnsupportedError
 from stonnx._tasks import TASKS
-from stonnx._text.tokenizer import Text
+from stonnx._text.tokens import Text
 from stonnx_export.checkpoint.modules import (
+    LogitScore,
     Pooling,
     SparseStaticEmbedding,
     StaticEmbedding,
     WeightedLayerPooling,
     is_code,
 )
+from stonnx_export.checkpoint.processing import text_arguments
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.heads import tables
-from stonnx_export.originals.original import LoadReport, OriginalTokenizer, bare_tokenizer
-from stonnx_export.originals.trace import Output, trace, trace_chain
+from stonnx_export.originals.adapter import CONFIG, check_adapter, merged
+from stonnx_export.originals.chat import chat_template
+from stonnx_export.originals.original import LoadReport, OriginalTokenizer, bare_tokenizer, in_front
+from stonnx_export.originals.trace import Output, trace, trace_answers, trace_chain
 from stonnx_export.originals.weights import has_sixteen_bits, refuse_missing, refuse_random, unexpected, watch_loading
 
 # The setting that cuts the results of a task short, unless it is None.
@@ -45,11 +49,17 @@ class TorchOriginal:
         self._checkpoint = checkpoint
         with watch_loading() as networks:
             self._model = _load(checkpoint)
+        self._chats: dict[str, ChatTemplate | None] = {}
         self._setting = _SETTINGS.get(checkpoint.task)
         self._value = getattr(self._model, self._setting) if self._setting else None
         trusted = checkpoint.trust is not None
         if trusted and not networks:
             refuse_random(self._model, _load(checkpoint), checkpoint.directory)
+        if checkpoint.base is not None:
+            for folder in set(checkpoint.folders.values()):
+                if (folder / CONFIG).is_file():
+                    check_adapter(self._model, folder, checkpoint.base)
+            self._refuse_random_base(checkpoint.base)
         refuse_missing(networks, self._example, checkpoint.directory)
         self._loaded = LoadReport(checkpoint.code if trusted else (), unexpected(networks))
 
@@ -70,6 +80,19 @@ class TorchOriginal:
             texts = [("a b c", "The weather is lovely today.")]
         return np.concatenate([self.outputs(route, texts).reshape(-1) for route in self._checkpoint.routes])
 
+    def _refuse_random_base(self, base: str) -> None:
+        """Raise UnsupportedError if neither an adapter nor its model has a weight that the results depend on."""
+        model, results = self._model, self._example()
+        self._model = _load(self._checkpoint)
+        again = self._example()
+        self._model = model
+        if not np.array_equal(results, again):
+            raise UnsupportedError(
+                f"{self._checkpoint.directory.name} is an adapter for {base!r}, and neither of them has all weights of "
+                "the network: each time it is loaded, the rest is random. An adapter that was trained with a new head "
+                "has it if modules_to_save names that head. Save it with its head, or merge it where it was trained."
+            )
+
     def graph(self, route: str) -> ir.Model:
         chain = self._checkpoint.routes[route]
         if is_code(chain):
@@ -82,11 +105,18 @@ class TorchOriginal:
             case SparseStaticEmbedding():
                 return tables.sparse_static_embedding(chain[0].weight)
         layered = any(isinstance(module, WeightedLayerPooling) for module in chain)
+        answers = next((module for module in chain if isinstance(module, LogitScore)), None)
+        if answers is not None:
+            network = self._modules(route)[0].auto_model
+            with merged(network):
+                return trace_answers(network, answers.token_ids)
         # SPLADE starts from logits; a sparse model with a Pooling (CSR) from token embeddings.
         dense = self._checkpoint.task == "embedding" or any(isinstance(module, Pooling) for module in chain)
         output: Output = "hidden_states" if layered else "last_hidden_state" if dense else "logits"
         network = self._modules(route)[0].auto_model if self._is_chain else self._model.model
-        return trace(network, token_types="token_type_ids" in self._tokenizer(route).model_input_names, output=output)
+        token_types = "token_type_ids" in self._tokenizer(route).model_input_names
+        with merged(network):
+            return trace(network, token_types=token_types, output=output)
 
     def tokenizer(self, route: str) -> OriginalTokenizer:
         source = self._tokenizer(route)
@@ -101,24 +131,37 @@ class TorchOriginal:
                 "The tokenizer has split_special_tokens: special tokens that are written in a text are words there. A "
                 "tokenizer.json cannot say that, so the model cannot be exported. Set it to false if texts have none."
             )
+        chat = self._chat(route)
+        processing = getattr(self._modules(route)[0] if self._is_chain else None, "processing_kwargs", None) or {}
+        arguments = text_arguments(processing, self._checkpoint.folders[route], chat=chat is not None)
+        limit = source.model_max_length if self._is_chain else self._model.max_length
         return OriginalTokenizer(
             backend=backend,
-            max_length=source.model_max_length if self._is_chain else self._model.max_length,
+            max_length=arguments.get("max_length", limit),
             pad_token_id=source.pad_token_id if source.pad_token_id is not None else 0,
             pad_token_type_id=source.pad_token_type_id,
             truncation_side=source.truncation_side,
             special_token_ids=tuple(sorted(set(source.all_special_ids))),
-            add_special_tokens=not isinstance(first, SparseStaticEmbedding),
+            # A chat template has all special tokens in it.
+            add_special_tokens=chat is None and not isinstance(first, SparseStaticEmbedding),
+            chat=chat,
         )
 
-    def token_ids(self, route: str, text: Text, task: str | None = None) -> list[int]:
+    def token_ids(self, route: str, text: Text, task: str | None = None, prompt: str = "") -> list[int]:
         if not self._is_chain:
+            text = in_front(prompt, text)
             options = {"truncation": "longest_first", "max_length": self._model.max_length}
             return list(self._tokenizer(route)(*text, **options)["input_ids"])
         module = self._modules(route)[0]
         # Version 5 knows tasks in a Router only, and the route has been chosen already.
-        features = module.preprocess([text], task=task) if hasattr(module, "preprocess") else module.tokenize([text])
-        return [int(token) for token in features["input_ids"].reshape(-1)]
+        if hasattr(module, "preprocess"):
+            features = module.preprocess([text], prompt=prompt or None, task=task)
+        else:
+            features = module.tokenize([in_front(prompt, text)])
+        ids = features["input_ids"].reshape(-1)
+        if "attention_mask" in features:  # a table of vectors has none
+            ids = ids[features["attention_mask"].reshape(-1) > 0]
+        return [int(token) for token in ids]
 
     def outputs(self, route: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
         # An empty prompt keeps the default one away. A CrossEncoder of version 5 does not know prompts.
@@ -178,9 +221,21 @@ class TorchOriginal:
         if isinstance(source, tokenizers.Tokenizer):
             source.enable_truncation(limit, direction=(source.truncation or {}).get("direction", "right"))
         elif self._is_chain:
-            self._modules(route)[0].max_seq_length = limit
+            module = self._modules(route)[0]
+            module.max_seq_length = limit
+            for arguments in (getattr(module, "processing_kwargs", None) or {}).values():
+                if "max_length" in arguments:
+                    arguments["max_length"] = limit
         else:
             self._model.max_length = limit
+
+    def _chat(self, route: str) -> ChatTemplate | None:
+        """The chat template of a route, which is rendered many times to find it."""
+        if route not in self._chats:
+            row, folder = TASKS[self._checkpoint.task], self._checkpoint.folders[route]
+            module = self._modules(route)[0]
+            self._chats[route] = chat_template(module, folder, reads_pairs=row.reads_pairs) if self._is_chain else None
+        return self._chats[route]
 
     @property
     def _is_chain(self) -> bool:
@@ -188,11 +243,20 @@ class TorchOriginal:
         return isinstance(self._model, torch.nn.Sequential)
 
     def _modules(self, route: str) -> list[Any]:
-        modules = list(self._model)
-        return modules if route == DEFAULT_ROUTE else [*modules[0].sub_modules[route], *modules[1:]]
+        return [part for module in self._model for part in _parts(module, route)]
 
     def _tokenizer(self, route: str) -> Any:
         return self._modules(route)[0].tokenizer if self._is_chain else self._model.tokenizer
+
+
+def _parts(module: Any, route: str) -> list[Any]:
+    """The modules of a route within a Router; another module is itself."""
+    routes = getattr(module, "sub_modules", None)
+    if routes is None:
+        return [module]
+    if hasattr(module, "_resolve_route"):
+        return [*routes[module._resolve_route(task=None if route == DEFAULT_ROUTE else route, modality="text")]]
+    return [*routes[route]]
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> Any:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from stonnx._errors import ExportError, MissingDependencyError, ModelNotFoundError, StonnxError
+from stonnx._bundle.manifest import Source
+from stonnx._errors import (
+    ExportError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    StonnxError,
+    UnsupportedError,
+)
 from stonnx._hub.download import download, missing_for_pytorch
 from stonnx._hub.names import full_name
 from stonnx._tasks import Task
@@ -21,14 +29,16 @@ SourceKind = Literal["auto", "torch", "onnx"]
 
 
 def open_checkpoint(
-    directory: Path, task: Task | None, source: SourceKind, trust: Trust | None = None
+    directory: Path, task: Task | None, source: SourceKind, trust: Trust | None = None, base: Source | None = None
 ) -> tuple[Checkpoint, Original]:
-    """The data of a checkpoint, and the original that computes its vectors.
+    """The data of a checkpoint, and the original that computes its vectors. ``base`` is the model of an adapter.
 
     Raises:
         UnsupportedError: The checkpoint needs code of its repository, and ``trust`` is None.
     """
-    checkpoint = read_checkpoint(directory, task, trust)
+    checkpoint = dataclasses.replace(
+        read_checkpoint(directory, task, trust), base=base.name if base is not None else None
+    )
     if _choose_source(checkpoint, source) == "torch":
         if trust is None:
             refuse_network_code(checkpoint.network_code, has_onnx=_has_onnx(checkpoint))
@@ -41,7 +51,8 @@ def open_checkpoint(
     return checkpoint, original
 
 
-def load_original(name: str, task: Task | None, source: SourceKind, trust: Trust | None = None) -> Original:
+@contextmanager
+def load_original(name: str, task: Task | None, source: SourceKind, trust: Trust | None = None) -> Iterator[Original]:
     """The original of a checkpoint directory or Hub id.
 
     Raises:
@@ -49,8 +60,42 @@ def load_original(name: str, task: Task | None, source: SourceKind, trust: Trust
     """
     onnx = source == "onnx" or (source == "auto" and missing_for_pytorch() is not None)
     directory = find_checkpoint(name, task, None, None, None, False, onnx, code=trust is not None)
-    _, original = open_checkpoint(directory, task, source, trust)
-    return original
+    with whole_checkpoint(directory, task) as (whole, base):
+        _, original = open_checkpoint(whole, task, source, trust, base)
+        yield original
+
+
+@contextmanager
+def whole_checkpoint(
+    directory: Path,
+    task: Task | None,
+    token: bool | str | None = None,
+    cache_folder: str | None = None,
+    local_files_only: bool = False,
+    *,
+    code: bool = False,
+) -> Iterator[tuple[Path, Source | None]]:
+    """A checkpoint, with the model that it changes if it is an adapter, and where that model comes from.
+
+    Raises:
+        ModelNotFoundError, MissingDependencyError, UnsupportedError: The model is missing, or cannot be changed so.
+    """
+    missing = missing_for_pytorch()
+    if missing is not None:
+        if (directory / "adapter_config.json").is_file():
+            raise MissingDependencyError(
+                f"{directory} is an adapter, which PyTorch merges into its model, and {missing} is not installed. "
+                'Install the exporter with: pip install "stonnx[cpu,export,adapters]"'
+            )
+        yield directory, None
+        return
+    from stonnx_export.originals.adapter import with_base
+
+    def find(name: str) -> Path:
+        return find_checkpoint(name, task, None, token, cache_folder, local_files_only, False, code=code)
+
+    with with_base(directory, find, commit_of) as found:
+        yield found
 
 
 def find_checkpoint(
@@ -76,8 +121,17 @@ def find_checkpoint(
     return download(full, revision, token, cache_folder, local_files_only, onnx=onnx, code=code)
 
 
+def commit_of(directory: Path) -> str | None:
+    """The commit of a directory that comes from the Hub, whose client calls it after that; None for others."""
+    return directory.name if directory.parent.name == "snapshots" else None
+
+
 def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
     missing = missing_for_pytorch()
+    if checkpoint.base is not None and source == "onnx":
+        raise UnsupportedError(
+            f"{checkpoint.directory} is an adapter for {checkpoint.base!r}. PyTorch merges the two: --source torch"
+        )
     if source == "onnx" or (source == "torch" and missing is None):
         return source
     folders = {*checkpoint.folders.values()}
@@ -108,6 +162,7 @@ def _has_onnx(checkpoint: Checkpoint) -> bool:
 
 def _load_original(checkpoint: Checkpoint) -> Original:
     with _exporter_needed():
+        from stonnx_export.originals.adapter import does_not_load
         from stonnx_export.originals.from_torch import TorchOriginal
 
     try:
@@ -115,6 +170,8 @@ def _load_original(checkpoint: Checkpoint) -> Original:
     except StonnxError:
         raise
     except Exception as error:  # of transformers, safetensors or torch, for whatever the checkpoint lacks
+        if checkpoint.base is not None:
+            raise does_not_load(checkpoint.directory, checkpoint.base, error) from error
         raise ExportError(
             f"sentence-transformers cannot load {checkpoint.directory}: {type(error).__name__}: {error}"
         ) from error

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import tokenizers
 
-from stonnx._text.tokenizer import Text
+from stonnx._bundle.manifest import ChatTemplate
+from stonnx._text.tokens import Text
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class OriginalTokenizer:
     truncation_side: Literal["left", "right"]
     special_token_ids: tuple[int, ...]
     add_special_tokens: bool
+    # The form in which a chat model reads its texts.
+    chat: ChatTemplate | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Original(Protocol):
     def tokenizer(self, route: str) -> OriginalTokenizer:
         """The tokenizer."""
 
-    def token_ids(self, route: str, text: Text, task: str | None = None) -> list[int]:
-        """The ids that the original makes of a text, cut to its limit.
+    def token_ids(self, route: str, text: Text, task: str | None = None, prompt: str = "") -> list[int]:
+        """The ids that the original makes of a text with a prompt, cut to its limit.
 
         ``task`` is ``query`` or ``document`` if the text is encoded as such.
         """

@@ -6,7 +6,7 @@ import logging
 
 from stonnx._errors import UnsupportedError
 from stonnx._tasks import TASKS
-from stonnx._text.tokenizer import Text
+from stonnx._text.tokens import Text
 from stonnx_export.checkpoint.modules import Transformer
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.originals.original import Original

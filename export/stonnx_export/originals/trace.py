@@ -79,6 +79,45 @@ def trace(model: torch.nn.Module, *, token_types: bool, output: Output = "last_h
     return traced
 
 
+def trace_answers(model: torch.nn.Module, tokens: Sequence[int]) -> ir.Model:
+    """Trace a causal language model, with the rows of its vocabulary product that belong to a few tokens only.
+
+    Args:
+        model: The network, in float32.
+        tokens: The tokens.
+
+    Returns:
+        A graph as of :func:`trace`, with the logits of these tokens [batch, sequence, tokens].
+
+    Raises:
+        UnsupportedError: The network has no such product, or does something that a graph cannot express.
+    """
+    head = model.get_output_embeddings()
+    kind = getattr(model.config, "model_type", type(model).__name__)
+    if not isinstance(head, torch.nn.Linear):
+        raise UnsupportedError(
+            f"Causal language models of type {kind!r} cannot be exported: their logits are not a linear layer of the "
+            "vocabulary."
+        )
+    beyond = [token for token in tokens if not 0 <= token < head.out_features]
+    if beyond:
+        raise UnsupportedError(
+            f"The LogitScore module reads the token {beyond[0]}, and the network has logits for {head.out_features} "
+            "tokens. Set true_token_id and false_token_id in its config.json to ids of the vocabulary."
+        )
+    few = torch.nn.Linear(head.in_features, len(tokens), bias=head.bias is not None)
+    rows = list(tokens)
+    with torch.no_grad():
+        few.weight.copy_(head.weight[rows])
+        if head.bias is not None:
+            few.bias.copy_(head.bias[rows])
+    model.set_output_embeddings(few)
+    try:
+        return trace(model, token_types=False, output="logits")
+    finally:
+        model.set_output_embeddings(head)
+
+
 def trace_chain(modules: Sequence[torch.nn.Module], output: str, *, token_types: bool) -> ir.Model:
     """Trace all modules of a model together.
 

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from stonnx._errors import UnsupportedError
-from stonnx._text.tokenizer import Text
+from stonnx._text.tokens import Text
 from stonnx_export.originals.tokenizer_files import lower_case, tokenizer_arguments
 from stonnx_export.texts import TEXTS
 

@@ -13,7 +13,7 @@ import stonnx
 from stonnx._bundle.manifest import DEFAULT_ROUTE, Manifest
 from stonnx._errors import FidelityError, StonnxError
 from stonnx._tasks import TASKS
-from stonnx._text.tokenizer import Text
+from stonnx._text.tokens import Text
 from stonnx_export.originals.original import Original
 from stonnx_export.texts import CALLED_TEXTS
 

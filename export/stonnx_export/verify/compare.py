@@ -13,13 +13,15 @@ from stonnx._engine.engine import Engine
 from stonnx._engine.route import LoadedRoute
 from stonnx._errors import FidelityError
 from stonnx._tasks import TASKS, Task
-from stonnx._text.tokenizer import Text
-from stonnx_export.originals.original import Original, in_front
+from stonnx._text.tokens import Text
+from stonnx_export.originals.original import Original
 from stonnx_export.texts import CALLED_TEXTS, LONGEST, TEXTS, sentences, verification_texts
 from stonnx_export.verify.figures import _worst, check, measure, neighbours_overlap, spearman
 
 # Padding, in tokens, that must not change anything.
 _PADDINGS = (64, 256)
+# A prompt for chat models, which may have a place of its own for it.
+_INSTRUCTION = "Is this the answer to that question?"
 
 
 def verify_fidelity(
@@ -76,8 +78,11 @@ def compare(
             texts, called = _pairs(texts, 7), _pairs(called, 1)
         calls = _calls(manifest, name)
         _compare_ids(route, original, name, texts, limit)
+        chat = route.spec.tokenizer.chat
+        if chat is not None and (chat.pair_with_prompt or chat.text_with_prompt):
+            _compare_ids(route, original, name, called, limit, prompt=_INSTRUCTION)
         for call in calls:
-            _compare_ids(route, original, name, [in_front(call.prompt, text) for text in called], limit, call.task)
+            _compare_ids(route, original, name, called, limit, call.task, call.prompt)
         shortened = limit is not None and limit > LONGEST
         if shortened:
             route.tokenizer.max_seq_length = LONGEST
@@ -126,7 +131,9 @@ def _calls(manifest: Manifest, route: str) -> list[_Call]:
     if not TASKS[manifest.task].reads_pairs:
         # A Router does not have another route for a task that it does not know.
         calls += [
-            _Call(task, prompts.get(task) or "") for task in ("query", "document") if route in (task, DEFAULT_ROUTE)
+            _Call(task, prompts.get(task) or "")
+            for task in ("query", "document")
+            if route == (task if task in manifest.routes else DEFAULT_ROUTE)
         ]
     return calls
 
@@ -140,8 +147,8 @@ def outputs(
 ) -> npt.NDArray[np.float32]:
     """The bundle's vectors or logits after a prompt, [texts, features]. With a batch size of 1, each text is alone."""
     result: dict[int, npt.NDArray[np.float32]] = {}
-    texts = [in_front(prompt, text) for text in texts]
-    excluded = route.tokenizer.prompt_length(prompt) if prompt and "prompt_length" in route.session.inputs else 0
+    texts = route.tokenizer.prompted(texts, prompt)
+    excluded = route.excluded_tokens(prompt)
     pieces = [texts] if batch_size > 1 else [[text] for text in texts]
     for start, piece in enumerate(pieces):
         for batch in route.stream(piece, [TASKS[task].output], batch_size=batch_size, prompt_length=excluded):
@@ -184,7 +191,13 @@ def _agreement(task: Task, expected: npt.NDArray[np.float32], actual: npt.NDArra
 
 
 def _compare_ids(
-    route: LoadedRoute, original: Original, name: str, texts: list[Text], limit: int | None, task: str | None = None
+    route: LoadedRoute,
+    original: Original,
+    name: str,
+    texts: list[Text],
+    limit: int | None,
+    task: str | None = None,
+    prompt: str = "",
 ) -> None:
     # The last text is beyond the limit, however long that is.
     long = " ".join(["a"] * ((limit or LONGEST) + 8))
@@ -192,9 +205,9 @@ def _compare_ids(
     written = f"a {' b '.join(token for token in special if token)} c"
     more = [(each, "a b c") if isinstance(texts[0], tuple) else each for each in (written, long)]
     for text in [*texts, *more]:
-        expected = original.token_ids(name, text, task) if task else original.token_ids(name, text)
-        (encoding,) = route.tokenizer.encode([text])
-        if encoding.ids != expected:
+        expected = original.token_ids(name, text, task, prompt)
+        (encoding,) = route.tokenizer.encode(route.tokenizer.prompted([text], prompt))
+        if [*encoding.ids] != expected:
             raise FidelityError(
                 f"The tokenizer differs from the original's for {f'the {task} ' if task else ''}{str(text)[:60]!r}: "
                 f"{len(encoding.ids)} ids instead of {len(expected)}, starting {encoding.ids[:8]} instead of "

@@ -14,7 +14,7 @@ from stonnx._bundle.manifest import Manifest
 from stonnx._engine.engine import Engine
 from stonnx._errors import InvalidArgumentError
 from stonnx._tasks import TASKS
-from stonnx._text.tokenizer import Text
+from stonnx._text.tokens import Text
 from stonnx.util.similarity_function import SimilarityFunction
 from stonnx_export.originals.original import Original
 from stonnx_export.verify.compare import outputs

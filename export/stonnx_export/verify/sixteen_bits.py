@@ -7,7 +7,7 @@ import numpy as np
 from stonnx._bundle.manifest import SixteenBits
 from stonnx._engine.engine import Engine
 from stonnx._tasks import TASKS
-from stonnx._text.tokenizer import Text
+from stonnx._text.tokens import Text
 from stonnx_export.originals.original import Original
 from stonnx_export.texts import TEXTS, sentences
 from stonnx_export.verify.compare import outputs

@@ -104,6 +104,7 @@ def _write_tokenizer(
         add_special_tokens=source.add_special_tokens,
         special_token_ids=source.special_token_ids,
         token_rows=token_rows,
+        chat=source.chat,
     )
 
 
@@ -119,7 +120,7 @@ def _manifest(
     width = routes[checkpoint.default_route].outputs[0].shape[-1]
     labels = TASKS[checkpoint.task].gives_labels
     return Manifest(
-        schema_version=SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION if any(route.tokenizer.chat for route in routes.values()) else 1,
         task=checkpoint.task,
         source=source,
         architecture=checkpoint.architecture,

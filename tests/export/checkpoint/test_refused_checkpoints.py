@@ -87,12 +87,31 @@ class TestRefusals:
             ("query_length", 32),
             ("document_length", 180),
             ("query_expansion", {"strategy": "fixed", "length": 32}),
-            ("processing_kwargs", {"text": {"max_length": 16}}),
         ],
     )
     def test_what_a_transformer_does_to_some_texts_only(self, tmp_path: Path, name: str, value: Any) -> None:
         settings = {"max_seq_length": 64, name: value}
         with pytest.raises(UnsupportedError, match=rf"sentence_bert_config\.json sets {name}, which"):
+            read_checkpoint(write(tmp_path, **{"sentence_bert_config.json": settings}))
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ({"text": {"stride": 4}}, "argument stride=4 in processing_kwargs cannot be exported"),
+            ({"common": {"truncation": "only_second"}}, "argument truncation='only_second'"),
+            ({"text": {"add_special_tokens": False}}, "argument add_special_tokens=False"),
+            ({"text": {"truncation": False}}, "argument truncation=False"),
+        ],
+    )
+    def test_arguments_of_the_tokenizer(self, tmp_path: Path, value: Any, message: str) -> None:
+        settings = {"max_seq_length": 64, "processing_kwargs": value}
+        with pytest.raises(UnsupportedError, match=message):
+            read_checkpoint(write(tmp_path, **{"sentence_bert_config.json": settings}))
+
+    @pytest.mark.parametrize("value", [{"text": {"max_length": "16"}}, {"text": [16]}])
+    def test_arguments_that_are_wrong(self, tmp_path: Path, value: Any) -> None:
+        settings = {"max_seq_length": 64, "processing_kwargs": value}
+        with pytest.raises(ExportError, match="processing_kwargs must"):
             read_checkpoint(write(tmp_path, **{"sentence_bert_config.json": settings}))
 
     @pytest.mark.parametrize("value", [None, {}])

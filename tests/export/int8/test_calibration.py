@@ -13,6 +13,7 @@ from zoo.table import TokenizerKind
 from zoo.tokenizers import build_tokenizer
 
 from stonnx import cli
+from stonnx._bundle.manifest import ChatTemplate
 from stonnx._errors import InvalidArgumentError
 from stonnx_export import calibration, export
 from stonnx_export.calibration import (
@@ -238,3 +239,14 @@ class TestRanges:
         after = ir.to_proto(model)
         assert after.graph.node == before.graph.node
         assert after.graph.output == before.graph.output
+
+
+def test_the_texts_of_a_chat_model_are_in_its_template() -> None:
+    backend = build_tokenizer("bpe-qwen-chat")
+    form = ("<|im_start|>", "query", " and ", "document", "<|im_end|>\n<think>")
+    tokenizer = OriginalTokenizer(backend, 40, 0, 0, "right", (), False, chat=ChatTemplate(pair=form))
+    first, *_, last = [backend.token_to_id(token) for token in ("<|im_start|>", "<think>")]
+    for sequence in (*random_sequences(tokenizer, 40), *text_sequences(tokenizer, ["a", "b", "c"], 40)):
+        assert (sequence[0], sequence[-1]) == (first, last)
+        assert len(sequence) <= 40
+    assert len(text_sequences(tokenizer, ["a", "b", "c"], 40)) == 2

@@ -144,4 +144,4 @@ class TestDownload:
             stonnx.MissingDependencyError, match=r"acme/model is a checkpoint, .*stonnx export acme/model"
         ):
             find.find_bundle("acme/model", task="embedding", local_files_only=True)
-        assert asked == [["modules.json", "config.json"]]
+        assert asked == [["modules.json", "config.json", "adapter_config.json"]]

@@ -1,0 +1,176 @@
+"""A chat template, written out: the runtime has neither Jinja nor transformers.
+
+The exporter renders the template with marked texts, splits the result at the marks, and then compares the form that it
+got with the template itself on many texts. A template that does anything else with its texts is refused by name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stonnx._bundle.manifest import ChatTemplate
+from stonnx._errors import UnsupportedError
+from stonnx._text.chat import Chat
+from stonnx._text.tokens import Text
+
+# Texts that no template has, and that none changes.
+_MARKS = {"query": "qZ7xMark", "document": "dZ7xMark", "text": "tZ7xMark", "prompt": "pZ7xMark"}
+_MARK = re.compile("|".join(_MARKS.values()))
+# Texts by which a form is compared with its template.
+_PROBES = (
+    "a",
+    "",
+    " ",
+    "  two words \n",
+    "a line\nand another\n\n",
+    "{{ messages }} {% if x %} </think>",
+    "<|im_start|>assistant\nyes<|im_end|>",
+    "<tag attr='x'> & \"quotes\" \\ / naïve 猫 🎉",
+    "UPPER lower",
+    "word " * 40,
+)
+# Arguments of apply_chat_template that the original keeps for the tokenizer, or for itself.
+_NOT_RENDERED = {"padding", "truncation", "max_length", "return_tensors", "restore_suffix"}
+_EXAMPLE = (
+    '  <Query>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\n'
+    '  <Document>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
+)
+# A text, or a pair of texts, and a prompt or none, in the form of the template.
+_Render = Callable[[Text, str], str]
+
+
+def chat_template(module: Any, folder: Path, *, reads_pairs: bool) -> ChatTemplate | None:
+    """The chat template through which a Transformer module of the original reads texts; None if it has none.
+
+    Raises:
+        UnsupportedError: The template cannot be written out, or does not show the texts of a pair.
+    """
+    if "message" not in (getattr(module, "modality_config", None) or {}):
+        return None
+    settings = dict((module.processing_kwargs or {}).get("chat_template") or {})
+    restores = bool(settings.get("restore_suffix", True))
+    arguments = {name: value for name, value in settings.items() if name not in _NOT_RENDERED}
+    _refuse_changing(module, folder, reads_pairs)
+    formatter, processor = module.input_formatter, module.processor
+
+    def render(text: Text, prompt: str) -> str:
+        messages = formatter.pair_to_messages(text) if isinstance(text, tuple) else formatter.to_message({"text": text})
+        if prompt:
+            (messages,) = formatter.prepend_prompt_to_messages([messages], prompt)
+        return str(processor.apply_chat_template(messages, tokenize=False, **arguments))
+
+    if reads_pairs:
+        pair = _form(render, ("query", "document"), folder)
+        return ChatTemplate(pair, _prompted(render, ("query", "document"), folder), restores_ending=restores)
+    text = _form(render, ("text",), folder)
+    return ChatTemplate(text=text, text_with_prompt=_prompted(render, ("text",), folder), restores_ending=restores)
+
+
+def _refuse_changing(module: Any, folder: Path, reads_pairs: bool) -> None:
+    """Raise UnsupportedError for a template whose form is not the same in every call."""
+    template = getattr(module.processor, "chat_template", None)
+    sources = list(template.values()) if isinstance(template, Mapping) else [template]
+    if any("strftime_now" in str(source) for source in sources):
+        raise UnsupportedError(
+            f"The chat template of {folder} writes the date of the call (strftime_now), which a bundle cannot do. Put "
+            "a date, or nothing, in its place: chat_template.jinja, or chat_template in tokenizer_config.json."
+        )
+    declares_task = getattr(module, "_chat_template_declares_task", None)
+    if not reads_pairs and declares_task is not None and declares_task():
+        raise UnsupportedError(
+            f"The chat template of {folder} reads the task of a text, query or document, which a bundle cannot do. "
+            "Write prompts for the two into config_sentence_transformers.json instead."
+        )
+
+
+def _form(render: _Render, slots: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """The form of an input without a prompt.
+
+    Raises:
+        UnsupportedError: The template lacks a text, or changes one.
+    """
+    marked = _text([_MARKS[slot] for slot in slots])
+    try:
+        written = render(marked, "")
+    except Exception as error:  # of Jinja, or one that the template raises by itself
+        raise UnsupportedError(_without(folder, slots, f"it raised {type(error).__name__}: {error}")) from error
+    missing = [slot for slot in slots if _MARKS[slot] not in written]
+    if missing:
+        lost = " and ".join(repr(slot) for slot in missing)
+        raise UnsupportedError(_without(folder, slots, f"the text of {lost} is not in the result"))
+    return _tested(render, slots, written, "", folder)
+
+
+def _prompted(render: _Render, slots: Sequence[str], folder: Path) -> tuple[str, ...] | None:
+    """The form of an input with a prompt; None if the template refuses prompts."""
+    try:
+        written = render(_text([_MARKS[slot] for slot in slots]), _MARKS["prompt"])
+    except Exception:  # of Jinja, or one that the template raises by itself: it has no place for a system message
+        return None
+    return _tested(render, slots, written, _MARKS["prompt"], folder)
+
+
+def _tested(render: _Render, slots: Sequence[str], written: str, prompt: str, folder: Path) -> tuple[str, ...]:
+    """The form of a template, which writes the same as the template itself for all probes.
+
+    Raises:
+        UnsupportedError: There is no such form.
+    """
+    inverse = {mark: slot for slot, mark in _MARKS.items()}
+    names = [inverse[mark] for mark in _MARK.findall(written)]
+    literals = _MARK.split(written)
+    # A template may take the whitespace around a text away.
+    trimmed = {slot for slot in {*names} if _is_trimmed(render, slots, slot, prompt)}
+    form = [literals[0]]
+    for name, literal in zip(names, literals[1:], strict=True):
+        form += [f"{name}|trim" if name in trimmed else name, literal]
+    found = tuple(form)
+    is_pair = len(slots) > 1
+    chat = Chat(
+        ChatTemplate(pair=found, pair_with_prompt=found)
+        if is_pair
+        else ChatTemplate(text=found, text_with_prompt=found)
+    )
+    prompts = [each for each in _PROBES if each] if prompt else [""]
+    for number, (probe, other) in enumerate(itertools.product(_PROBES, repeat=2)):
+        text, instruction = _text([probe, other][: len(slots)]), prompts[number % len(prompts)]
+        try:
+            expected = render(text, instruction)
+        except Exception as error:  # of Jinja
+            raise UnsupportedError(
+                f"The chat template of {folder} cannot be written out: for the texts {text!r} it raised "
+                f"{type(error).__name__}: {error}. {_WRITE_IT}"
+            ) from error
+        if chat.render(text, instruction) != expected:
+            raise UnsupportedError(
+                f"The chat template of {folder} cannot be written out: it does more with its texts than to put them in "
+                f"their places. For the texts {text!r} it gives {expected!r:.200}. {_WRITE_IT}"
+            )
+    return found
+
+
+_WRITE_IT = f"Write a template that puts each text in its place, as this one does:\n{_EXAMPLE}"
+
+
+def _is_trimmed(render: _Render, slots: Sequence[str], slot: str, prompt: str) -> bool:
+    around = {name: f"  {mark} \n" if name == slot else mark for name, mark in _MARKS.items()}
+    written = render(_text([around[name] for name in slots]), around["prompt"] if prompt else "")
+    return around[slot] not in written
+
+
+def _text(parts: Sequence[str]) -> Text:
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def _without(folder: Path, slots: Sequence[str], reason: str) -> str:
+    roles = "the roles 'query' and 'document'" if len(slots) > 1 else "the role 'user'"
+    example = _EXAMPLE if len(slots) > 1 else "  {{ messages[0].content }}"
+    return (
+        f"The chat template of {folder} has no place for {roles}: {reason}. sentence-transformers puts "
+        f"{'each text of a pair' if len(slots) > 1 else 'a text'} there. Write a template with it into "
+        f"chat_template.jinja, for example:\n{example}"
+    )

@@ -56,12 +56,18 @@ def matrix(indices: Any, values: Any, width: int = 40) -> Any:
     return rows
 
 
-@pytest.fixture(scope="module")
-def expected(toys: dict[str, Path]) -> Results:
-    """What the classes give in this process, each text alone."""
-    dense, sparse = stonnx.SentenceTransformer(toys["dense"]), stonnx.SparseEncoder(toys["sparse"])
-    reranker = stonnx.CrossEncoder(toys["rerank"])
-    return {
+@pytest.fixture(scope="module", params=["toys", "minilm-int8"])
+def case(request: pytest.FixtureRequest, toys: dict[str, Path]) -> tuple[dict[str, Path], Results]:
+    """Bundles, and what the classes give in this process, each text alone.
+
+    The toys have prompts that matter. The real model is in int8: a batch, threads or padding could change its vectors.
+    """
+    bundles = dict(toys)
+    if request.param != "toys":
+        bundles["dense"] = request.getfixturevalue("minilm_int8_bundle")
+    dense, sparse = stonnx.SentenceTransformer(bundles["dense"]), stonnx.SparseEncoder(bundles["sparse"])
+    reranker = stonnx.CrossEncoder(bundles["rerank"])
+    return bundles, {
         "dense": np.stack([dense.encode_document(text) for text in TEXTS]),
         "sparse": np.stack([sparse.encode_document([text]).toarray()[0] for text in TEXTS]),
         "rerank": np.stack([reranker.predict((QUERY, text)) for text in TEXTS]),
@@ -87,11 +93,13 @@ def expected(toys: dict[str, Path]) -> Results:
         "llama_index",
         "haystack",
         "chroma",
+        "lancedb",
+        "qdrant",
         "mteb",
     ],
 )
-def test_parity(name: str, toys: dict[str, Path], expected: Results, tmp_path: Path) -> None:
-    function, hosts = WAYS[name]
+def test_parity(name: str, case: tuple[dict[str, Path], Results], tmp_path: Path) -> None:
+    (function, hosts), (bundles, expected) = WAYS[name], case
     for host in hosts:
         pytest.importorskip(host)
     with pytest.MonkeyPatch.context() as patch:
@@ -101,7 +109,7 @@ def test_parity(name: str, toys: dict[str, Path], expected: Results, tmp_path: P
         patch.setenv("RAY_worker_niceness", "0")
         # The workers of engines find stonnx where this process does.
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, map(str, sys.path))))
-        results = function(toys, tmp_path)
+        results = function(bundles, tmp_path)
     assert results
     for task, result in results.items():
         np.testing.assert_allclose(result, expected[task], rtol=0, atol=1e-6, err_msg=task)
@@ -154,7 +162,7 @@ def http(bundles: dict[str, Path], directory: Path) -> Results:
         def ask(path: str, **body: Any) -> Any:
             return post(f"{address}{path}", body)
 
-        body = {"model": "dense:document", "input": TEXTS, "encoding_format": "float"}
+        body = {"model": "dense", "input_type": "document", "input": TEXTS, "encoding_format": "float"}
         rows = ask("/v1/embeddings", **body)["data"]
         sparse = ask("/embed_sparse", model="sparse", inputs=TEXTS)
         ranked = ask("/v1/rerank", model="rerank", query=QUERY, documents=TEXTS)["results"]
@@ -315,6 +323,38 @@ def chroma(bundles: dict[str, Path], directory: Path) -> Results:
     from stonnx.integrations.chroma import StonnxEmbeddingFunction
 
     return {"dense": StonnxEmbeddingFunction(bundles["dense"])(TEXTS)}
+
+
+@way("lancedb", "pyarrow")
+def lancedb(bundles: dict[str, Path], directory: Path) -> Results:
+    import lancedb as database
+    from lancedb.embeddings import get_registry
+    from lancedb.pydantic import LanceModel, Vector
+
+    import stonnx.integrations.lancedb  # noqa: F401 : registers the function
+
+    function = get_registry().get("stonnx").create(name=str(bundles["dense"]))
+
+    class Passage(LanceModel):
+        number: int
+        text: str = function.SourceField()
+        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
+
+    table = database.connect(directory).create_table("passages", schema=Passage)
+    table.add([{"number": number, "text": text} for number, text in enumerate(TEXTS)])
+    rows = sorted(table.to_arrow().to_pylist(), key=lambda row: row["number"])
+    return {"dense": [row["vector"] for row in rows]}
+
+
+@way("qdrant_client")
+def qdrant(bundles: dict[str, Path], directory: Path) -> Results:
+    from stonnx.integrations.qdrant import dense_vectors, sparse_vectors
+
+    rows = sparse_vectors(stonnx.SparseEncoder(bundles["sparse"]).encode_document(TEXTS))
+    return {
+        "dense": dense_vectors(stonnx.SentenceTransformer(bundles["dense"]).encode_document(TEXTS)),
+        "sparse": matrix([row.indices for row in rows], [row.values for row in rows]),
+    }
 
 
 @way("mteb")

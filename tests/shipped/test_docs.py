@@ -59,7 +59,9 @@ def test_python_blocks_run_and_print_what_they_say(block: str, directory: Path) 
     for host in HOSTS:
         if re.search(rf"^(?:from|import) {host}\b", block, re.M):
             pytest.importorskip(host)
-    environment = os.environ | {"PYSPARK_PYTHON": sys.executable, "DO_NOT_TRACK": "1"}
+    # Ray gives its workers a low priority: beside other tests they would hardly run.
+    settings = {"PYSPARK_PYTHON": sys.executable, "DO_NOT_TRACK": "1", "RAY_worker_niceness": "0"}
+    environment = os.environ | settings
     command = [sys.executable, "-c", block]
     result = subprocess.run(command, capture_output=True, text=True, cwd=directory, env=environment, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -18,7 +18,7 @@ from pathlib import Path
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import MANIFEST_NAME, Manifest
 from stonnx._disk import exchange, try_lock
-from stonnx._errors import InvalidArgumentError
+from stonnx._errors import InvalidArgumentError, UnsupportedError
 
 # Triton's own word for devices with an index of their own for each instance.
 _ON_GPU = ("cuda", "tensorrt", "migraphx")
@@ -83,6 +83,7 @@ def write_repository(
     Raises:
         InvalidArgumentError: The name cannot be one, or is taken.
         BundleError: The bundle cannot be used.
+        UnsupportedError: The task of the bundle has no form for Triton.
         OSError: The repository cannot be written. Nothing is left in it.
     """
     if not name or name in (".", "..") or any(character in name for character in '/\\"\n') or name.startswith("."):
@@ -124,10 +125,9 @@ def render_config(name: str, manifest: Manifest, serving: Serving) -> str:
     """
     base, _, number = serving.device.partition(":")
     on_gpu = base in _ON_GPU
-    inputs = [f'  {{ name: "{tensor}", data_type: TYPE_STRING, dims: [ 1 ] }}' for tensor in _inputs(manifest)]
-    outputs = [
-        f'  {{ name: "{tensor}", data_type: {kind}, dims: [ {size} ] }}' for tensor, kind, size in _outputs(manifest)
-    ]
+    texts, results = _tensors(manifest)
+    inputs = [f'  {{ name: "{tensor}", data_type: TYPE_STRING, dims: [ 1 ] }}' for tensor in texts]
+    outputs = [f'  {{ name: "{tensor}", data_type: {kind}, dims: [ {size} ] }}' for tensor, kind, size in results]
     parameters = {"device": base if on_gpu else serving.device}
     if serving.threads is not None:
         parameters["threads"] = str(serving.threads)
@@ -161,16 +161,19 @@ def render_config(name: str, manifest: Manifest, serving: Serving) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _inputs(manifest: Manifest) -> list[str]:
-    return ["query", "text"] if manifest.task == "rerank" else ["text"]
-
-
-def _outputs(manifest: Manifest) -> list[tuple[str, str, int]]:
-    if manifest.task == "rerank":
-        return [("scores", "TYPE_FP32", manifest.num_labels or 1)]
-    if manifest.task == "sparse":
-        return [("indices", "TYPE_INT32", -1), ("values", "TYPE_FP32", -1)]
-    return [("embedding", "TYPE_FP32", manifest.truncate_dim or manifest.embedding_dimension or -1)]
+def _tensors(manifest: Manifest) -> tuple[list[str], list[tuple[str, str, int]]]:
+    """The inputs, all of them texts, and the outputs: name, type and size. ``stonnx.integrations.triton`` has both."""
+    width = manifest.truncate_dim or manifest.embedding_dimension or -1
+    tensors = {
+        "embedding": (["text"], [("embedding", "TYPE_FP32", width)]),
+        "sparse": (["text"], [("indices", "TYPE_INT32", -1), ("values", "TYPE_FP32", -1)]),
+        "rerank": (["query", "text"], [("scores", "TYPE_FP32", manifest.num_labels or 1)]),
+    }
+    if manifest.task not in tensors:
+        raise UnsupportedError(
+            f"stonnx triton does not write models for the task {manifest.task!r}, only for {', '.join(tensors)}."
+        )
+    return tensors[manifest.task]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Every way to run a bundle gives the same vectors, sparse vectors and scores, to 1e-6.
 
-Native kernels promise more: to the last bit. The real model has it where they are installed.
+Native kernels promise equal bits for tokens only: the mean of a text's tokens depends on the padding in its last bits.
 
 A way gets the bundles and gives its results by task. A way whose host is not installed skips; `make test-integrations`
 makes environments with all of them.
@@ -59,8 +59,8 @@ def matrix(indices: Any, values: Any, width: int = 40) -> Any:
 
 
 @pytest.fixture(scope="module", params=["toys", "minilm-int8"])
-def case(request: pytest.FixtureRequest, toys: dict[str, Path]) -> tuple[dict[str, Path], Results, bool]:
-    """Bundles; what the classes give in this process, each text alone; and whether dense vectors have equal bits.
+def case(request: pytest.FixtureRequest, toys: dict[str, Path]) -> tuple[dict[str, Path], Results]:
+    """Bundles, and what the classes give in this process, each text alone.
 
     The toys have prompts that matter. The real model is in int8: a batch, threads or padding could change its vectors.
     """
@@ -69,12 +69,11 @@ def case(request: pytest.FixtureRequest, toys: dict[str, Path]) -> tuple[dict[st
         bundles["dense"] = request.getfixturevalue("minilm_int8_bundle")
     dense, sparse = stonnx.SentenceTransformer(bundles["dense"]), stonnx.SparseEncoder(bundles["sparse"])
     reranker = stonnx.CrossEncoder(bundles["rerank"])
-    expected = {
+    return bundles, {
         "dense": np.stack([dense.encode_document(text) for text in TEXTS]),
         "sparse": np.stack([sparse.encode_document([text]).toarray()[0] for text in TEXTS]),
         "rerank": np.stack([reranker.predict((QUERY, text)) for text in TEXTS]),
     }
-    return bundles, expected, bool(dense.info.kernels)
 
 
 def without_kernels(bundle: Path, directory: Path) -> Any:
@@ -114,8 +113,8 @@ def without_kernels(bundle: Path, directory: Path) -> Any:
         "mteb",
     ],
 )
-def test_parity(name: str, case: tuple[dict[str, Path], Results, bool], tmp_path: Path) -> None:
-    (function, hosts), (bundles, expected, exact) = WAYS[name], case
+def test_parity(name: str, case: tuple[dict[str, Path], Results], tmp_path: Path) -> None:
+    (function, hosts), (bundles, expected) = WAYS[name], case
     for host in hosts:
         pytest.importorskip(host)
     with pytest.MonkeyPatch.context() as patch:
@@ -128,11 +127,9 @@ def test_parity(name: str, case: tuple[dict[str, Path], Results, bool], tmp_path
         if name == "triton_server":
             packages()
             patch.setenv("STONNX_KERNELS", "0")
-            expected, exact = expected | {"dense": without_kernels(bundles["dense"], tmp_path)}, False
+            expected = expected | {"dense": without_kernels(bundles["dense"], tmp_path)}
         results = function(bundles, tmp_path)
     assert results
-    if exact:
-        np.testing.assert_array_equal(np.asarray(results["dense"], dtype=np.float32), expected["dense"])
     for task, result in results.items():
         np.testing.assert_allclose(result, expected[task], rtol=0, atol=1e-6, err_msg=task)
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from stonnx._errors import InvalidArgumentError
+from stonnx._errors import DeviceError, InvalidArgumentError
 from stonnx.integrations._columns import Columns, EmbedColumns, RankColumns, SparseColumns
 from stonnx.integrations._workers import WorkerModel
 
@@ -17,15 +17,24 @@ from stonnx.integrations._workers import WorkerModel
 class Step(Columns[Any]):
     """A step of a table: use one of its subclasses. It can be pickled without the model."""
 
+    model: WorkerModel[Any]  # type: ignore[assignment] # in place of the one that loads in this process only
+
     def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
         super().__init__(model, **options)  # type: ignore[arg-type] # of the subclass beside this
-        lazy = self.model
-        self.model = WorkerModel(lazy._kind, model, lazy._options)  # type: ignore[assignment]
+        lazy: Any = self.model
+        self.model = WorkerModel(lazy._kind, model, lazy._options)
 
     def fields(self) -> list[pa.Field]:
-        """Names and Arrow types of the columns that it makes. This loads the model."""
+        """Names and Arrow types of the columns that it makes.
+
+        This loads the model; on the CPU, if only the workers have its device.
+        """
         none = pa.table({name: pa.array([], pa.string()) for name in self.columns})
-        return [field for field in self(none).schema if field.name not in self.columns]
+        try:
+            made = self(none)
+        except DeviceError:
+            made = self._with(self.model.on_cpu())(none)
+        return [field for field in made.schema if field.name not in self.columns]
 
     def check(self, names: Iterable[Any]) -> None:
         """Raise InvalidArgumentError unless a table has the columns that are read."""
@@ -42,9 +51,13 @@ class Step(Columns[Any]):
 
     def on(self, threads: int | None) -> Self:
         """The same step for workers whose models have this many threads, if its options do not say it."""
+        model = copy.copy(self.model)
+        model.threads = threads
+        return self._with(model)
+
+    def _with(self, model: WorkerModel[Any]) -> Self:
         step = copy.copy(self)
-        step.model = copy.copy(self.model)
-        step.model.threads = threads  # type: ignore[attr-defined]
+        step.model = model
         return step
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import socket
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 from stonnx._bundle.bundle import Bundle
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, StonnxError
@@ -81,6 +82,13 @@ class WorkerModel(Generic[_Model]):
             while len(_loaded) > _KEPT:
                 del _loaded[next(iter(_loaded))]
         return cast(_Model, model)
+
+    def on_cpu(self) -> Self:
+        """The same model on the CPU, for a driver that does not have the device of the workers."""
+        model = copy.copy(self)
+        model._options = {name: value for name, value in self._options.items() if name != "device_options"}
+        model._options["device"] = "cpu"
+        return model
 
     def _find(self) -> Bundle:
         finding = {name: self._options[name] for name in _FINDING if name in self._options}

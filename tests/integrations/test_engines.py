@@ -227,6 +227,16 @@ class TestSteps:
         with pytest.raises(stonnx.InvalidArgumentError, match="does not have an argument 'colour'"):
             new.Embed(bundles["dense"], colour=3)
 
+    def test_a_driver_without_the_device_of_the_workers(self, bundles: dict[str, Path]) -> None:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this machine has the device")
+        embed = steps().Embed(bundles["dense"], device="cuda")
+        assert [field.name for field in embed.fields()] == ["embedding"]
+        with pytest.raises(stonnx.DeviceError):
+            embed.model()
+
     def test_fields(self, bundles: dict[str, Path]) -> None:
         import pyarrow as pa
 

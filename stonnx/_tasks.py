@@ -11,6 +11,10 @@ Task: TypeAlias = str
 # The form of the result for one input: a vector, a sparse vector, or a score for each label.
 ResultKind: TypeAlias = Literal["dense", "sparse", "scores"]
 
+# The precisions that the exporter makes. They are known here too, so that a wrong one is refused before anything is
+# asked for: a network, or an exporter that is not installed.
+DTYPES = ("fp32", "fp16", "bf16", "int8")
+
 
 @dataclass(frozen=True)
 class TaskRow:

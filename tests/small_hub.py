@@ -41,6 +41,8 @@ class Hub:
             return self.repositories.get(f"{name}@{named}"), self.revisions[named]
         return self.repositories.get(name) if revision in ("", "main", self.commit) else None, self.commit
 
+    # So many requests more are answered with 503.
+    busy: int = 0
     # A file of this name is sent by half; the other half waits for `go_on`.
     stalls: str | None = None
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -63,6 +65,10 @@ def serve() -> Iterator[Hub]:
 
         def _answer(self, *, send: bool) -> None:
             state.requests.append(self.path)
+            if state.busy:
+                state.busy -= 1
+                self._send(503, b"", {}, send)
+                return
             shown = self.headers.get("Authorization", "").removeprefix("Bearer ")
             state.tokens |= {shown} if shown else set()
             path = self.path.split("?")[0].removeprefix("/")

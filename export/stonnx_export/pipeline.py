@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
+from stonnx._arguments import check_choice
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import (
@@ -27,7 +28,7 @@ from stonnx._engine import probe as probe_module
 from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError, InvalidArgumentError
 from stonnx._hub.download import missing_for_pytorch
-from stonnx._tasks import TASKS, Task
+from stonnx._tasks import DTYPES, TASKS, Task
 from stonnx._version import __version__
 from stonnx_export.calibration import random_sequences, read_texts, text_sequences
 from stonnx_export.checkpoint.modules import Transformer, is_code
@@ -108,9 +109,8 @@ def export(
         FidelityError: The result is further from the original than the recipe tolerates.
         ExportError: The output directory is in the way, or cannot be written.
     """
-    recipe = RECIPES.get(dtype)
-    if recipe is None:
-        raise InvalidArgumentError(f"dtype {dtype!r} is not known. Allowed: {', '.join(RECIPES)}.")
+    check_choice("dtype", dtype, DTYPES)
+    recipe = RECIPES[dtype]
     if source not in typing.get_args(SourceKind):
         raise InvalidArgumentError(
             f"source {source!r} is not known. Allowed: {', '.join(typing.get_args(SourceKind))}."

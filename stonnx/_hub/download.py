@@ -59,14 +59,15 @@ def download(
     cache_folder: str | None,
     local_files_only: bool,
     *,
+    typed: str | None = None,
     onnx: bool | None = None,
     code: bool = False,
 ) -> Path:
     """The directory of a bundle or checkpoint from the Hub. Of a checkpoint, it has the files that an export needs.
 
-    ``onnx`` says whether the network should come as an ONNX file. None: if PyTorch is not installed. If that form is
-    missing, the other one is downloaded. ``code``: Python files too. Only an exporter that was told to trust them runs
-    them.
+    ``typed`` is the name as the user wrote it, for errors. ``onnx`` says whether the network should come as an ONNX
+    file. None: if PyTorch is not installed. If that form is missing, the other one is downloaded. ``code``: Python
+    files too. Only an exporter that was told to trust them runs them.
     """
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -87,9 +88,13 @@ def download(
             if directory is not None and all((directory / file).is_file() for file in _listed(directory)):
                 return directory
         # If a file is not in the cache and there is no network, the client tries for half a minute. So this does not
-        # ask for the manifest of a cached checkpoint: if there is one by now, the snapshot below brings it.
+        # ask for the manifest of a cached checkpoint: if there is one by now, the snapshot below brings it. If nothing
+        # is cached, a single request finds out first whether the Hub answers.
         if not _has_checkpoint(**place, revision=revision):
+            cached = huggingface_hub.try_to_load_from_cache(name, MANIFEST_NAME, cache_folder, revision)
             try:
+                if not isinstance(cached, str) and not local_files_only and not HF_HUB_OFFLINE:
+                    _ask_hub(name, revision, token)
                 return _download_bundle(revision, place)
             except LocalEntryNotFoundError:  # not in the cache; it is an EntryNotFoundError too
                 if not local_files_only:
@@ -103,11 +108,43 @@ def download(
             raise FileNotFoundError("no file of it is there")
         return _download_bundle(snapshot.name, place) if (snapshot / MANIFEST_NAME).is_file() else snapshot
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        said = f"{name} is not a directory here, and"
+        if typed not in (None, name):
+            said = f"{typed!r} is not a directory here. As the name of a model it stands for {name}, which"
         where = "in the local cache" if local_files_only else "on the Hub or in the local cache"
+        found = f"was not found {where}: {str(error).splitlines()[0]}"
+        if isinstance(error, _NoAnswerError):
+            found = f"is not in the local cache, and {error}"
         raise ModelNotFoundError(
-            f"{name} is not a directory here, and was not found {where}: {str(error).splitlines()[0]}\n"
+            f"{said} {found}\n"
             "Check the name, or pass the directory of a bundle made with: stonnx export MODEL -o DIRECTORY"
         ) from error
+
+
+class _NoAnswerError(OSError):
+    """The Hub does not answer."""
+
+
+def _ask_hub(name: str, revision: str | None, token: bool | str | None) -> None:
+    """Ask the Hub for a bundle with one request. The client's download functions repeat it for half a minute.
+
+    Raises:
+        EntryNotFoundError, HfHubHTTPError: The Hub says that there is none.
+        _NoAnswerError: The Hub cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_ETAG_TIMEOUT
+    from huggingface_hub.errors import HfHubHTTPError
+
+    url = huggingface_hub.hf_hub_url(name, MANIFEST_NAME, revision=revision)
+    try:
+        huggingface_hub.get_hf_file_metadata(url, token=token, timeout=HF_HUB_ETAG_TIMEOUT)
+    except HfHubHTTPError as error:
+        # A busy Hub: the client waits and asks again.
+        if error.response.status_code != 429 and error.response.status_code < 500:
+            raise
+    except Exception as error:  # each version of the client uses another HTTP package, which has errors of its own
+        raise _NoAnswerError(f"the Hub at {ENDPOINT} cannot be reached: {error}") from error
 
 
 def _download_checkpoint(revision: str | None, place: Mapping[str, Any], onnx: bool, code: bool) -> Path:

@@ -73,13 +73,7 @@ def find_bundle(
     if not name or name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")):
         raise ModelNotFoundError(f"{name!r} is not a directory here, and not a Hub id of the form organization/name.")
     typed, name = name, full_name(name, task)
-    try:
-        directory = download(name, revision, token, cache_folder, local_files_only)
-    except ModelNotFoundError as error:
-        if typed == name:
-            raise
-        said = f"{typed!r} is not a directory here. As the name of a model it stands for {name}: {error}"
-        raise ModelNotFoundError(said) from error
+    directory = download(name, revision, token, cache_folder, local_files_only, typed=typed)
     if (directory / MANIFEST_NAME).is_file():
         place = {"repo_id": name, "cache_dir": cache_folder, "token": token}
         return _with_dtype(open_download(directory, place, local_files_only), dtype)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from stonnx._arguments import check_choice
 from stonnx._bundle.bundle import Bundle, open_bundle
 from stonnx._cache import cache_directory
 from stonnx._errors import (
@@ -17,7 +18,7 @@ from stonnx._errors import (
 )
 from stonnx._hub.download import is_exporter_missing
 from stonnx._hub.repair import cannot_repair, open_cached, without_advice
-from stonnx._tasks import Task
+from stonnx._tasks import DTYPES, Task
 
 logger = logging.getLogger("stonnx")
 
@@ -31,6 +32,7 @@ def exported(source: str, identity: str, task: Task, dtype: str | None, *, name:
     if isinstance(found, Bundle):
         return found
     damage = found
+    check_choice("dtype", recipe, DTYPES)
     if is_exporter_missing():
         if damage is not None:
             raise cannot_repair(label, damage, "the exporter is not installed", target) from damage

@@ -232,7 +232,8 @@ def _self_test() -> Finding:
         if _is_of_the_model(manifest, places):
             return _bundle(section, name, manifest.parent)
     if not places:
-        return Finding(section, name, f"skipped: neither the package {_MODEL_PACKAGE} nor a bundle of it is here")
+        reason = f"neither the package {_MODEL_PACKAGE} nor a bundle of it is here"
+        return Finding(section, name, f"skipped: {reason}. Test a bundle of yours with: stonnx doctor BUNDLE")
     target = cache / f"{name}-fp32"
     command = f"stonnx export {places[0] / 'model'} --name {_MODEL} -o {target}"
     return Finding(section, name, f"skipped: the package is here, but no bundle of it. Make one with: {command}")

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stonnx._arguments import check_choice
 from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
 from stonnx._errors import InvalidArgumentError, MissingDependencyError
-from stonnx._tasks import TASKS
+from stonnx._tasks import DTYPES, TASKS
 from stonnx.cli._commands import Commands
 from stonnx.cli.info import _fidelity
 
@@ -23,7 +24,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("model", help="checkpoint directory or Hub id")
     parser.add_argument("-o", "--output", type=Path, help="directory of the bundle (default: MODEL-DTYPE)")
     parser.add_argument(
-        "--dtype", default="fp32", help="recipe of the bundle: fp32, fp16, bf16 or int8 (default: fp32)"
+        "--dtype",
+        default="fp32",
+        help=f"recipe of the bundle: {', '.join(DTYPES[:-1])} or {DTYPES[-1]} (default: fp32)",
     )
     parser.add_argument(
         "--task",
@@ -60,6 +63,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export the model, and print how close it is."""
+    check_choice("dtype", arguments.dtype, DTYPES)
     _refuse_bundle(Path(arguments.model))
     with _exporter_needed():
         from stonnx_export import export

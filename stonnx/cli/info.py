@@ -16,15 +16,16 @@ from stonnx.cli._commands import Commands
 def add_parser(commands: Commands) -> None:
     """The arguments of ``stonnx info``."""
     parser = commands.add_parser("info", help="show what a bundle is")
-    parser.add_argument("bundle", type=Path, help="bundle directory")
+    parser.add_argument("bundle", help="bundle directory")
     parser.add_argument("--json", action="store_true", help="print the manifest as it is")
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the manifest, for a person or as it is."""
-    directory: Path = arguments.bundle
-    require_bundle(directory, "info")
+    # A path loses a leading "./", which tells a path from a model's name.
+    require_bundle(arguments.bundle, "info")
+    directory = Path(arguments.bundle)
     manifest = read_manifest(directory)
     check_files(directory, manifest)
     if arguments.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 from stonnx._tasks import tasks_giving
@@ -28,7 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the best passages."""
     from stonnx.cross_encoder import CrossEncoder
 
-    remedy = f"rank needs a reranker, such as a cross-encoder/... model. With this one: stonnx search {arguments.model}"
+    instead = shlex.join(["stonnx", "search", arguments.model, arguments.query, arguments.file])
+    remedy = f"rank needs a reranker, such as a cross-encoder/... model. With this one: {instead}"
     check_task(arguments.model, tasks_giving("scores"), remedy)
     rows = read_passages(arguments)
     model = CrossEncoder(arguments.model, device=arguments.device, threads=arguments.threads)

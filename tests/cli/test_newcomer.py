@@ -165,11 +165,11 @@ def test_the_table(run: Run) -> None:
     [
         (
             ("rank", "dense", "q", "passages.txt"),
-            "for the task 'embedding'. rank needs a reranker.*stonnx search dense",
+            "for the task 'embedding'. rank needs a reranker.*stonnx search dense q passages.txt$",
         ),
         (
-            ("search", "ms-marco-MiniLM-L6-v2-fp32", "q", "passages.txt"),
-            "for the task 'rerank'. .*stonnx rank ms-marco",
+            ("search", "ms-marco-MiniLM-L6-v2-fp32", "why so?", "passages.txt"),
+            r"for the task 'rerank'. .*stonnx rank ms-marco-MiniLM-L6-v2-fp32 'why so\?' passages.txt$",
         ),
         (("search", "dense", "q", "nothing.txt"), "Cannot read nothing.txt: No such file"),
         (("search", "dense", "q", "empty.txt"), "empty.txt has no passages"),
@@ -186,9 +186,12 @@ def test_the_table(run: Run) -> None:
         (("encode", "dense", "passages.txt", "-o", "."), "does not say in its name|not a regular file"),
         (
             ("info", "nothere"),
-            "nothere does not exist. stonnx info takes the directory of a bundle. .*stonnx export nothere",
+            "nothere does not exist. stonnx info takes the directory of a bundle. If .*stonnx export nothere -o",
         ),
-        (("info", "passages.txt"), "passages.txt is a file, and info takes the directory of a bundle"),
+        (("info", "./nothere"), r"\./nothere does not exist\. .*Make one with: stonnx export MODEL -o DIRECTORY$"),
+        (("info", "empty"), "empty is not a bundle: it has no stonnx.json. Make one with: stonnx export MODEL"),
+        (("info", "passages.txt"), "and info takes the directory of a bundle. Make one with: stonnx export MODEL"),
+        (("export", "checkpoint", "--dtype", "int9"), "dtype must be one of 'fp32', 'fp16', 'bf16', 'int8', got 'int9'"),
         (("info", "dense/stonnx.json"), "is a file of a bundle, and .*: stonnx info dense$"),
         (("info", "."), "is not a bundle: it has no stonnx.json. It contains bundles: all-MiniLM-L6-v2-fp32, dense, "),
         (("info", "checkpoint"), "It is a checkpoint. Make a bundle of it with: stonnx export checkpoint -o DIRECTORY"),
@@ -201,6 +204,7 @@ def test_the_table(run: Run) -> None:
 )
 def test_wrong_turns_say_where_to_go(run: Run, here: Path, arguments: tuple[str, ...], message: str) -> None:
     (here / "empty.txt").touch()
+    (here / "empty").mkdir(exist_ok=True)
     (here / "checkpoint").mkdir(exist_ok=True)
     (here / "checkpoint" / "modules.json").write_text("[]")
     before = sorted(here.iterdir())

@@ -32,6 +32,24 @@ def test_a_cached_bundle_needs_no_network(
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("name", ["nothere", "somebody/nothere"])
+def test_a_wrong_name_without_network_is_said_at_once(hub: Hub, tmp_path: Path, name: str) -> None:
+    """No second attempt (time.sleep raises an error), no lines of the Hub's client, and one message."""
+    result = python(NETWORK_DOWN + ENCODE, name, "{}", env=environment(hub, tmp_path))
+    assert result.returncode == 1
+    assert "Retry" not in result.stderr
+    said = f"is not in the local cache, and the Hub at {hub.url} cannot be reached: "
+    assert result.stderr.splitlines()[-2].count("is not a directory here") == 1
+    assert said in result.stderr.splitlines()[-2]
+
+
+def test_a_hub_that_is_busy_is_asked_again(hub: Hub, bundle: Path, tmp_path: Path) -> None:
+    hub.repositories["somebody/toy"] = bundle
+    hub.busy = 1
+    result = run(hub, tmp_path, "somebody/toy")
+    assert result.returncode == 0, result.stderr
+
+
 FIND = """
 import sys
 from stonnx._hub.download import download

@@ -297,12 +297,11 @@ def test_names_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(FileNotFoundError) as error:
         SentenceTransformer(name, local_files_only=True, cache_folder=str(tmp_path))
     assert isinstance(error.value, ModelNotFoundError)
-    full_name = name if "/" in name else f"sentence-transformers/{name}"
-    typed = (
-        "" if "/" in name else f"{name!r} is not a directory here. As the name of a model it stands for {full_name}: "
-    )
-    not_found = f"{full_name} is not a directory here, and was not found in the local cache: "
-    assert str(error.value).startswith(not_found if "/" in name else typed + not_found)
+    said = f"{name} is not a directory here, and"
+    if "/" not in name:
+        full_name = f"sentence-transformers/{name}"
+        said = f"{name!r} is not a directory here. As the name of a model it stands for {full_name}, which"
+    assert str(error.value).startswith(f"{said} was not found in the local cache: ")
     assert "stonnx export MODEL -o DIRECTORY" in str(error.value)
 
 

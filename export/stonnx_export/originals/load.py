@@ -118,7 +118,7 @@ def find_checkpoint(
     if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"{name!r} is not a directory here, and not a Hub id of the form organization/name.")
     full = full_name(name, task or "embedding")
-    return download(full, revision, token, cache_folder, local_files_only, onnx=onnx, code=code)
+    return download(full, revision, token, cache_folder, local_files_only, typed=name, onnx=onnx, code=code)
 
 
 def commit_of(directory: Path) -> str | None:

@@ -27,7 +27,7 @@ from stonnx._text.batching import share_of_budget
 # While interactive requests wait, a bulk request leads one of this many runs.
 BULK_EVERY = 4
 # The number of classes on each side of the leading text's own from which texts may fill a run.
-_NEIGHBOURS = 12
+_NEIGHBOURS = 24
 # The most padded tokens of a run for each real one, when texts of other classes fill it.
 _PADDING = 1.2
 # A run costs as much as these tokens before its first one. Padding below this is cheaper than a run of its own.
@@ -233,10 +233,12 @@ class Queue:
         group, own = leader[1].group, leader[1].length_class
         longest, total = leader[1].tokens, leader[1].tokens
         directions = {1, -1}
+        # A run that a bulk request leads is its share of the time, so other bulk texts go first there.
+        lanes = sorted(self._lanes.values(), key=lambda lane: lane is not self._lanes[leader[0].lane])
         for distance in range(_NEIGHBOURS + 1):
             for direction in sorted(directions) if distance else (0,):
                 length_class = own + direction * distance
-                for lane in self._lanes.values():
+                for lane in lanes:
                     while found := lane.next_in(group.key, length_class):
                         request, entry = found
                         if not self._is_due(request, now):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -70,27 +71,47 @@ class Answer:
 
 
 class _Pending:
-    """A request whose results are coming in. It lives in the event loop."""
+    """A request whose results are coming in.
+
+    Workers put them here, and wake the event loop when the last one is there. To wake it after every run of a large
+    request would cost as much as the runs of small ones.
+    """
 
     def __init__(self, texts: int, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.rows: list[Any] = [None] * texts
-        self.missing = texts
         self.future: asyncio.Future[None] = loop.create_future()
         self.finished = 0.0
+        self._lock = threading.Lock()
+        self._missing = texts
+        self._is_over = False
+        self._error: BaseException | None = None
 
-    def take(self, done: Done) -> None:
-        """Keep the result of a text."""
+    def take(self, done: Done) -> bool:
+        """Keep the result of a text. Any thread may call this. True: the request is over, so call :meth:`settle`."""
+        with self._lock:
+            if self._is_over:
+                return False
+            if done.error is not None:
+                self._error = done.error
+            else:
+                for position in done.positions:
+                    self.rows[position] = done.result
+                self._missing -= len(done.positions)
+                if self._missing:
+                    return False
+                self.finished = done.finished
+            self._is_over = True
+            return True
+
+    def settle(self) -> None:
+        """Hand the outcome to the task that awaits it. Only the event loop calls this."""
+        error, self._error = self._error, None
         if self.future.done():
             return
-        if done.error is not None:
-            self.future.set_exception(done.error)
-            return
-        for position in done.positions:
-            self.rows[position] = done.result
-        self.missing -= len(done.positions)
-        if not self.missing:
-            self.finished = done.finished
+        if error is not None:
+            self.future.set_exception(error)
+        else:
             self.future.set_result(None)
 
     def expire(self) -> None:
@@ -295,17 +316,19 @@ class Scheduler:
 
 
 def _deliver(results: list[Done]) -> None:
-    """Hand results to the event loops that wait for them: one call for each loop, not for each text."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Done]] = {}
+    """Hand results to the requests that wait for them, and wake the event loops of those that are over."""
+    over: dict[asyncio.AbstractEventLoop, list[_Pending]] = {}
     for done in results:
-        by_loop.setdefault(done.request.context.loop, []).append(done)
-    for loop, some in by_loop.items():
-        _in_loop(loop, partial(_take, some))
+        pending: _Pending = done.request.context
+        if pending.take(done):
+            over.setdefault(pending.loop, []).append(pending)
+    for loop, some in over.items():
+        _in_loop(loop, partial(_settle, some))
 
 
-def _take(some: list[Done]) -> None:
-    for done in some:
-        done.request.context.take(done)
+def _settle(some: list[_Pending]) -> None:
+    for pending in some:
+        pending.settle()
 
 
 def _expire(requests: Sequence[Request]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import json
 import logging
+import random
 import re
 import sys
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,7 +118,8 @@ class Api:
 
     def _call(self, endpoint: Endpoint, request: Request, started: float) -> Call:
         given = request.headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        # Not a secret, so it need not come from the system's source of randomness, which is a system call away.
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         return Call(
             request,
             self.settings,
@@ -263,24 +263,18 @@ class Api:
 
     async def _until_gone(self, work: Any, request: Request) -> Reply:
         """The result of some work. The work is cancelled when the client closes the connection."""
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(request.receive())
+        watcher = asyncio.ensure_future(_cancel_when_gone(request, asyncio.current_task()))
         try:
-            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise _ClientLeftError
-            reply: Reply = task.result()
+            reply: Reply = await work
             return reply
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not watcher.done():  # somebody else cancelled it
+                raise
+            task.uncancel()
+            raise _ClientLeftError from None
         finally:
-            gone.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-                with contextlib.suppress(BaseException):
-                    task.exception()  # its error holds the task until somebody asks for it
-            # This frame is in the traceback of the task's error. If it held the task, it would keep the texts of a
-            # failed request until the garbage collector comes.
-            del task, gone, work
+            watcher.cancel()
 
     def _log(self, method: str, request: Request, call: Call, code: int, started: float, trace_id: str | None) -> None:
         entry: dict[str, Any] = {
@@ -307,6 +301,13 @@ class Api:
     def close(self) -> None:
         """End the threads."""
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def _cancel_when_gone(request: Request, task: asyncio.Task[Any] | None) -> None:
+    """Cancel a task when the client of its request, whose body has been read, closes the connection."""
+    await request.receive()
+    if task is not None:
+        task.cancel()
 
 
 class _ClientLeftError(Exception):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from stonnx._results.dense import Precision, finish_embeddings
 from stonnx._tasks import ResultKind
@@ -188,14 +189,11 @@ async def embed_types(call: Call, body: EmbedRequest) -> Reply:
         truncate=body.truncate != "NONE",
     )
     vectors = embedded.vectors
-    of_type: dict[str, Any] = {}
-    for kind in types:
-        if kind == "float":
-            of_type[kind] = vectors
-        elif kind == "base64":
-            of_type[kind] = [base64.b64encode(row).decode("ascii") for row in vectors.astype("<f4", copy=False)]
-        else:
-            of_type[kind] = np.ascontiguousarray(finish_embeddings(vectors, None, False, _BITS[kind]))
+
+    def of_types() -> dict[str, Any]:
+        return {kind: _as_type(vectors, kind) for kind in types}
+
+    of_type = await call.off_loop(of_types, vectors.size * len(types))
     is_plain = call.request.url.path.startswith("/v1/") and body.embedding_types is None
     return Reply(
         {
@@ -207,6 +205,15 @@ async def embed_types(call: Call, body: EmbedRequest) -> Reply:
         },
         numbers=vectors.size,
     )
+
+
+def _as_type(vectors: npt.NDArray[Any], kind: str) -> Any:
+    """Vectors as one of Cohere's types."""
+    if kind == "float":
+        return vectors
+    if kind == "base64":
+        return [base64.b64encode(row).decode("ascii") for row in vectors.astype("<f4", copy=False)]
+    return np.ascontiguousarray(finish_embeddings(vectors, None, False, _BITS[kind]))
 
 
 def _post(path: str, call: Any, summary: str, body: Any, reply: Any, gives: ResultKind) -> Endpoint:

@@ -114,13 +114,17 @@ async def embeddings(call: Call, body: EmbeddingsRequest) -> Reply:
         truncate=body.truncate,
     )
     vectors = embedded.vectors
-    rows: list[Any] = list(vectors)
-    if body.encoding_format == "base64":
-        rows = [base64.b64encode(row).decode("ascii") for row in vectors.astype("<f4", copy=False)]
+
+    def data() -> list[dict[str, Any]]:
+        rows: list[Any] = list(vectors)
+        if body.encoding_format == "base64":
+            rows = [base64.b64encode(row).decode("ascii") for row in vectors.astype("<f4", copy=False)]
+        return [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
+
     return Reply(
         {
             "object": "list",
-            "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],
+            "data": await call.off_loop(data, vectors.size),
             "model": embedded.served.name,
             "usage": {"prompt_tokens": call.tokens, "total_tokens": call.tokens},
         },

@@ -100,7 +100,8 @@ async def sparse(call: Call, body: EmbedSparseRequest) -> Reply:
     rows = await embed_sparse(
         call, body.model, body.inputs, field="inputs", prompt_name=body.prompt_name, truncate=body.truncate
     )
-    return Reply([_values(row) for row in rows], numbers=4 * sum(len(row.columns) for row in rows))
+    numbers = 4 * sum(len(row.columns) for row in rows)
+    return Reply(await call.off_loop(lambda: [_values(row) for row in rows], numbers), numbers=numbers)
 
 
 def _values(row: SparseRow) -> list[dict[str, Any]]:

@@ -131,6 +131,23 @@ def test_bulk_work_goes_on_beside_queries_without_end() -> None:
     assert job.entries
 
 
+@pytest.mark.parametrize("length", [8, 30, 200])
+def test_bulk_work_gets_its_share_of_the_time_beside_queries_of_the_same_length(length: int) -> None:
+    """A run that a bulk request leads is filled with bulk texts, even if as many queries as can run wait for ever. With
+    one text of each such run, a job of 2,048 texts would take eight times as long, and end after its deadline.
+    """
+    queue = Queue(1)
+    job = add(queue, [length] * 2048)
+    per_run = _GROUP.tokens // length
+    runs = 0
+    while job.entries:
+        while queue.tokens(Lane.INTERACTIVE) < 4 * _GROUP.tokens:
+            add(queue, [length] * 4)
+        run_next(queue)
+        runs += 1
+    assert runs <= BULK_EVERY * -(-2048 // per_run)
+
+
 def test_requests_take_turns_by_tokens() -> None:
     """Two jobs that compete get as many tokens each, however long their texts are."""
     queue = Queue(1)

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -23,6 +22,7 @@ from starlette.responses import Response
 from stonnx._errors import InvalidArgumentError
 from stonnx.serve.backlog import Backlog
 from stonnx.serve.context import Call, Reply
+from stonnx.serve.decoding import Decoder
 from stonnx.serve.endpoint import Endpoint
 from stonnx.serve.errors import Kind, RequestError, as_request_error, retry_headers
 from stonnx.serve.health import RETRY_SECONDS, Health
@@ -67,16 +67,14 @@ class Api:
 
     def handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         """The function that answers requests for an endpoint."""
-        decoder = None if endpoint.body is None else msgspec.json.Decoder(endpoint.body)
+        decoder = None if endpoint.body is None else Decoder(endpoint.body)
 
         async def handle(request: Request) -> Response:
             return await self._handle(endpoint, decoder, request)
 
         return handle
 
-    async def _handle(
-        self, endpoint: Endpoint, decoder: msgspec.json.Decoder[Any] | None, request: Request
-    ) -> Response:
+    async def _handle(self, endpoint: Endpoint, decoder: Decoder | None, request: Request) -> Response:
         started = time.perf_counter()
         call = self._call(endpoint, request, started)
         code = 500
@@ -112,7 +110,7 @@ class Api:
     async def rehearse(self, endpoint: Endpoint, request: Request) -> None:
         """Answer a request that no client sent, so that later ones find everything loaded."""
         call = self._call(endpoint, request, time.perf_counter())
-        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(endpoint.body)
+        decoder = Decoder(endpoint.body)
         body = await self._body(decoder, request, call)
         await self._respond(await endpoint(call, body), call)
 
@@ -131,9 +129,7 @@ class Api:
             started=started,
         )
 
-    async def _answer(
-        self, endpoint: Endpoint, decoder: msgspec.json.Decoder[Any] | None, request: Request, call: Call
-    ) -> Response:
+    async def _answer(self, endpoint: Endpoint, decoder: Decoder | None, request: Request, call: Call) -> Response:
         try:
             if not endpoint.is_public:
                 self.check_key(request)
@@ -149,8 +145,6 @@ class Api:
             return await self._respond(reply, call)
         except RequestError as error:
             return self.refuse(error, call)
-        except msgspec.ValidationError as error:  # from a body that the endpoint itself decodes
-            return self.refuse(_invalid(error), call)
         except (ClientDisconnect, _ClientLeftError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -209,7 +203,7 @@ class Api:
             raise RequestError(Kind.INVALID, f"x-request-timeout-ms must be a positive number, got {text[:50]!r}.")
         call.deadline = min(call.deadline, call.started + int(text[:10]) / 1000)
 
-    async def _body(self, decoder: msgspec.json.Decoder[Any], request: Request, call: Call) -> Any:
+    async def _body(self, decoder: Decoder, request: Request, call: Call) -> Any:
         try:
             async with asyncio.timeout(self.settings.body_timeout):
                 data = await self._read(request)
@@ -223,18 +217,10 @@ class Api:
         if header_length is not None and header_length.isdigit():
             data, call.binary = data[: int(header_length)], data[int(header_length) :]
 
-        def decode() -> Any:
-            try:
-                return decoder.decode(data)
-            except msgspec.ValidationError as error:
-                raise _invalid(error) from error
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-                raise RequestError(Kind.MALFORMED, f"The body is not JSON that can be read: {error}.") from error
-
         if len(data) < _BYTES_IN_LOOP:
-            body = decode()
+            body = decoder(data)
         else:
-            body = await asyncio.get_running_loop().run_in_executor(self.executor, decode)
+            body = await asyncio.get_running_loop().run_in_executor(self.executor, decoder, data)
         call.body = body
         return body
 
@@ -323,16 +309,6 @@ def _length(request: Request) -> int:
 def _too_many(in_progress: int, wait: float) -> RequestError:
     message = f"{in_progress:,} requests are in progress, more than can be answered soon. Try again in {wait:.1f} s."
     return RequestError(Kind.OVERLOADED, message, None, retry_headers(wait))
-
-
-def _invalid(error: msgspec.ValidationError) -> RequestError:
-    """The error for a field of the wrong type; msgspec says which field it is: ``... - at `$.input[3]```."""
-    message = str(error)
-    missing = re.fullmatch(r"Object missing required field `(.*)`", message)
-    if missing:
-        return RequestError(Kind.INVALID, f"The field {missing.group(1)} is missing.", missing.group(1))
-    found = re.search(r" - at `\$\.?(.*)`$", message)
-    return RequestError(Kind.INVALID, message, found.group(1) if found and found.group(1) else None)
 
 
 def read_keys(settings: Settings) -> list[bytes]:

@@ -13,6 +13,7 @@ from stonnx._model.work import SparseRow
 from stonnx._tasks import ResultKind
 from stonnx.serve import cohere
 from stonnx.serve.context import Call, Reply
+from stonnx.serve.decoding import Decoder
 from stonnx.serve.endpoint import SAMPLE_TEXT, Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
 from stonnx.serve.models import Served
@@ -284,15 +285,15 @@ def _describe(call: Call, served: Served) -> dict[str, Any]:
 
 async def by_task(call: Call, body: msgspec.Raw) -> Reply:
     """The model's task, which Hugging Face's inference clients ask for at ``/``."""
-    keys = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    keys: dict[str, msgspec.Raw] = Decoder(dict[str, msgspec.Raw])(body)
     inputs = keys.get("inputs")
     if inputs is None and "query" in keys:
-        return await rerank(call, msgspec.json.decode(body, type=RerankRequest))
+        return await rerank(call, Decoder(RerankRequest)(body))
     if inputs is not None and bytes(inputs).lstrip()[:1] == b"{":
-        return await similarity(call, msgspec.json.decode(body, type=SimilarityRequest))
+        return await similarity(call, Decoder(SimilarityRequest)(body))
     kinds = {served.row.kind for served in call.models}
     endpoint = next(endpoint for endpoint in _MAIN if endpoint.gives in kinds)
-    return await endpoint(call, msgspec.json.decode(body, type=endpoint.body))
+    return await endpoint(call, Decoder(endpoint.body)(body))
 
 
 def _post(

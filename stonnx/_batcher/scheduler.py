@@ -70,6 +70,11 @@ class Answer:
     run_seconds: float = 0.0
 
 
+def is_bulk(texts: int, bulk: bool | None = None) -> bool:
+    """Whether a request of so many texts waits for the texts of others: as it says, or if it is large."""
+    return texts > _MOST_INTERACTIVE_TEXTS if bulk is None else bulk
+
+
 class _Pending:
     """A request whose results are coming in.
 
@@ -137,7 +142,8 @@ class Scheduler:
         max_queued_tokens: int | None = None,
         report: Callable[[RunReport], None] = lambda _: None,
     ) -> None:
-        self._limit = max_queued_tokens
+        # It may change at any time: it decides about the next request.
+        self.limit = max_queued_tokens
         self._workers = Workers(slots, _deliver, _expire, report)
         # A route that is replaced is forgotten with its paces.
         self._paces: weakref.WeakKeyDictionary[LoadedRoute, dict[str, Pace]] = weakref.WeakKeyDictionary()
@@ -170,7 +176,7 @@ class Scheduler:
         """
         start = time.perf_counter()
         loop = asyncio.get_running_loop()
-        lane = Lane.BULK if (len(texts) > _MOST_INTERACTIVE_TEXTS if bulk is None else bulk) else Lane.INTERACTIVE
+        lane = Lane.BULK if is_bulk(len(texts), bulk) else Lane.INTERACTIVE
         group = Group(work.group, *work.limits, self.pace(work), work)
         pending = _Pending(len(texts), loop)
         request = Request(lane, deadline, pending)
@@ -289,8 +295,8 @@ class Scheduler:
 
     def max_queued_tokens(self, lane: Lane, pace: Pace) -> int:
         """The most tokens that may wait in a lane, for a request of this pace."""
-        if self._limit is not None:
-            return self._limit
+        if self.limit is not None:
+            return self.limit
         speed = pace.tokens_per_second
         measured = _QUEUED_TOKENS_AT_FIRST if speed is None else int(QUEUED_SECONDS * speed)
         texts, tokens = _ALWAYS[lane]

@@ -11,11 +11,12 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
+from stonnx._device.control_groups import control_groups, lines
 from stonnx._errors import InvalidArgumentError, UnsupportedError
 
 # The files of a control group that say which CPUs its processes may run on, for cgroup v2 and v1. The effective ones
@@ -58,7 +59,7 @@ def available_cpus() -> int:
 def cpu_limits(root: Path = Path("/")) -> CpuLimits:
     """Read the bounds on the CPUs of this process. ``root`` is the directory with ``proc`` and the control groups."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    groups = list(_control_groups(root))
+    groups = list(control_groups(root))
     return CpuLimits(affinity, _smallest(groups, _cpuset), _smallest(groups, _quota))
 
 
@@ -139,50 +140,6 @@ def cpu_name() -> str:
     return line.group(1).strip() if line else platform.processor() or platform.machine()
 
 
-def _control_groups(root: Path) -> Iterator[Path]:
-    """The directories of this process's control groups and of all groups above them. The limits of all apply.
-
-    ``/proc/self/cgroup`` has lines ``number:controllers:path``, with number 0 and no controllers for cgroup v2;
-    ``/proc/self/mountinfo`` says where each hierarchy, or a part of it, is mounted (man cgroups(7), proc(5)).
-    """
-    mounts = [mount for line in _lines(root / "proc/self/mountinfo") if (mount := _cgroup_mount(line))]
-    for line in _lines(root / "proc/self/cgroup"):
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        for mounted_controllers, mounted_path, mount_point in mounts:
-            if set(controllers.split(",")) <= mounted_controllers:
-                # In a container that sees only its own groups, the path may lie outside the mounted part.
-                inside = PurePosixPath(path).is_relative_to(mounted_path) and ".." not in PurePosixPath(path).parts
-                group = PurePosixPath(path).relative_to(mounted_path) if inside else PurePosixPath()
-                top = root / mount_point.lstrip("/")
-                yield from (top / part for part in (group, *group.parents))
-
-
-def _cgroup_mount(line: str) -> tuple[set[str], str, str] | None:
-    """The controllers of a mounted hierarchy, the mounted part of it, and the mount point."""
-    fields, _, kind = line.partition(" - ")
-    # number, parent, device, path inside the hierarchy, mount point, options
-    path, mount_point = (_unescaped(field) for field in ([*fields.split(" "), "", "", "", "", ""])[3:5])
-    filesystem, _, rest = kind.partition(" ")
-    if filesystem == "cgroup2":
-        return {""}, path, mount_point
-    if filesystem == "cgroup":
-        return set(rest.split(" ")[-1].split(",")), path, mount_point
-    return None
-
-
-def _unescaped(field: str) -> str:
-    r"""A path of mountinfo, which writes blanks as ``\040``."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-
-
 def _smallest(groups: list[Path], limit: Callable[[Path], _T | None]) -> _T | None:
     return min((value for group in groups if (value := limit(group)) is not None), default=None)
 
@@ -190,7 +147,7 @@ def _smallest(groups: list[Path], limit: Callable[[Path], _T | None]) -> _T | No
 def _cpuset(group: Path) -> int | None:
     """The number of CPUs in a list such as ``0-3,8``; None if there is no list."""
     for name in _CPUSET_FILES:
-        ranges = [part.partition("-") for part in "".join(_lines(group / name)).split(",") if part.strip()]
+        ranges = [part.partition("-") for part in "".join(lines(group / name)).split(",") if part.strip()]
         try:
             count = sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
         except ValueError:
@@ -202,9 +159,9 @@ def _cpuset(group: Path) -> int | None:
 
 def _quota(group: Path) -> float | None:
     """CPUs granted by cgroup v2 (``cpu.max``: quota and period) or v1, or None if there is no limit."""
-    words = " ".join(_lines(group / "cpu.max")).split()
+    words = " ".join(lines(group / "cpu.max")).split()
     if not words:
-        words = [*_lines(group / "cpu.cfs_quota_us"), *_lines(group / "cpu.cfs_period_us")]
+        words = [*lines(group / "cpu.cfs_quota_us"), *lines(group / "cpu.cfs_period_us")]
     try:
         cpus = float(words[0]) / float(words[1])
     except (IndexError, ValueError, ZeroDivisionError):  # "max", or nothing: no limit

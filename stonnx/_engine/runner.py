@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
+from stonnx._device.memory import available_memory
 from stonnx._device.session import RunControl, Session
 from stonnx._errors import DeviceError, RunError
 from stonnx._limits import Limits
@@ -95,7 +96,7 @@ class Runner:
         self._tokens += tokens
         if self._single_thread is not None:
             return self._parallel
-        if self._parallel == 1 or self._weight_bytes > self._limits.second_copy_bytes:
+        if self._parallel == 1 or self._weight_bytes > self._second_copy_bytes():
             return 1
         if self._tokens < self._limits.tokens_before_second_session:
             return 1
@@ -108,10 +109,16 @@ class Runner:
             self._loading.release()
         return self._parallel
 
+    def _second_copy_bytes(self) -> int:
+        """The most bytes of weights that are held twice: in a small container, a quarter of its memory."""
+        memory = available_memory()
+        most = self._limits.second_copy_bytes
+        return most if memory is None else min(most, memory // 4)
+
     @property
     def parallel_runs(self) -> int:
         """The number of runs side by side if there are enough texts."""
-        return 1 if self._weight_bytes > self._limits.second_copy_bytes else self._parallel
+        return 1 if self._weight_bytes > self._second_copy_bytes() else self._parallel
 
     def is_on_one_thread(self, workers: int) -> bool:
         """Whether each of so many runs side by side has one thread of the CPU."""

@@ -26,6 +26,7 @@ from stonnx._device import kernels, nvidia
 from stonnx._device.cpus import cpu_features, cpu_limits, cpu_name
 from stonnx._device.facts import GraphFacts
 from stonnx._device.int8_speed import WITH_AMX, measure_int8_speed
+from stonnx._device.memory import memory_limit
 from stonnx._device.options import DeviceOptions
 from stonnx._device.provider import Provider
 from stonnx._device.providers import PROVIDERS, install_command
@@ -138,6 +139,8 @@ def _cpu() -> Iterator[Finding]:
     bounds = f"affinity {limits.affinity}, cpuset {limits.cpuset or 'none'}, quota {limits.quota or 'none'}"
     yield Finding("CPU", "limits", f"{bounds}; of {os.cpu_count()} CPUs")
     yield Finding("CPU", "threads of a model", str(limits.cpus))
+    memory = memory_limit()
+    yield Finding("CPU", "memory", "the system does not say" if memory is None else f"{_megabytes(memory)} may be used")
 
 
 def _arithmetic() -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from stonnx._errors import MissingDependencyError
 from stonnx.cli._commands import Commands
-from stonnx.serve.settings import option_fields, read_settings, variable_of
+from stonnx.serve.settings import Settings, option_fields, read_settings, variable_of
 
 _DESCRIPTION = """\
 Serve models over HTTP, in the dialects of OpenAI, text-embeddings-inference, Cohere, Jina and KServe. Name a bundle, or
@@ -88,7 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         for entry in option_fields()
         if (value := getattr(arguments, entry.name)) is not None
     }
-    settings = read_settings(options, arguments.bundles, arguments.config)
+
+    def read() -> Settings:
+        return read_settings(options, arguments.bundles, arguments.config)
+
+    settings = read()
     try:
         from stonnx.serve.server import run as serve
     except ImportError as error:
@@ -96,4 +100,4 @@ def run(arguments: argparse.Namespace) -> int:
             f"`stonnx serve` needs {error.name or error}, which is not installed. "
             'Install it with: pip install "stonnx[cpu,serve]"'
         ) from error
-    return serve(settings)
+    return serve(settings, read)

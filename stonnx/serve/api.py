@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from stonnx._errors import InvalidArgumentError
 from stonnx.serve.backlog import Backlog
+from stonnx.serve.bodies import Bodies
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.decoding import Decoder
 from stonnx.serve.endpoint import Endpoint
@@ -64,6 +65,9 @@ class Api:
         self.executor = ThreadPoolExecutor(_THREADS, "stonnx-serve")
         self.keys = read_keys(settings)
         self.backlog = Backlog()
+        self.bodies = Bodies(None if settings.max_bodies_mb is None else int(settings.max_bodies_mb * 1e6))
+        # Requests that were in progress when the server ended.
+        self.cut_off = 0
 
     def handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         """The function that answers requests for an endpoint."""
@@ -97,7 +101,17 @@ class Api:
             code = CLIENT_LEFT
             self.metrics.disconnected.inc()
             return Response(status_code=CLIENT_LEFT)
+        except asyncio.CancelledError:
+            # The time of the requests in progress is over. This is the last that the client hears of this process.
+            self.cut_off += 1
+            error = RequestError(
+                Kind.UNAVAILABLE, "The server ended before this was done.", headers=retry_headers(RETRY_SECONDS)
+            )
+            response = self.refuse(error, call)
+            code = response.status_code
+            return response
         finally:
+            self.bodies.free(call.held)
             if is_small:
                 self.backlog.end(time.perf_counter())
             self.metrics.in_progress.dec()
@@ -110,6 +124,7 @@ class Api:
     async def rehearse(self, endpoint: Endpoint, request: Request) -> None:
         """Answer a request that no client sent, so that later ones find everything loaded."""
         call = self._call(endpoint, request, time.perf_counter())
+        call.is_rehearsal = True
         decoder = Decoder(endpoint.body)
         body = await self._body(decoder, request, call)
         await self._respond(await endpoint(call, body), call)
@@ -123,7 +138,6 @@ class Api:
             self.settings,
             self.models,
             self.executor,
-            deadline=started + self.settings.request_timeout,
             request_id=request_id,
             dialect=endpoint.dialect,
             started=started,
@@ -201,12 +215,12 @@ class Api:
             return
         if not text.isascii() or not text.isdigit() or not int(text[:10]) > 0:
             raise RequestError(Kind.INVALID, f"x-request-timeout-ms must be a positive number, got {text[:50]!r}.")
-        call.deadline = min(call.deadline, call.started + int(text[:10]) / 1000)
+        call.client_seconds = int(text[:10]) / 1000
 
     async def _body(self, decoder: Decoder, request: Request, call: Call) -> Any:
         try:
             async with asyncio.timeout(self.settings.body_timeout):
-                data = await self._read(request)
+                data = await self._read(request, call)
         except TimeoutError as error:
             raise RequestError(
                 Kind.SLOW,
@@ -224,7 +238,7 @@ class Api:
         call.body = body
         return body
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read(self, request: Request, call: Call) -> bytes:
         """The body, unless it is larger than allowed. Memory never holds more than the allowed size."""
         limit = int(self.settings.max_body_mb * 1e6)
         encoding = request.headers.get("content-encoding", "identity")
@@ -240,6 +254,14 @@ class Api:
             size += len(piece)
             if size > limit:
                 raise self._too_large(size, limit)
+            if not self.bodies.take(call.held, len(piece)):
+                raise RequestError(
+                    Kind.OVERLOADED,
+                    f"The bodies of the requests in progress have {self.bodies.bytes:,} bytes, and at most "
+                    f"{self.bodies.limit:,} fit (--max-bodies-mb). Try again in {RETRY_SECONDS:g} s.",
+                    headers=retry_headers(RETRY_SECONDS) | {"connection": "close"},
+                )
+            call.held += len(piece)
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

@@ -18,10 +18,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from stonnx._errors import InvalidArgumentError
 from stonnx._tasks import ResultKind
 from stonnx.serve import cohere, kserve, openai, tei
 from stonnx.serve import health as health_module
-from stonnx.serve.api import Api
+from stonnx.serve.api import Api, read_keys
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
@@ -30,7 +31,7 @@ from stonnx.serve.metrics import CONTENT_TYPE, OTHER, Metrics
 from stonnx.serve.models import Models
 from stonnx.serve.openapi import document
 from stonnx.serve.page import page
-from stonnx.serve.settings import Settings
+from stonnx.serve.settings import Settings, changed
 from stonnx.serve.tracing import Tracing
 from stonnx.serve.warmup import warm_routes
 
@@ -129,7 +130,7 @@ class Server:
         dialect = _dialect_of(path)
         refused = RequestError(kind, message, headers=dict(error.headers or {}))
         self.metrics.requests.labels(OTHER, OTHER, str(kind.status)).inc()
-        call = Call(request, self.settings, self.models, self.api.executor, 0.0, request_id="", dialect=dialect)
+        call = Call(request, self.settings, self.models, self.api.executor, request_id="", dialect=dialect)
         response = self.api.refuse(refused, call)
         del response.headers["x-request-id"]
         return response
@@ -173,11 +174,29 @@ class Server:
             if self.health.loaded:
                 await self.reload()
 
-    async def reload(self) -> None:
-        """Load replaced bundles again."""
+    async def change(self, settings: Settings) -> None:
+        """Apply settings that were read again, and load replaced bundles again.
+
+        Raises:
+            InvalidArgumentError: The settings contradict themselves. Then nothing changes.
+        """
+        settings, kept = changed(self.settings, settings)
+        for name in kept:
+            logger.warning("%s was not changed: that needs a restart", name)
+        changes = await asyncio.to_thread(self.models.change, settings)
+        self.settings = self.api.settings = settings
+        try:
+            self.api.keys = read_keys(settings)
+        except InvalidArgumentError as error:
+            logger.error("The keys were not read again: %s", error)
+        await warm_routes(self, changes)
+        await self.reload(len(changes))
+
+    async def reload(self, changes: int = 0) -> None:
+        """Load replaced bundles again, after so many other changes of models."""
         replaced = await asyncio.to_thread(self.models.reload)
-        self.metrics.reloads.inc(len(replaced))
-        if replaced:
+        self.metrics.reloads.inc(len(replaced) + changes)
+        if replaced or changes:
             # The objects that were frozen when the server became ready hold the old model too.
             gc.unfreeze()
             gc.collect()

@@ -14,7 +14,7 @@ from stonnx._tasks import ResultKind
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
-from stonnx.serve.operations import embed, score
+from stonnx.serve.operations import cut, embed, score
 
 
 def _error(error: RequestError, status: int) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class RerankRequest(msgspec.Struct):
         list[str] | None, msgspec.Meta(description="fields of a document that are ranked; text if left out")
     ] = None
     max_tokens_per_doc: Annotated[
-        int | None, msgspec.Meta(description="taken and not used: documents are cut to what the model reads")
+        int | None, msgspec.Meta(description="cut documents after so many tokens; what the model reads if left out")
     ] = None
     max_chunks_per_doc: Annotated[int | None, msgspec.Meta(description="taken and not used")] = None
     priority: Annotated[
@@ -98,7 +98,9 @@ class EmbedRequest(msgspec.Struct):
     truncate: Annotated[
         Literal["NONE", "START", "END"] | None, msgspec.Meta(description="NONE refuses texts that are too long")
     ] = None
-    max_tokens: Annotated[int | None, msgspec.Meta(description="taken and not used")] = None
+    max_tokens: Annotated[
+        int | None, msgspec.Meta(description="cut texts after so many tokens; what the model reads if left out")
+    ] = None
     priority: Annotated[
         int | None, msgspec.Meta(description="0 goes before bulk work, more waits with it; by size if left out")
     ] = None
@@ -122,10 +124,11 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
     if body.priority is not None:
         call.bulk = body.priority > 0
     texts = [_text(document, body.rank_fields, index) for index, document in enumerate(body.documents)]
+    read = await cut(call, body.model, "rerank", texts, body.max_tokens_per_doc, "max_tokens_per_doc")
     scores, served = await score(
         call,
         body.model,
-        [(body.query, text) for text in texts],
+        [(body.query, text) for text in read],
         field="documents",
         raw=body.raw_scores,
         truncate=body.truncate,
@@ -179,10 +182,11 @@ async def embed_types(call: Call, body: EmbedRequest) -> Reply:
         raise RequestError(Kind.INVALID, "truncate START is not supported; END and NONE are.", "truncate")
     if body.priority is not None:
         call.bulk = body.priority > 0
+    texts = await cut(call, body.model, "embedding", body.texts, body.max_tokens, "max_tokens")
     embedded = await embed(
         call,
         body.model,
-        body.texts,
+        texts,
         field="texts",
         input_type=body.input_type,
         dimensions=body.output_dimension,

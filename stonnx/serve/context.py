@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 
-from stonnx._batcher.scheduler import Answer
+from stonnx._batcher.scheduler import Answer, is_bulk
 from stonnx.serve.errors import Dialect
 from stonnx.serve.settings import Settings
 
@@ -36,7 +36,9 @@ class Call:
         settings: The settings of the server.
         models: The models of the server.
         executor: Threads for work that would hold up the event loop.
-        deadline: The deadline, on the clock of :func:`time.perf_counter`.
+        client_seconds: The seconds that the client gives the request; None: it does not say.
+        is_rehearsal: Whether no client waits, so that it may take as long as it does.
+        held: Bytes of its body, which count for the bound on all bodies.
         request_id: The client's, or a new one.
         dialect: The form of errors.
         body: The decoded body.
@@ -51,11 +53,13 @@ class Call:
     settings: Settings
     models: Models
     executor: Executor
-    deadline: float
     request_id: str
     dialect: Dialect
     body: Any = None
     binary: bytes = b""
+    client_seconds: float | None = None
+    held: int = 0
+    is_rehearsal: bool = False
     bulk: bool | None = None
     served: Served | None = None
     texts: int = 0
@@ -69,6 +73,19 @@ class Call:
     def count(self, answer: Answer) -> None:
         """Keep an answer of the queue."""
         self.answers.append(answer)
+
+    def deadline(self, texts: int) -> float | None:
+        """When the request is dropped, if it is for so many texts, on the clock of :func:`time.perf_counter`.
+
+        Bulk work lets others go first, so it may take longer.
+        """
+        if self.is_rehearsal:
+            return None
+        settings = self.settings
+        seconds = settings.bulk_timeout if is_bulk(texts, self.bulk) else settings.request_timeout
+        if self.client_seconds is not None:
+            seconds = min(seconds, self.client_seconds)
+        return self.started + seconds
 
     @property
     def tokens(self) -> int:

@@ -68,8 +68,9 @@ class Health:
         problem = self.dead()
         if problem is not None:
             return problem
-        if self._problems:
-            return next(iter(self._problems.values()))
+        for served in self.models:
+            if served.name in self._problems:
+                return self._problems[served.name]
         for device in self._failing():
             return f"{_FAILURES} runs on {device} failed one after the other."
         return None
@@ -105,7 +106,7 @@ class Health:
                 else:
                     self._problems.pop(served.name, None)
                     self.count_probe("passed")
-            if not self._problems:
+            if not any(served.name in self._problems for served in self.models):
                 for device in failing:
                     self._forgiven[device] = self.models.schedulers[device].failures
             self._probed = time.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,6 +141,7 @@ class Models:
         self._refused: dict[str, str] = {}
         # One scheduler for the CPU, and one for each GPU.
         self._schedulers: dict[str, Scheduler] = {}
+        self._changing = threading.Lock()
         self.names = _names(settings)
 
     def load(self) -> None:
@@ -149,13 +151,57 @@ class Models:
         for *_, model, _ in loaded:
             slots[model.device] = max(slots.get(model.device, 1), model.work_slots)
         for device, count in slots.items():
-            self._schedulers[device] = Scheduler(
-                count, max_queued_tokens=self._settings.max_queued_tokens, report=self._report
-            )
+            self._add_scheduler(device, count)
         served = [self._serve(name, entry, model, identity) for name, entry, model, identity in loaded]
         aliases = _aliases(self._settings, self.names)
         self._served = {entry.name: entry for entry in served}
         self._aliases = aliases
+
+    def change(self, settings: Settings) -> list[str]:
+        """Serve the models of other settings. Models of equal settings and requests in progress are not disturbed.
+
+        Returns:
+            The names of the models that are new, loaded with other settings, or not served any more.
+
+        Raises:
+            InvalidArgumentError: Two models have one name, or an alias is wrong. Then nothing changes.
+        """
+        with self._changing:
+            names = _names(settings)
+            aliases = _aliases(settings, names)
+            self._settings = settings
+            for scheduler in self._schedulers.values():
+                scheduler.limit = settings.max_queued_tokens
+            served: dict[str, Served] = {}
+            for name, entry in names.items():
+                old = self._served.get(name)
+                if old is not None and old.settings == entry:
+                    served[name] = old
+                    continue
+                try:
+                    served[name] = self._load_one(name, entry)
+                except Exception as error:  # any fault of one model: the others are served
+                    logger.error("The model %s was not loaded: %s", name, error)
+                    if old is not None:
+                        served[name] = old
+            changes = [name for name in self._served | served if self._served.get(name) is not served.get(name)]
+            for name in changes:
+                done = "is not served any more" if name not in served else "was loaded"
+                logger.info("The model %s %s", name, done)
+            # Requests see either all of the old models or all of the new ones.
+            self._served, self.names = served, names
+            self._aliases = {alias: name for alias, name in aliases.items() if name.partition(":")[0] in served}
+        return changes
+
+    def _load_one(self, name: str, entry: ModelSettings) -> Served:
+        model, identity = self._open(entry)
+        if model.device not in self._schedulers:
+            self._add_scheduler(model.device, model.work_slots)
+        return self._serve(name, entry, model, identity)
+
+    def _add_scheduler(self, device: str, slots: int) -> None:
+        limit = self._settings.max_queued_tokens
+        self._schedulers[device] = Scheduler(slots, max_queued_tokens=limit, report=self._report)
 
     def reload(self) -> list[str]:
         """Load bundles again whose files were replaced. Other models and requests in progress are not disturbed.
@@ -163,6 +209,10 @@ class Models:
         Returns:
             The names of the models that were replaced.
         """
+        with self._changing:
+            return self._reload()
+
+    def _reload(self) -> list[str]:
         replaced = []
         for name, old in list(self._served.items()):
             now = _identity(old.directory)

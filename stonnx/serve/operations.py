@@ -12,11 +12,11 @@ import numpy.typing as npt
 from stonnx._batcher.scheduler import Answer
 from stonnx._errors import InvalidArgumentError
 from stonnx._model.work import SparseRow, Work
-from stonnx._results.activations import softmax
+from stonnx._results.activations import sigmoid, softmax
 from stonnx._results.dense import Precision, finish_embeddings
 from stonnx.serve.context import Call
 from stonnx.serve.errors import Kind, RequestError
-from stonnx.serve.models import Choice, Served
+from stonnx.serve.models import Choice, Served, TaskName
 
 # The words of clients for the kind of a text, and the task that each means. Cohere's last two have no counterpart.
 _TASKS = {
@@ -131,10 +131,11 @@ async def score(
     *,
     field: str,
     raw: bool = False,
+    as_probabilities: bool = False,
     truncate: bool | None = None,
     one_label: bool = True,
 ) -> tuple[npt.NDArray[np.float32], Served]:
-    """Scores of pairs, [pairs, labels]: those of ``predict``, or logits.
+    """Scores of pairs, [pairs, labels]: those of ``predict``, or logits, or what TEI makes of them.
 
     Args:
         call: The request.
@@ -142,6 +143,8 @@ async def score(
         pairs: Pairs of texts.
         field: The field of the request that holds them.
         raw: Return logits, without the model's activation.
+        as_probabilities: Return the sigmoid of a single logit, or the softmax of several, whatever the model's own
+            activation is.
         truncate: Cut pairs that are too long.
         one_label: Refuse models with several labels, because several scores do not give an order.
     """
@@ -158,10 +161,41 @@ async def score(
     _check_count(call, len(pairs), field)
     for index, pair in enumerate(pairs):
         _check_length(call, max(map(len, pair)), f"{field}[{index}]")
-    work = served.work("logits" if raw else None, choice.prompt_name)
+    work = served.work("logits" if raw or as_probabilities else None, choice.prompt_name)
     answer = await _compute(call, served, work, list(pairs), field, truncate)
     scores = np.stack(answer.rows)
-    return (softmax(scores, dim=1) if labels > 1 and not raw else scores), served
+    if as_probabilities and not raw:
+        scores = sigmoid(scores) if labels == 1 else softmax(scores, dim=1)
+    return scores, served
+
+
+async def cut(
+    call: Call, model: str | None, task: TaskName, texts: list[str], most: int | None, param: str
+) -> list[str]:
+    """Texts without what follows their first so many tokens, special tokens not counted.
+
+    Args:
+        call: The request.
+        model: The name of the model.
+        task: The task of the model.
+        texts: The texts.
+        most: The number of tokens. None: as many as the model reads.
+        param: The field of the request that says it.
+    """
+    if most is None:
+        return texts
+    if most < 1:
+        raise RequestError(Kind.INVALID, f"{param} must be at least 1, got {most}.", param)
+    served = call.models.choose(model, [task]).served
+
+    def work() -> list[str]:
+        tokens = served.model.tokens(texts, add_special_tokens=False)
+        return [
+            text if len(one) <= most else text[: max((token.stop or 0 for token in one[:most]), default=0)]
+            for text, one in zip(texts, tokens, strict=True)
+        ]
+
+    return await call.off_loop(work, sum(map(len, texts)))
 
 
 def as_items(call: Call, inputs: Any, field: str) -> list[Any]:
@@ -240,7 +274,7 @@ async def _compute(
         texts = work.texts(items)
     call.texts += len(items)
     answer = await served.scheduler.compute(
-        work, texts, bulk=call.bulk, deadline=call.deadline, truncate=truncate is not False
+        work, texts, bulk=call.bulk, deadline=call.deadline(len(texts)), truncate=truncate is not False
     )
     call.count(answer)
     return answer

@@ -17,7 +17,7 @@ import uvicorn
 
 from stonnx._device.cpus import available_cpus
 from stonnx._errors import DeviceError, StonnxError
-from stonnx.serve.api import LogFormatter, read_keys
+from stonnx.serve.api import LogFormatter
 from stonnx.serve.app import Server
 from stonnx.serve.settings import Settings
 
@@ -28,11 +28,15 @@ _BACKLOG = 2048
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, read_again: Callable[[], Settings]) -> int:
     """Serve until a signal ends it.
 
+    Args:
+        settings: The settings of the server.
+        read_again: Reads them once more from where they came, after SIGHUP.
+
     Returns:
-        The exit status: 0 after SIGTERM or Ctrl-C, 1 if the models could not be loaded.
+        The exit status: 0 after SIGTERM or Ctrl-C, also if requests were cut off at the end of ``drain_timeout``.
 
     Raises:
         StonnxError: A setting is wrong, or the address cannot be used.
@@ -58,7 +62,7 @@ def run(settings: Settings) -> int:
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         h11_max_incomplete_event_size=64 * 1024,
     )
-    process = _Process(config, server, settings)
+    process = _Process(config, server, read_again)
     server.on_failure = process.give_up
 
     def ready() -> None:
@@ -71,16 +75,26 @@ def run(settings: Settings) -> int:
     process.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure if isinstance(server.failure, StonnxError | OSError) else DeviceError(str(server.failure))
-    logger.info("Ended")
+    if server.api.cut_off:
+        logger.warning(
+            "Ended. %d requests did not end within drain_timeout (%g s) and were cut off",
+            server.api.cut_off,
+            server.settings.drain_timeout,
+        )
+    else:
+        logger.info("Ended after all requests in progress")
     return 0
 
 
 class _Process(uvicorn.Server):
     """A uvicorn that ends after the requests in progress, within a bound, and with status 0."""
 
-    def __init__(self, config: uvicorn.Config, server: Server, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, server: Server, read_again: Callable[[], Settings]) -> None:
         super().__init__(config)
-        self._server, self._settings = server, settings
+        self._server, self._read_again = server, read_again
+        self._reloading = asyncio.Lock()
+        # The loop holds tasks only weakly.
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -101,11 +115,13 @@ class _Process(uvicorn.Server):
             sys.stderr.flush()
             os._exit(128 + number)
         self._server.health.draining = True
-        delay = 0.0 if number == signal.SIGINT else self._settings.drain_delay
+        settings = self._server.settings
+        self.config.timeout_graceful_shutdown = max(1, round(settings.drain_timeout))
+        delay = 0.0 if number == signal.SIGINT else settings.drain_delay
         logger.info(
             "Ending: not ready from now on, new requests until %g s from now, %g s more for those in progress",
             delay,
-            self._settings.drain_timeout,
+            settings.drain_timeout,
         )
         asyncio.get_running_loop().call_later(delay, self._stop_accepting)
 
@@ -113,13 +129,22 @@ class _Process(uvicorn.Server):
         self.should_exit = True
 
     def _reload(self, number: int) -> None:
-        try:
-            self._server.api.keys = read_keys(self._settings)
-        except StonnxError as error:
-            logger.error("The keys were not read again: %s", error)
-        task = asyncio.get_running_loop().create_task(self._server.reload())
-        # The loop holds tasks only weakly.
-        self._reloading = task
+        task = asyncio.get_running_loop().create_task(self._change())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _change(self) -> None:
+        """Read the settings again, and load what changed. One after the other, if signals come quickly."""
+        async with self._reloading:
+            if not self._server.health.loaded:
+                logger.warning("Not read again: the models are still being loaded. Send SIGHUP when they are")
+                return
+            try:
+                await self._server.change(self._read_again())
+            except StonnxError as error:
+                logger.error("The settings were not read again: %s", error)
+                await self._server.reload()
+            logger.info("Read again: settings, keys and models")
 
     def give_up(self) -> None:
         """The models cannot be loaded: end the server."""
@@ -150,3 +175,5 @@ def _log_to_stderr(settings: Settings) -> None:
         parent.propagate = False
         parent.setLevel(logging.WARNING)
     logging.getLogger("stonnx.serve").setLevel(logging.INFO)
+    # What uvicorn says of requests that were cut off is said in other words at the end.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "graceful shutdown exceeded" not in str(record.msg))

@@ -53,17 +53,24 @@ def _setting(default: Any, text: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a server. The help of a field is the help of its option."""
+    """All settings of a server.
 
-    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 for all")
-    port: int = _setting(8080, "port to listen on; 0 takes a free one")
+    The help of a field is the help of its option. ``restart`` marks those that cannot change while the server runs.
+    """
+
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", restart=True)
+    port: int = _setting(8080, "port to listen on; 0 takes a free one", restart=True)
     alias: tuple[str, ...] = _setting(
         [], "another name for a model, as text-embedding-3-small=minilm", metavar="A=NAME"
     )
-    device: str | None = _setting(None, "where models run: cpu, cuda, cuda:1, tensorrt, openvino (default: the best)")
-    threads: int | None = _setting(None, "CPU threads of each model (default: as many as the process may use CPUs)")
+    device: str | None = _setting(
+        None, "where models run: cpu, cuda, cuda:1, tensorrt, openvino (default: the best)", restart=True
+    )
+    threads: int | None = _setting(
+        None, "CPU threads of each model (default: as many as the process may use CPUs)", restart=True
+    )
     default_prompt: str | None = _setting(
-        None, "name of the prompt for texts of which a request does not say what they are", metavar="NAME"
+        None, "name of the prompt for texts of which a request does not say what they are", metavar="NAME", restart=True
     )
     token_ids: Literal["refuse", "model"] = _setting(
         "refuse",
@@ -74,9 +81,9 @@ class Settings:
         [], "a key that clients must send; repeat it for several", metavar="KEY", variable="API_KEYS"
     )
     api_key_file: str | None = _setting(None, "file of keys, one a line; read again on SIGHUP", metavar="FILE")
-    protect_metrics: bool = _setting(False, "ask for a key at /metrics too")
+    protect_metrics: bool = _setting(False, "ask for a key at /metrics too", restart=True)
     cors_origin: tuple[str, ...] = _setting(
-        [], "let pages of this origin call the server, * for all (default: none)", metavar="ORIGIN"
+        [], "let pages of this origin call the server, * for all (default: none)", metavar="ORIGIN", restart=True
     )
     max_body_mb: float = _setting(32.0, "largest body of a request, in MB")
     max_texts: int = _setting(2048, "most texts of a request")
@@ -84,17 +91,25 @@ class Settings:
     max_queued_tokens: int | None = _setting(
         None, "most tokens that wait, of small requests and of large ones each (default: what 10 s compute)"
     )
+    max_bodies_mb: float | None = _setting(
+        None,
+        "most MB of the bodies of all requests in progress (default: an eighth of the memory that may be used)",
+        restart=True,
+    )
     request_timeout: float = _setting(60.0, "seconds that a request may take; clients may ask for less")
+    bulk_timeout: float = _setting(600.0, "the same for requests of more than 8 texts, which let the others go first")
     body_timeout: float = _setting(30.0, "seconds that a client may take to send a request")
     drain_delay: float = _setting(1.0, "seconds after SIGTERM in which new requests are still answered")
     drain_timeout: float = _setting(30.0, "seconds that requests in progress have to end after that")
-    probe_seconds: float = _setting(30.0, "how often health repeats the probe of each bundle; 0 never")
-    watch: bool = _setting(False, "load a bundle again when its files are replaced; SIGHUP does so once")
+    probe_seconds: float = _setting(30.0, "how often health repeats the probe of each bundle; 0 never", restart=True)
+    watch: bool = _setting(False, "load a bundle again when its files are replaced; SIGHUP does so once", restart=True)
     access_log: bool = _setting(True, "log each request")
-    log_format: Literal["text", "json"] = _setting("text", "form of the log", choices=("text", "json"))
-    tei_metrics: bool = _setting(False, "also give the metrics under the names of text-embeddings-inference")
+    log_format: Literal["text", "json"] = _setting("text", "form of the log", choices=("text", "json"), restart=True)
+    tei_metrics: bool = _setting(
+        False, "also give the metrics under the names of text-embeddings-inference", restart=True
+    )
     otlp_endpoint: str | None = _setting(
-        None, "send traces to this OTLP/HTTP endpoint, as http://localhost:4318/v1/traces", metavar="URL"
+        None, "send traces to this OTLP/HTTP endpoint, as http://localhost:4318/v1/traces", metavar="URL", restart=True
     )
     models: tuple[ModelSettings, ...] = ()
 
@@ -110,12 +125,11 @@ class Settings:
             )
         if not 0 <= self.port <= 65535:
             raise InvalidArgumentError(f"port must be from 0 to 65535, got {self.port!r}. 0 takes a free one.")
-        positive = ("max_body_mb", "max_texts", "max_text_characters", "request_timeout", "body_timeout")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise InvalidArgumentError(f"{name} must be positive, got {getattr(self, name)!r}.")
-        if self.max_queued_tokens is not None and self.max_queued_tokens < 1:
-            raise InvalidArgumentError(f"max_queued_tokens must be positive, got {self.max_queued_tokens!r}.")
+        positive = ("max_body_mb", "max_texts", "max_text_characters", "max_queued_tokens", "max_bodies_mb")
+        for name in (*positive, "request_timeout", "bulk_timeout", "body_timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidArgumentError(f"{name} must be positive, got {value!r}.")
         for name in ("drain_delay", "drain_timeout", "probe_seconds"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgumentError(f"{name} must not be negative, got {getattr(self, name)!r}.")
@@ -125,6 +139,13 @@ class Settings:
                 raise InvalidArgumentError(
                     f"{entry.name} must be one of {', '.join(allowed)}, got {getattr(self, entry.name)!r}."
                 )
+
+
+def changed(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
+    """The settings that apply after they were read again, and the names of the changed ones that need a restart."""
+    names = [entry.name for entry in option_fields() if entry.metadata.get("restart")]
+    kept = [name for name in names if getattr(new, name) != getattr(old, name)]
+    return replace(new, **{name: getattr(old, name) for name in kept}), kept
 
 
 def option_fields() -> list[Any]:

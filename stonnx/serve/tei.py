@@ -134,7 +134,15 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
         raise RequestError(Kind.INVALID, "texts is missing: the texts to rank (or documents, as in Cohere).", "texts")
     _direction(call, body.model, "scores", body.truncation_direction)
     pairs = [(body.query, text) for text in body.texts]
-    scores, _ = await score(call, body.model, pairs, field="texts", raw=body.raw_scores, truncate=body.truncate)
+    scores, _ = await score(
+        call,
+        body.model,
+        pairs,
+        field="texts",
+        raw=body.raw_scores,
+        as_probabilities=True,
+        truncate=body.truncate,
+    )
     values = scores[:, 0].tolist()
     order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
     text = {index: {"text": body.texts[index]} if body.return_text else {} for index in order}
@@ -160,6 +168,7 @@ async def predict(call: Call, body: PredictRequest) -> Reply:
         [(pair[0], pair[1]) for pair in pairs],
         field="inputs",
         raw=body.raw_scores,
+        as_probabilities=True,
         truncate=body.truncate,
         one_label=False,
     )

@@ -16,7 +16,9 @@ _Direction = Annotated[
     msgspec.Meta(description="the side that the model cuts; the other is refused"),
 ]
 _PromptName = Annotated[str | None, msgspec.Meta(description="a prompt of the model, by name")]
-_RawScores = Annotated[bool, msgspec.Meta(description="logits, instead of what the model's activation makes of them")]
+_RawScores = Annotated[
+    bool, msgspec.Meta(description="logits, instead of the sigmoid of one label or the softmax of several")
+]
 
 
 class EmbedRequest(msgspec.Struct):

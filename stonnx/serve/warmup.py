@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from stonnx._errors import InvalidArgumentError
@@ -14,9 +15,16 @@ if TYPE_CHECKING:
     from stonnx.serve.endpoint import Endpoint
 
 
-async def warm_routes(server: Server) -> None:
-    """Send a request to each route that a model answers, through everything but the socket."""
+async def warm_routes(server: Server, names: Collection[str] | None = None) -> None:
+    """Send a request to each route that a model answers, through everything but the socket.
+
+    Args:
+        server: The server.
+        names: Only these models. None: all of them.
+    """
     for served in server.models:
+        if names is not None and served.name not in names:
+            continue
         for endpoint in server.endpoints:
             if endpoint.sample is None or endpoint.gives != served.row.kind:
                 continue

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from toy_bundles import pair_graph, toy_table, write_bundle
 
+from serve.conftest import Process
 from stonnx import CrossEncoder, SentenceTransformer, SparseEncoder
 
 _TEXTS = ["the river flows", "what is bread?", "", "ünïcode 猫", "the sun " * 30]
@@ -140,6 +143,45 @@ def test_tei_rerank_is_a_bare_list(client: httpx.Client, reranker: CrossEncoder)
     assert [entry["text"] for entry in with_text] == [_DOCUMENTS[entry["index"]] for entry in with_text]
     logits = reranker.predict([(_QUERY, text) for text in _DOCUMENTS], activation_fn="identity")
     assert [entry["score"] for entry in with_text] == pytest.approx(sorted(logits, reverse=True), abs=1e-6)
+
+
+def test_scores_are_sigmoids_on_the_routes_of_tei(start: Callable[..., Process], tmp_path: Path) -> None:
+    """As TEI does it, also for a model with another activation. Scores of Cohere's routes are the model's own."""
+    graph = pair_graph(toy_table(1, 4), np.ones(1, np.float32), "Identity")
+    bundle = write_bundle(tmp_path / "pairs", {"default": graph}, task="rerank", num_labels=1, activation="identity")
+    client = start(bundle).client
+    logits = CrossEncoder(bundle).predict([(_QUERY, text) for text in _DOCUMENTS])
+    assert not all(0 < logit < 1 for logit in logits)
+    sigmoids = (1 / (1 + np.exp(-logits))).tolist()
+
+    def scores(path: str, **body: Any) -> list[float]:
+        reply = post(client, path, query=_QUERY, **body)
+        entries = reply["results"] if "documents" in body else reply
+        return [entry["score" if "score" in entry else "relevance_score"] for entry in sorted(entries, key=_index)]
+
+    assert scores("/rerank", texts=_DOCUMENTS) == pytest.approx(sigmoids, abs=1e-6)
+    assert scores("/rerank", texts=_DOCUMENTS, raw_scores=True) == pytest.approx(logits.tolist(), abs=1e-6)
+    assert scores("/rerank", documents=_DOCUMENTS) == pytest.approx(logits.tolist(), abs=1e-6)
+    for raw, wanted in ((False, sigmoids), (True, logits.tolist())):
+        reply = post(client, "/predict", inputs=[_QUERY, _DOCUMENTS[0]], raw_scores=raw)
+        assert reply[0]["score"] == pytest.approx(wanted[0], abs=1e-6)
+
+
+def _index(entry: dict[str, Any]) -> int:
+    return int(entry["index"])
+
+
+def test_cohere_cuts_texts_after_so_many_tokens(client: httpx.Client, reranker: CrossEncoder) -> None:
+    documents = ["the river flows and the sun shines", "bread", "the sun"]
+    reply = post(client, "/v2/rerank", query=_QUERY, documents=documents, max_tokens_per_doc=2, return_documents=True)
+    wanted = reranker.rank(_QUERY, ["the river", "bread", "the sun"])
+    assert [(entry["index"], entry["relevance_score"]) for entry in reply["results"]] == [
+        (entry["corpus_id"], pytest.approx(entry["score"], abs=1e-6)) for entry in wanted
+    ]
+    # The documents come back as they were sent.
+    assert {entry["document"]["text"] for entry in reply["results"]} == set(documents)
+    vectors = post(client, "/v2/embed", texts=documents[:1], max_tokens=2, model="dense")["embeddings"]["float"]
+    assert vectors == post(client, "/v2/embed", texts=["the river"], model="dense")["embeddings"]["float"]
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])

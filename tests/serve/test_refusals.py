@@ -229,6 +229,32 @@ def test_a_request_that_takes_too_long_is_504_and_is_dropped(start: Callable[...
     assert process.client.post("/embed", json={"inputs": "a"}, headers={"x-request-timeout-ms": "x"}).status_code == 422
 
 
+def test_bulk_work_may_take_longer_than_a_query(start: Callable[..., Process], slow_path: Any) -> None:
+    """It lets others go first, so the limit of a query would end it on a busy server after its work is nearly done."""
+    process = start(slow_path, "--request-timeout", "0.001", "--bulk-timeout", "60")
+    texts = [f"the river {index} flows" for index in range(9)]
+    assert process.client.post("/embed", json={"inputs": texts[:8]}).status_code == 504
+    assert process.client.post("/embed", json={"inputs": texts}).status_code == 200
+
+
+def test_bodies_of_many_clients_have_a_bound_together(start: Callable[..., Process], dense_path: Any) -> None:
+    """Pain 20: what is sent at once does not grow without end. A single body is allowed up to --max-body-mb."""
+    process = start(dense_path, "--max-bodies-mb", "1")
+    body = b'{"inputs": "' + b"a" * 900_000 + b'"}'
+    head = f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection((process.client.base_url.host, process.client.base_url.port)) as slow:
+        slow.sendall(head + body[:800_000])
+        deadline = time.monotonic() + 30
+        while (response := process.client.post("/embed", content=body)).status_code == 200:
+            assert time.monotonic() < deadline, "the first body has not arrived"
+        assert response.status_code == 429
+        assert "--max-bodies-mb" in response.json()["error"]
+        assert response.headers["retry-after"] == "2"
+        slow.sendall(body[800_000:])
+        assert slow.recv(100).startswith(b"HTTP/1.1 200")
+    assert process.client.post("/embed", content=body).status_code == 200
+
+
 def test_an_overloaded_server_says_when_to_come_again(start: Callable[..., Process], slow_path: Any) -> None:
     """Pains 1, 2 and 3: 429 with Retry-After in both forms, for one text as for a list of one."""
     process = start(slow_path, "--max-queued-tokens", "300", "--no-access-log")

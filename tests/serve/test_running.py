@@ -119,14 +119,19 @@ def test_draining_has_a_bound(start: Callable[..., Process], slow_path: Path) ->
     texts = [f"the river {index} flows " * 10 for index in range(2048)]
 
     def ask() -> None:
-        with pytest.raises(httpx.HTTPError):
-            httpx.post(process.url + "/embed", json={"inputs": texts * 1}, timeout=120).raise_for_status()
+        answer = httpx.post(process.url + "/embed", json={"inputs": texts}, timeout=120)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "2"
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         job = pool.submit(ask)
         until(lambda: 'lane="bulk"} 0.0' not in process.client.get("/metrics").text)
         assert process.end() == 0
         job.result(60)
+    assert process.wait_for("Ended").string.endswith(
+        "Ended. 1 requests did not end within drain_timeout (1 s) and were cut off"
+    )
+    assert "Traceback" not in process.log
 
 
 def test_a_second_signal_ends_the_server_at_once(start: Callable[..., Process], slow_path: Path) -> None:
@@ -203,6 +208,53 @@ def test_a_bundle_that_cannot_be_loaded_replaces_nothing(start: Callable[..., Pr
     fresh.replace(bundle / "default.onnx")
     process.process.send_signal(signal.SIGHUP)
     process.wait_for("toy was replaced")
+
+
+def test_the_file_is_read_again(
+    start: Callable[..., Process], dense_path: Path, sparse_path: Path, rerank_path: Path, tmp_path: Path
+) -> None:
+    """SIGHUP: models that are new, gone or have other settings, keys, limits; what cannot change is said."""
+    file = tmp_path / "serve.toml"
+
+    def write(text: str, *models: str) -> None:
+        file.write_text("\n".join([text, *(f"[[model]]\n{model}" for model in models)]), encoding="utf-8")
+
+    def again(pattern: str) -> None:
+        lines = len(process.lines)
+        process.process.send_signal(signal.SIGHUP)
+        process.wait_for(pattern, start=lines)
+        process.wait_for("Read again|not read again", start=lines)
+
+    dense, sparse, rerank = (f'bundle = "{path}"' for path in (dense_path, sparse_path, rerank_path))
+    write("max_texts = 4", f'name = "a"\n{dense}', f'name = "b"\n{sparse}')
+    process = start("--config", file)
+    client = process.client
+    wanted = client.post("/embed", json={"inputs": "the river"}).json()
+    write(
+        'max_texts = 2\napi_key = ["secret"]\ndevice = "cuda"',
+        f'name = "a"\naliases = ["other"]\nmax_seq_length = 4\n{dense}',
+        f'name = "c"\n{rerank}',
+    )
+    again("device was not changed: that needs a restart")
+    assert client.post("/embed", json={"inputs": "a"}).status_code == 401
+    client.headers["x-api-key"] = "secret"
+    assert client.post("/embed", json={"inputs": "the river"}).json() == wanted
+    names = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
+    assert set(names) == {"a", "c"}
+    assert (names["a"]["aliases"], names["a"]["max_input_tokens"]) == (["other"], 4)
+    assert client.post("/rerank", json={"query": "a", "texts": ["b"]}).status_code == 200
+    assert client.post("/embed_sparse", json={"inputs": "a", "model": "b"}).status_code == 404
+    assert client.post("/embed", json={"inputs": ["a", "b", "c"]}).status_code == 413
+    assert client.get("/health/ready").status_code == 200
+    for text, message in (("prot = 1", "prot is not known"), ('alias = ["x=nope"]', "there is no model 'nope'")):
+        write(text, f'name = "d"\n{dense}')
+        again(f"The settings were not read again: .*{message}")
+        assert {entry["id"] for entry in client.get("/v1/models").json()["data"]} == {"a", "c"}
+    # A model that cannot be loaded does not stop the others.
+    write('api_key = ["secret"]', f'name = "a"\n{dense}', 'name = "e"\nbundle = "/nothing/here"')
+    again("The model e was not loaded: ")
+    assert {entry["id"] for entry in client.get("/v1/models").json()["data"]} == {"a"}
+    assert client.post("/embed", json={"inputs": ["a", "b", "c"]}).status_code == 200
 
 
 def test_the_log_has_requests_and_no_texts(start: Callable[..., Process], dense_path: Path) -> None:

@@ -30,7 +30,7 @@ from stonnx.serve.health import Health
 from stonnx.serve.metrics import CONTENT_TYPE, OTHER, Metrics
 from stonnx.serve.models import Models
 from stonnx.serve.openapi import document
-from stonnx.serve.page import page
+from stonnx.serve.page import packed_page, page
 from stonnx.serve.settings import Settings, changed
 from stonnx.serve.tracing import Tracing
 from stonnx.serve.warmup import warm_routes
@@ -89,8 +89,9 @@ class Server:
         return Reply(document(self.endpoints))
 
     async def _root(self, call: Call) -> Reply:
-        if "text/html" in call.request.headers.get("accept", ""):
-            content, headers = page()
+        asked = call.request.headers
+        if "text/html" in asked.get("accept", ""):
+            content, headers = packed_page() if "gzip" in asked.get("accept-encoding", "") else page()
             return Reply(content, media_type="text/html; charset=utf-8", headers=headers)
         return await self.health.ready(call)
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import re
 from functools import cache
 from importlib import resources
 
 _NO_PAGE = "<!doctype html><title>stonnx</title><p>This is a stonnx server. GET /openapi.json lists its routes.</p>"
+
+
+@cache
+def packed_page() -> tuple[bytes, dict[str, str]]:
+    """The same for browsers that unpack it: a quarter of the bytes."""
+    text, headers = page()
+    return gzip.compress(text, mtime=0), {**headers, "content-encoding": "gzip"}
 
 
 @cache
@@ -31,6 +39,7 @@ def page() -> tuple[bytes, dict[str, str]]:
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "cache-control": "no-cache",
+        "vary": "accept, accept-encoding",
     }
     return text.encode(), headers
 

@@ -128,6 +128,10 @@ def test_the_page_may_load_nothing_from_elsewhere(client: httpx.Client) -> None:
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert client.get("/").json() == {"status": "ready"}
+    plain = client.get("/", headers={"accept": "text/html", "accept-encoding": "identity"})
+    assert (plain.content, "content-encoding" in plain.headers) == (response.content, False)
+    assert response.headers["content-encoding"] == "gzip"
+    assert int(response.headers["content-length"]) < len(response.content) / 3
 
 
 @pytest.mark.slow

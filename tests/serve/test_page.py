@@ -262,6 +262,16 @@ def test_the_key_is_asked_for_once(browser: Browser, bundles: list[str]) -> None
         assert KEY not in text_of(browser, "#use code")
 
 
+def test_no_card_is_empty_before_the_first_answer(browser: Browser, bundles: list[str]) -> None:
+    """A key is missing, so nothing is ever answered."""
+    shown = "[...document.querySelectorAll('.card')].filter(card => card.checkVisibility() && !card.innerText.trim())"
+    with serve(*bundles, STONNX_API_KEYS=KEY) as address:
+        for panel in PANELS:
+            browser.open(f"{address}/#{panel}")
+            browser.wait(f"!document.querySelector('#{panel}').hidden")
+            assert browser.evaluate(f"{shown}.length") == 0, panel
+
+
 def test_panels_say_which_model_is_missing(browser: Browser, bundles: list[str]) -> None:
     with serve(bundles[0]) as address:
         browser.open(f"{address}/#sparse")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,13 @@ def test_help_names_every_setting_and_its_variable(capsys: pytest.CaptureFixture
         # argparse breaks lines at hyphens.
         assert variable_of(entry) in text.replace("- ", "-")
     assert "curl localhost:8080/v1/embeddings" in text
+
+
+def test_the_documentation_has_every_setting_that_needs_a_restart() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"the log says so if they were changed: ([^.]*)\.", " ".join(page.split()))
+    names = [entry.name for entry in option_fields() if entry.metadata.get("restart")]
+    assert re.findall(r"`(\w+)`", listed) == names
 
 
 def test_without_a_model_the_command_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Api:
         started = time.perf_counter()
         call = self._call(endpoint, request, started)
         code = 500
-        is_small = decoder is not None and _length(request) <= _SMALL_BODY
+        is_small = decoder is not None and _length(call.asked) <= _SMALL_BODY
         wait = self.backlog.wait(started) if is_small else None
         if wait is not None:
             # As cheap as it can be: the server is busier than it can be.
@@ -92,7 +92,7 @@ class Api:
         if is_small:
             self.backlog.begin(started)
         self.metrics.in_progress.inc()
-        span = self.tracing.start(endpoint.method, endpoint.path, request.headers)
+        span = self.tracing.start(endpoint.method, endpoint.path, call.asked)
         try:
             response = await self._answer(endpoint, decoder, request, call)
             code = response.status_code
@@ -119,7 +119,7 @@ class Api:
             self.tracing.end(span, call, code)
             # Probes come every few seconds, so the log mentions only those with a bad answer.
             if self.settings.access_log and not (endpoint.is_public and code < 400):
-                self._log(endpoint.method, request, call, code, started, self.tracing.trace_id(span, request.headers))
+                self._log(endpoint.method, request, call, code, started, self.tracing.trace_id(span, call.asked))
 
     async def rehearse(self, endpoint: Endpoint, request: Request) -> None:
         """Answer a request that no client sent, so that later ones find everything loaded."""
@@ -130,7 +130,9 @@ class Api:
         await self._respond(await endpoint(call, body), call)
 
     def _call(self, endpoint: Endpoint, request: Request, started: float) -> Call:
-        given = request.headers.get("x-request-id", "")
+        # Read once: each look into the headers of a request goes through all of them.
+        asked = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+        given = asked.get("x-request-id", "")
         # Not a secret, so it need not come from the system's source of randomness, which is a system call away.
         request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         return Call(
@@ -138,6 +140,7 @@ class Api:
             self.settings,
             self.models,
             self.executor,
+            asked=asked,
             request_id=request_id,
             dialect=endpoint.dialect,
             started=started,
@@ -146,7 +149,7 @@ class Api:
     async def _answer(self, endpoint: Endpoint, decoder: Decoder | None, request: Request, call: Call) -> Response:
         try:
             if not endpoint.is_public:
-                self.check_key(request)
+                self.check_key(call.asked)
             self._limit_time(call)
             if endpoint.needs_models and not self.health.loaded:
                 raise RequestError(
@@ -187,7 +190,7 @@ class Api:
 
     # The checks of a request.
 
-    def check_key(self, request: Request) -> None:
+    def check_key(self, headers: Mapping[str, str]) -> None:
         """Refuse a request without a key, if there are keys.
 
         Raises:
@@ -195,10 +198,10 @@ class Api:
         """
         if not self.keys:
             return
-        header = request.headers.get("authorization", "")
+        header = headers.get("authorization", "")
         scheme, _, rest = header.partition(" ")
         given = rest.strip() if scheme.lower() == "bearer" else header
-        candidates = [key.encode() for key in (given, request.headers.get("x-api-key", "")) if key]
+        candidates = [key.encode() for key in (given, headers.get("x-api-key", "")) if key]
         # Compares with all keys, even after a match: the time must not tell which key was nearly right.
         found = [hmac.compare_digest(candidate, key) for candidate in candidates for key in self.keys]
         if not any(found):
@@ -210,7 +213,7 @@ class Api:
             )
 
     def _limit_time(self, call: Call) -> None:
-        text = call.request.headers.get("x-request-timeout-ms")
+        text = call.asked.get("x-request-timeout-ms")
         if text is None:
             return
         if not text.isascii() or not text.isdigit() or not int(text[:10]) > 0:
@@ -227,7 +230,7 @@ class Api:
                 f"The body did not arrive within {self.settings.body_timeout:g} s (--body-timeout).",
                 headers={"connection": "close"},
             ) from error
-        header_length = request.headers.get(HEADER_LENGTH)
+        header_length = call.asked.get(HEADER_LENGTH)
         if header_length is not None and header_length.isdigit():
             data, call.binary = data[: int(header_length)], data[int(header_length) :]
 
@@ -241,12 +244,12 @@ class Api:
     async def _read(self, request: Request, call: Call) -> bytes:
         """The body, unless it is larger than allowed. Memory never holds more than the allowed size."""
         limit = int(self.settings.max_body_mb * 1e6)
-        encoding = request.headers.get("content-encoding", "identity")
+        encoding = call.asked.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise RequestError(
                 Kind.INVALID, f"A body with content-encoding {encoding[:50]!r} is not read. Send it plain."
             )
-        length = _length(request)
+        length = _length(call.asked)
         if limit < length < sys.maxsize:
             raise self._too_large(length, limit)
         pieces, size = [], 0
@@ -322,9 +325,9 @@ class _ClientLeftError(Exception):
     """The client closed the connection before its response."""
 
 
-def _length(request: Request) -> int:
+def _length(headers: Mapping[str, str]) -> int:
     """What a body says of its size; more than any limit if it does not say it."""
-    text = request.headers.get("content-length", "")
+    text = headers.get("content-length", "")
     return int(text) if text.isdigit() and len(text) < 20 else sys.maxsize
 
 

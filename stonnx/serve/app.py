@@ -89,7 +89,7 @@ class Server:
         return Reply(document(self.endpoints))
 
     async def _root(self, call: Call) -> Reply:
-        asked = call.request.headers
+        asked = call.asked
         if "text/html" in asked.get("accept", ""):
             content, headers = packed_page() if "gzip" in asked.get("accept-encoding", "") else page()
             return Reply(content, media_type="text/html; charset=utf-8", headers=headers)
@@ -131,7 +131,7 @@ class Server:
         dialect = _dialect_of(path)
         refused = RequestError(kind, message, headers=dict(error.headers or {}))
         self.metrics.requests.labels(OTHER, OTHER, str(kind.status)).inc()
-        call = Call(request, self.settings, self.models, self.api.executor, request_id="", dialect=dialect)
+        call = Call(request, self.settings, self.models, self.api.executor, {}, request_id="", dialect=dialect)
         response = self.api.refuse(refused, call)
         del response.headers["x-request-id"]
         return response

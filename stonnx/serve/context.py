@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +39,7 @@ class Call:
         client_seconds: The seconds that the client gives the request; None: it does not say.
         is_rehearsal: Whether no client waits, so that it may take as long as it does.
         held: Bytes of its body, which count for the bound on all bodies.
+        asked: The headers of the request, names in lower case.
         request_id: The client's, or a new one.
         dialect: The form of errors.
         body: The decoded body.
@@ -53,6 +54,7 @@ class Call:
     settings: Settings
     models: Models
     executor: Executor
+    asked: Mapping[str, str]
     request_id: str
     dialect: Dialect
     body: Any = None

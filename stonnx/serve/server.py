@@ -19,6 +19,7 @@ from stonnx._device.cpus import available_cpus
 from stonnx._errors import DeviceError, StonnxError
 from stonnx.serve.api import LogFormatter
 from stonnx.serve.app import Server
+from stonnx.serve.connection import Protocol
 from stonnx.serve.settings import Settings
 
 logger = logging.getLogger("stonnx.serve")
@@ -53,6 +54,7 @@ def run(settings: Settings, read_again: Callable[[], Settings]) -> int:
     logger.info("Listening on %s; loading %s", address, ", ".join(server.models.names))
     config = uvicorn.Config(
         server.app,
+        http=Protocol,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from serve.conftest import Process
-from stonnx import InvalidArgumentError
+from stonnx import DeviceError, InvalidArgumentError
 from stonnx.cli import main
 from stonnx.serve.models import Models
+from stonnx.serve.server import _listen as listen
 from stonnx.serve.settings import ModelSettings, Settings, option_fields, read_settings, variable_of
 
 
@@ -95,6 +96,19 @@ def test_an_address_that_is_taken_and_one_that_is_not_here(capsys: pytest.Captur
     assert "Another program listens there. Choose another --port; 0 takes a free one." in said
     assert main(["serve", "a", "--host", "203.0.113.1", "--port", "0"]) == 1  # RFC 5737: nobody has it
     assert "--host is an address of this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_responses_do_not_wait_for_acknowledgements(host: str) -> None:
+    """Without TCP_NODELAY, a response of two packets takes 40 ms, the time after which Linux acknowledges the first."""
+    try:
+        listener = listen(Settings(host=host, port=0))
+    except DeviceError:
+        pytest.skip(f"This machine does not have {host}.")
+    with listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_models_have_names_of_their_own(tmp_path: Path) -> None:

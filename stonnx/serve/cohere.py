@@ -124,7 +124,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
     if body.priority is not None:
         call.bulk = body.priority > 0
     texts = [_text(document, body.rank_fields, index) for index, document in enumerate(body.documents)]
-    read = await cut(call, body.model, "rerank", texts, body.max_tokens_per_doc, "max_tokens_per_doc")
+    read = await cut(call, body.model, "scores", texts, body.max_tokens_per_doc, "max_tokens_per_doc")
     scores, served = await score(
         call,
         body.model,
@@ -182,7 +182,7 @@ async def embed_types(call: Call, body: EmbedRequest) -> Reply:
         raise RequestError(Kind.INVALID, "truncate START is not supported; END and NONE are.", "truncate")
     if body.priority is not None:
         call.bulk = body.priority > 0
-    texts = await cut(call, body.model, "embedding", body.texts, body.max_tokens, "max_tokens")
+    texts = await cut(call, body.model, "dense", body.texts, body.max_tokens, "max_tokens")
     embedded = await embed(
         call,
         body.model,

@@ -20,6 +20,7 @@ from stonnx._model.model import Model
 from stonnx._model.work import Work
 from stonnx._tasks import TASKS, ResultKind, Task, TaskRow, tasks_giving
 from stonnx.serve.errors import Kind, RequestError
+from stonnx.serve.names import aliases_of, names_of
 from stonnx.serve.settings import ModelSettings, Settings
 
 logger = logging.getLogger("stonnx.serve")
@@ -142,7 +143,7 @@ class Models:
         # One scheduler for the CPU, and one for each GPU.
         self._schedulers: dict[str, Scheduler] = {}
         self._changing = threading.Lock()
-        self.names = _names(settings)
+        self.names = names_of(settings)
 
     def load(self) -> None:
         """Load and warm up all models. Call it in a thread of its own."""
@@ -153,7 +154,7 @@ class Models:
         for device, count in slots.items():
             self._add_scheduler(device, count)
         served = [self._serve(name, entry, model, identity) for name, entry, model, identity in loaded]
-        aliases = _aliases(self._settings, self.names)
+        aliases = aliases_of(self._settings, self.names)
         self._served = {entry.name: entry for entry in served}
         self._aliases = aliases
 
@@ -167,8 +168,8 @@ class Models:
             InvalidArgumentError: Two models have one name, or an alias is wrong. Then nothing changes.
         """
         with self._changing:
-            names = _names(settings)
-            aliases = _aliases(settings, names)
+            names = names_of(settings)
+            aliases = aliases_of(settings, names)
             self._settings = settings
             for scheduler in self._schedulers.values():
                 scheduler.limit = settings.max_queued_tokens
@@ -356,40 +357,6 @@ class Models:
         """End all threads after the runs in progress."""
         for scheduler in self._schedulers.values():
             scheduler.close(timeout=5.0)
-
-
-def _names(settings: Settings) -> dict[str, ModelSettings]:
-    names: dict[str, ModelSettings] = {}
-    for entry in settings.models:
-        name = entry.name or Path(entry.bundle).resolve().name if _is_path(entry) else entry.name or _last(entry.bundle)
-        if name in names:
-            raise InvalidArgumentError(f"Two models are called {name!r}. Give one another name: NAME={entry.bundle}")
-        names[name] = entry
-    return names
-
-
-def _is_path(entry: ModelSettings) -> bool:
-    return Path(entry.bundle).is_dir()
-
-
-def _last(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1]
-
-
-def _aliases(settings: Settings, names: Mapping[str, ModelSettings]) -> dict[str, str]:
-    aliases = {alias: name for name, entry in names.items() for alias in entry.aliases}
-    for text in settings.alias:
-        alias, equals, target = text.partition("=")
-        if not equals or not alias or not target:
-            raise InvalidArgumentError(f"alias {text!r} is not of the form OTHER=NAME.")
-        aliases[alias] = target
-    for alias, target in aliases.items():
-        base = target if target in names else target.rpartition(":")[0]
-        if alias in names:
-            raise InvalidArgumentError(f"alias {alias!r} is the name of a model.")
-        if base not in names:
-            raise InvalidArgumentError(f"alias {alias}={target}: there is no model {target!r}: {', '.join(names)}.")
-    return aliases
 
 
 def _identity(directory: Path) -> str:

@@ -14,9 +14,10 @@ from stonnx._errors import InvalidArgumentError
 from stonnx._model.work import SparseRow, Work
 from stonnx._results.activations import sigmoid, softmax
 from stonnx._results.dense import Precision, finish_embeddings
+from stonnx._tasks import ResultKind
 from stonnx.serve.context import Call
 from stonnx.serve.errors import Kind, RequestError
-from stonnx.serve.models import Choice, Served, TaskName
+from stonnx.serve.models import Choice, Served
 
 # The words of clients for the kind of a text, and the task that each means. Cohere's last two have no counterpart.
 _TASKS = {
@@ -170,14 +171,14 @@ async def score(
 
 
 async def cut(
-    call: Call, model: str | None, task: TaskName, texts: list[str], most: int | None, param: str
+    call: Call, model: str | None, kind: ResultKind, texts: list[str], most: int | None, param: str
 ) -> list[str]:
     """Texts without what follows their first so many tokens, special tokens not counted.
 
     Args:
         call: The request.
         model: The name of the model.
-        task: The task of the model.
+        kind: The form of the model's results.
         texts: The texts.
         most: The number of tokens. None: as many as the model reads.
         param: The field of the request that says it.
@@ -186,7 +187,7 @@ async def cut(
         return texts
     if most < 1:
         raise RequestError(Kind.INVALID, f"{param} must be at least 1, got {most}.", param)
-    served = call.models.choose(model, [task]).served
+    served = call.models.choose(model, kind).served
 
     def work() -> list[str]:
         tokens = served.model.tokens(texts, add_special_tokens=False)

@@ -89,6 +89,7 @@ DOORS = {
     "stonnx._device.cpus",
     "stonnx._device.facts",
     "stonnx._device.int8_speed",
+    "stonnx._device.memory",
     "stonnx._device.kernels",
     "stonnx._device.nvidia",
     "stonnx._device.options",

@@ -58,8 +58,8 @@ class Server:
 
 
 def stonnx(bundle: Path) -> Spec:
-    """``stonnx serve``, whose requests of 2,048 texts may take more than a minute on a busy machine."""
-    options = ["--port", "{port}", "--no-access-log", "--request-timeout", "600"]
+    """``stonnx serve``."""
+    options = ["--port", "{port}", "--no-access-log"]
     command = [sys.executable, "-c", _STONNX, "serve", f"model={bundle}", *options]
     return Spec(f"stonnx {bundle.name.rsplit('-', 1)[-1]}", command, "/v1/embeddings", "/health/ready", "model")
 

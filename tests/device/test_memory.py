@@ -81,16 +81,3 @@ def test_the_smallest_limit_applies(tmp_path: Path, name: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert memory_limit(tmp_path) == expected
-
-
-def test_a_small_container_holds_weights_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The second session, which several threads of the CPU have, would double the weights."""
-    from toy_bundles import dense_bundle
-
-    from stonnx import SentenceTransformer
-    from stonnx._engine import runner
-
-    bundle = dense_bundle(tmp_path / "bundle")
-    assert SentenceTransformer(bundle, threads=2).work_slots == 2
-    monkeypatch.setattr(runner, "available_memory", lambda: 4000)
-    assert SentenceTransformer(bundle, threads=2).work_slots == 1

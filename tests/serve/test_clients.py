@@ -85,7 +85,7 @@ def check_ranks(found: list[tuple[int, float]], ranks: list[tuple[int, float]]) 
 def test_openai(address: str, expected: np.ndarray) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY)
-    # The SDK asks for base64 unless told otherwise.
+    # Pain 12: the SDK asks for base64 unless told otherwise.
     check([item.embedding for item in client.embeddings.create(model="minilm", input=TEXTS).data], expected)
     floats = client.embeddings.create(model="minilm", input=TEXTS, encoding_format="float")
     check([item.embedding for item in floats.data], expected)

@@ -154,7 +154,13 @@ def _tallies(figures: Any) -> Iterator[Mapping[str, Any]]:
 
 def _clients(figures: Results) -> str:
     rows = [
-        (row["clients"], *_spread(row), f"{row['per_second']:.0f}", f"{row['resident_mb']:.0f}")
+        (
+            row["clients"],
+            *_spread(row),
+            f"{row['per_second']:.0f}",
+            f"{row['cpu_ms']:.1f}",
+            f"{row['resident_mb']:.0f}",
+        )
         for row in figures["rows"]
     ]
     return "## One short text a request, by clients\n\n" + _table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def memory_limit(root: Path = Path("/")) -> int | None:
 def available_memory() -> int | None:
     """:func:`memory_limit` of this process, read once."""
     return memory_limit()
+
+
+def resident_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of this process that are in memory. None if the system does not say."""
+    words = " ".join(lines(root / "proc/self/statm")).split()
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 and words[1].isdigit() else None
 
 
 def _machine(root: Path) -> int | None:

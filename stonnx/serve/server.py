@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from stonnx._device.cpus import available_cpus
+from stonnx._device.memory import available_memory, resident_memory
 from stonnx._errors import DeviceError, StonnxError
 from stonnx.serve.api import LogFormatter
 from stonnx.serve.app import Server
@@ -26,6 +27,8 @@ logger = logging.getLogger("stonnx.serve")
 
 # Connections that wait to be accepted: many clients may come at once.
 _BACKLOG = 2048
+# The share of its memory from which on a process is warned that it may not be enough.
+_TIGHT = 0.8
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -71,7 +74,9 @@ def run(settings: Settings, read_again: Callable[[], Settings]) -> int:
         # The loaded objects stay. If the collector looked through them again and again, it would hold up requests.
         gc.collect()
         gc.freeze()
-        logger.info("Ready on %s", address)
+        logger.info("Ready on %s, with %d CPUs to use%s", address, available_cpus(), _memory(available_memory()))
+        if problem := memory_problem(resident_memory(), available_memory()):
+            logger.warning(problem)
 
     server.on_ready = ready
     process.run(sockets=[listener])
@@ -151,6 +156,20 @@ class _Process(uvicorn.Server):
     def give_up(self) -> None:
         """The models cannot be loaded: end the server."""
         self.should_exit = True
+
+
+def memory_problem(resident: int | None, limit: int | None) -> str | None:
+    """A warning if the loaded models leave little memory for requests: a container ends a process that needs more."""
+    if resident is None or limit is None or resident < _TIGHT * limit:
+        return None
+    return (
+        f"The models take {resident / 1e6:,.0f} MB of the {limit / 1e6:,.0f} MB that this process may use. That leaves "
+        "little for requests. Raise the limit, serve fewer models, or give them fewer threads (--threads 1)"
+    )
+
+
+def _memory(limit: int | None) -> str:
+    return "" if limit is None else f" and {limit / 1e6:,.0f} MB of memory"
 
 
 def _listen(settings: Settings) -> socket.socket:

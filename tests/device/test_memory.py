@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from stonnx._device.memory import memory_limit
+from stonnx._device.memory import memory_limit, resident_memory
 
 MEGABYTE = 1 << 20
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -81,3 +82,10 @@ def test_the_smallest_limit_applies(tmp_path: Path, name: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert memory_limit(tmp_path) == expected
+
+
+def test_the_memory_in_use_is_read(tmp_path: Path) -> None:
+    assert resident_memory(tmp_path) is None
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "statm").write_text("300 20 5 1 0 200 0\n")
+    assert resident_memory(tmp_path) == 20 * os.sysconf("SC_PAGE_SIZE")

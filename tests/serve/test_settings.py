@@ -14,6 +14,7 @@ from stonnx import DeviceError, InvalidArgumentError
 from stonnx.cli import main
 from stonnx.serve.models import Models
 from stonnx.serve.server import _listen as listen
+from stonnx.serve.server import memory_problem
 from stonnx.serve.settings import ModelSettings, Settings, option_fields, read_settings, variable_of
 
 
@@ -96,6 +97,14 @@ def test_an_address_that_is_taken_and_one_that_is_not_here(capsys: pytest.Captur
     assert "Another program listens there. Choose another --port; 0 takes a free one." in said
     assert main(["serve", "a", "--host", "203.0.113.1", "--port", "0"]) == 1  # RFC 5737: nobody has it
     assert "--host is an address of this machine" in capsys.readouterr().err
+
+
+def test_little_memory_is_warned_of() -> None:
+    assert memory_problem(79, 100) is memory_problem(None, 100) is memory_problem(99, None) is None
+    said = memory_problem(900_000_000, 1_000_000_000)
+    assert said is not None
+    assert "The models take 900 MB of the 1,000 MB that this process may use" in said
+    assert "--threads 1" in said
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -27,7 +27,7 @@ from stonnx._text.batching import share_of_budget
 # While interactive requests wait, a bulk request leads one of this many runs.
 BULK_EVERY = 4
 # The number of classes on each side of the leading text's own from which texts may fill a run.
-_NEIGHBOURS = 24
+_NEIGHBOURS = 48
 # The most padded tokens of a run for each real one, when texts of other classes fill it.
 _PADDING = 1.2
 # A run costs as much as these tokens before its first one. Padding below this is cheaper than a run of its own.
@@ -235,30 +235,31 @@ class Queue:
         directions = {1, -1}
         # A run that a bulk request leads is its share of the time, so other bulk texts go first there.
         lanes = sorted(self._lanes.values(), key=lambda lane: lane is not self._lanes[leader[0].lane])
-        for distance in range(_NEIGHBOURS + 1):
-            for direction in sorted(directions) if distance else (0,):
-                length_class = own + direction * distance
-                for lane in lanes:
-                    while found := lane.next_in(group.key, length_class):
-                        request, entry = found
-                        if not self._is_due(request, now):
-                            continue
-                        count, wide = len(entries) + 1, max(longest, entry.tokens)
-                        if count > group.texts or count * wide > budget:
-                            # A longer text does not fit; a shorter one may.
-                            directions.discard(direction if direction else 1)
-                            if count > group.texts or count * longest > budget:
-                                return entries
-                            break
-                        waste = count * wide - total - entry.tokens
-                        if distance and waste > max(_FREE_PADDING, (_PADDING - 1) * (total + entry.tokens)):
-                            directions.discard(direction)
-                            break
-                        lane.rotate(group.key, length_class, request)
-                        self._give(request, entry, entries, now)
-                        longest, total = wide, total + entry.tokens
-            if distance and not directions:
-                break
+        classes = {each for lane in lanes for each in lane.buckets.get(group.key, ()) if abs(each - own) <= _NEIGHBOURS}
+        # The nearest classes first; of two that are equally near, the shorter texts.
+        for length_class in sorted(classes, key=lambda each: (abs(each - own), each)):
+            direction = (length_class > own) - (length_class < own)
+            if direction and direction not in directions:
+                continue
+            for lane in lanes:
+                while found := lane.next_in(group.key, length_class):
+                    request, entry = found
+                    if not self._is_due(request, now):
+                        continue
+                    count, wide = len(entries) + 1, max(longest, entry.tokens)
+                    if count > group.texts or count * wide > budget:
+                        # A longer text does not fit; a shorter one may.
+                        directions.discard(direction or 1)
+                        if count > group.texts or count * longest > budget:
+                            return entries
+                        break
+                    waste = count * wide - total - entry.tokens
+                    if direction and waste > max(_FREE_PADDING, (_PADDING - 1) * (total + entry.tokens)):
+                        directions.discard(direction)
+                        break
+                    lane.rotate(group.key, length_class, request)
+                    self._give(request, entry, entries, now)
+                    longest, total = wide, total + entry.tokens
         return entries
 
     def _give(self, request: Request, entry: Entry, entries: list[Entry], now: float) -> None:

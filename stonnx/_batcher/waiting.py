@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-# Length classes for each doubling of the length: texts of one class differ by less than a tenth.
-_CLASSES_PER_DOUBLING = 8
+# Length classes for each doubling of the length: texts of one class differ by less than a twentieth.
+_CLASSES_PER_DOUBLING = 16
 
 
 class Lane(Enum):

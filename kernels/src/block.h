@@ -66,6 +66,12 @@ struct FeedForwardBlock {
   Linear up, down;
 };
 
+struct VocabularyBlock {
+  int width, width_pad;  // to 64
+  bool bf16;             // products in bfloat16 rather than with codes
+  Linear product;
+};
+
 // The threads that a call may use.
 struct Threads {
   int count;
@@ -94,6 +100,14 @@ struct FeedForwardCall {
   Threads threads;
 };
 
+struct VocabularyCall {
+  const float* x;
+  float* y;
+  int64_t batch, seq;
+  const int64_t* lengths;  // [batch], checked; null: all of seq
+  Threads threads;
+};
+
 // One instruction set's implementation.
 struct Variant {
   const char* name;
@@ -103,6 +117,7 @@ struct Variant {
   // false: no memory
   bool (*attention)(const AttentionBlock&, const AttentionCall&);
   bool (*feed_forward)(const FeedForwardBlock&, const FeedForwardCall&);
+  bool (*vocabulary)(const VocabularyBlock&, const VocabularyCall&);
 };
 
 // Working memory of the calling thread, at least `bytes`, aligned to 64; null if there is none. One at a time.

@@ -200,8 +200,27 @@ bool fill_feed_forward(FeedForward& to, const FeedForwardParts& parts) {
   return true;
 }
 
+struct VocabularyParts {
+  Matrix table;
+  VocabularyBlock block;
+  Form form;
+};
+
+bool fill_vocabulary(Vocabulary& to, const VocabularyParts& parts) {
+  VocabularyBlock& b = to.block = parts.block;
+  const int words = static_cast<int>(parts.table.weight.dims[0]);
+  std::vector<PanelSource> panels;
+  for (int first = 0; first < words; first += kPanel) add_columns(panels, parts.table, 0, words, first);
+  for (int filling = 0; filling < 2; filling++) {
+    b.product = pack(to.pool, filling, parts.form, panels, identity(b.width), words);
+    if (!filling && !to.pool.allocate()) return false;
+  }
+  return true;
+}
+
 // Sizes are multiplied as int32 in the kernels.
 constexpr int64_t kWidest = 1 << 17;
+constexpr int64_t kMostWords = 1 << 20;
 
 }  // namespace
 
@@ -282,6 +301,30 @@ std::shared_ptr<FeedForward> build_feed_forward(Node& node, Weights weights, For
   key.add(form), key.add(weights), key.add(b.activation), key.add(parts.fused), key.add(b.shared.rms), key.add(b.shared.epsilon);
   add_matrix(key, parts.up), add_matrix(key, parts.gate), add_matrix(key, parts.down), add_norms(key, parts.norms);
   auto made = shared(key, parts, fill_feed_forward);
+  if (!made) node.fail("no memory for the weights");
+  return made;
+}
+
+std::shared_ptr<Vocabulary> build_vocabulary(Node& node, Weights weights, Form form) {
+  using namespace vocabulary_input;
+  VocabularyParts parts{};
+  parts.form = form;
+  VocabularyBlock& b = parts.block;
+  b.bf16 = weights != Weights::kInt8;
+  Matrix& m = parts.table;
+  m.transposed = true;
+  m.weight = node.tensor(kTable, weight_type(weights), true, 0, 0);
+  if (!node.ok()) return nullptr;
+  const int64_t words = m.weight.dims[0], width = m.weight.dims[1];
+  if (words < 1 || words > kMostWords || width < 1 || width > kWidest) node.fail("input table has too many or no rows or columns");
+  if (weights == Weights::kInt8) m.scale = node.tensor(kScale, ort::kFloat, true, words, 1);
+  if (!node.ok()) return nullptr;
+  b.width = static_cast<int>(width);
+  b.width_pad = padded(b.width, 64);
+  Key key;
+  key.add(form), key.add(weights);
+  add_matrix(key, m);
+  auto made = shared(key, parts, fill_vocabulary);
   if (!made) node.fail("no memory for the weights");
   return made;
 }

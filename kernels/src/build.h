@@ -20,8 +20,14 @@ struct FeedForward {
   Pool pool;
 };
 
+struct Vocabulary {
+  VocabularyBlock block{};
+  Pool pool;
+};
+
 // Null, with node.error(), if the node makes no sense.
 std::shared_ptr<Attention> build_attention(Node& node, Weights weights, Form form);
 std::shared_ptr<FeedForward> build_feed_forward(Node& node, Weights weights, Form form);
+std::shared_ptr<Vocabulary> build_vocabulary(Node& node, Weights weights, Form form);
 
 }  // namespace stonnx

@@ -27,6 +27,14 @@ const char* read_texts(const View& x, const View& lengths, int width, int64_t* b
   return *batch * *seq < kMostRows ? nullptr : "x has too many rows";
 }
 
+const char* read_lengths(const View& lengths, int64_t batch, int64_t seq, const int64_t** to) {
+  if (!lengths.there) return nullptr;
+  *to = static_cast<const int64_t*>(lengths.data);
+  for (int64_t i = 0; i < batch; i++)
+    if ((*to)[i] < 0 || (*to)[i] > seq) return "lengths has a value below 0 or above the number of tokens";
+  return nullptr;
+}
+
 }  // namespace
 
 const char* prepare_call(const AttentionKernel& kernel, const View* inputs, AttentionCall* call, View* out) {
@@ -38,11 +46,7 @@ const char* prepare_call(const AttentionKernel& kernel, const View* inputs, Atte
   if (x.rank == 2 && !lengths.there) return "lengths is missing, and x does not have three dimensions";
   if (const char* wrong = read_texts(x, lengths, b.shared.width, &c.batch, &c.seq)) return wrong;
   c.x = static_cast<const float*>(x.data);
-  if (lengths.there) {
-    c.lengths = static_cast<const int64_t*>(lengths.data);
-    for (int64_t i = 0; i < c.batch; i++)
-      if (c.lengths[i] < 0 || c.lengths[i] > c.seq) return "lengths has a value below 0 or above the number of tokens";
-  }
+  if (const char* wrong = read_lengths(lengths, c.batch, c.seq, &c.lengths)) return wrong;
   c.out_seq = c.seq;
   if (inputs[kTokenLimit].there) {
     const View& limit = inputs[kTokenLimit];
@@ -99,6 +103,22 @@ const char* prepare_call(const FeedForwardKernel& kernel, const View* inputs, Fe
   }
   out->rank = x.rank;
   for (int i = 0; i < x.rank; i++) out->dims[i] = x.dims[i];
+  return nullptr;
+}
+
+const char* prepare_call(const VocabularyKernel& kernel, const View* inputs, VocabularyCall* call, View* out) {
+  using namespace vocabulary_input;
+  const VocabularyBlock& b = kernel.made->block;
+  VocabularyCall& c = *call;
+  c = VocabularyCall{};
+  const View &x = inputs[kX], &lengths = inputs[kLengths];
+  if (x.rank == 2 && !lengths.there) return "lengths is missing, and x does not have three dimensions";
+  if (const char* wrong = read_texts(x, lengths, b.width, &c.batch, &c.seq)) return wrong;
+  c.x = static_cast<const float*>(x.data);
+  if (const char* wrong = read_lengths(lengths, c.batch, c.seq, &c.lengths)) return wrong;
+  out->rank = 2;
+  out->dims[0] = c.batch;
+  out->dims[1] = b.product.n;
   return nullptr;
 }
 

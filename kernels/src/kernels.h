@@ -18,6 +18,12 @@ struct FeedForwardKernel {
   int threads;
 };
 
+struct VocabularyKernel {
+  std::shared_ptr<Vocabulary> made;
+  const Variant* variant;
+  int threads;
+};
+
 // A tensor of a call.
 struct View {
   const void* data = nullptr;
@@ -29,5 +35,6 @@ struct View {
 // Null, or what is wrong with the call's shapes. `out` receives the shape of the result, `call` all but the result.
 const char* prepare_call(const AttentionKernel& kernel, const View* inputs, AttentionCall* call, View* out);
 const char* prepare_call(const FeedForwardKernel& kernel, const View* inputs, FeedForwardCall* call, View* out);
+const char* prepare_call(const VocabularyKernel& kernel, const View* inputs, VocabularyCall* call, View* out);
 
 }  // namespace stonnx

@@ -38,7 +38,8 @@ template <class From, class To, To (*Convert)(From)>
 void fill_panel(uint8_t* to, const PanelSource& source, const std::vector<int>& rows, int steps, int32_t* sums) {
   constexpr int kGroup = 4 / sizeof(To);
   const From* weight = static_cast<const From*>(source.matrix->weight.data);
-  const int64_t columns = source.matrix->weight.dims[1];
+  const bool transposed = source.matrix->transposed;
+  const int64_t columns = source.matrix->weight.dims[1], down = transposed ? 1 : columns, right = transposed ? columns : 1;
   for (int step = 0; step < steps; step++) {
     for (int group = 0; group < 16; group++) {
       To four[kPanel][kGroup] = {};
@@ -46,10 +47,11 @@ void fill_panel(uint8_t* to, const PanelSource& source, const std::vector<int>& 
         const size_t input = static_cast<size_t>(step * 16 + group) * kGroup + i;
         const int row = input < rows.size() ? rows[input] : -1;
         if (row < 0) continue;
-        const From* from = weight + row * columns + source.column;
+        const From* from = weight + row * down + source.column * right;
         for (int c = 0; c < source.count; c++) {
-          four[c][i] = Convert(from[c]);
-          if (sums) sums[c] += static_cast<int32_t>(from[c]);
+          const From value = from[c * right];
+          four[c][i] = Convert(value);
+          if (sums) sums[c] += static_cast<int32_t>(value);
         }
       }
       memcpy(to + static_cast<size_t>(step) * 2048 + group * kStepBytes, four, kStepBytes);

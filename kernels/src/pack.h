@@ -12,6 +12,7 @@ struct Matrix {
   Tensor weight;  // [rows, columns]
   Tensor scale;   // [columns]; int8 only
   Tensor bias;    // [columns], or missing
+  bool transposed = false;  // weight is [columns, rows]
 };
 
 // Up to 32 columns of a matrix that make a panel; the others are zero.

@@ -97,6 +97,18 @@ struct FeedForwardTraits {
   static bool run(const Kernel& k, const Call& c) { return k.variant->feed_forward(k.made->block, c); }
 };
 
+struct VocabularyTraits {
+  using Kernel = VocabularyKernel;
+  using Call = VocabularyCall;
+  static constexpr int kInputs = vocabulary_input::kCount;
+  static constexpr const char* const* kNames = kVocabularyNames;
+  static constexpr int kWeights[] = {vocabulary_input::kTable};
+  static constexpr int kIntegers[] = {vocabulary_input::kLengths};
+  static constexpr int kRead[] = {vocabulary_input::kX, vocabulary_input::kLengths};
+  static auto build(Node& node, Weights weights, Form form) { return build_vocabulary(node, weights, form); }
+  static bool run(const Kernel& k, const Call& c) { return k.variant->vocabulary(k.made->block, c); }
+};
+
 template <class T>
 ort::Status* create(const ort::CustomOp* op, const void*, const ort::KernelInfo* info, void** out) {
   const Variant* variant = variant_in_use();
@@ -180,7 +192,8 @@ void describe(Operator& op, const char* name, const char* kind, int alias, Weigh
 }
 
 constexpr int kKinds = 3;
-Operator operators[kKinds][2][kAliases];
+constexpr int kBlocks = 3;  // attention, feed-forward network, vocabulary
+Operator operators[kKinds][kBlocks][kAliases];
 
 // Whether `names`, separated by commas, has a name; an empty list has all.
 bool listed(const std::string& names, const char* name) {
@@ -192,7 +205,7 @@ ort::Status* make_domain(bool bf16, bool float32, const std::string& names, ort:
   if (ort::Status* status = ort::call(ort::kCreateCustomOpDomain, "stonnx.kernels", &domain)) return status;
   const bool wanted[kKinds] = {true, bf16, float32};
   for (int kind = 0; kind < kKinds; kind++)
-    for (int which = 0; wanted[kind] && which < 2; which++)
+    for (int which = 0; wanted[kind] && which < kBlocks; which++)
       for (Operator& op : operators[kind][which])
         if (listed(names, op.alias))
           if (ort::Status* status = ort::call(ort::kCustomOpDomainAdd, domain, static_cast<const ort::CustomOp*>(&op))) return status;
@@ -227,6 +240,7 @@ extern "C" __attribute__((visibility("default"))) stonnx::ort::Status* RegisterC
       for (int i = 0; i < kAliases; i++) {
         describe<AttentionTraits>(operators[kind][0][i], "Attention", kinds[kind], i, static_cast<Weights>(kind));
         describe<FeedForwardTraits>(operators[kind][1][i], "FeedForward", kinds[kind], i, static_cast<Weights>(kind));
+        describe<VocabularyTraits>(operators[kind][2][i], "Vocabulary", kinds[kind], i, static_cast<Weights>(kind));
       }
     return true;
   }();

@@ -15,7 +15,15 @@ bool feed_forward(const FeedForwardBlock& b, const FeedForwardCall& c) {
   return run_feed_forward<HAS_INT16 ? Form::kInt16 : Form::kInt8>(b, c);
 }
 
+bool vocabulary(const VocabularyBlock& b, const VocabularyCall& c) {
+#if HAS_BF16
+  if (b.bf16) return run_vocabulary<Form::kBFloat16>(b, c);
+#endif
+  return run_vocabulary<HAS_INT16 ? Form::kInt16 : Form::kInt8>(b, c);
+}
+
 }  // namespace
 
 extern const Variant VARIANT;
-const Variant VARIANT = {VARIANT_NAME,    HAS_INT16 ? Form::kInt16 : Form::kInt8, HAS_BF16, VARIANT_MISSING, attention, feed_forward};
+const Variant VARIANT = {VARIANT_NAME,    HAS_INT16 ? Form::kInt16 : Form::kInt8, HAS_BF16, VARIANT_MISSING, attention, feed_forward,
+                         vocabulary};

@@ -23,6 +23,7 @@ namespace {
 #include "attention.inl"
 #include "block_attention.inl"
 #include "block_feed_forward.inl"
+#include "block_vocabulary.inl"
 }  // namespace
 #include "variant.inl"
 }  // namespace stonnx

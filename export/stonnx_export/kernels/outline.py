@@ -22,6 +22,7 @@ from stonnx_export.kernels import rows
 from stonnx_export.kernels.blocks import block, endings
 from stonnx_export.kernels.functions import Declined, Outliner
 from stonnx_export.kernels.products import WeightKind
+from stonnx_export.kernels.vocabulary import vocabularies
 from stonnx_export.kernels.window import Windows
 
 _NAME = "outline"
@@ -69,6 +70,17 @@ def run(model: ir.Model, kinds: Collection[WeightKind]) -> Outline:
             stock[str(reason)] += 1
         else:
             blocks[part.operator] += 1
+    for kind, part in vocabularies(model, lengths):
+        if kind not in kinds:
+            continue
+        try:
+            outliner.replace(part)
+        except Declined as reason:
+            stock[str(reason)] += 1
+        else:
+            blocks[part.operator] += 1
+    if blocks:
+        outliner.finish()
     RemoveUnusedNodesPass()(model)
     graph.sort()
     return Outline(blocks, stock)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from fixture_types import TracedOnce
-from small_graphs import HEADS, HIDDEN, INTERMEDIATE, encoder, nodes_of, shaped
+from small_graphs import HEADS, HIDDEN, INTERMEDIATE, encoder, nodes_of, random, shaped
 from zoo import build_checkpoint, row
 
 from stonnx_export import RECIPES, pipeline
@@ -152,6 +152,23 @@ def test_layers_share_bodies() -> None:
         "AttentionInt8",
         "FeedForwardInt8",
     }
+
+
+def test_a_product_outside_of_blocks_keeps_none_of_their_operators(tiny_feeds: Feeds) -> None:
+    """All tokens share zero points, which are spread over the first block's tokens: that block is computed once."""
+
+    def head(op: Any, tokens: ir.Value) -> ir.Value:
+        weight = op.constant(random(np.random.default_rng(1), HIDDEN, HIDDEN))
+        product = shaped(op.MatMul(shaped(op.Tanh(tokens), *(tokens.shape or ())), weight), *(tokens.shape or ()))
+        return shaped(op.Tanh(product), *(tokens.shape or ()))
+
+    model = int8_of(encoder(head))
+    copy, found = outlined(model)
+    assert found.blocks.total() == 4
+    assert len(nodes_of(copy, "MatMulIntegerToFloat")) == 1
+    assert not nodes_of(copy, "Attention")
+    for lengths in BATCHES:
+        assert same_bits(model, copy, tiny_feeds(lengths))
 
 
 class TestDeclined:

@@ -1,7 +1,7 @@
 // The vocabulary block: for each text, the maximum over its tokens of a product with a large table. Included inside an anonymous
 // namespace.
 
-constexpr int kVocabularyRows = 256;  // rows whose codes stay in the second-level cache while the table passes by
+constexpr int kVocabularyRows = 256 / kProductRows * kProductRows;  // rows whose codes stay in the second-level cache
 
 template <Form F>
 static bool run_vocabulary(const VocabularyBlock& b, const VocabularyCall& c) {

@@ -93,21 +93,16 @@ class Outliner:
         take_place(part.output, new)
 
     def finish(self) -> None:
-        """Let operators outside of the parts take their zero points from values that are still computed.
+        """Let operators outside of the parts spread their zero points over scales of their own.
 
-        Zero points are spread over the scales of the first block that needed them. A block that is one node now would
-        be computed a second time, only for the number of its tokens.
+        They are spread over those of the first block that needed them. A block that is one node now would be computed
+        a second time, only for the number of its tokens.
         """
         for node in list(self._model.graph):
             expand = _zero_points(node)
-            if expand is None:
-                continue
-            spread = self._zero_points.get(expand.outputs[0])
-            if spread is None:
+            if expand is not None:
                 op = GraphBuilder(self._model.graph, before=node)
-                spread = op.Expand(expand.inputs[0], op.Shape(node.inputs[1]))
-            if spread is not expand.outputs[0]:
-                node.replace_input_with(2, spread)
+                node.replace_input_with(2, op.Expand(expand.inputs[0], op.Shape(node.inputs[1])))
 
     def _shared(self, part: Part, expand: ir.Node) -> ir.Value | None:
         """Zero points of all tokens, which replace those that were spread over the scales of one block.

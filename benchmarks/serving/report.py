@@ -215,6 +215,7 @@ def _peers(figures: Results) -> str:
         "larger share of them; CPU time does not depend on it. The last column compares with the vector of the text "
         "alone: for peers with that of the fp32 bundle."
     )
+    text = textwrap.fill(text, 120, break_on_hyphens=False)
     return f"## Beside other servers\n\n{text}\n\n" + _table(head, rows)
 
 

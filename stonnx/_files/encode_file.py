@@ -208,7 +208,8 @@ def encode_to_stream(
             sink.flush()
             rows_done += len(texts)
             if progress is not None:
-                progress(rows_done, None)
+                known = source is not None and source.is_file() and not inputs.is_compressed(source)
+                progress(rows.end if known else rows_done, None)
     return rows_done
 
 

@@ -103,6 +103,21 @@ def test_parquet_keeps_ids(toys: dict[str, Path], tmp_path: Path) -> None:
     np.testing.assert_allclose(np.array(found["embedding"].to_pylist()), expected, **SAME)
 
 
+def test_search_and_rank_read_parquet(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_pairs(tmp_path / "in.parquet")
+    for command, name in (("search", "dense"), ("rank", "rerank")):
+        assert cli.main([command, str(toys[name]), "what rises", str(source), "--json"]) == 0
+        hits = json.loads(capsys.readouterr().out)
+        assert sorted(hit["corpus_id"] for hit in hits) == [hit["id"] for hit in sorted_records(hits)] == [0, 1, 2, 3]
+        assert all(hit["text"] == TEXTS[hit["record"]["id"]] for hit in hits)
+
+
+def sorted_records(hits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted((hit["record"] for hit in hits), key=lambda record: record["id"])
+
+
 def test_standard_output(toys: dict[str, Path], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     source = write_pairs(tmp_path / "in.jsonl")
     for name, fields in (("sparse", {"indices", "values"}), ("rerank", {"score"})):

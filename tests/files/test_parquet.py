@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from stonnx import InvalidArgumentError, InvalidInputError, UnsupportedError
 from stonnx._files import parquet
-from stonnx._files.encode_file import EncodeFileReport, encode_file
+from stonnx._files.encode_file import EncodeFileReport, encode_file, encode_to_stream
 from stonnx._files.results import EMBEDDING, SCORE, SPARSE
 
 pa = pytest.importorskip("pyarrow")
@@ -295,6 +296,15 @@ def test_damaged_files(source: Path, tmp_path: Path, damage: Any) -> None:
     with pytest.raises(OSError, match=r"in\.parquet is not an intact Parquet file"):
         run(source, tmp_path / "out.npy")
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_progress_counts_the_bytes_of_the_file(source: Path, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    encode_to_stream(embed, source, io.BytesIO(), progress=lambda done, _: seen.append(done), window=2)
+    assert seen == sorted(seen)
+    assert seen[-1] == source.stat().st_size
+    run(source, tmp_path / "out.npy", progress=lambda *facts: seen.append(facts))
+    assert seen[-1] == (source.stat().st_size, source.stat().st_size)
 
 
 def test_what_cannot_be_read(source: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ _COMPARED = 500
 _TOLERANCE = 1e-5
 _GROWTH = 0.05
 _STEP = 0.5
-_MEDIAN_WORDS = 25
+_MEDIAN_WORDS = 12
 
 
 class Watched(Embed):

@@ -38,6 +38,7 @@ from stonnx._errors import (
 from stonnx._model.info import ModelInfo
 from stonnx._version import __version__
 from stonnx.cross_encoder import CrossEncoder
+from stonnx.multi_vector_encoder.model import MultiVectorEncoder
 from stonnx.sentence_transformer import SentenceTransformer
 from stonnx.sparse_encoder import SparseEncoder
 
@@ -65,6 +66,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelInfo",
     "ModelNotFoundError",
+    "MultiVectorEncoder",
     "OverloadedError",
     "PoolError",
     "ProbeError",

@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias
 # The name of a task: a key of TASKS.
 Task: TypeAlias = str
 
-# The form of the result for one input: a vector, a sparse vector, or a score for each label.
-ResultKind: TypeAlias = Literal["dense", "sparse", "scores"]
+# The form of the result for one input: a vector, a sparse vector, a score for each label, or a vector for each token.
+ResultKind: TypeAlias = Literal["dense", "sparse", "scores", "rows"]
 
 # The precisions that the exporter makes. They are known here too, so that a wrong one is refused before anything is
 # asked for: a network, or an exporter that is not installed.
@@ -23,24 +23,26 @@ class TaskRow:
     Attributes:
         name: Its name in manifests and arguments.
         class_name: The class that runs it, in ``stonnx`` and in sentence-transformers.
-        organization: The Hub organization that a bare model name belongs to.
+        organization: The Hub organization that a bare model name belongs to. None: such a name stays as it is.
         output: The output of the graph that is compared with the original.
         result: The output that callers get, if it is another one.
         kind: The form of the result.
         does: What a model of it does, in words: a verb and its object.
         token_output: The output with a vector for each token, if the graph has one.
+        row_mask: The output that says which tokens' vectors are the result, if a text has a vector for each of them.
         reads_pairs: Whether an input is a pair of texts.
         similarity: How vectors are compared, unless the model says something else. None: the result is not a vector.
     """
 
     name: Task
     class_name: str
-    organization: str
+    organization: str | None
     output: str
     result: str
     kind: ResultKind
     does: str
     token_output: str | None = None
+    row_mask: str | None = None
     reads_pairs: bool = False
     similarity: str | None = None
 
@@ -89,6 +91,17 @@ TASKS: dict[Task, TaskRow] = {
             kind="scores",
             does="scores pairs of texts",
             reads_pairs=True,
+        ),
+        TaskRow(
+            name="multivector",
+            class_name="MultiVectorEncoder",
+            organization=None,
+            output="token_embeddings",
+            result="token_embeddings",
+            kind="rows",
+            does="gives a vector for each token",
+            row_mask="row_mask",
+            similarity="maxsim",
         ),
     )
 }

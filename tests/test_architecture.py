@@ -25,7 +25,7 @@ RUNTIME = (
     ("_results",),
     ("_hub",),
     ("_model",),
-    ("sentence_transformer", "sparse_encoder", "cross_encoder"),
+    ("sentence_transformer", "sparse_encoder", "cross_encoder", "multi_vector_encoder"),
     ("_batcher",),
     ("__init__",),
     ("_load",),
@@ -51,7 +51,16 @@ EXPORTER = (
 # The runtime calls the exporter, if it is installed, from these files, and imports it when it does.
 CALLS_EXPORTER = {"stonnx._hub.first_use", "stonnx.cli.export"}
 # Where the exporter may reach into the runtime: not into what callers see.
-BELOW_EXPORTER = {"_model", "sentence_transformer", "sparse_encoder", "cross_encoder", "serve", "cli", "integrations"}
+BELOW_EXPORTER = {
+    "_model",
+    "sentence_transformer",
+    "sparse_encoder",
+    "cross_encoder",
+    "multi_vector_encoder",
+    "serve",
+    "cli",
+    "integrations",
+}
 
 # The libraries that enter through one room each.
 LIBRARIES = {

@@ -13,7 +13,7 @@ NAMES = """
     ArgumentTypeError Batcher BundleError BundleFormatError BundleIntegrityError CallStats CrossEncoder
     DeadlineError DeviceError DeviceOptions ExportError FidelityError InvalidArgumentError InvalidInputError
     MissingDependencyError ModelInfo ModelNotFoundError OverloadedError PoolError ProbeError RunError
-    SentenceTransformer SimilarityFunction SparseEncoder StonnxError TextTooLongError TokenIdError
+    MultiVectorEncoder SentenceTransformer SimilarityFunction SparseEncoder StonnxError TextTooLongError TokenIdError
     TokenizerError TooManyTokensError UnsupportedError __version__ quantize_embeddings
 """
 
@@ -25,7 +25,7 @@ UTIL = """
     truncate_embeddings
 """
 
-# Members of all three model classes.
+# Members of all model classes.
 SHARED = """
     backend count_tokens cpu cuda default_huggingface_organization device eval get_backend get_max_seq_length
     get_model_kwargs info is_singular_input last_stats manifest max_seq_length modalities preprocess run_probe
@@ -35,13 +35,17 @@ SHARED = """
 
 MEMBERS = {
     stonnx.SentenceTransformer: """
-    encode encode_document encode_multi_process encode_query encode_stream get_embedding_dimension
-    get_sentence_embedding_dimension similarity similarity_fn_name similarity_pairwise truncate_embeddings
-    truncate_dim truncate_sentence_embeddings
+    SUPPORTED_SIMILARITY_FN_NAMES encode encode_document encode_multi_process encode_query encode_stream
+    get_embedding_dimension get_sentence_embedding_dimension similarity similarity_fn_name similarity_pairwise
+    truncate_embeddings truncate_dim truncate_sentence_embeddings
     """,
     stonnx.SparseEncoder: """
-    decode encode encode_document encode_query encode_stream get_embedding_dimension
+    SUPPORTED_SIMILARITY_FN_NAMES decode encode encode_document encode_query encode_stream get_embedding_dimension
     get_sentence_embedding_dimension intersection similarity similarity_fn_name similarity_pairwise sparsity
+    """,
+    stonnx.MultiVectorEncoder: """
+    SUPPORTED_SIMILARITY_FN_NAMES encode encode_document encode_query encode_stream get_embedding_dimension similarity
+    similarity_fn_name similarity_pairwise
     """,
     stonnx.CrossEncoder: """
     activation_fn config default_activation_function max_length num_labels predict rank

@@ -18,6 +18,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import (
     SCHEMA_VERSION,
+    Expansion,
     Manifest,
     ModuleSpec,
     Route,
@@ -136,6 +137,41 @@ def pair_graph(table: np.ndarray, second: np.ndarray, activation: str) -> onnx.M
     return _model(nodes, inputs, {"logits": len(second), "scores": len(second)}, constants)
 
 
+def rows_graph(table: np.ndarray) -> onnx.ModelProto:
+    """table[token]: ``token_embeddings``; and in ``row_mask`` the tokens of a text and of a query's expansion."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["token_embeddings"], axis=0),
+        helper.make_node("Shape", ["input_ids"], ["width"], start=1, end=2),
+        helper.make_node("Squeeze", ["width"], ["stop"]),
+        helper.make_node("Range", ["zero", "stop", "one"], ["positions"]),
+        helper.make_node("Less", ["positions", "query_rows"], ["filled"]),
+        helper.make_node("Cast", ["attention_mask"], ["own"], to=TensorProto.BOOL),
+        helper.make_node("Or", ["own", "filled"], ["kept"]),
+        helper.make_node("Cast", ["kept"], ["row_mask"], to=TensorProto.INT64),
+    ]
+    constants = {"table": table, "zero": np.int64(0), "one": np.int64(1), "query_rows": np.int64(-1)}
+    model = _model(nodes, ["input_ids", "attention_mask"], {}, constants)
+    model.graph.input.append(helper.make_tensor_value_info("query_rows", TensorProto.INT64, []))
+    sizes = ["batch", "sequence"]
+    for name, kind, shape in (
+        ("token_embeddings", TensorProto.FLOAT, [*sizes, table.shape[1]]),
+        ("row_mask", TensorProto.INT64, sizes),
+    ):
+        model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+    onnx.checker.check_model(model)
+    return model
+
+
+def rows_bundle(directory: Path, *, width: int = 8, length: int = 12) -> Path:
+    """A bundle for :class:`stonnx.MultiVectorEncoder`: question marks fill up queries to ``length`` tokens."""
+    table = toy_table(width, 7)
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    filling = Expansion(VOCABULARY.index("?"), length, attend=False)
+    tokenizer = {"query_length": length, "document_length": 10, "expansion": filling}
+    fields = {"task": "multivector", "embedding_dimension": width, "prompts": {"query": "question: "}}
+    return write_bundle(directory, {"default": rows_graph(table)}, tokenizer=tokenizer, **fields)
+
+
 def _model(
     nodes: list[onnx.NodeProto], inputs: list[str], outputs: Mapping[str, int], constants: Mapping[str, Any]
 ) -> onnx.ModelProto:
@@ -152,19 +188,27 @@ def _model(
 
 
 def write_bundle(
-    directory: Path, graphs: Mapping[str, onnx.ModelProto], *, max_seq_length: int = MAX_SEQ_LENGTH, **fields: Any
+    directory: Path,
+    graphs: Mapping[str, onnx.ModelProto],
+    *,
+    max_seq_length: int = MAX_SEQ_LENGTH,
+    tokenizer: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> Path:
-    """A bundle with a graph for each route. ``fields`` are those of the manifest, ``task`` among them."""
+    """A bundle with a graph for each route. ``fields`` are those of the manifest, ``task`` among them.
+
+    ``tokenizer`` has further fields of the manifest's entry for the tokenizer.
+    """
     directory.mkdir(parents=True)
     toy_tokenizer().save(str(directory / "tokenizer.json"))
-    tokenizer = TokenizerSpec(
-        "tokenizer.json", max_seq_length, max(max_seq_length, MAX_POSITIONS), 0, 0, "right", True, (0, 1, 2, 3)
-    )
+    positions = max(max_seq_length, MAX_POSITIONS)
+    limits = (max_seq_length, positions, 0, 0)
+    spec = TokenizerSpec("tokenizer.json", *limits, "right", True, (0, 1, 2, 3), **(tokenizer or {}))
     routes = {}
     for name, graph in graphs.items():
         onnx.save(graph, directory / f"{name}.onnx")
         inputs, outputs = (tuple(map(_spec, values)) for values in (graph.graph.input, graph.graph.output))
-        routes[name] = Route(f"{name}.onnx", 18, inputs, outputs, tokenizer)
+        routes[name] = Route(f"{name}.onnx", 18, inputs, outputs, spec)
     settings: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "source": Source("toy", None, None),

@@ -36,6 +36,7 @@ from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.checkpoint.repository_code import Trust
 from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
+from stonnx_export.heads.rows import add_query_rows, row_mask_of
 from stonnx_export.int8.quantization import Quantization
 from stonnx_export.kernels import outline
 from stonnx_export.originals.load import SourceKind, commit_of, find_checkpoint, open_checkpoint, whole_checkpoint
@@ -87,7 +88,7 @@ def export(
         calibrate: A text file, one text in a line, from which int8 takes the ranges of its values. None: it takes them
             from random tokens, which is as good for most models and does not need texts.
         pairs: A CSV file of scored pairs (text, text, number), for the drop of Spearman's correlation in the report.
-        task: ``"embedding"``, ``"sparse"`` or ``"rerank"``. None: the task of the checkpoint.
+        task: ``"embedding"``, ``"sparse"``, ``"rerank"`` or ``"multivector"``. None: the task of the checkpoint.
         source: ``"torch"`` takes the PyTorch weights; ``"onnx"`` takes the ONNX file that the checkpoint has in
             ``onnx/model.onnx`` or ``model.onnx``, and does not need PyTorch. ``"auto"`` takes the weights if they are
             there and PyTorch is installed, otherwise the ONNX file.
@@ -206,6 +207,7 @@ def export(
 
 
 def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Original, recipe: Recipe) -> list[PassResult]:
+    add_query_rows(graph, checkpoint.routes[route])
     results = [rewrite(graph) for rewrite in recipe.network_passes]
     if recipe.lowering is not None:
         limit = text_limit(checkpoint, route, original)
@@ -213,9 +215,12 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
     if is_code(checkpoint.routes[route]):
         graft.name_outputs(graph, checkpoint.task, checkpoint.activation)
     else:
-        is_classifier = TASKS[checkpoint.task].gives_labels and len(checkpoint.routes[route]) == 1
+        chain, tokenizer = checkpoint.routes[route], original.tokenizer(route)
+        is_classifier = TASKS[checkpoint.task].gives_labels and len(chain) == 1
+        late = TASKS[checkpoint.task].row_mask is not None
+        rows = row_mask_of(chain, tokenizer.backend, tokenizer.unknown_token_id) if late else None
         if not is_classifier:
-            graft.graft(graph, checkpoint.routes[route], task=checkpoint.task)
+            graft.graft(graph, chain, task=checkpoint.task, rows=rows)
         if TASKS[checkpoint.task].gives_labels:
             graft.graft_scores(graph, checkpoint.activation or "identity")
     check_finite(graph)

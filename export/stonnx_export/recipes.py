@@ -72,8 +72,10 @@ def _bounds(
     embedding: Mapping[str, float],
     sparse: Mapping[str, float],
     rerank: Mapping[str, float],
+    multivector: Mapping[str, float],
 ) -> Mapping[Task, Mapping[str, float]]:
-    return {"embedding": {**common, **embedding}, "sparse": {**common, **sparse}, "rerank": {**common, **rerank}}
+    of_task = {"embedding": embedding, "sparse": sparse, "rerank": rerank, "multivector": multivector}
+    return {task: {**common, **bounds} for task, bounds in of_task.items()}
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -91,6 +93,7 @@ RECIPES: Mapping[str, Recipe] = {
                 # Sparse vectors are not normalized: these are differences of sums that are large themselves.
                 sparse={"max_abs_difference": 1e-4, "batch_invariance": 1e-5},
                 rerank={"max_abs_difference": 1e-4, "batch_invariance": 1e-5},
+                multivector={"max_abs_difference": 1e-5, "batch_invariance": 1e-5, "rank_correlation": 0.9999},
             ),
         ),
         Recipe(
@@ -105,6 +108,7 @@ RECIPES: Mapping[str, Recipe] = {
                 embedding={"neighbours_overlap": 0.98},
                 sparse={"active_overlap": 0.98},
                 rerank={"rank_correlation": 0.999},
+                multivector={"neighbours_overlap": 0.98, "rank_correlation": 0.999},
             ),
         ),
         Recipe(
@@ -120,6 +124,7 @@ RECIPES: Mapping[str, Recipe] = {
                 embedding={"cosine_min": 0.9999, "neighbours_overlap": 0.98},
                 sparse={"cosine_min": 0.9999, "active_overlap": 0.98},
                 rerank={"cosine_min": 0.9999, "rank_correlation": 0.999},
+                multivector={"cosine_min": 0.9999, "neighbours_overlap": 0.98, "rank_correlation": 0.999},
             ),
         ),
         Recipe(
@@ -136,6 +141,8 @@ RECIPES: Mapping[str, Recipe] = {
                 embedding={"cosine_mean": 0.998, "cosine_min": 0.98, "neighbours_overlap": 0.9},
                 sparse={"cosine_mean": 0.998, "cosine_min": 0.98, "active_overlap": 0.95},
                 rerank={"cosine_min": 0.99, "rank_correlation": 0.98},
+                # Single tokens lose more than whole texts, and MaxSim adds them up.
+                multivector={"cosine_mean": 0.995, "neighbours_overlap": 0.9, "rank_correlation": 0.98},
             ),
         ),
     )

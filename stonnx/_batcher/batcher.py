@@ -18,8 +18,10 @@ from stonnx._model.work import Work
 from stonnx._results.activations import softmax
 from stonnx._results.dense import Precision, finish_embeddings
 from stonnx._results.sparse import CsrRows, SparseRows
+from stonnx._results.token_rows import Finish
 from stonnx._text.inputs import is_batch, parse_pairs
 from stonnx.cross_encoder import CrossEncoder
+from stonnx.multi_vector_encoder.model import MultiVectorEncoder
 from stonnx.sparse_encoder import SparseEncoder
 
 
@@ -87,6 +89,10 @@ class Batcher:
         answer = await self._compute(work, work.texts([inputs] if is_single else inputs), timeout, bulk, truncate)
         if isinstance(self.model, SparseEncoder):
             return _sparse(self.model, answer, is_single)
+        if isinstance(self.model, MultiVectorEncoder):
+            finish = Finish(normalize=normalize_embeddings)
+            vectors = [finish(each, task) for each in answer.rows]
+            return vectors[0] if is_single else vectors
         if not answer.rows:
             return np.array([])
         width = getattr(self.model, "truncate_dim", None) if truncate_dim is None else truncate_dim

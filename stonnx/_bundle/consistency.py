@@ -12,10 +12,12 @@ from stonnx._tasks import TASKS
 
 # Far above what any model has.
 _MOST_FILES = 1000
+_LONGEST_EXPANSION = 1 << 16
 _MOST_TOKENS = 2**31 - 1
 
-# The inputs that the runtime gives a graph. `token_limit` and `prompt_length` are for graphs that ask for them.
-_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "prompt_length", "token_limit"})
+# The inputs that the runtime gives a graph. All after `token_type_ids` are for graphs that ask for them.
+_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+_INPUTS |= {"prompt_length", "token_limit", "query_rows", "is_query"}
 
 # The slots of a chat template's form.
 _SLOTS = ("query", "document", "text", "prompt")
@@ -66,7 +68,8 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
 def _check_result(manifest: Manifest, output: TensorSpec, require: _Require) -> None:
     row, shape = TASKS[manifest.task], output.shape
     place = f"routes.{manifest.default_route}.outputs: the shape of {output.name}"
-    require(len(shape) == 2, place, list(shape), "two sizes, of the batch and of a row")
+    sizes = "two sizes, of the batch and of a row" if row.row_mask is None else "three sizes: texts, tokens, dimensions"
+    require(len(shape) == (2 if row.row_mask is None else 3), place, list(shape), sizes)
     field = "num_labels" if row.gives_labels else "embedding_dimension"
     found = manifest.num_labels if row.gives_labels else manifest.embedding_dimension
     require(found is None or found == shape[-1], field, found, f"{shape[-1]!r}, the size of a row of {row.output}")
@@ -81,13 +84,14 @@ def check_task(manifest: Manifest, path: Path) -> None:
     Raises:
         BundleFormatError: A graph does not have it.
     """
-    output = TASKS[manifest.task].output
-    for name, route in manifest.routes.items():
-        if all(spec.name != output for spec in route.outputs):
-            raise BundleFormatError(
-                f"{path}: routes.{name} has no output {output!r}, which is the result of the task {manifest.task!r}. "
-                f"{EXPORT_AGAIN}"
-            )
+    row = TASKS[manifest.task]
+    for output in filter(None, (row.output, row.row_mask)):
+        for name, route in manifest.routes.items():
+            if all(spec.name != output for spec in route.outputs):
+                raise BundleFormatError(
+                    f"{path}: routes.{name} has no output {output!r}, which is a result of the task "
+                    f"{manifest.task!r}. {EXPORT_AGAIN}"
+                )
 
 
 def _check_tokenizer(place: str, route: Route, require: _Require) -> None:
@@ -106,8 +110,21 @@ def _check_tokenizer(place: str, route: Route, require: _Require) -> None:
     require(
         positions is None or 0 < positions <= _MOST_TOKENS, f"{place}.max_positions", positions, "a number of tokens"
     )
-    if limit is not None and positions is not None:
-        require(limit <= positions, f"{place}.max_seq_length", limit, f"up to {positions}, as max_positions")
+    limits: dict[str, int | None] = {
+        "max_seq_length": limit,
+        "query_length": spec.query_length,
+        "document_length": spec.document_length,
+    }
+    if spec.expansion is not None:
+        token, length = spec.expansion.token_id, spec.expansion.length
+        # Every query gets so many tokens, whatever its text.
+        most = min(positions or _LONGEST_EXPANSION, _LONGEST_EXPANSION)
+        require(0 < length <= most, f"{place}.expansion.length", length, f"up to {most} tokens")
+        require(0 <= token <= _MOST_TOKENS, f"{place}.expansion.token_id", token, "a token id, from 0 on")
+    for field, tokens in limits.items():
+        if tokens is not None:
+            allowed = "a number of tokens" if positions is None else f"up to {positions}, as max_positions"
+            require(0 < tokens <= (positions or _MOST_TOKENS), f"{place}.{field}", tokens, allowed)
 
 
 def _is_form(form: tuple[str, ...]) -> bool:

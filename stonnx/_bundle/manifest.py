@@ -66,6 +66,17 @@ class ChatTemplate:
 
 
 @dataclass(frozen=True)
+class Expansion:
+    """Tokens that fill up queries (https://arxiv.org/abs/2004.12832, section 3.2). Their vectors are results too."""
+
+    token_id: int
+    # A query has at least so many tokens after it.
+    length: int
+    # Whether other tokens attend to them.
+    attend: bool
+
+
+@dataclass(frozen=True)
 class TokenizerSpec:
     """The way from texts to ids. It overrides the truncation and padding in ``tokenizer.json``."""
 
@@ -83,6 +94,10 @@ class TokenizerSpec:
     token_rows: int | None = None
     # Chat models only. Such a manifest has the schema version 2.
     chat: ChatTemplate | None = None
+    # Limits of texts that are called queries or documents. None: max_seq_length.
+    query_length: int | None = None
+    document_length: int | None = None
+    expansion: Expansion | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,16 @@ class ModuleSpec:
 
 
 @dataclass(frozen=True)
+class TokenPooling:
+    """Clusters of a text's vectors, whose means take their place: see ``HierarchicalTokenPooling``."""
+
+    pool_factor: float
+    num_protected_tokens: int
+    normalize_embeddings: bool
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SixteenBits:
     """How close a bundle is to its checkpoint as sentence-transformers loads it by default: in 16 bits."""
 
@@ -133,7 +158,8 @@ class Fidelity:
     """How close the bundle is to the original: measured by the exporter, on the texts that it describes."""
 
     compared_with: str
-    # Texts, or pairs of texts. A reranker's cosines are those of its logits over all pairs, label by label.
+    # Texts, or pairs of texts. A reranker's cosines are those of its logits over all pairs, label by label. If a text
+    # has a vector for each token, the figures are those of these vectors.
     texts: int
     cosine_mean: float
     cosine_min: float
@@ -146,11 +172,12 @@ class Fidelity:
     cosine_p1: float | None = None
     # The lowest cosine between a text's vector alone, and in a batch or with more padding.
     invariance_cosine: float | None = None
-    # The share of each text's ten nearest neighbours that stay the same, on average.
+    # The share of each text's ten nearest neighbours that stay the same, on average. Vectors for each token: by MaxSim.
     neighbours_overlap: float | None = None
     # Sparse vectors: the share of active dimensions that both have, of those that either has.
     active_overlap: float | None = None
-    # Rerankers: Spearman's correlation of a label's logits over all pairs, the lowest of all labels.
+    # Rerankers: Spearman's correlation of a label's logits over all pairs, the lowest of all labels. Vectors for each
+    # token: that of a query's MaxSim with all documents, the lowest of all queries.
     rank_correlation: float | None = None
     # If scored pairs were given: Spearman's correlation x 100 with the scores, the original's less the bundle's.
     spearman_drop: float | None = None
@@ -232,6 +259,8 @@ class Manifest:
     unused_weights: tuple[str, ...] = ()
     # None: the bundle is older than the kernels, or its recipe does not have any.
     kernels: Kernels | None = None
+    # Poolings of the vectors of each token, in order.
+    token_poolings: tuple[TokenPooling, ...] = ()
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ TooLong = Literal["truncate", "warn", "error"]
 # If nobody reads the tokens, a graph that has the choice computes the last layer for the first one alone.
 _FIRST_TOKEN = np.ones(1, dtype=np.int64)
 
+_IS_QUERY = np.array(1, dtype=np.int64)
+
 # The most copies of results to make at a time for texts that occur several times.
 _COPIES = 64
 
@@ -98,6 +100,7 @@ class Call:
         outputs: Sequence[str],
         budget: Budget,
         prompt_length: int,
+        query_rows: int | None,
         too_long: TooLong,
         counters: Counters,
         reduce: Reduce | None,
@@ -110,6 +113,7 @@ class Call:
         self._reduce = reduce
         self._limits = limits
         self._prompt_length = prompt_length
+        self._query_rows = query_rows
         self._too_long = too_long
         self._counters = counters
         # None if all texts are different.
@@ -214,6 +218,7 @@ class Call:
             batch.encodings,
             self._outputs,
             prompt_length=self._prompt_length,
+            query_rows=self._query_rows,
             budget=self._budget.tokens,
             alone=alone,
             control=control,
@@ -239,12 +244,7 @@ class Call:
         # In pieces: outputs can be as wide as a vocabulary, and a text can occur a million times.
         for start in range(0, len(rows), _COPIES):
             some = rows[start : start + _COPIES]
-            types = None if tokens.token_type_ids is None else tokens.token_type_ids[some]
-            yield BatchResult(
-                indices[start : start + _COPIES],
-                TokenBatch(tokens.input_ids[some], tokens.attention_mask[some], types),
-                [output[some] for output in run.outputs],
-            )
+            yield BatchResult(indices[start : start + _COPIES], tokens[some], [output[some] for output in run.outputs])
 
 
 def run_tokens(
@@ -254,6 +254,7 @@ def run_tokens(
     outputs: Sequence[str],
     *,
     prompt_length: int,
+    query_rows: int | None = None,
     budget: int,
     alone: bool,
     control: RunControl | None = None,
@@ -266,6 +267,7 @@ def run_tokens(
         texts: Encodings or :class:`TokenIds`.
         outputs: Names of the graph's outputs.
         prompt_length: Tokens at the beginning of each text that the pooling leaves out.
+        query_rows: The number of rows that each query has at least. None: the texts are not queries.
         budget: The most tokens of a usual run.
         alone: Its call has no other runs at the same time.
         control: The object that can stop it.
@@ -276,6 +278,8 @@ def run_tokens(
         "attention_mask": tokens.attention_mask,
         "token_type_ids": tokens.token_type_ids,
         "prompt_length": np.array(prompt_length, dtype=np.int64) if prompt_length else None,
+        "query_rows": None if query_rows is None else np.array(query_rows, dtype=np.int64),
+        "is_query": None if query_rows is None else _IS_QUERY,
         "token_limit": None if "token_embeddings" in outputs else _FIRST_TOKEN,
     }
     size = tokens.input_ids.size

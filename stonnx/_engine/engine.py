@@ -72,7 +72,7 @@ class Engine:
         check_task(self.manifest, bundle.directory / MANIFEST_NAME)
         require_features(self.manifest.requires_cpu_features, f"The bundle {bundle.directory}")
 
-        def load(route: Route, refused: str) -> Callable[[int | None], Session]:
+        def load(route: Route, refused: str, kernels: bool) -> Callable[[int | None], Session]:
             def session(count: int | None) -> Session:
                 return bundle.load_graph(
                     route.graph,
@@ -96,7 +96,14 @@ class Engine:
 
         def routes(refused: str = "") -> dict[str, LoadedRoute]:
             return {
-                name: LoadedRoute(bundle, route, load(route, refused), max_batch_tokens, limits)
+                name: LoadedRoute(
+                    bundle,
+                    route,
+                    load(route, refused, kernels),
+                    max_batch_tokens,
+                    limits,
+                    load_stock=load(route, refused, kernels=False),
+                )
                 for name, route in self.manifest.routes.items()
             }
 

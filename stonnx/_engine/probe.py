@@ -23,14 +23,14 @@ from stonnx._device import nvidia
 from stonnx._device.cpus import cpu_features, cpu_name
 from stonnx._device.providers import PROVIDERS
 from stonnx._errors import BundleFormatError, ProbeError
-from stonnx._tasks import TASKS
+from stonnx._tasks import TASKS, TaskRow
 from stonnx._text.inputs import parse_inputs
 from stonnx._text.tokenizer import characters_of
+from stonnx._text.tokens import Text
 
 if TYPE_CHECKING:
     from stonnx._device.session import Session
     from stonnx._engine.route import LoadedRoute
-    from stonnx._text.tokens import Text
 
 FILE = "probe.npz"
 # The bounds of a probe. It comes from outside, and loading a bundle runs it. The largest vectors are those of sparse
@@ -76,11 +76,33 @@ def texts_of(task: str) -> list[Text]:
 
 
 def outputs_of(route: LoadedRoute, task: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
-    """The outputs of a route for the texts: vectors or logits [texts, features], computed in one batch."""
+    """The outputs of a route for the texts: vectors or logits [texts, features], computed in one batch.
+
+    If a text has a vector for each token, these stand one after the other, with zeros at the end: [queries and
+    documents, features of the longest].
+    """
+    row = TASKS[task]
+    if row.row_mask is not None:
+        found = [each.ravel() for kind in ("query", "document") for each in rows_of_texts(route, row, kind, texts)]
+        width = max(map(len, found))
+        return np.stack([np.pad(each, (0, width - len(each))) for each in found])
     rows: dict[int, npt.NDArray[np.float32]] = {}
     for batch in route.stream(list(texts), [TASKS[task].output], batch_size=1024):
         rows |= {int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
     return np.stack([rows[index] for index in range(len(texts))])
+
+
+def rows_of_texts(
+    route: LoadedRoute, row: TaskRow, kind: str | None, texts: Sequence[Text], *, batch_size: int = 1024
+) -> list[npt.NDArray[np.float32]]:
+    """The vectors of each text's tokens that count, [rows, features], if the texts are called ``kind``."""
+    assert row.row_mask is not None
+    found: dict[int, npt.NDArray[np.float32]] = {}
+    outputs = [row.output, row.row_mask]
+    for batch in route.stream(list(texts), outputs, batch_size=batch_size, task=kind):
+        kept = batch.outputs[1].astype(np.bool_)
+        found |= {int(index): batch.outputs[0][number][kept[number]] for number, index in enumerate(batch.indices)}
+    return [found[index] for index in range(len(texts))]
 
 
 def write(

@@ -36,7 +36,7 @@ class Request(Generic[_Result]):
         outputs: Names of the graph's outputs.
         collect: The collector that makes the result.
         prompt: The prompt before each text. The pooling of some models leaves it out.
-        task: ``query`` or ``document``: the route of a model that has several.
+        task: ``query`` or ``document``: the route of a model that has several, and the limits of such texts.
         reduce: The function that reduces the outputs of a run, in the thread that ran it. None: keep the outputs.
         batch_size: Tokens of a run, padding included, in units that depend on the device.
         too_long: How to treat a text over the limit.
@@ -75,6 +75,7 @@ def run_request(
         request.texts,
         request.outputs,
         batch_size=request.batch_size,
+        task=request.task,
         prompt_length=route.excluded_tokens(request.prompt),
         too_long=request.too_long,
         counters=counters,

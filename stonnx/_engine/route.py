@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from stonnx._text.batching import (
     tokens_on_one_thread,
     tokens_per_batch_unit,
 )
+from stonnx._text.query_tokenizer import QueryTokenizer
 from stonnx._text.tokenizer import Tokenizer
 from stonnx._text.tokens import Text, TokenIds
 
@@ -43,12 +46,15 @@ class LoadedRoute:
         load: Callable[[int | None], Session],
         max_batch_tokens: int | None,
         limits: Limits,
+        *,
+        load_stock: Callable[[int | None], Session],
     ) -> None:
         self.spec = route
         file = route.tokenizer.file
-        self.tokenizer = Tokenizer(
-            lambda: bundle.read(file), route.tokenizer, bundle.directory / file, limits.tokenized_characters
-        )
+        self._tokenizer_file = (lambda: bundle.read(file)), bundle.directory / file
+        self.tokenizer = self._new_tokenizer(None, limits)
+        # Those of queries and documents that have a limit or an expansion of their own, made on first use.
+        self._tokenizers: dict[str, Tokenizer] = {}
         self._max_batch_tokens, self._limits = max_batch_tokens, limits
         # The count of numbers that an output has for each text. The tokens bound outputs with a row for each token.
         self._numbers = {
@@ -57,7 +63,11 @@ class LoadedRoute:
             if all(isinstance(size, int) for size in spec.shape[1:])
         }
         shapes = {spec.name: spec.shape for spec in route.outputs}
-        self._runner = Runner(load, bundle.graph_bytes(route.graph), limits, shapes)
+        weights = bundle.graph_bytes(route.graph)
+        self._runner = Runner(load, weights, limits, shapes)
+        # Made on first use, if at all: see _runner_of.
+        self._stock: Runner | None = None
+        self._make_stock = functools.partial(Runner, load_stock, weights, limits, shapes)
         check_graph(route, self.session.required, self.session.output_shapes, bundle.directory / route.graph)
         pad = route.tokenizer.pad_token_id
         if pad and self.tokenizer.backend.id_to_token(pad) is None:
@@ -71,12 +81,53 @@ class LoadedRoute:
         """The session that knows the graph's inputs, its device and its threads."""
         return self._runner.session
 
+    def tokenizer_of(self, task: str | None) -> Tokenizer:
+        """The tokenizer for texts that are called queries or documents."""
+        spec = self.spec.tokenizer
+        own = {"query": spec.query_length, "document": spec.document_length}.get(task or "")
+        if own is None and not (task == "query" and spec.expansion is not None):
+            return self.tokenizer
+        assert task is not None
+        if task not in self._tokenizers:
+            self._tokenizers[task] = self._new_tokenizer(task, self._limits)
+        found = self._tokenizers[task]
+        if own is None and found.max_seq_length != self.tokenizer.max_seq_length:
+            found.max_seq_length = self.tokenizer.max_seq_length
+        return found
+
+    def _new_tokenizer(self, task: str | None, limits: Limits) -> Tokenizer:
+        read, path = self._tokenizer_file
+        spec = self.spec.tokenizer
+        own = {"query": spec.query_length, "document": spec.document_length}.get(task or "")
+        spec = replace(spec, max_seq_length=spec.max_seq_length if own is None else own)
+        if task == "query" and spec.expansion is not None:
+            return QueryTokenizer(spec.expansion, read, spec, path, limits.tokenized_characters)
+        return Tokenizer(read, spec, path, limits.tokenized_characters)
+
+    def _runner_of(self, task: str | None) -> Runner:
+        """The runner for texts that are called queries or documents.
+
+        Native kernels skip what comes after the end of a text. If tokens fill up queries, and no other token attends to
+        them, they are there, and stock operators run: in a session of their own, with a copy of the weights.
+        """
+        reads_padding = task == "query" and "query_rows" in self.session.inputs
+        if not (reads_padding and self.session.kernels):
+            return self._runner
+        self._stock = self._stock or self._make_stock()
+        return self._stock
+
+    def query_rows(self, task: str | None) -> int | None:
+        """The number of rows that every query has at least; None for texts that are not called queries."""
+        expansion = self.spec.tokenizer.expansion
+        return (0 if expansion is None else expansion.length) if task == "query" else None
+
     def stream(
         self,
         texts: Sequence[Text],
         outputs: Sequence[str],
         *,
         batch_size: int,
+        task: str | None = None,
         prompt_length: int = 0,
         too_long: TooLong = "truncate",
         counters: Counters | None = None,
@@ -88,6 +139,7 @@ class LoadedRoute:
             texts: Valid Unicode.
             outputs: Names of the graph's outputs.
             batch_size: Tokens of a run, padding included, in units of :func:`tokens_per_batch_unit`.
+            task: ``query`` or ``document``, if the texts are called that.
             prompt_length: Tokens at the beginning of each text that the pooling leaves out.
             too_long: ``error`` raises for a text over the limit; the others cut it.
             counters: The counters to update.
@@ -101,21 +153,28 @@ class LoadedRoute:
             return iter(())
         counters = counters or Counters(len(texts))
         budget = self._budget(outputs, batch_size)
-        call = Call(
-            self.tokenizer, self._runner, outputs, budget, prompt_length, too_long, counters, reduce, self._limits
-        )
+        tokenizer, rows = self.tokenizer_of(task), self.query_rows(task)
+        runner = self._runner_of(task)
+        call = Call(tokenizer, runner, outputs, budget, prompt_length, rows, too_long, counters, reduce, self._limits)
         return call.results(texts)
 
     def run(
-        self, texts: Sequence[TokenIds], outputs: Sequence[str], *, prompt_length: int = 0, alone: bool = False
+        self,
+        texts: Sequence[TokenIds],
+        outputs: Sequence[str],
+        *,
+        prompt_length: int = 0,
+        alone: bool = False,
+        task: str | None = None,
     ) -> list[npt.NDArray[Any]]:
         """Run texts together, now, in this thread: for programs that plan the runs of many calls, as stonnx.Batcher.
 
         Args:
-            texts: From ``tokenizer.ids``.
+            texts: From ``tokenizer_of(task).ids``.
             outputs: Names of the graph's outputs.
             prompt_length: Tokens at the beginning of each text that the pooling leaves out.
             alone: Whether nothing else runs at the same time, so that the run may have all threads.
+            task: ``query`` or ``document``, if the texts are called that.
 
         Returns:
             For each output an array [texts, ...].
@@ -124,11 +183,12 @@ class LoadedRoute:
             RunError: The run failed.
         """
         _, result = run_tokens(
-            self.tokenizer,
-            self._runner,
+            self.tokenizer_of(task),
+            self._runner_of(task),
             texts,
             outputs,
             prompt_length=prompt_length,
+            query_rows=self.query_rows(task),
             budget=self._budget(outputs, _USUAL_BATCH_SIZE).tokens,
             alone=alone,
         )
@@ -170,8 +230,10 @@ class LoadedRoute:
         for batch, sequence in dict.fromkeys([(1, 1), (1, limit), (largest, limit)]):
             ids = np.full((batch, sequence), self.spec.tokenizer.pad_token_id, dtype=np.int64)
             feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-            self._runner.warmup(outputs, feeds, free_memory=ids.size > budget.tokens)
+            for runner in {self._runner, self._runner_of("query")}:
+                runner.warmup(outputs, feeds, free_memory=ids.size > budget.tokens)
 
     def trim(self) -> None:
         """Give back unused memory."""
-        self._runner.trim()
+        for runner in filter(None, (self._runner, self._stock)):
+            runner.trim()

@@ -86,6 +86,7 @@ def full_name(name: str, task: Task) -> str:
         >>> full_name("all-MiniLM-L6-v2", "embedding"), full_name("bert-base-uncased", "embedding")
         ('sentence-transformers/all-MiniLM-L6-v2', 'bert-base-uncased')
     """
-    if "/" in name or name.lower() in WITHOUT_ORGANIZATION:
+    organization = TASKS[task].organization
+    if organization is None or "/" in name or name.lower() in WITHOUT_ORGANIZATION:
         return name
-    return f"{TASKS[task].organization}/{name}"
+    return f"{organization}/{name}"

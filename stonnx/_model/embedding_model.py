@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from stonnx._arguments import check_choice, check_texts
 from stonnx._errors import InvalidInputError, TextTooLongError, UnsupportedError
@@ -13,8 +13,6 @@ from stonnx._model.model import Model
 from stonnx._model.old_arguments import accept_old_arguments
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
-
-_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 # Prompt names tried for each task, in order; the first one that the model defines is used.
 _PROMPTS_OF_TASK = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -51,6 +49,8 @@ def encode_for(task: Literal["query", "document"], encode: _Method) -> _Method:
 class EmbeddingModel(Model):
     """A :class:`Model` whose results can be compared. Use one of its subclasses."""
 
+    # The similarities that fit the model's vectors.
+    SUPPORTED_SIMILARITY_FN_NAMES: ClassVar[tuple[str, ...]] = ("cosine", "dot", "euclidean", "manhattan")
     encode: Callable[..., Any]
     encode_query: Callable[..., Any]
     encode_document: Callable[..., Any]
@@ -129,13 +129,13 @@ class EmbeddingModel(Model):
 
     @property
     def similarity_fn_name(self) -> str:
-        """``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``."""
+        """One of :attr:`SUPPORTED_SIMILARITY_FN_NAMES`."""
         return self._similarity_fn_name
 
     @similarity_fn_name.setter
     def similarity_fn_name(self, value: str | None) -> None:
         name = self._row.similarity if value is None else getattr(value, "value", value)
-        check_choice("similarity_fn_name", name, _SIMILARITIES)
+        check_choice("similarity_fn_name", name, self.SUPPORTED_SIMILARITY_FN_NAMES)
         self._similarity_fn_name = str(name)
 
     def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:

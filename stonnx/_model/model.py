@@ -57,7 +57,7 @@ def with_limits(kind: type[_Kind], **limits: Any) -> type[_Kind]:
 class Model(Pooled, Servable, Compatibility):
     """A loaded bundle with the properties that sentence-transformers' models have. Use one of its subclasses."""
 
-    default_huggingface_organization: ClassVar[str]
+    default_huggingface_organization: ClassVar[str | None]
     _task: ClassVar[Task]
     # A subclass may have others, as tests do.
     _limits: ClassVar[Limits] = Limits()
@@ -307,12 +307,13 @@ class Model(Pooled, Servable, Compatibility):
         Args:
             inputs: Texts or pairs of texts.
             prompt: A text to put before each.
-            **kwargs: ``task="query"`` or ``"document"`` picks the route of a model that has several.
+            **kwargs: ``task="query"`` or ``"document"`` picks the route of a model that has several, and the limits of
+                such texts.
 
         Returns:
             ``input_ids``, ``attention_mask`` and, if the network takes them, ``token_type_ids``: int64 arrays
             [texts, longest], padded on the right; ``modality``; with a prompt, its ``prompt_length`` in tokens, unless
-            a chat template has a place for it.
+            a chat template has a place for it. ``query_expansion_positions``: where tokens fill up queries, bool.
         """
         task = kwargs.pop("task", None)
         if kwargs:
@@ -323,11 +324,14 @@ class Model(Pooled, Servable, Compatibility):
         if not texts:
             return {}
         route = self._engine.route_of_call(task)
-        tokens = route.tokenizer.pad(route.tokenizer.encode(texts))
+        tokenizer = route.tokenizer_of(task)
+        tokens = tokenizer.pad(tokenizer.encode(texts))
         features: dict[str, Any] = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
         if "token_type_ids" in route.session.inputs:
             types = tokens.token_type_ids
             features["token_type_ids"] = np.zeros_like(tokens.input_ids) if types is None else types
+        if tokens.own is not None:
+            features["query_expansion_positions"] = tokens.filling(route.query_rows(task) or 0)
         features["modality"] = "text" if chat is None else "message"
         if prompt and chat is None:
             features["prompt_length"] = route.tokenizer.prompt_length(prompt)

@@ -10,6 +10,7 @@ from stonnx._bundle.manifest import Manifest
 from stonnx._engine import probe as bundle_probe
 from stonnx._errors import InvalidArgumentError
 from stonnx._model.work import Work
+from stonnx._results.token_rows import Finish
 from stonnx._text.inputs import parse_inputs
 from stonnx._text.tokens import Text, Token
 
@@ -62,7 +63,10 @@ class Servable:
         resolved = self._resolve_prompt(prompt, self._prompt_name(task, prompt_name, prompt)) or ""
         length = route.excluded_tokens(resolved)
         active = self._kept_dims()
-        return Work(route, output, resolved, length, active, (route, output, length, active))
+        # Queries and documents of late interaction have different masks, so they do not share a run.
+        row_mask = self._row.row_mask
+        group = (route, output, length, active, task if row_mask else None)
+        return Work(route, output, resolved, length, active, task, row_mask, self._finish(), group)
 
     @property
     def manifest(self) -> Manifest:
@@ -95,6 +99,10 @@ class Servable:
     def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
         """The name of the prompt of a call."""
         return prompt_name
+
+    def _finish(self) -> Finish:
+        """What is done to the vectors of a text's tokens, if these are the result."""
+        return Finish()
 
     def _kept_dims(self) -> int | None:
         """How many values of a sparse vector are kept; None: all."""

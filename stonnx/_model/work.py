@@ -11,7 +11,9 @@ import numpy as np
 from stonnx._engine.route import LoadedRoute
 from stonnx._errors import InvalidArgumentError
 from stonnx._results.sparse import SparseRows
+from stonnx._results.token_rows import Finish, Ragged
 from stonnx._text.inputs import parse_inputs
+from stonnx._text.tokenizer import Tokenizer
 from stonnx._text.tokens import Text, TokenIds
 
 
@@ -33,6 +35,9 @@ class Work:
         prompt: The text before each input.
         prompt_length: Tokens of the prompt that the pooling leaves out.
         max_active_dims: Sparse vectors: the number of values to keep of each.
+        task: ``query`` or ``document``, if the texts are called that.
+        row_mask: The output that says which tokens' vectors are the result, if a text has one for each of them.
+        finish: What is done to these vectors.
         group: Two works whose texts may go in one run have an equal group.
     """
 
@@ -41,6 +46,9 @@ class Work:
     prompt: str
     prompt_length: int
     max_active_dims: int | None
+    task: str | None
+    row_mask: str | None
+    finish: Finish
     group: Hashable
 
     def texts(self, inputs: Sequence[Any]) -> list[Text]:
@@ -60,18 +68,22 @@ class Work:
         """
         if self.prompt:
             raise InvalidArgumentError(f"The prompt {self.prompt!r} cannot be put in front of token ids. Send texts.")
-        return self.route.tokenizer.from_ids(ids)
+        return self._tokenizer.from_ids(ids)
 
     def effort(self, text: Text | TokenIds) -> int:
         """The number of characters to tokenize; 0 for a text that is given as ids."""
-        return 0 if isinstance(text, TokenIds) else self.route.tokenizer.effort(text)
+        return 0 if isinstance(text, TokenIds) else self._tokenizer.effort(text)
 
     def tokenize(self, texts: Sequence[Text | TokenIds]) -> list[TokenIds]:
         """Token ids of texts, cut to the length that the model reads."""
         given = [text for text in texts if isinstance(text, TokenIds)]
         if given:
             return given if len(given) == len(texts) else [self.tokenize([text])[0] for text in texts]
-        return self.route.tokenizer.ids(texts)  # type: ignore[arg-type]  # none of them is TokenIds
+        return self._tokenizer.ids(texts)  # type: ignore[arg-type]  # none of them is TokenIds
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self.route.tokenizer_of(self.task)
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -84,7 +96,11 @@ class Work:
         Raises:
             RunError: The run failed.
         """
-        (array,) = self.route.run(texts, [self.output], prompt_length=self.prompt_length, alone=alone)
+        outputs = [self.output] if self.row_mask is None else [self.output, self.row_mask]
+        found = self.route.run(texts, outputs, prompt_length=self.prompt_length, alone=alone, task=self.task)
+        if self.row_mask is not None:
+            return [self.finish(rows, self.task) for rows in Ragged.of(*found).split()]
+        (array,) = found
         if self.output == "token_embeddings":
             return [row[: len(text)] for row, text in zip(array, texts, strict=True)]
         if self.output != "sparse_embedding":

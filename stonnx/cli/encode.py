@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stonnx._errors import InvalidArgumentError
+from stonnx._errors import InvalidArgumentError, UnsupportedError
 from stonnx._files import inputs
 from stonnx._files.encode_file import EncodeFileReport, encode_file, encode_to_stream
 from stonnx._files.results import KINDS, Kind, OutputFormat
@@ -203,6 +203,12 @@ class _Job:
         """Load the model, and refuse wrong options before an input is read."""
         model: Any = load_model(arguments.model, arguments.task, device=arguments.device, threads=arguments.threads)
         row = TASKS[model.manifest.task]
+        if row.kind not in KINDS:
+            raise UnsupportedError(
+                f"{arguments.model} {row.does}, and a file here holds one result for each text. Encode with "
+                f"stonnx.{row.class_name} in Python, and store the vectors in a database for them: "
+                "examples/late_interaction.py."
+            )
         method = _method(model, arguments)
         options: dict[str, Any] = {"prompt_name": arguments.prompt_name, "prompt": arguments.prompt}
         for kind, names in _OPTIONS.items():

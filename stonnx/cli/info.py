@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stonnx._bundle.integrity import check_files
-from stonnx._bundle.manifest import MANIFEST_NAME, Kernels, Manifest, read_manifest
+from stonnx._bundle.manifest import MANIFEST_NAME, Kernels, Manifest, TokenizerSpec, read_manifest
 from stonnx._tasks import TASKS
 from stonnx.cli._arguments import require_bundle
 from stonnx.cli._commands import Commands
@@ -63,6 +63,7 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
             ("  inputs", inputs),
             ("  outputs", outputs),
             ("  longest text", f"{route.tokenizer.max_seq_length} tokens"),
+            *_of_tasks(route.tokenizer),
         ]
     if manifest.kernels is not None:
         lines.append(("native kernels", _kernels(manifest.kernels)))
@@ -79,15 +80,30 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     return lines
 
 
+def _of_tasks(tokenizer: TokenizerSpec) -> list[tuple[str, str]]:
+    """What is different for texts that are called queries and documents."""
+    lines = []
+    for name, limit in (("query", tokenizer.query_length), ("document", tokenizer.document_length)):
+        if limit is not None:
+            lines.append((f"  {name}", f"up to {limit} tokens"))
+    if tokenizer.expansion is not None:
+        attended = "which other tokens attend to" if tokenizer.expansion.attend else "which no other token attends to"
+        lines.append(("  expansion", f"queries are filled up to {tokenizer.expansion.length} tokens, {attended}"))
+    return lines
+
+
 def _fidelity(manifest: Manifest) -> str:
     fidelity = manifest.fidelity
     if fidelity is None:
         return "not verified"
     original = "PyTorch" if "PyTorch" in fidelity.compared_with else "the original"
-    return (
+    figures = (
         f"cosine to {original} mean {fidelity.cosine_mean:.7f}, lowest {fidelity.cosine_min:.7f}, "
         f"largest difference {fidelity.max_abs_difference:.1e}"
     )
+    if TASKS[manifest.task].kind == "rows" and fidelity.rank_correlation is not None:
+        figures += f", rank correlation of MaxSim {fidelity.rank_correlation:.5f}"
+    return figures
 
 
 def _kernels(kernels: Kernels) -> str:

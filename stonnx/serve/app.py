@@ -217,8 +217,8 @@ def _paths(endpoints: Iterable[Endpoint]) -> dict[ResultKind, list[str]]:
     """Paths by the form of their result."""
     paths: dict[ResultKind, list[str]] = {}
     for endpoint in endpoints:
-        if endpoint.gives is not None:
-            paths.setdefault(endpoint.gives, []).append(endpoint.path)
+        for kind in endpoint.gives:
+            paths.setdefault(kind, []).append(endpoint.path)
     return paths
 
 

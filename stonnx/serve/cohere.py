@@ -220,13 +220,13 @@ def _as_type(vectors: npt.NDArray[Any], kind: str) -> Any:
     return np.ascontiguousarray(finish_embeddings(vectors, None, False, _BITS[kind]))
 
 
-def _post(path: str, call: Any, summary: str, body: Any, reply: Any, gives: ResultKind) -> Endpoint:
+def _post(path: str, call: Any, summary: str, body: Any, reply: Any, *gives: ResultKind) -> Endpoint:
     return Endpoint("POST", path, call, DIALECT, summary, body, reply, gives=gives)
 
 
 ENDPOINTS = (
-    _post("/v2/rerank", rerank, "Documents by their score for a query", RerankRequest, RerankReply, "scores"),
-    _post("/v1/rerank", rerank, "Documents by their score for a query", RerankRequest, RerankReply, "scores"),
+    _post("/v2/rerank", rerank, "Documents by their score for a query", RerankRequest, RerankReply, "scores", "rows"),
+    _post("/v1/rerank", rerank, "Documents by their score for a query", RerankRequest, RerankReply, "scores", "rows"),
     _post("/v2/embed", embed_types, "Vectors of several types", EmbedRequest, EmbedReply, "dense"),
     _post("/v1/embed", embed_types, "Vectors of several types", EmbedRequest, EmbedReply, "dense"),
 )

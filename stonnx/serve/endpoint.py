@@ -28,7 +28,7 @@ class Endpoint:
         is_public: Whether it never needs a key.
         needs_models: Whether it is refused until the models are loaded.
         media: The types of its response.
-        gives: The form of its results: models that give such results answer. None: any model, or none.
+        gives: The forms of its results: models that give such results answer. None of them: any model, or none.
         sample: A body for the warm-up, without the name of a model. None: the warm-up leaves the endpoint out.
     """
 
@@ -42,7 +42,7 @@ class Endpoint:
     is_public: bool = False
     needs_models: bool = True
     media: tuple[str, ...] = ("application/json",)
-    gives: ResultKind | None = None
+    gives: tuple[ResultKind, ...] = ()
     sample: Mapping[str, Any] | None = None
 
     async def __call__(self, call: Call, body: Any) -> Reply:

@@ -17,7 +17,7 @@ from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
 from stonnx.serve.models import Served
-from stonnx.serve.operations import embed, embed_sparse, score
+from stonnx.serve.operations import embed, embed_sparse, embed_tokens, score
 
 HEADER_LENGTH = "inference-header-content-length"
 
@@ -163,6 +163,8 @@ _OUTPUTS: dict[ResultKind, Callable[[Served], _Tensors]] = {
     "dense": lambda served: [("embedding", "FP32", [-1, served.dimension or -1])],
     # The rows one after the other. `counts` says how many values each has.
     "sparse": lambda _: [("counts", "INT64", [-1]), ("indices", "INT32", [-1]), ("values", "FP32", [-1])],
+    # The vectors of all texts one after the other. `counts` says how many each has.
+    "rows": lambda served: [("counts", "INT64", [-1]), ("embedding", "FP32", [-1, served.dimension or -1])],
     "scores": lambda served: [("scores", "FP32", [-1, len(served.labels)])],
 }
 
@@ -215,6 +217,19 @@ async def _sparse(call: Call, texts: _Texts, options: _Options) -> _Results:
     }
 
 
+async def _rows(call: Call, texts: _Texts, options: _Options) -> _Results:
+    rows = await embed_tokens(
+        call,
+        call.request.path_params["model"],
+        texts["text"],
+        field="text",
+        prompt_name=_text_option(options, "prompt_name"),
+        input_type=_text_option(options, "input_type"),
+        truncate=options.get("truncate"),
+    )
+    return {"counts": np.array([len(each) for each in rows], dtype=np.int64), "embedding": np.concatenate(rows)}
+
+
 async def _scores(call: Call, texts: _Texts, options: _Options) -> _Results:
     if len(texts["query"]) != 1:
         raise RequestError(Kind.INVALID, "The input query must have one text.", "inputs")
@@ -233,6 +248,7 @@ async def _scores(call: Call, texts: _Texts, options: _Options) -> _Results:
 _RUN: dict[ResultKind, Callable[[Call, _Texts, _Options], Awaitable[_Results]]] = {
     "dense": _dense,
     "sparse": _sparse,
+    "rows": _rows,
     "scores": _scores,
 }
 

@@ -268,19 +268,23 @@ class Models:
         scheduler.pace(served.usual_work).tokens_per_second = _measured_speed(served)
         return served
 
-    def choose(self, name: str | None, kind: ResultKind | None = None) -> Choice:
+    def choose(self, name: str | None, *kinds: ResultKind) -> Choice:
         """The model that a request means.
 
         Args:
-            name: The name as the client wrote it. None or empty: the only model that gives such results.
-            kind: The form of the results. None: any.
+            name: The name as the client wrote it. None or empty: the only model that gives such results, of the first
+                of ``kinds`` that a model gives.
+            kinds: The forms of results that will do. None of them: any.
 
         Raises:
             RequestError: The model does not exist or gives other results, or several models give such.
         """
-        wanted = tuple(TASKS) if kind is None else tasks_giving(kind)
+        wanted = tasks_giving(*kinds) if kinds else tuple(TASKS)
         able = [served for served in self._served.values() if served.task in wanted]
         if not name:
+            first = (tasks_giving(kind) for kind in kinds)
+            preferred = ([served for served in able if served.task in tasks] for tasks in first)
+            able = next(filter(None, preferred), able)
             if len(able) == 1:
                 return Choice(able[0])
             if not able:

@@ -161,7 +161,7 @@ def _embeddings(path: str) -> Endpoint:
     summary = "Dense vectors of texts"
     sample = {"input": [SAMPLE_TEXT]}
     return Endpoint(
-        "POST", path, embeddings, DIALECT, summary, EmbeddingsRequest, EmbeddingsReply, gives="dense", sample=sample
+        "POST", path, embeddings, DIALECT, summary, EmbeddingsRequest, EmbeddingsReply, gives=("dense",), sample=sample
     )
 
 

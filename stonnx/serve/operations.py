@@ -97,13 +97,23 @@ async def embed(
 
 
 async def embed_tokens(
-    call: Call, model: str | None, inputs: Any, *, field: str, prompt_name: str | None, truncate: bool | None
+    call: Call,
+    model: str | None,
+    inputs: Any,
+    *,
+    field: str,
+    prompt_name: str | None = None,
+    input_type: str | None = None,
+    truncate: bool | None = None,
 ) -> list[npt.NDArray[np.float32]]:
-    """Vectors of the tokens of each text, [tokens, dim]."""
-    choice = call.models.choose(model, "dense")
+    """Vectors of the tokens of each text, [tokens, dim]. For late interaction, only those that count."""
+    choice = call.models.choose(model, "rows", "dense")
     call.use(choice.served)
     items = as_items(call, inputs, field)
-    work = _work(choice, "token_embeddings", prompt_name, None)
+    if choice.served.row.kind == "rows" and prompt_name in ("query", "document"):
+        # The prompt alone does not make a query: it is filled up, and has another mask.
+        input_type = input_type or prompt_name
+    work = _work(choice, "token_embeddings", prompt_name, input_type)
     return (await _compute(call, choice.served, work, items, field, truncate)).rows
 
 
@@ -147,11 +157,14 @@ async def score(
         as_probabilities: Return the sigmoid of a single logit, or the softmax of several, whatever the model's own
             activation is.
         truncate: Cut pairs that are too long.
-        one_label: Refuse models with several labels, because several scores do not give an order.
+        one_label: The scores are for an order of documents. Late interaction gives such scores too; a model with
+            several labels does not, and is refused.
     """
-    choice = call.models.choose(model, "scores")
+    choice = call.models.choose(model, "scores", *(("rows",) if one_label else ()))
     served = choice.served
     call.use(served)
+    if served.row.kind == "rows":
+        return await _maxsim(call, served, pairs, field, truncate), served
     labels = len(served.labels)
     if one_label and labels != 1:
         raise RequestError(
@@ -197,6 +210,29 @@ async def cut(
         ]
 
     return await call.off_loop(work, sum(map(len, texts)))
+
+
+async def _maxsim(
+    call: Call, served: Served, pairs: Sequence[tuple[str, str]], field: str, truncate: bool | None
+) -> npt.NDArray[np.float32]:
+    """Scores [pairs, 1] of late interaction. Each different query is encoded once."""
+    _check_count(call, len(pairs), field)
+    queries = list(dict.fromkeys(query for query, _ in pairs))
+    sides = {"query": queries, "document": [document for _, document in pairs]}
+    rows = {}
+    for task, texts in sides.items():
+        for index, text in enumerate(texts):
+            _check_length(call, len(text), f"{field}[{index}]")
+        work = served.work(None, None, task)
+        rows[task] = (await _compute(call, served, work, list(texts), field, truncate)).rows
+    of_query = dict(zip(queries, rows["query"], strict=True))
+    model: Any = served.model
+
+    def compare() -> npt.NDArray[np.float32]:
+        scores = model.similarity_pairwise([of_query[query] for query, _ in pairs], rows["document"])
+        return np.asarray(scores)[:, np.newaxis]
+
+    return await call.off_loop(compare, sum(each.size for each in rows["document"]))
 
 
 def as_items(call: Call, inputs: Any, field: str) -> list[Any]:

@@ -56,11 +56,11 @@ def _error(error: RequestError, status: int) -> dict[str, Any]:
 DIALECT = Dialect("tei", _error, {Kind.INVALID: 422, Kind.WRONG_TASK: 424})
 
 
-def _direction(call: Call, model: str | None, kind: ResultKind, direction: str | None) -> None:
+def _direction(call: Call, model: str | None, direction: str | None, *kinds: ResultKind) -> None:
     """Refuse to cut texts on the side on which the model does not cut."""
     if direction is None:
         return
-    side = call.models.choose(model, kind).served.truncation_side
+    side = call.models.choose(model, *kinds).served.truncation_side
     if direction.lower() != side:
         raise RequestError(
             Kind.INVALID,
@@ -72,7 +72,7 @@ def _direction(call: Call, model: str | None, kind: ResultKind, direction: str |
 
 async def embed_dense(call: Call, body: EmbedRequest) -> Reply:
     """Dense vectors."""
-    _direction(call, body.model, "dense", body.truncation_direction)
+    _direction(call, body.model, body.truncation_direction, "dense")
     embedded = await embed(
         call,
         body.model,
@@ -88,7 +88,7 @@ async def embed_dense(call: Call, body: EmbedRequest) -> Reply:
 
 async def embed_all(call: Call, body: EmbedAllRequest) -> Reply:
     """Vectors of tokens."""
-    _direction(call, body.model, "dense", body.truncation_direction)
+    _direction(call, body.model, body.truncation_direction, "rows", "dense")
     rows = await embed_tokens(
         call, body.model, body.inputs, field="inputs", prompt_name=body.prompt_name, truncate=body.truncate
     )
@@ -97,7 +97,7 @@ async def embed_all(call: Call, body: EmbedAllRequest) -> Reply:
 
 async def sparse(call: Call, body: EmbedSparseRequest) -> Reply:
     """Sparse vectors."""
-    _direction(call, body.model, "sparse", body.truncation_direction)
+    _direction(call, body.model, body.truncation_direction, "sparse")
     rows = await embed_sparse(
         call, body.model, body.inputs, field="inputs", prompt_name=body.prompt_name, truncate=body.truncate
     )
@@ -132,7 +132,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
         )
     if body.texts is None:
         raise RequestError(Kind.INVALID, "texts is missing: the texts to rank (or documents, as in Cohere).", "texts")
-    _direction(call, body.model, "scores", body.truncation_direction)
+    _direction(call, body.model, body.truncation_direction, "scores", "rows")
     pairs = [(body.query, text) for text in body.texts]
     scores, _ = await score(
         call,
@@ -151,7 +151,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
 
 async def predict(call: Call, body: PredictRequest) -> Reply:
     """Scores of all labels."""
-    _direction(call, body.model, "scores", body.truncation_direction)
+    _direction(call, body.model, body.truncation_direction, "scores")
     inputs: list[Any] = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     is_single = not any(isinstance(item, list) for item in inputs)
     pairs = [inputs] if is_single and inputs else inputs
@@ -301,7 +301,7 @@ async def by_task(call: Call, body: msgspec.Raw) -> Reply:
     if inputs is not None and bytes(inputs).lstrip()[:1] == b"{":
         return await similarity(call, Decoder(SimilarityRequest)(body))
     kinds = {served.row.kind for served in call.models}
-    endpoint = next(endpoint for endpoint in _MAIN if endpoint.gives in kinds)
+    endpoint = next(endpoint for endpoint in _MAIN if kinds & {*endpoint.gives})
     return await endpoint(call, Decoder(endpoint.body)(body))
 
 
@@ -311,7 +311,7 @@ def _post(
     summary: str,
     body: Any,
     reply: Any,
-    gives: ResultKind | None = None,
+    gives: tuple[ResultKind, ...] = (),
     sample: Mapping[str, Any] | None = None,
 ) -> Endpoint:
     return Endpoint("POST", path, call, DIALECT, summary, body, reply, gives=gives, sample=sample)
@@ -322,14 +322,14 @@ _PAIR = {"inputs": [SAMPLE_TEXT, SAMPLE_TEXT]}
 _QUERY = {"query": SAMPLE_TEXT, "texts": [SAMPLE_TEXT]}
 # What `/` does, for each form of a result. With several models, the first of these that one gives.
 _MAIN = (
-    _post("/embed", embed_dense, "Dense vectors of texts", EmbedRequest, list[list[float]], "dense", _ONE_TEXT),
+    _post("/embed", embed_dense, "Dense vectors of texts", EmbedRequest, list[list[float]], ("dense",), _ONE_TEXT),
     _post(
         "/embed_sparse",
         sparse,
         "Sparse vectors of texts",
         EmbedSparseRequest,
         list[list[SparseValue]],
-        "sparse",
+        ("sparse",),
         _ONE_TEXT,
     ),
     _post(
@@ -338,23 +338,30 @@ _MAIN = (
         "Scores of all labels",
         PredictRequest,
         list[Prediction | list[Prediction]],
-        "scores",
+        ("scores",),
         _PAIR,
+    ),
+    _post(
+        "/embed_all",
+        embed_all,
+        "Vectors of the tokens of texts",
+        EmbedAllRequest,
+        list[list[list[float]]],
+        ("rows", "dense"),
     ),
 )
 ENDPOINTS = (
     *_MAIN,
-    _post("/embed_all", embed_all, "Vectors of the tokens of texts", EmbedAllRequest, list[list[list[float]]], "dense"),
     _post(
         "/rerank",
         rerank,
         "Texts by their score for a query",
         RerankRequest,
         list[Rank] | cohere.RerankReply,
-        "scores",
+        ("scores", "rows"),
         _QUERY,
     ),
-    _post("/similarity", similarity, "How similar texts are to one", SimilarityRequest, list[float], "dense"),
+    _post("/similarity", similarity, "How similar texts are to one", SimilarityRequest, list[float], ("dense",)),
     _post("/tokenize", tokenize, "Tokens of texts", TokenizeRequest, list[list[Token]]),
     _post("/decode", decode, "Texts of token ids", DecodeRequest, list[str]),
     _post("/", by_task, "What the model does, for Hugging Face's clients", msgspec.Raw, Any),

@@ -26,7 +26,7 @@ async def warm_routes(server: Server, names: Collection[str] | None = None) -> N
         if names is not None and served.name not in names:
             continue
         for endpoint in server.endpoints:
-            if endpoint.sample is None or endpoint.gives != served.row.kind:
+            if endpoint.sample is None or served.row.kind not in endpoint.gives:
                 continue
             body = {**endpoint.sample, "model": served.name}
             # A reranker with several labels cannot rank, and some models need the kind of their texts.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from stonnx._errors import InvalidArgumentError
+from stonnx.util.late_interaction import maxsim, maxsim_pairwise, mean_maxsim, mean_maxsim_pairwise
 from stonnx.util.similarity import (
     Similarity,
     cos_sim,
@@ -31,6 +32,8 @@ class SimilarityFunction(Enum):
     DOT = DOT_PRODUCT
     EUCLIDEAN = "euclidean"
     MANHATTAN = "manhattan"
+    MAXSIM = "maxsim"
+    MEAN_MAXSIM = "meanmaxsim"
 
     @classmethod
     def _missing_(cls, value: object) -> SimilarityFunction:
@@ -62,7 +65,7 @@ class SimilarityFunction(Enum):
 
         Example:
             >>> SimilarityFunction.possible_values()
-            ['cosine', 'dot', 'euclidean', 'manhattan']
+            ['cosine', 'dot', 'euclidean', 'manhattan', 'maxsim', 'meanmaxsim']
         """
         return [function.value for function in SimilarityFunction]
 
@@ -72,4 +75,6 @@ _FUNCTIONS: dict[SimilarityFunction, tuple[Similarity, Similarity]] = {
     SimilarityFunction.DOT_PRODUCT: (dot_score, pairwise_dot_score),
     SimilarityFunction.EUCLIDEAN: (euclidean_sim, pairwise_euclidean_sim),
     SimilarityFunction.MANHATTAN: (manhattan_sim, pairwise_manhattan_sim),
+    SimilarityFunction.MAXSIM: (maxsim, maxsim_pairwise),
+    SimilarityFunction.MEAN_MAXSIM: (mean_maxsim, mean_maxsim_pairwise),
 }

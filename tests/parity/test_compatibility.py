@@ -22,7 +22,7 @@ from stonnx._hub import names as names_module
 from stonnx._model.compatibility import _REMEDIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
-CLASSES = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
+CLASSES = ("SentenceTransformer", "SparseEncoder", "CrossEncoder", "MultiVectorEncoder")
 
 
 # What callers use of torch.nn.Module, beside what the original's classes override.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from toy_bundles import dense_bundle, pair_graph, sparse_graph, toy_table, write_bundle
+from toy_bundles import dense_bundle, pair_graph, rows_bundle, sparse_graph, toy_table, write_bundle
 
 if TYPE_CHECKING:
     import httpx
@@ -128,6 +128,11 @@ def rerank_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def labels_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _reranker(tmp_path_factory.mktemp("serve") / "toy-labels", ("no", "maybe", "yes"))
+
+
+@pytest.fixture(scope="session")
+def rows_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rows_bundle(tmp_path_factory.mktemp("serve") / "toy-rows")
 
 
 @pytest.fixture

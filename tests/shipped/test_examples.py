@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_bundles import dense_bundle, pair_graph, sparse_graph, toy_table, write_bundle
+from toy_bundles import dense_bundle, pair_graph, rows_bundle, sparse_graph, toy_table, write_bundle
 
 import stonnx
 
@@ -111,3 +111,20 @@ def raises(error: Exception) -> Any:
         raise error
 
     return encode
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_late_interaction(factor: int, tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_client")
+    passages = ["bread rises", "the river flows", "the sun shines", "what is the city of bread and sun"]
+    (tmp_path / "passages.txt").write_text("\n".join(passages), encoding="utf-8")
+    bundle = rows_bundle(tmp_path / "rows")
+    options = ["--passages", "passages.txt", "--top", 4, "--pool", factor]
+    output = run("late_interaction", bundle, "what river", *options, where=tmp_path)
+    if factor == 1:
+        model = stonnx.MultiVectorEncoder(bundle)
+        scores = model.similarity(model.encode_query(["what river"]), model.encode_document(passages))[0]
+        order = np.argsort(-scores, kind="stable")
+        shown = "".join(f"{number}. {scores[i]:.2f}  {passages[i]}\n" for number, i in enumerate(order, start=1))
+        assert output == shown
+    assert len(output.splitlines()) == len(passages)

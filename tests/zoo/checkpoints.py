@@ -104,15 +104,15 @@ def _write(row: ModelRow, directory: Path, seed: int) -> None:
         _write_static(row, directory, seed)
     elif row.layout == "6.x":
         with tempfile.TemporaryDirectory() as plain:
-            _write_backbone(row, Path(plain), seed)
+            write_backbone(row, Path(plain), seed)
             _save_pretrained(row, Path(plain), directory, seed)
     else:
-        _write_backbone(row, directory, seed)
+        write_backbone(row, directory, seed)
         _write_legacy(row, directory, seed)
 
 
-def _write_backbone(row: ModelRow, directory: Path, seed: int) -> None:
-    """The transformers part: config.json, model.safetensors and the tokenizer."""
+def write_backbone(row: ModelRow, directory: Path, seed: int) -> None:
+    """Write the transformers part: config.json, model.safetensors and the tokenizer."""
     backbone, size = row.backbone, row.backbone.built
     tokenizer = build_tokenizer(backbone.tokenizer)
     intermediate = _INTERMEDIATE_NAMES.get(backbone.model_type, "intermediate_size")
@@ -138,7 +138,7 @@ def _write_backbone(row: ModelRow, directory: Path, seed: int) -> None:
             settings[row.head.recorded_in] = "torch.nn.modules.linear.Identity"
     config = AutoConfig.for_model(backbone.model_type, **settings)
     model = _auto_class(row).from_config(config)
-    _randomize(model, _generator(row, seed))
+    randomize(model, generator(row, seed))
     model.save_pretrained(directory)
     save_tokenizer(row, directory)
 
@@ -167,12 +167,13 @@ def _is_splade(row: ModelRow) -> bool:
     return any(isinstance(module, table.SpladePooling) for module in row.chain)
 
 
-def _generator(row: ModelRow, seed: int) -> torch.Generator:
+def generator(row: ModelRow, seed: int) -> torch.Generator:
+    """The random numbers of a row."""
     return torch.Generator().manual_seed(zlib.crc32(row.name.encode()) + seed)
 
 
 @torch.no_grad()
-def _randomize(model: nn.Module, generator: torch.Generator) -> None:
+def randomize(model: nn.Module, generator: torch.Generator) -> None:
     """Replace the matrices and move the vectors (biases, norms) away from their initial zeros and ones."""
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -215,7 +216,7 @@ def _fit_vocabulary(model: PreTrainedModel) -> None:
 def _modules(row: ModelRow, seed: int) -> list[nn.Module]:
     """The modules after the transformer, at the built size."""
     published, built = row.backbone.published.hidden, row.backbone.built.hidden
-    generator = _generator(row, seed + 1)
+    noise = generator(row, seed + 1)
     modules: list[nn.Module] = []
     width = built
     for spec in row.chain:
@@ -235,7 +236,7 @@ def _modules(row: ModelRow, seed: int) -> list[nn.Module]:
             case table.SparseAutoEncoder(hidden_dim=hidden_dim, k=k, k_aux=k_aux):
                 latents, active, spare = (value * built // published for value in (hidden_dim, k, k_aux))
                 module = SparseAutoEncoder(width, latents, active, spare)
-        _randomize(module, generator)
+        randomize(module, noise)
         modules.append(module)
     return modules
 
@@ -331,7 +332,7 @@ def _write_router(row: ModelRow, directory: Path, transformer: str, modules: Seq
     query = "query_0_SparseStaticEmbedding"
     (directory / query).mkdir()
     tokenizer = AutoTokenizer.from_pretrained(str(directory))
-    weight = torch.rand(len(tokenizer), generator=_generator(row, seed + 2)) * 5 + 0.5
+    weight = torch.rand(len(tokenizer), generator=generator(row, seed + 2)) * 5 + 0.5
     SparseStaticEmbedding(tokenizer, weight, frozen=True).save(str(directory / query))
     types = {query: "sentence_transformers.sparse_encoder.models.SparseStaticEmbedding", "": transformer}
     route = [""]
@@ -355,7 +356,7 @@ def _write_static(row: ModelRow, directory: Path, seed: int) -> None:
     """model2vec's own layout: a table named `embeddings`, and "." as the path of the first module."""
     tokenizer = build_tokenizer(row.backbone.tokenizer)
     size = (tokenizer.get_vocab_size(), row.backbone.built.hidden)
-    save_file({"embeddings": torch.randn(size, generator=_generator(row, seed))}, str(directory / "model.safetensors"))
+    save_file({"embeddings": torch.randn(size, generator=generator(row, seed))}, str(directory / "model.safetensors"))
     save_tokenizer(row, directory)
     _dump(
         directory / "config.json",

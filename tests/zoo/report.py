@@ -19,6 +19,8 @@ from stonnx._errors import FidelityError
 from stonnx_export import export
 
 from . import ROWS, build_checkpoint
+from .late_interaction import ROWS as LATE_ROWS
+from .late_interaction import LateRow, build_late_checkpoint
 
 _HEAD = """# Models that are tested
 
@@ -29,7 +31,8 @@ the limit, alone and in batches. Token ids are equal in every row; otherwise the
 are float32. The report of a checkpoint of 16 bits compares with the same weights in float32, and says how far away the
 original's own results in 16 bits are: 1e-3 to 1e-2. `difference` is the largest one, relative to the largest value if
 that is over 1; `batching` is the largest change of a text's result by the texts beside it.
-`tests/parity/test_models.py` tests each row; `python -m tests.zoo.report` writes this page.
+`tests/parity/test_models.py` tests each row, `tests/parity/test_multi_vector_encoder.py` those of late interaction,
+whose figures are of the vectors of tokens; `python -m tests.zoo.report` writes this page.
 
 | model | task | architecture | modules | lowest cosine | difference | batching |
 |---|---|---|---|---|---|---|
@@ -79,10 +82,13 @@ def main() -> None:
     arguments = parser.parse_args()
     lines, int8_lines = [], []
     with tempfile.TemporaryDirectory() as directory:
-        for row in ROWS:
+        for row in (*ROWS, *LATE_ROWS):
             if arguments.names and row.name not in arguments.names:
                 continue
-            checkpoint = build_checkpoint(row, Path(directory))
+            if isinstance(row, LateRow):
+                checkpoint = build_late_checkpoint(row, Path(directory))
+            else:
+                checkpoint = build_checkpoint(row, Path(directory))
             bundle = export(checkpoint, Path(directory) / f"{row.slug}-fp32", name=row.name, show_progress=False)
             lines.append(line(row.name, read_manifest(bundle)))
             try:

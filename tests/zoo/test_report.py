@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from . import late_interaction
 from .rows import ROWS, row
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
@@ -16,18 +17,25 @@ FP32, INT8 = (
 
 
 def test_every_row_of_the_table_has_its_figures() -> None:
-    names = [row.name for row in ROWS]
+    names = [row.name for row in (*ROWS, *late_interaction.ROWS)]
     assert [cells[0] for cells in FP32] == names
     assert [cells[0] for cells in INT8] == names
 
 
 @pytest.mark.parametrize("cells", FP32, ids=lambda cells: cells[0])
 def test_a_row_says_what_the_table_says(cells: list[str]) -> None:
-    model = row(cells[0])
-    assert cells[1:3] == [model.task, model.backbone.model_type]
     _, *modules = cells[3].partition(" (")[0].split(", ")
-    answers = ["LogitScore"] if model.head and model.head.answers else []
-    assert modules == [*(type(module).__name__ for module in model.chain), *answers]
+    late = next((late for late in late_interaction.ROWS if late.name == cells[0]), None)
+    if late is None:
+        model = row(cells[0])
+        assert cells[1:3] == [model.task, model.backbone.model_type]
+        answers = ["LogitScore"] if model.head and model.head.answers else []
+        assert modules == [*(type(module).__name__ for module in model.chain), *answers]
+    else:
+        assert cells[1:3] == ["multivector", late.backbone.model_type]
+        layers = ["Dense"] * len(late.dimensions)
+        assert modules[: len(layers) + 2] == [*layers, "MultiVectorMask", "Normalize"]
+        assert (modules[-1] == "HierarchicalTokenPooling") == bool(late.pooling)
     cosine, difference, batching = (float(cell) for cell in cells[4:])
     assert cosine > 0.99999
     assert max(difference, batching) < 1e-3

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stonnx._errors import ExportError, MissingDependencyError, StonnxError, UnsupportedError
+from stonnx._errors import ExportError, UnsupportedError
+from stonnx_export.checkpoint.files import damage_named, optional_object, read_object
 from stonnx_export.checkpoint.modules import (
     ACTIVATIONS,
     POOLING_MODES,
     Code,
     Dense,
-    FloatArray,
+    HierarchicalTokenPooling,
     LayerNorm,
     LogitScore,
     Module,
+    MultiVectorMask,
     Normalize,
     Pooling,
+    QueryExpansion,
     SparseAutoEncoder,
     SparseStaticEmbedding,
     SpladePooling,
@@ -31,6 +32,7 @@ from stonnx_export.checkpoint.modules import (
     WeightedLayerPooling,
 )
 from stonnx_export.checkpoint.processing import text_arguments
+from stonnx_export.checkpoint.weight_files import read_exactly, read_weights
 
 # The advice for a checkpoint that is code as well as data.
 TRUST_IT = (
@@ -48,10 +50,14 @@ _OLD_POOLING_SETTINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# Settings of a Transformer that change texts beyond max_seq_length and do_lower_case: a limit for each task, and tokens
-# appended to queries. They are refused: a bundle's tokenizer treats all texts alike.
-_REFUSED_TRANSFORMER_SETTINGS = ("query_length", "document_length", "query_expansion")
+# PyLate's class of a layer, which sentence-transformers reads as its own.
+_PYLATE_DENSE = "pylate.models.Dense.Dense"
 
+# The keys of query_expansion, as sentence-transformers checks them.
+_EXPANSION_KEYS = {"strategy", "length", "attend", "token"}
+
+# The features that a module of the chain can work on.
+_FEATURES = ("sentence_embedding", "token_embeddings")
 
 # The feature that the modules of a CrossEncoder end with.
 SCORES = "scores"
@@ -75,6 +81,8 @@ def read_module(root: Path, reference: str, path: str, *, trusted: bool = False,
         ExportError: Its files are missing or damaged.
     """
     package, _, name = reference.rpartition(".")
+    if reference == _PYLATE_DENSE:
+        package = "sentence_transformers"
     if not (package == "sentence_transformers" or package.startswith("sentence_transformers.")):
         if not trusted:
             raise UnsupportedError(
@@ -101,43 +109,12 @@ def _folder(root: Path, path: str) -> Path:
     return folder
 
 
-@contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """Raise ExportError if a file has an unexpected shape: each library has errors of its own for that."""
-    try:
-        yield
-    except StonnxError:
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"{path} is damaged: {type(error).__name__}: {error}. Download the checkpoint again."
-        ) from error
-
-
 def activation_name(reference: str | None) -> str:
     """The name of an activation given as the path of a torch class, such as ``torch.nn.modules.activation.Tanh``."""
     package, _, name = str(reference or "torch.nn.Identity").rpartition(".")
     if not package.startswith("torch.nn") or name not in ACTIVATIONS:
         raise UnsupportedError(f"The activation {reference!r} cannot be exported. Known: {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of the checkpoint."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExportError(f"The checkpoint lacks {path}.") from None
-    except ValueError as error:
-        raise ExportError(f"{path} is not readable JSON: {error}") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file of the checkpoint that holds an object, as settings do."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ExportError(f"{path} is not JSON object.")
-    return value
 
 
 def transformer_settings(folder: Path) -> dict[str, Any]:
@@ -156,13 +133,6 @@ def _transformer_file(folder: Path) -> Path | None:
 def _read_transformer(folder: Path) -> Transformer:
     settings = transformer_settings(folder)
     text_arguments(settings.get("processing_kwargs") or {}, _transformer_file(folder), chat=False)
-    refused = [name for name in _REFUSED_TRANSFORMER_SETTINGS if settings.get(name)]
-    if refused:
-        raise UnsupportedError(
-            f"{_transformer_file(folder)} sets {', '.join(refused)}, which gives queries and documents vectors of "
-            "their own. That cannot be exported. If the model may do without, take it out of that file or set it to "
-            "null."
-        )
     text = (settings.get("modality_config") or {}).get("text", {})
     method, output = text.get("method", "forward"), text.get("method_output_name") or _OUTPUTS[0]
     if method != "forward" or output not in _OUTPUTS:
@@ -170,11 +140,48 @@ def _read_transformer(folder: Path) -> Transformer:
             f"{_transformer_file(folder)} takes {output!r} of the network's method {method!r} for texts. What can be "
             f"exported is {' or '.join(_OUTPUTS)} of 'forward'."
         )
-    return Transformer(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
+    place = f"{_transformer_file(folder)}: "
+    lengths = {name: settings.get(name) for name in ("query_length", "document_length")}
+    for name, value in lengths.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ExportError(f"{place}{name} must be a number of tokens or null, found {value!r}.")
+    return Transformer(
+        settings.get("max_seq_length"),
+        bool(settings.get("do_lower_case", False)),
+        **lengths,
+        query_expansion=query_expansion(settings.get("query_expansion"), place),
+    )
+
+
+def query_expansion(settings: Any, place: str) -> QueryExpansion | None:
+    """The settings of the tokens that fill up queries, checked as sentence-transformers checks them.
+
+    Raises:
+        ExportError: A value is not allowed.
+    """
+    if settings is None:
+        return None
+    if not isinstance(settings, dict) or settings.keys() - _EXPANSION_KEYS:
+        raise ExportError(
+            f"{place}query_expansion must be null or an object with the keys {', '.join(sorted(_EXPANSION_KEYS))}, "
+            f"found {settings!r}. sentence-transformers refuses that, too."
+        )
+    strategy, attend, length = settings.get("strategy"), settings.get("attend", False), settings.get("length")
+    if strategy not in ("fixed", "min") or not isinstance(attend, bool):
+        raise ExportError(
+            f"{place}query_expansion must have the strategy 'fixed' or 'min', and true or false as attend, found "
+            f"{settings!r}. sentence-transformers refuses that, too."
+        )
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise ExportError(
+            f"{place}query_expansion needs length, the number of tokens of a query, a positive number; found "
+            f"{length!r}. sentence-transformers refuses that, too."
+        )
+    return QueryExpansion(length, strategy == "fixed", attend, settings.get("token"))
 
 
 def _read_static_embedding(folder: Path) -> StaticEmbedding:
-    weights = _read_weights(folder)
+    weights = read_weights(folder)
     if "embedding.weight" in weights:
         return StaticEmbedding(weights["embedding.weight"])
     # The layout of model2vec: tokens may share a row, and each token may scale it.
@@ -199,12 +206,12 @@ def _read_sparse_static_embedding(folder: Path) -> SparseStaticEmbedding:
             if index is not None:
                 weight[index] = value
         return SparseStaticEmbedding(weight)
-    return SparseStaticEmbedding(_read_weights(folder)["weight"])
+    return SparseStaticEmbedding(read_weights(folder)["weight"])
 
 
 def _read_weighted_layer_pooling(folder: Path) -> WeightedLayerPooling:
     settings = read_object(folder / "config.json")
-    weights = _read_exactly(folder, {"layer_weights": (None,)})
+    weights = read_exactly(folder, {"layer_weights": (None,)})
     return WeightedLayerPooling(int(settings.get("layer_start", 4)), weights["layer_weights"])
 
 
@@ -235,7 +242,7 @@ def _read_splade_pooling(folder: Path) -> SpladePooling:
 
 
 def _read_sparse_auto_encoder(folder: Path) -> SparseAutoEncoder:
-    settings, weights = read_object(folder / "config.json"), _read_weights(folder)
+    settings, weights = read_object(folder / "config.json"), read_weights(folder)
     return SparseAutoEncoder(
         pre_bias=weights["pre_bias"],
         # The decoder shares the weight of the encoder, and files hold it under either name.
@@ -249,7 +256,7 @@ def _read_sparse_auto_encoder(folder: Path) -> SparseAutoEncoder:
 def _read_dense(folder: Path) -> Dense:
     settings = read_object(folder / "config.json")
     output = settings.get("module_output_name")
-    _refuse_other_features("Dense", {**settings, "module_output_name": None} if output == SCORES else settings)
+    tokens = _of_tokens("Dense", {**settings, "module_output_name": None} if output == SCORES else settings)
     activation = activation_name(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     inputs, outputs = settings.get("in_features"), settings.get("out_features")
     residual = bool(settings.get("use_residual", False))
@@ -258,7 +265,7 @@ def _read_dense(folder: Path) -> Dense:
         shapes["linear.bias"] = (outputs,)
     if residual and inputs != outputs:
         shapes["residual.weight"] = (outputs, inputs)
-    weights = _read_exactly(folder, shapes)
+    weights = read_exactly(folder, shapes)
     return Dense(
         weight=weights["linear.weight"],
         bias=weights.get("linear.bias"),
@@ -266,17 +273,44 @@ def _read_dense(folder: Path) -> Dense:
         residual=residual,
         residual_weight=weights.get("residual.weight"),
         output=SCORES if output == SCORES else None,
+        tokens=tokens,
     )
 
 
 def _read_layer_norm(folder: Path) -> LayerNorm:
-    weights = _read_exactly(folder, {"norm.weight": (None,), "norm.bias": (None,)})
+    weights = read_exactly(folder, {"norm.weight": (None,), "norm.bias": (None,)})
     return LayerNorm(weights["norm.weight"], weights["norm.bias"], 1e-5)
 
 
 def _read_normalize(folder: Path) -> Normalize:
-    _refuse_other_features("Normalize", optional_object(folder / "config.json"))
-    return Normalize()
+    return Normalize(bool(_of_tokens("Normalize", optional_object(folder / "config.json"))))
+
+
+def _read_multi_vector_mask(folder: Path) -> MultiVectorMask:
+    settings = optional_object(folder / "config.json")
+    return MultiVectorMask(
+        tuple(settings.get("skiplist_words") or ()),
+        _tasks(settings.get("skiplist_tasks")),
+        tuple(settings.get("keep_only_token_ids") or ()),
+    )
+
+
+def _read_hierarchical_token_pooling(folder: Path) -> HierarchicalTokenPooling:
+    settings = optional_object(folder / "config.json")
+    factor, protected = settings.get("pool_factor", 1.0), settings.get("num_protected_tokens", 1)
+    if factor < 1 or protected < 0:
+        raise ExportError(
+            f"{folder}: pool_factor must be 1 or more, and num_protected_tokens 0 or more; found {factor} and "
+            f"{protected}. sentence-transformers refuses that, too."
+        )
+    # Files from before that setting were made without it.
+    normalizes = bool(settings.get("normalize_embeddings", False))
+    return HierarchicalTokenPooling(float(factor), int(protected), normalizes, _tasks(settings.get("tasks")))
+
+
+def _tasks(names: Any) -> tuple[str, ...]:
+    """The tasks that a module is for: documents, unless it says others."""
+    return ("document",) if names is None else (names,) if isinstance(names, str) else tuple(names)
 
 
 def _read_logit_score(folder: Path) -> LogitScore:
@@ -305,65 +339,16 @@ _READERS: Mapping[str, Callable[[Path], Module]] = {
     "LayerNorm": _read_layer_norm,
     "Normalize": _read_normalize,
     "LogitScore": _read_logit_score,
+    "MultiVectorMask": _read_multi_vector_mask,
+    "HierarchicalTokenPooling": _read_hierarchical_token_pooling,
 }
 
 
-def _refuse_other_features(name: str, settings: Mapping[str, Any]) -> None:
-    for key in ("module_input_name", "module_output_name"):
-        if settings.get(key) not in (None, "sentence_embedding"):
-            raise UnsupportedError(f"A {name} module with {key}={settings[key]!r} cannot be exported.")
-
-
-def optional_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; an empty one if there is no such file."""
-    return read_object(path) if path.is_file() else {}
-
-
-def _read_exactly(folder: Path, shapes: Mapping[str, tuple[Any, ...]]) -> dict[str, FloatArray]:
-    """The weights of a module that has exactly these, as sentence-transformers requires.
-
-    None stands for a size that the settings leave out: any number fits it.
-    """
-    weights = _read_weights(folder)
-    missing = [name for name in shapes if name not in weights]
-    more = [name for name in weights if name not in shapes]
-    if missing or more:
-        problem = (
-            f"lacks {', '.join(missing)}" if missing else f"has weights that no such module has: {', '.join(more)}"
-        )
-        raise ExportError(f"{folder} {problem}. sentence-transformers refuses it, too. Download the checkpoint again.")
-    wrong = [
-        name
-        for name, shape in shapes.items()
-        if len(shape) != weights[name].ndim
-        or any(size not in (None, found) for size, found in zip(shape, weights[name].shape, strict=True))
-    ]
-    if wrong:
-        raise ExportError(
-            f"{folder}: {wrong[0]} has the shape {list(weights[wrong[0]].shape)}, and its config.json says "
-            f"{list(shapes[wrong[0]])}. Download the checkpoint again."
-        )
-    return weights
-
-
-def _read_weights(folder: Path) -> dict[str, FloatArray]:
-    """The weights of a small module, as float32."""
-    file = folder / "model.safetensors"
-    if file.is_file():
-        from safetensors.numpy import load_file
-
-        with damage_named(file):
-            return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(str(file)).items()}
-    file = folder / "pytorch_model.bin"
-    if file.is_file():
-        try:
-            import torch
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"{folder} has its weights as pytorch_model.bin only, which PyTorch has to read. Install it with: pip "
-                "install torch   Or use a version of the checkpoint with model.safetensors in that folder."
-            ) from error
-        with damage_named(file):
-            state = torch.load(str(file), map_location="cpu", weights_only=True)
-            return {name: tensor.float().numpy() for name, tensor in state.items()}
-    raise ExportError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin.")
+def _of_tokens(name: str, settings: Mapping[str, Any]) -> bool | None:
+    """Whether a module works on the vector of each token; None if its settings do not say so."""
+    feature, output = (settings.get(key) for key in ("module_input_name", "module_output_name"))
+    if feature not in (None, *_FEATURES):
+        raise UnsupportedError(f"A {name} module with module_input_name={feature!r} cannot be exported.")
+    if output not in (None, feature or _FEATURES[0]):
+        raise UnsupportedError(f"A {name} module with module_output_name={output!r} cannot be exported.")
+    return None if feature is None else feature == _FEATURES[1]

@@ -6,6 +6,7 @@ every other module by name.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,16 +50,33 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
+class QueryExpansion:
+    """Tokens that fill up queries to ``length`` tokens.
+
+    ``fixed`` cuts longer queries to that length. ``attend``: other tokens attend to them. ``token`` is their name; None
+    is the mask token, or the end of the text if there is no such token.
+    """
+
+    length: int
+    fixed: bool
+    attend: bool
+    token: str | None
+
+
+@dataclass(frozen=True)
 class Transformer:
     """The network itself. Texts are cut to ``max_seq_length`` tokens; if that is None, the tokenizer has the limit.
 
     ``do_lower_case`` puts texts into lower case before the tokenizer reads them. ``code`` names the module's class if
-    that class is code of the repository.
+    that class is code of the repository. Queries and documents may have limits of their own.
     """
 
     max_seq_length: int | None = None
     do_lower_case: bool = False
     code: str | None = None
+    query_length: int | None = None
+    document_length: int | None = None
+    query_expansion: QueryExpansion | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +143,10 @@ class SparseAutoEncoder:
 
 @dataclass(frozen=True)
 class Dense:
-    """activation(x W^T + b), and x (or x R^T) added to it if the layer is residual."""
+    """activation(x W^T + b), and x (or x R^T) added to it if the layer is residual.
+
+    x is the vector of each token if ``tokens``, else that of the text. None: nobody wrote it down.
+    """
 
     weight: FloatArray
     bias: FloatArray | None
@@ -134,6 +155,7 @@ class Dense:
     residual_weight: FloatArray | None
     # The feature that it writes, if that is another one than it reads: "scores", of a CrossEncoder.
     output: str | None = None
+    tokens: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +169,32 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class Normalize:
-    """Division by the L2 norm."""
+    """Division by the L2 norm: of the vector of each token if ``tokens``, else that of the text."""
+
+    tokens: bool = False
+
+
+@dataclass(frozen=True)
+class MultiVectorMask:
+    """Which tokens' vectors are the result of late interaction.
+
+    Those of ``skiplist_words`` are not, for texts of ``skiplist_tasks``. Of documents, only those of
+    ``keep_only_token_ids`` are, if there are such ids.
+    """
+
+    skiplist_words: tuple[str, ...] = ()
+    skiplist_tasks: tuple[str, ...] = ("document",)
+    keep_only_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class HierarchicalTokenPooling:
+    """Means of clusters of a text's vectors. The runtime computes them."""
+
+    pool_factor: float
+    num_protected_tokens: int
+    normalize_embeddings: bool
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -169,6 +216,8 @@ Module = (
     | LayerNorm
     | Normalize
     | LogitScore
+    | MultiVectorMask
+    | HierarchicalTokenPooling
     | Code
 )
 
@@ -185,6 +234,8 @@ def describe(module: Module) -> tuple[str, dict[str, Any]]:
         if value is None or isinstance(value, np.ndarray):
             continue
         settings[key] = list(value) if isinstance(value, tuple) else value
+        if isinstance(value, QueryExpansion):
+            settings[key] = dataclasses.asdict(value)
     if isinstance(module, Dense):
         settings |= {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
     return type(module).__name__, settings

@@ -16,15 +16,9 @@ from typing import Any
 from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
 from stonnx._tasks import TASKS, Task
-from stonnx_export.checkpoint.module_files import (
-    SCORES,
-    activation_name,
-    damage_named,
-    optional_object,
-    read_json,
-    read_module,
-    read_object,
-)
+from stonnx_export.checkpoint.files import damage_named, optional_object, read_json, read_object
+from stonnx_export.checkpoint.late_interaction import is_late_interaction, read_late_interaction, refuse_limits_of_tasks
+from stonnx_export.checkpoint.module_files import SCORES, activation_name, read_module
 from stonnx_export.checkpoint.modules import (
     Code,
     Dense,
@@ -51,7 +45,8 @@ from stonnx_export.checkpoint.settings import raw_settings, read_settings
 _FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
 # The tokens by which a plain causal language model answers.
 _ANSWERS = ("yes", "no")
-_TASK_OF_MODEL_TYPE: Mapping[str, Task] = {row.class_name: row.name for row in TASKS.values()}
+_TASK_OF_MODEL_TYPE: dict[str, Task] = {row.class_name: row.name for row in TASKS.values()}
+_TASK_OF_MODEL_TYPE["ColBERT"] = "multivector"  # PyLate's
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,15 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
     config = read_object(folder / "config.json") if is_native else optional_object(folder / "config.json")
     task = _checked_task(directory, task, raw, config, routes)
     settings = read_settings(directory, task)
-    if not (directory / "modules.json").is_file() and task != "embedding":
+    if task == "multivector":
+        if {*routes} != {DEFAULT_ROUTE}:
+            raise UnsupportedError(f"{directory} has a Router, which cannot be exported in a MultiVectorEncoder.")
+        found_late = read_late_interaction(directory, folder, raw, settings.prompts, routes[DEFAULT_ROUTE])
+        routes = {DEFAULT_ROUTE: found_late.chain}
+        settings = dataclasses.replace(settings, prompts=found_late.prompts)
+    else:
+        refuse_limits_of_tasks(routes, folders)
+    if task != "multivector" and not (directory / "modules.json").is_file() and task != "embedding":
         # sentence-transformers adds a pooling to plain transformers checkpoints, if the task has one.
         routes = {DEFAULT_ROUTE: (Transformer(), *_added_modules(directory, task, config))}
     if settings.max_active_dims is not None:
@@ -257,9 +260,13 @@ def _checked_task(
         raise UnsupportedError(
             f"{directory} is a {written}, which cannot be exported. Classes that can: {', '.join(_TASK_OF_MODEL_TYPE)}."
         )
-    own = _task(settings, config, routes)
+    own = _task(directory, settings, config, routes)
     if (directory / "modules.json").is_file():
         kind = TASKS[own].class_name
+        # These two convert a SentenceTransformer with trained weights alone: PyLate saves one with settings of its own.
+        if written in (None, "SentenceTransformer") and {task, own} == {"embedding", "multivector"}:
+            assert task is not None
+            return task
         if task not in (None, own):
             raise UnsupportedError(
                 f"{directory} is a {kind}, not a {TASKS[task].class_name}, and stonnx converts none into another. "
@@ -267,6 +274,11 @@ def _checked_task(
             )
         return own
     task = task or own
+    if _architecture(config).endswith("ForRetrieval"):
+        raise UnsupportedError(
+            f"{directory} reads images as well as texts ({_architecture(config)}), which cannot be exported. Late "
+            "interaction of texts alone can: checkpoints of sentence-transformers, PyLate and Stanford's ColBERT."
+        )
     if task == "sparse" and not any(str(name).endswith("ForMaskedLM") for name in config.get("architectures") or []):
         raise UnsupportedError(
             f"{directory} has no masked-LM head for SPLADE: its architectures are {config.get('architectures')}. "
@@ -280,7 +292,14 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return str((config.get("architectures") or [""])[0])
 
 
-def _task(settings: Mapping[str, Any], config: Mapping[str, Any], routes: Mapping[str, tuple[Module, ...]]) -> Task:
+def _task(
+    directory: Path,
+    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
+    routes: Mapping[str, tuple[Module, ...]],
+) -> Task:
+    if is_late_interaction(directory, settings, config):
+        return "multivector"
     if settings.get("model_type") in _TASK_OF_MODEL_TYPE:
         return _TASK_OF_MODEL_TYPE[settings["model_type"]]
     if any(isinstance(module, LogitScore) for chain in routes.values() for module in chain):

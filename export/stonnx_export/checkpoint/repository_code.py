@@ -14,7 +14,8 @@ from typing import Any
 
 from stonnx._errors import UnsupportedError
 from stonnx._tasks import Task
-from stonnx_export.checkpoint.module_files import TRUST_IT, optional_object, transformer_settings
+from stonnx_export.checkpoint.files import optional_object
+from stonnx_export.checkpoint.module_files import TRUST_IT, transformer_settings
 from stonnx_export.checkpoint.modules import Module, SpladePooling
 
 # The task in the settings of a Transformer module -> the class of transformers that loads its network.

@@ -11,7 +11,7 @@ from typing import Any
 
 from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import ExportError, UnsupportedError
-from stonnx_export.checkpoint.module_files import read_object
+from stonnx_export.checkpoint.files import read_object
 from stonnx_export.checkpoint.modules import ROUTERS, Module
 
 _MODALITIES = ("text", "image", "audio", "video", "message")

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from stonnx._errors import ExportError
-from stonnx._tasks import Task
-from stonnx_export.checkpoint.module_files import optional_object
+from stonnx._tasks import TASKS, Task
+from stonnx_export.checkpoint.files import optional_object
 
 logger = logging.getLogger("stonnx")
 
 _NAME = "config_sentence_transformers.json"
 # Names that the model classes have a similarity for. sentence-transformers silently ignores any other.
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_SIMILARITIES_OF_ROWS = ("maxsim", "meanmaxsim")
 # Prompts that embedding models have even if nobody wrote them down.
 _PROMPTS = ("query", "document")
 
@@ -53,11 +54,12 @@ def read_settings(directory: Path, task: Task) -> Settings:
             "sentence-transformers refuses that, too. Correct the name, or add the prompt."
         )
     similarity = found.get("similarity_fn_name")
-    if similarity is not None and similarity not in _SIMILARITIES:
+    known_names = _SIMILARITIES if TASKS[task].row_mask is None else _SIMILARITIES_OF_ROWS
+    if similarity is not None and similarity not in known_names:
         logger.warning(
             "%s has the similarity_fn_name %r, which sentence-transformers does not know and passes over. The bundle "
             "has the default of its class. Known: %s",
-            *(file, similarity, ", ".join(_SIMILARITIES)),
+            *(file, similarity, ", ".join(known_names)),
         )
         similarity = None
     return Settings(

@@ -9,6 +9,10 @@ import onnx_ir as ir
 
 from stonnx._errors import ExportError
 
+# An input of graphs whose results include rows after the end of a text: those of tokens that fill up a query, and that
+# no other token attends to.
+QUERY_ROWS = "query_rows"
+
 # These operators work on each token by itself, over its channels.
 NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 

@@ -17,14 +17,18 @@ from stonnx_export.heads.activations import ACTIVATIONS
 from stonnx_export.heads.dense import dense, layer_norm, normalize
 from stonnx_export.heads.logit_score import logit_score
 from stonnx_export.heads.pooling import pool, weighted_layers
+from stonnx_export.heads.rows import RowMask, row_mask
 from stonnx_export.heads.sparse import sparse_auto_encoder, splade
 
 
-def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "embedding") -> None:
+def graft(
+    model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "embedding", rows: RowMask | None = None
+) -> None:
     """Append the modules after the first to a graph, and give it the outputs of its task.
 
     ``embedding`` has ``sentence_embedding`` [B, dim] and, if there are tokens, ``token_embeddings`` [B, S, H];
-    ``sparse`` has ``sparse_embedding`` [B, dim], ``rerank`` has ``logits`` [B, labels]. The given graph has the input
+    ``sparse`` has ``sparse_embedding`` [B, dim], ``rerank`` has ``logits`` [B, labels]; ``multivector`` has
+    ``token_embeddings`` [B, S, dim] and ``row_mask`` [B, S], of ``rows``. The given graph has the input
     ``attention_mask`` [B, S]. Its outputs are the token embeddings [B, S, H], the logits [B, S, V] of the vocabulary or
     of some of its tokens, the hidden states of every layer, or the vector [B, H] of a module that gives one directly.
     """
@@ -45,6 +49,12 @@ def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "e
             vector = splade(op, module, tokens, mask)
         elif isinstance(module, modules.LogitScore) and tokens is not None:
             vector = logit_score(op, module, tokens, mask)
+        elif isinstance(module, modules.Dense) and module.tokens and tokens is not None:
+            tokens = dense(op, module, tokens)
+        elif isinstance(module, modules.Normalize) and module.tokens and tokens is not None:
+            tokens = normalize(op, tokens)
+        elif isinstance(module, modules.MultiVectorMask | modules.HierarchicalTokenPooling) and rows is not None:
+            continue  # one is an output of its own, the other belongs to the runtime
         elif vector is None:
             raise UnsupportedError(f"{type(module).__name__} before a Pooling module cannot be exported.")
         elif isinstance(module, modules.SparseAutoEncoder):
@@ -57,6 +67,11 @@ def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "e
             vector = normalize(op, vector)
         else:
             raise UnsupportedError(f"{type(module).__name__} cannot be exported at this place of the chain.")
+    if rows is not None and tokens is not None:
+        width = token_dimension(chain, last_dimension(states[-1]))
+        op.name_output(tokens, TASKS[task].output, ("batch", "sequence", width))
+        graph.outputs[:] = [tokens, row_mask(op, rows, str(TASKS[task].row_mask))]
+        return
     if vector is None:
         raise UnsupportedError("A chain without a Pooling module gives no sentence embedding.")
     features = last_dimension(states[-1])
@@ -64,7 +79,7 @@ def graft(model: ir.Model, chain: tuple[modules.Module, ...], *, task: Task = "e
     graph.outputs[:] = [vector]
     token_output = TASKS[task].token_output
     if token_output is not None and tokens is not None:
-        op.name_output(tokens, token_output, ("batch", "sequence", features))
+        op.name_output(tokens, token_output, ("batch", "sequence", token_dimension(chain, features)))
         graph.outputs.append(tokens)
 
 
@@ -110,3 +125,9 @@ def output_dimension(chain: tuple[modules.Module, ...], size: int) -> int:
             case modules.LogitScore():
                 size = 1
     return size
+
+
+def token_dimension(chain: tuple[modules.Module, ...], size: int) -> int:
+    """Dimensions of the vectors of tokens that a chain ends with, if its first module gives ``size``."""
+    layers = [module for module in chain if isinstance(module, modules.Dense) and module.tokens]
+    return int(layers[-1].weight.shape[0]) if layers else size

@@ -20,7 +20,7 @@ import torch
 
 from stonnx._bundle.manifest import Source
 from stonnx._errors import ExportError, MissingDependencyError, ModelNotFoundError, UnsupportedError
-from stonnx_export.checkpoint.module_files import damage_named, read_object
+from stonnx_export.checkpoint.files import damage_named, read_object
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

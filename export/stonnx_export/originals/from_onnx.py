@@ -22,7 +22,8 @@ from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import ModelNotFoundError, UnsupportedError
 from stonnx._tasks import TASKS
 from stonnx._text.tokens import Text
-from stonnx_export.checkpoint.module_files import optional_object, transformer_settings
+from stonnx_export.checkpoint.files import optional_object
+from stonnx_export.checkpoint.module_files import transformer_settings
 from stonnx_export.checkpoint.modules import (
     POOLING_MODES,
     LogitScore,
@@ -165,6 +166,11 @@ class OnnxOriginal:
         if checkpoint.task == "embedding":
             return rows[:, : checkpoint.truncate_dim]
         return numpy_modules.keep_largest(rows, checkpoint.max_active_dims)
+
+    def rows(self, task: str | None, texts: Sequence[Text]) -> list[npt.NDArray[np.float32]]:
+        raise UnsupportedError(
+            "Late interaction cannot be exported from an ONNX file. Export the PyTorch weights instead: --source torch"
+        )
 
     def outputs_as_loaded(self, route: str, texts: Sequence[Text]) -> None:
         return None

@@ -18,7 +18,7 @@ import tokenizers
 import torch
 
 from stonnx._bundle.manifest import DEFAULT_ROUTE, ChatTemplate
-from stonnx._errors import UnsupportedError
+from stonnx._errors import MissingDependencyError, UnsupportedError
 from stonnx._tasks import TASKS
 from stonnx._text.tokens import Text
 from stonnx_export.checkpoint.modules import (
@@ -50,6 +50,9 @@ class TorchOriginal:
         with watch_loading() as networks:
             self._model = _load(checkpoint)
         self._chats: dict[str, ChatTemplate | None] = {}
+        # Clusters of vectors are not what the graph gives, and hide how close it is.
+        self._poolings = [(module, module.tasks) for module in self._model if hasattr(module, "pool_factor")]
+        self._pool(on=False)
         self._setting = _SETTINGS.get(checkpoint.task)
         self._value = getattr(self._model, self._setting) if self._setting else None
         trusted = checkpoint.trust is not None
@@ -111,7 +114,9 @@ class TorchOriginal:
             with merged(network):
                 return trace_answers(network, answers.token_ids)
         # SPLADE starts from logits; a sparse model with a Pooling (CSR) from token embeddings.
-        dense = self._checkpoint.task == "embedding" or any(isinstance(module, Pooling) for module in chain)
+        task = TASKS[self._checkpoint.task]
+        of_tokens = "token_embeddings" in (task.output, task.token_output)
+        dense = of_tokens or any(isinstance(module, Pooling) for module in chain)
         output: Output = "hidden_states" if layered else "last_hidden_state" if dense else "logits"
         network = self._modules(route)[0].auto_model if self._is_chain else self._model.model
         token_types = "token_type_ids" in self._tokenizer(route).model_input_names
@@ -145,6 +150,9 @@ class TorchOriginal:
             # A chat template has all special tokens in it.
             add_special_tokens=chat is None and not isinstance(first, SparseStaticEmbedding),
             chat=chat,
+            unknown_token_id=source.unk_token_id,
+            filling_token_id=source.eos_token_id if source.mask_token_id is None else source.mask_token_id,
+            pads_left=source.padding_side == "left",
         )
 
     def token_ids(self, route: str, text: Text, task: str | None = None, prompt: str = "") -> list[int]:
@@ -160,7 +168,10 @@ class TorchOriginal:
             features = module.tokenize([in_front(prompt, text)])
         ids = features["input_ids"].reshape(-1)
         if "attention_mask" in features:  # a table of vectors has none
-            ids = ids[features["attention_mask"].reshape(-1) > 0]
+            read = features["attention_mask"].reshape(-1) > 0
+            # Tokens that fill up a query are no padding, even if no other token attends to them.
+            filling = features.get("query_expansion_positions")
+            ids = ids[read if filling is None else read | filling.reshape(-1)]
         return [int(token) for token in ids]
 
     def outputs(self, route: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
@@ -184,9 +195,24 @@ class TorchOriginal:
             # As many values as the graph gives, which may be more than the k of the autoencoder.
             setattr(self._model, self._setting, self._checkpoint.most_active_dims)
         run = getattr(self._model, method or ("predict" if self._checkpoint.task == "rerank" else "encode"))
+        return self._run(run, texts, options)
+
+    def _pool(self, *, on: bool) -> None:
+        """Turn the poolings of the vectors of tokens on or off."""
+        for module, tasks in self._poolings:
+            module.tasks = tasks if on else []
+
+    def _run(self, run: Any, texts: Sequence[Text], options: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
             rows = [run([text], show_progress_bar=False, **options) for text in texts]
+        if TASKS[self._checkpoint.task].row_mask is not None:
+            return np.concatenate([row[0].numpy() for row in rows])
         return np.stack([np.asarray(row, dtype=np.float32).reshape(-1) for row in rows])
+
+    def rows(self, task: str | None, texts: Sequence[Text]) -> list[npt.NDArray[np.float32]]:
+        run = getattr(self._model, f"encode_{task}" if task else "encode")
+        with torch.inference_mode():
+            return [run(text, show_progress_bar=False).numpy() for text in texts]
 
     def results(self, method: str, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
         options: dict[str, Any] = {}
@@ -194,10 +220,11 @@ class TorchOriginal:
             setattr(self._model, self._setting, self._value)
         if self._checkpoint.task == "sparse":
             options["convert_to_sparse_tensor"] = False
-        run = getattr(self._model, method)
-        with torch.inference_mode():
-            rows = [run([text], show_progress_bar=False, **options) for text in texts]
-        return np.stack([np.asarray(row, dtype=np.float32).reshape(-1) for row in rows])
+        self._pool(on=True)
+        try:
+            return self._run(getattr(self._model, method), texts, options)
+        finally:
+            self._pool(on=False)
 
     def outputs_as_loaded(self, route: str, texts: Sequence[Text]) -> tuple[str, npt.NDArray[np.float32]] | None:
         if not any(map(has_sixteen_bits, set(self._checkpoint.folders.values()))):
@@ -264,7 +291,13 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> 
 
     It runs code of the repository only if the caller trusts it.
     """
-    kind = getattr(sentence_transformers, TASKS[checkpoint.task].class_name)
+    name = TASKS[checkpoint.task].class_name
+    kind = getattr(sentence_transformers, name, None)
+    if kind is None:
+        raise MissingDependencyError(
+            f"sentence-transformers {sentence_transformers.__version__} has no {name}. Install a newer one: pip "
+            "install -U sentence-transformers"
+        )
     trust = checkpoint.trust
     with _silence():
         model = kind(

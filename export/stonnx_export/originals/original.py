@@ -29,6 +29,11 @@ class OriginalTokenizer:
     add_special_tokens: bool
     # The form in which a chat model reads its texts.
     chat: ChatTemplate | None = None
+    # The ids of unknown words, and of the tokens that fill up queries unless the model names one.
+    unknown_token_id: int | None = None
+    filling_token_id: int | None = None
+    # Whether the original puts padding, and so these tokens, before a text.
+    pads_left: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,13 @@ class Original(Protocol):
         """The results of ``encode``, ``encode_query``, ``encode_document`` or ``predict``: [texts, features].
 
         Every setting of the model applies: prompts, truncated vectors, active dimensions, the activation of scores.
+        """
+
+    def rows(self, task: str | None, texts: Sequence[Text]) -> list[npt.NDArray[np.float32]]:
+        """Late interaction: the vectors of each text's tokens that count, [rows, features], as callers get them.
+
+        ``task`` is as for :meth:`outputs_as_called`. One text at a time, before the vectors are pooled. The other
+        methods return these of all texts, one below the other; :meth:`results` pools them.
         """
 
     def outputs_as_loaded(self, route: str, texts: Sequence[Text]) -> tuple[str, npt.NDArray[np.float32]] | None:

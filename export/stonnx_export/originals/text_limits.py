@@ -36,6 +36,21 @@ def text_limit(checkpoint: Checkpoint, route: str, original: Original) -> int | 
     return int(min(limits))
 
 
+def limits_of_tasks(checkpoint: Checkpoint, route: str) -> tuple[int | None, int | None]:
+    """The longest query and the longest document in tokens, if they have limits of their own."""
+    first, positions = checkpoint.routes[route][0], checkpoint.max_positions
+    if not isinstance(first, Transformer):
+        return None, None
+    query, expansion = first.query_length, first.query_expansion
+    if expansion is not None:
+        query = expansion.length if expansion.fixed else query and max(query, expansion.length)
+    limits = (query, first.document_length)
+    if positions is None:
+        return limits
+    own, other = (limit and min(limit, positions) for limit in limits)
+    return own, other
+
+
 def respect_positions(checkpoint: Checkpoint, original: Original) -> None:
     """Cut the original's texts after the last position of its network, as the bundle cuts its texts.
 

@@ -17,7 +17,8 @@ import tokenizers
 from tokenizers import normalizers
 
 from stonnx._errors import ExportError, UnsupportedError
-from stonnx_export.checkpoint.module_files import read_json, transformer_settings
+from stonnx_export.checkpoint.files import read_json
+from stonnx_export.checkpoint.module_files import transformer_settings
 from stonnx_export.checkpoint.modules import Module, SparseStaticEmbedding, StaticEmbedding, Transformer
 from stonnx_export.originals.original import OriginalTokenizer, bare_tokenizer
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from stonnx._errors import UnsupportedError
-from stonnx_export.checkpoint.module_files import optional_object
+from stonnx_export.checkpoint.files import optional_object
 
 logger = logging.getLogger("stonnx")
 

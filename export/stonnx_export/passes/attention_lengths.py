@@ -2,8 +2,9 @@
 
 Requires: ONNX ``Attention`` nodes (opset 24), right-padded batches, and the pass ``shapes`` before this one. Ensures:
 nodes whose mask only says which tokens are padding read ``nonpad_kv_seqlen`` instead; nodes whose mask is also causal
-have ``is_causal``. Both take and give [batch, sequence, hidden] without transposes if they can, and the computation of
-the mask disappears. Exact. This is the fastest attention of the CPU provider.
+have ``is_causal``. A graph whose results include rows after the end of a text (``QUERY_ROWS``) keeps its causal masks:
+those rows must not attend to each other. Both take and give [batch, sequence, hidden] without transposes if they can,
+and the computation of the mask disappears. Exact. This is the fastest attention of the CPU provider.
 
 The pass does not guess from the nodes whether a mask is a padding mask (or a causal padding mask), because every
 network computes it by other nodes. It runs the part of the graph that computes the mask on texts of several lengths.
@@ -18,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from stonnx._device.wheels import import_onnxruntime
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.pass_result import PassResult
-from stonnx_export.graph.read import input_named, is_causal
+from stonnx_export.graph.read import QUERY_ROWS, input_named, is_causal
 
 _NAME = "attention_lengths"
 # Lengths of the texts in each batch on which a mask is probed, right-padded to the longest.
@@ -35,6 +36,7 @@ def run(model: ir.Model) -> PassResult:
     if mask_input is None or not nodes:
         return PassResult(_NAME, 0, ("the graph has no Attention node behind an input 'attention_mask'",))
     kinds: dict[ir.Value, str | None] = {}
+    reads_padding = input_named(graph, QUERY_ROWS) is not None
     fired, declined = 0, []
     lengths: ir.Value | None = None
     for node in nodes:
@@ -44,15 +46,18 @@ def run(model: ir.Model) -> PassResult:
             continue
         bias, mask = _position_bias(mask, mask_input)
         if mask not in kinds:
-            kinds[mask] = _kind_of_mask(model, mask)
+            kinds[mask] = _kind_of_mask(model, mask, reads_padding)
         kind = kinds[mask]
-        if bias is not None and kind != "padding":
+        if (bias is not None or reads_padding) and kind != "padding":
             kind = None
         if kind is None or len(node.inputs) > 4 or len(node.outputs) > 1:
             reason = "its mask is more than padding" if kind is None else "it has past keys or further outputs"
             declined.append(f"{node.name}: {reason}")
             continue
         causal = kind == "causal" or is_causal(node)
+        if causal and reads_padding:
+            declined.append(f"{node.name}: it is causal, and rows after the end of a text are results")
+            continue
         if lengths is None and not causal:
             op = GraphBuilder(graph, before=graph[0])
             lengths = op.ReduceSum(mask_input, op.vector([1]), keepdims=0)
@@ -148,8 +153,11 @@ def _swaps_heads(transpose: ir.Node) -> bool:
     return tuple(transpose.attributes["perm"].as_ints()) == (0, 2, 1, 3)
 
 
-def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
-    """``"padding"``, ``"causal"``, or None if the mask is something else or depends on more than the inputs."""
+def _kind_of_mask(model: ir.Model, mask: ir.Value, reads_padding: bool) -> str | None:
+    """``"padding"``, ``"causal"``, or None if the mask is something else or depends on more than the inputs.
+
+    ``reads_padding``: the rows of padding count, too.
+    """
     graph = model.graph
     try:
         part = ir.convenience.extract(graph, list(graph.inputs), [mask])
@@ -185,11 +193,12 @@ def _kind_of_mask(model: ir.Model, mask: ir.Value) -> str | None:
         real = attention_mask.astype(bool)
         expected = np.broadcast_to(real[:, None, :], allowed.shape)
         causal = expected & np.tri(width, dtype=bool)
-        # Queries that are padding do not matter: nothing reads their rows.
+        # Otherwise, queries that are padding do not matter: nothing reads their rows.
+        read = np.ones_like(real) if reads_padding else real
         kinds = {
             kind
             for kind, pattern in (("padding", expected), ("causal", causal))
-            if kind in kinds and np.array_equal(allowed[real], pattern[real])
+            if kind in kinds and np.array_equal(allowed[read], pattern[read])
         }
     return kinds.pop() if len(kinds) == 1 else None
 

@@ -10,13 +10,15 @@ import numpy.typing as npt
 
 from stonnx._bundle.manifest import DEFAULT_ROUTE, Fidelity, Manifest
 from stonnx._engine.engine import Engine
+from stonnx._engine.probe import rows_of_texts
 from stonnx._engine.route import LoadedRoute
-from stonnx._errors import FidelityError
 from stonnx._tasks import TASKS, Task
 from stonnx._text.tokens import Text
 from stonnx_export.originals.original import Original
 from stonnx_export.texts import CALLED_TEXTS, LONGEST, TEXTS, sentences, verification_texts
 from stonnx_export.verify.figures import _worst, check, measure, neighbours_overlap, spearman
+from stonnx_export.verify.ids import compare_ids
+from stonnx_export.verify.rows import compare_rows
 
 # Padding, in tokens, that must not change anything.
 _PADDINGS = (64, 256)
@@ -64,6 +66,8 @@ def compare(
     """
     manifest = engine.manifest
     known = {} if known is None else known
+    if TASKS[manifest.task].row_mask is not None:
+        return compare_rows(engine, original, tolerance, known)
     reports = []
     for name in manifest.routes:
         route = engine.route(name)
@@ -77,12 +81,12 @@ def compare(
             # Each text comes with one of another length, so that either side of a pair is sometimes the longer one.
             texts, called = _pairs(texts, 7), _pairs(called, 1)
         calls = _calls(manifest, name)
-        _compare_ids(route, original, name, texts, limit)
+        compare_ids(route, original, name, texts)
         chat = route.spec.tokenizer.chat
         if chat is not None and (chat.pair_with_prompt or chat.text_with_prompt):
-            _compare_ids(route, original, name, called, limit, prompt=_INSTRUCTION)
+            compare_ids(route, original, name, called, prompt=_INSTRUCTION)
         for call in calls:
-            _compare_ids(route, original, name, called, limit, call.task, call.prompt)
+            compare_ids(route, original, name, called, call.task, call.prompt)
         shortened = limit is not None and limit > LONGEST
         if shortened:
             route.tokenizer.max_seq_length = LONGEST
@@ -145,7 +149,16 @@ def _pairs(texts: list[Text], apart: int) -> list[Text]:
 def outputs(
     route: LoadedRoute, task: Task, texts: list[Text], batch_size: int = 32, *, prompt: str = ""
 ) -> npt.NDArray[np.float32]:
-    """The bundle's vectors or logits after a prompt, [texts, features]. With a batch size of 1, each text is alone."""
+    """The bundle's vectors or logits after a prompt, [texts, features]. With a batch size of 1, each text is alone.
+
+    If a text has a vector for each token: those of all texts, one below the other.
+    """
+    row = TASKS[task]
+    if row.row_mask is not None:
+        called = route.tokenizer.prompted(texts, prompt)
+        pieces = [called] if batch_size > 1 else [[text] for text in called]
+        found = [rows for piece in pieces for rows in rows_of_texts(route, row, None, piece, batch_size=batch_size)]
+        return np.concatenate(found)
     result: dict[int, npt.NDArray[np.float32]] = {}
     texts = route.tokenizer.prompted(texts, prompt)
     excluded = route.excluded_tokens(prompt)
@@ -188,28 +201,3 @@ def _agreement(task: Task, expected: npt.NDArray[np.float32], actual: npt.NDArra
         either = np.count_nonzero((expected != 0) | (actual != 0))
         figures["active_overlap"] = np.count_nonzero((expected != 0) & (actual != 0)) / either if either else 1.0
     return figures
-
-
-def _compare_ids(
-    route: LoadedRoute,
-    original: Original,
-    name: str,
-    texts: list[Text],
-    limit: int | None,
-    task: str | None = None,
-    prompt: str = "",
-) -> None:
-    # The last text is beyond the limit, however long that is.
-    long = " ".join(["a"] * ((limit or LONGEST) + 8))
-    special = [route.tokenizer.backend.id_to_token(index) for index in route.spec.tokenizer.special_token_ids]
-    written = f"a {' b '.join(token for token in special if token)} c"
-    more = [(each, "a b c") if isinstance(texts[0], tuple) else each for each in (written, long)]
-    for text in [*texts, *more]:
-        expected = original.token_ids(name, text, task, prompt)
-        (encoding,) = route.tokenizer.encode(route.tokenizer.prompted([text], prompt))
-        if [*encoding.ids] != expected:
-            raise FidelityError(
-                f"The tokenizer differs from the original's for {f'the {task} ' if task else ''}{str(text)[:60]!r}: "
-                f"{len(encoding.ids)} ids instead of {len(expected)}, starting {encoding.ids[:8]} instead of "
-                f"{expected[:8]}."
-            )

@@ -28,7 +28,7 @@ _AT_LEAST = {
     "invariance_cosine": "lowest cosine of a text alone and in a batch or with padding",
     "neighbours_overlap": "overlap of the ten nearest neighbours",
     "active_overlap": "overlap of active dimensions",
-    "rank_correlation": "rank correlation of the logits",
+    "rank_correlation": "rank correlation of the scores",
 }
 
 _AT_MOST = {

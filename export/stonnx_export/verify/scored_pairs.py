@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from stonnx._bundle.manifest import Manifest
 from stonnx._engine.engine import Engine
+from stonnx._engine.probe import rows_of_texts
 from stonnx._errors import InvalidArgumentError
 from stonnx._tasks import TASKS
 from stonnx._text.tokens import Text
 from stonnx.util.similarity_function import SimilarityFunction
-from stonnx_export.originals.original import Original
+from stonnx_export.originals.original import Original, in_front
 from stonnx_export.verify.compare import outputs
 from stonnx_export.verify.figures import spearman
 
@@ -120,6 +121,16 @@ def _similarities(
         ("query" if "query" in routes else manifest.default_route, [*pairs.first]),
         ("document" if "document" in routes else manifest.default_route, [*pairs.second]),
     ]
+    row = TASKS[manifest.task]
+    if row.row_mask is not None:
+        tasks = list(zip(("query", "document"), sides, strict=True))
+        if _SIMILARITIES not in known:
+            known[_SIMILARITIES] = similarity(*(original.rows(task, texts) for task, (_, texts) in tasks))
+        ours = []
+        for task, (_, texts) in tasks:
+            called = [in_front(manifest.prompts.get(task) or "", text) for text in texts]
+            ours.append(rows_of_texts(engine.route(), row, task, called))
+        return known[_SIMILARITIES], similarity(*ours)
     if _SIMILARITIES not in known:
         known[_SIMILARITIES] = similarity(*(original.outputs(name, texts) for name, texts in sides))
     return known[_SIMILARITIES], similarity(*(outputs(routes[name], manifest.task, texts) for name, texts in sides))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import (
     DEFAULT_ROUTE,
     SCHEMA_VERSION,
+    Expansion,
     Manifest,
     ModuleSpec,
     Route,
@@ -19,15 +21,17 @@ from stonnx._bundle.manifest import (
     Source,
     TensorSpec,
     TokenizerSpec,
+    TokenPooling,
 )
+from stonnx._errors import UnsupportedError
 from stonnx._tasks import TASKS
 from stonnx._version import __version__
-from stonnx_export.checkpoint.modules import Normalize, Transformer, describe
+from stonnx_export.checkpoint.modules import HierarchicalTokenPooling, Normalize, QueryExpansion, Transformer, describe
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.graph.builder import OPSET
 from stonnx_export.graph.save import save
-from stonnx_export.originals.original import LoadReport, Original
-from stonnx_export.originals.text_limits import text_limit
+from stonnx_export.originals.original import LoadReport, Original, OriginalTokenizer
+from stonnx_export.originals.text_limits import limits_of_tasks, text_limit
 from stonnx_export.recipes import Recipe
 
 
@@ -82,6 +86,9 @@ def _write_tokenizer(
     source = original.tokenizer(route)
     limit = text_limit(checkpoint, route, original)
     # A copy, because the original stays as it is. The file has the settings too, for use without stonnx.
+    first, positions = checkpoint.routes[route][0], checkpoint.max_positions
+    expansion = first.query_expansion if isinstance(first, Transformer) else None
+    query, document = limits_of_tasks(checkpoint, route)
     copy = tokenizers.Tokenizer.from_str(source.backend.to_str())
     if limit is None:
         copy.no_truncation()
@@ -97,7 +104,7 @@ def _write_tokenizer(
     return TokenizerSpec(
         file=name,
         max_seq_length=limit,
-        max_positions=checkpoint.max_positions if isinstance(checkpoint.routes[route][0], Transformer) else None,
+        max_positions=positions if isinstance(first, Transformer) else None,
         pad_token_id=source.pad_token_id,
         pad_token_type_id=source.pad_token_type_id,
         truncation_side=source.truncation_side,
@@ -105,7 +112,27 @@ def _write_tokenizer(
         special_token_ids=source.special_token_ids,
         token_rows=token_rows,
         chat=source.chat,
+        query_length=query,
+        document_length=document,
+        expansion=None if expansion is None else _expansion(expansion, source),
     )
+
+
+def _expansion(settings: QueryExpansion, source: OriginalTokenizer) -> Expansion:
+    token = source.filling_token_id if settings.token is None else source.backend.token_to_id(settings.token)
+    if source.pads_left:
+        raise UnsupportedError(
+            "The tokenizer pads on the left (padding_side in tokenizer_config.json), so sentence-transformers puts the "
+            "tokens of query_expansion before a query. A bundle has them after it. If the model was trained that way, "
+            "set padding_side to 'right'; if not, set query_expansion to null."
+        )
+    if token is None:
+        raise UnsupportedError(
+            f"Queries are filled up to {settings.length} tokens, and the tokenizer has neither a mask token nor one "
+            "for the end of a text. Name a token of its vocabulary: token in query_expansion, in the settings of the "
+            "Transformer module."
+        )
+    return Expansion(token, settings.length, settings.attend)
 
 
 def _manifest(
@@ -119,6 +146,8 @@ def _manifest(
 ) -> Manifest:
     width = routes[checkpoint.default_route].outputs[0].shape[-1]
     labels = TASKS[checkpoint.task].gives_labels
+    chain = checkpoint.chain
+    poolings = tuple(module for module in chain if isinstance(module, HierarchicalTokenPooling))
     return Manifest(
         schema_version=SCHEMA_VERSION if any(route.tokenizer.chat for route in routes.values()) else 1,
         task=checkpoint.task,
@@ -130,7 +159,7 @@ def _manifest(
         recipe=recipe.name,
         requires_cpu_features=recipe.requires_cpu_features,
         embedding_dimension=None if labels else int(width),
-        normalized=isinstance(checkpoint.chain[-1], Normalize),
+        normalized=isinstance(chain[-1], Normalize) or (bool(poolings) and poolings[-1].normalize_embeddings),
         similarity_fn_name=checkpoint.similarity_fn_name,
         prompts=checkpoint.prompts,
         default_prompt_name=checkpoint.default_prompt_name,
@@ -147,6 +176,7 @@ def _manifest(
         kept=kept,
         remote_code=loaded.remote_code,
         unused_weights=loaded.unused_weights,
+        token_poolings=tuple(TokenPooling(**dataclasses.asdict(module)) for module in poolings),
     )
 
 

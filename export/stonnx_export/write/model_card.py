@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stonnx._bundle.manifest import Fidelity, Manifest
+from stonnx._bundle.manifest import Fidelity, Manifest, TokenizerSpec
 from stonnx._tasks import TASKS, Task
 
 NAME = "README.md"
@@ -46,6 +46,16 @@ print(model.decode(embeddings, top_k=5))""",
 model = CrossEncoder("path/to/this/directory")
 print(model.predict([("How is the weather?", "It's so sunny outside!"), ("How is the weather?", "He drove home.")]))""",
     ),
+    "multivector": _Usage(
+        "feature-extraction",
+        "A vector for each token (late interaction, ColBERT)",
+        """from stonnx import MultiVectorEncoder
+
+model = MultiVectorEncoder("path/to/this/directory")
+queries = model.encode_query(["How is the weather?"])
+documents = model.encode_document(["The weather is lovely today.", "He drove home."])
+print(model.similarity(queries, documents))""",
+    ),
 }
 
 
@@ -55,7 +65,7 @@ _FIGURES = {
     "cosine_min": "cosine, lowest",
     "neighbours_overlap": "ten nearest neighbours that stay the same",
     "active_overlap": "active dimensions that stay the same",
-    "rank_correlation": "rank correlation of the logits",
+    "rank_correlation": "rank correlation of the scores",
     "spearman_drop": "drop of Spearman's correlation x 100 with scores of people",
     "max_abs_difference": "largest difference",
     "batch_invariance": "alone, batched or padded: largest difference",
@@ -204,9 +214,21 @@ def _facts(manifest: Manifest) -> str:
         limit = route.tokenizer.max_seq_length
         which = "" if len(manifest.routes) == 1 else f" ({name})"
         facts.append((f"longest {row.unit}{which}", f"{limit} tokens; longer ones are cut" if limit else "any"))
+        facts += _of_tasks(route.tokenizer)
     facts += [(f"prompt `{name}`", f"`{prompt!r}`") for name, prompt in manifest.prompts.items() if prompt]
     facts.append(("precision", f"{manifest.precision} (recipe `{manifest.recipe}`)"))
     return "\n".join(f"| {name} | {value} |" for name, value in facts)
+
+
+def _of_tasks(tokenizer: TokenizerSpec) -> list[tuple[str, str]]:
+    """What is different for queries and documents."""
+    facts = []
+    for name, limit in (("query", tokenizer.query_length), ("document", tokenizer.document_length)):
+        if limit is not None:
+            facts.append((f"longest {name}", f"{limit} tokens; longer ones are cut"))
+    if tokenizer.expansion is not None:
+        facts.append(("shortest query", f"filled up to {tokenizer.expansion.length} tokens"))
+    return facts
 
 
 def _bare_code(manifest: Manifest) -> str:

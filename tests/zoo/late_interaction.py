@@ -1,0 +1,252 @@
+"""Checkpoints of late interaction in every layout: true structure, small sizes, seeded weights, one row each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import string
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
+from tokenizers import AddedToken
+from torch import nn
+from transformers import AutoTokenizer
+
+from . import checkpoints
+from .table import BERT, MINILM_L12, MODERNBERT, QWEN3, XLM_ROBERTA, Backbone, ModelRow
+
+Layout = Literal["native", "pylate", "pylate-sentence-transformer", "stanford", "sentence-transformer"]
+
+
+@dataclass(frozen=True)
+class LateRow:
+    """One published model of late interaction.
+
+    `settings` are those of its layout: arguments of the Transformer, PyLate's settings, or Stanford's metadata.
+    `markers` are tokens that the tokenizer gets. The layers after the network give `dimensions`, published.
+    """
+
+    name: str
+    backbone: Backbone
+    layout: Layout
+    dimensions: tuple[int, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    markers: tuple[str, ...] = ()
+    residual: bool = False
+    pooling: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    mask: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def slug(self) -> str:
+        """The name as one folder name."""
+        return self.name.replace("/", "__")
+
+
+_PYLATE = {
+    "query_prefix": "[Q] ",
+    "document_prefix": "[D] ",
+    "query_length": 32,
+    "document_length": 300,
+    "attend_to_expansion_tokens": False,
+    "similarity_fn_name": "MaxSim",
+}
+
+ROWS: tuple[LateRow, ...] = (
+    LateRow(
+        "colbert-ir/colbertv2.0",
+        BERT,
+        "stanford",
+        (128,),
+        {"query_maxlen": 32, "doc_maxlen": 180, "mask_punctuation": True, "attend_to_mask_tokens": False},
+        markers=("[unused0]", "[unused1]"),
+    ),
+    LateRow(
+        "answerdotai/answerai-colbert-small-v1",
+        MINILM_L12,
+        "stanford",
+        (96,),
+        {"query_maxlen": 32, "doc_maxlen": 300, "mask_punctuation": True, "attend_to_mask_tokens": True},
+        markers=("[unused0]", "[unused1]"),
+    ),
+    LateRow("lightonai/colbertv2.0", BERT, "pylate-sentence-transformer", (128,), _PYLATE, markers=("[Q] ", "[D] ")),
+    LateRow(
+        "lightonai/GTE-ModernColBERT-v1",
+        MODERNBERT,
+        "pylate",
+        (128,),
+        {**_PYLATE, "do_query_expansion": False, "skiplist_words": list(string.punctuation)},
+        markers=("[Q] ", "[D] "),
+    ),
+    LateRow(
+        "mixedbread-ai/mxbai-edge-colbert-v0-17m",
+        MODERNBERT,
+        "pylate",
+        (512, 48),
+        {**_PYLATE, "query_length": 48, "attend_to_expansion_tokens": True},
+        markers=("[Q] ", "[D] "),
+        residual=True,
+    ),
+    LateRow(
+        "zoo/late-interaction-native",
+        XLM_ROBERTA,
+        "native",
+        (128,),
+        {
+            "query_length": 40,
+            "document_length": 120,
+            "query_expansion": {"strategy": "min", "length": 24, "attend": False, "token": None},
+        },
+        {"query": "query: ", "document": "passage: "},
+        mask={"skiplist_words": [".", ",", "▁.", "▁,"], "skiplist_tasks": ["query", "document"]},
+    ),
+    LateRow(
+        "zoo/late-interaction-causal",
+        QWEN3,
+        "native",
+        (128,),
+        {"query_expansion": {"strategy": "fixed", "length": 16, "attend": False, "token": None}},
+        mask={"skiplist_words": ["."]},
+    ),
+    LateRow(
+        "zoo/late-interaction-pooled",
+        BERT,
+        "native",
+        (128,),
+        {},
+        {"query": "", "document": ""},
+        pooling={"pool_factor": 2.0, "num_protected_tokens": 1},
+    ),
+)
+
+
+def row(name: str) -> LateRow:
+    """The row of a name."""
+    return next(candidate for candidate in ROWS if candidate.name == name)
+
+
+def build_late_checkpoint(late: LateRow, directory: Path, *, seed: int = 0) -> Path:
+    """The row's checkpoint below `directory`, built there if it is not there yet."""
+    finished = directory / f"{late.slug}-{seed}"
+    if finished.exists():
+        return finished
+    directory.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{late.slug}-", dir=directory))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _write(late, scratch, seed)
+        scratch.rename(finished)
+    except OSError:
+        if not finished.exists():
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return finished
+
+
+def _write(late: LateRow, directory: Path, seed: int) -> None:
+    plain = ModelRow(late.name, late.backbone, "legacy")
+    checkpoints.write_backbone(plain, directory, seed)
+    if late.settings.get("query_expansion"):  # published decoders put their expansion after a query
+        _update(directory / "tokenizer_config.json", padding_side="right")
+    _add_markers(late, directory)
+    layers = _layers(late, plain, seed)
+    match late.layout:
+        case "native":
+            _write_native(late, directory, layers)
+        case "stanford":
+            _write_stanford(late, directory, layers)
+        case _:
+            _write_pylate(late, directory, layers)
+
+
+def _add_markers(late: LateRow, directory: Path) -> None:
+    """Put the markers into the vocabulary, in place of rare words, and make the network's table no larger."""
+    if not late.markers:
+        return
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    # Stanford's are words of BERT's vocabulary that nobody uses; PyLate's are added tokens.
+    tokenizer.add_tokens([AddedToken(marker, normalized=True) for marker in late.markers])
+    tokenizer.save_pretrained(str(directory))
+    weights = load_file(str(directory / "model.safetensors"))
+    size = len(tokenizer)
+    for name, weight in weights.items():
+        if weight.shape[0] < size and ("word_embeddings" in name or "tok_embeddings" in name):
+            more = torch.randn(size - weight.shape[0], weight.shape[1], generator=torch.Generator().manual_seed(1))
+            weights[name] = torch.cat([weight, more])
+    save_file(weights, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    _update(directory / "config.json", vocab_size=size)
+
+
+def _layers(late: LateRow, plain: ModelRow, seed: int) -> list[Dense]:
+    published, built = late.backbone.published.hidden, late.backbone.built.hidden
+    layers, width = [], built
+    for dimensions in late.dimensions:
+        layer = Dense(
+            width,
+            max(24, dimensions * built // published),
+            bias=False,
+            activation_function=nn.Identity(),
+            module_input_name="token_embeddings",
+            use_residual=late.residual,
+        )
+        checkpoints.randomize(layer, checkpoints.generator(plain, seed + 1 + len(layers)))
+        layers.append(layer)
+        width = layer.out_features
+    return layers
+
+
+def _write_native(late: LateRow, directory: Path, layers: list[Dense]) -> None:
+    modules: list[nn.Module] = [
+        Transformer(str(directory), **late.settings),
+        *layers,
+        MultiVectorMask(**late.mask),
+        Normalize(module_input_name="token_embeddings"),
+    ]
+    if late.pooling:
+        modules.append(HierarchicalTokenPooling(**late.pooling))
+    model = MultiVectorEncoder(modules=modules, device="cpu", prompts=dict(late.prompts))
+    for file in directory.iterdir():
+        file.unlink()
+    model.save_pretrained(str(directory), create_model_card=False)
+
+
+def _write_pylate(late: LateRow, directory: Path, layers: list[Dense]) -> None:
+    entries = [("", "sentence_transformers.models.Transformer")]
+    for number, layer in enumerate(layers, start=1):
+        folder = directory / f"{number}_Dense"
+        folder.mkdir()
+        layer.save(str(folder))
+        config = json.loads((folder / "config.json").read_text())
+        del config["module_input_name"], config["module_output_name"]
+        (folder / "config.json").write_text(json.dumps(config))
+        entries.append((folder.name, "pylate.models.Dense.Dense"))
+    (directory / "modules.json").write_text(
+        json.dumps([{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(entries)])
+    )
+    settings = {**({"model_type": "ColBERT"} if late.layout == "pylate" else {}), **late.settings}
+    (directory / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 299, "do_lower_case": False}))
+
+
+def _write_stanford(late: LateRow, directory: Path, layers: list[Dense]) -> None:
+    """The projection among the weights of the network, whose names begin with `bert.`."""
+    weights = load_file(str(directory / "model.safetensors"))
+    weights = {f"bert.{name}": weight for name, weight in weights.items()}
+    weights["linear.weight"] = layers[0].linear.weight.detach().clone()
+    save_file(weights, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    _update(directory / "config.json", architectures=["HF_ColBERT"])
+    (directory / "artifact.metadata").write_text(json.dumps(dict(late.settings)))
+
+
+def _update(file: Path, **settings: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))

@@ -17,7 +17,8 @@ PLACES = {"stonnx": ROOT / "stonnx", "stonnx_export": ROOT / "export" / "stonnx_
 # The rooms of the runtime, the lowest first. A room imports rooms of lower levels only.
 RUNTIME = (
     ("_background", "_disk", "_errors", "_limits", "_progress", "_tasks", "_version"),
-    ("_arguments", "_arrow", "_cache", "_arrays", "_guide"),
+    ("_arguments", "_arrow", "_cache", "_arrays", "_decode", "_exporter"),
+    ("_guide",),
     ("_files",),
     ("_bundle", "util"),
     ("_device", "_text"),
@@ -104,10 +105,12 @@ DOORS = {
     "stonnx._device.options",
     "stonnx._device.provider",
     "stonnx._device.providers",
+    "stonnx._device.opening",
     "stonnx._device.session",
     "stonnx._device.wheels",
     "stonnx._disk",
     "stonnx._engine.engine",
+    "stonnx._engine.graph_session",
     "stonnx._engine.probe",
     "stonnx._errors",
     "stonnx._guide.guide",

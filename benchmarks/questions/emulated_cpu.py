@@ -35,14 +35,14 @@ _SAFE = 0.97
 def vectors(bundle: Path, *, saturates: bool | None = None) -> dict[str, Any]:
     """Encode some texts. Returns their vectors and the form that runs. ``saturates`` overrides the check of the CPU."""
     import stonnx
-    from stonnx._device import session
+    from stonnx._device import opening
     from stonnx._engine import probe
 
     # The probe would refuse the very results that this script examines.
     probe.run_probe = lambda *arguments: None
-    found = session.products_saturate()
+    found = opening.products_saturate()
     if saturates is not None:
-        session.products_saturate = lambda: saturates  # type: ignore[assignment]
+        opening.products_saturate = lambda: saturates  # type: ignore[assignment]
     model = stonnx.SentenceTransformer(bundle, device="cpu", threads=1)
     data = [text for words in (6, 20, 60) for text in texts(4, words)]
     return {"saturates": found, "form": model._route.session.form, "vectors": model.encode(data).tolist()}

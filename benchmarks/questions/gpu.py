@@ -26,10 +26,11 @@ import stonnx
 from benchmarks.texts import texts
 from stonnx._cache import cache_directory
 from stonnx._device import nvidia
-from stonnx._device import session as session_module
+from stonnx._device.opening import HEAVY
 from stonnx._device.options import DeviceOptions
 from stonnx._device.provider import CPU
 from stonnx._device.providers import devices_for
+from stonnx._device.session import Session
 from stonnx._device.wheels import import_onnxruntime
 
 # The lowest cosine to the reference on the CPU, by the precision of the bundle.
@@ -74,13 +75,12 @@ def strictness(report: Report, arguments: argparse.Namespace) -> stonnx.Sentence
     model = load(arguments.bundle, arguments.device)
     seconds = time.perf_counter() - start
     session = model._route.session
-    (device,) = devices_for(arguments.device, session._ort.get_available_providers())
-    running = session._session.get_providers()
+    assert isinstance(session, Session)
+    (device,) = devices_for(arguments.device, session.ort.get_available_providers())
+    running = session.inference.get_providers()
     report.check("provider", running[0] == device.provider.name, f"{running}, loaded in {seconds:.1f} s")
     on_cpu = {kind: count for (name, kind), count in session.operators.items() if name == CPU}
-    report.check(
-        "operators left to the CPU", not set(on_cpu) & session_module.HEAVY, str(dict(on_cpu)) if on_cpu else "none"
-    )
+    report.check("operators left to the CPU", not set(on_cpu) & HEAVY, str(dict(on_cpu)) if on_cpu else "none")
     kind = device.provider.device
     if device.provider.indexed:
         report.refused("a device that is not there", lambda: load(arguments.bundle, f"{kind}:99"), f"{kind}:99")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stonnx._bundle.manifest import read_manifest
-from stonnx._device.session import Session
+from stonnx._device.opening import open_session
 
 # The share by which later calls may exceed the first half: the runs of all threads are seldom large at the same time.
 _GROWTH = 0.25
@@ -43,7 +43,9 @@ def main() -> int:
     manifest = read_manifest(arguments.bundle)
     route = manifest.routes[manifest.default_route]
     output = route.outputs[0].name
-    session = Session(arguments.bundle / route.graph, device="cpu", threads=1, saturation_safe=route.saturation_safe)
+    session = open_session(
+        arguments.bundle / route.graph, device="cpu", threads=1, saturation_safe=route.saturation_safe
+    )
     longest = route.tokenizer.max_seq_length or 512
     weights = sum(file.stat().st_size for file in arguments.bundle.glob(f"{route.graph}*")) / 1e6
     start = resident()

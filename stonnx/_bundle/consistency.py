@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from stonnx._bundle.decode import EXPORT_AGAIN
-from stonnx._bundle.manifest import Manifest, Route, TensorSpec
+from stonnx._bundle.manifest import EXPORT_AGAIN, Manifest, Route, TensorSpec
 from stonnx._errors import BundleFormatError
 from stonnx._tasks import TASKS
 

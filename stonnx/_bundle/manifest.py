@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stonnx._bundle.decode import EXPORT_AGAIN, _decode
+from stonnx._decode import Decoder
 from stonnx._errors import BundleFormatError
 from stonnx._tasks import TASKS, Task
 
 MANIFEST_NAME = "stonnx.json"
+
+EXPORT_AGAIN = "Export the model again with: stonnx export MODEL -o DIRECTORY"
 
 # Raise it by one whenever an older runtime would read a newer manifest wrongly. New optional fields do not need it.
 # Version 2 has chat templates. A manifest without one is of version 1, so that older runtimes read it too.
@@ -310,7 +312,13 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     task = data.get("task")
     if "task" in data and not (isinstance(task, str) and task in TASKS):
         raise BundleFormatError(f"{path}: task is {task!r}, allowed are {', '.join(map(repr, TASKS))}.")
-    manifest = _decode(Manifest, data, path, "")
+    decode = Decoder(
+        BundleFormatError,
+        whole="the manifest",
+        before=f"{path}: ",
+        lacking=lambda field: f"{path} lacks the field {field!r}. {EXPORT_AGAIN}",
+    )
+    manifest = decode(Manifest, data)
     for name in (*manifest.files, *_referenced_files(manifest)):
         # A manifest comes from outside, so it may only name plain files beside itself.
         if Path(name).name != name or name in ("", ".", "..") or set(name) & {"\\", ":"} or not name.isprintable():

@@ -15,9 +15,10 @@ from stonnx._bundle.manifest import DEFAULT_ROUTE, MANIFEST_NAME, Manifest, Rout
 from stonnx._device.cpus import require_features
 from stonnx._device.facts import GraphFacts
 from stonnx._device.kernels import WITHOUT
+from stonnx._device.opening import open_session
 from stonnx._device.options import DeviceOptions
-from stonnx._device.session import Session
 from stonnx._engine import probe
+from stonnx._engine.graph_session import GraphSession
 from stonnx._engine.route import LoadedRoute
 from stonnx._errors import InvalidArgumentError, ProbeError
 from stonnx._limits import Limits
@@ -72,11 +73,11 @@ class Engine:
         check_task(self.manifest, bundle.directory / MANIFEST_NAME)
         require_features(self.manifest.requires_cpu_features, f"The bundle {bundle.directory}")
 
-        def load(route: Route, refused: str, kernels: bool) -> Callable[[int | None], Session]:
-            def session(count: int | None) -> Session:
+        def load(route: Route, refused: str, kernels: bool) -> Callable[[int | None], GraphSession]:
+            def session(count: int | None) -> GraphSession:
                 return bundle.load_graph(
                     route.graph,
-                    lambda path: Session(
+                    lambda path: open_session(
                         path,
                         name=bundle.directory / route.graph,
                         # Only the CPU session takes a thread count.

@@ -29,7 +29,7 @@ from stonnx._text.tokenizer import characters_of
 from stonnx._text.tokens import Text
 
 if TYPE_CHECKING:
-    from stonnx._device.session import Session
+    from stonnx._engine.graph_session import GraphSession
     from stonnx._engine.route import LoadedRoute
 
 FILE = "probe.npz"
@@ -187,17 +187,17 @@ def _failure(directory: Path, found: str, advice: str) -> ProbeError:
     return error
 
 
-def _what_runs(session: Session) -> str:
+def _what_runs(session: GraphSession) -> str:
     native = f" and native kernels ({session.kernels})" if session.kernels else ""
     return f"onnxruntime {session.version}{native}"
 
 
-def _advice(session: Session) -> str:
+def _advice(session: GraphSession) -> str:
     without = "Load it without native kernels (STONNX_KERNELS=0, and no device_options bfloat16), try"
     return f"{without if session.kernels else 'Try'} another onnxruntime version or device"
 
 
-def _allowed(manifest: Manifest, session: Session, *, other: bool) -> float:
+def _allowed(manifest: Manifest, session: GraphSession, *, other: bool) -> float:
     """The lowest cosine that a session may have to the exporter's vectors, ``other`` if they are of the other form."""
     assert manifest.probe is not None
     bounds = [manifest.probe.cosine_min]
@@ -209,7 +209,7 @@ def _allowed(manifest: Manifest, session: Session, *, other: bool) -> float:
     return min(bounds)
 
 
-def _key(session: Session) -> str:
+def _key(session: GraphSession) -> str:
     """The name of the vectors to compare a session's vectors with."""
     return "route" if session.kernels else _KEYS.get(session.form, "route")
 

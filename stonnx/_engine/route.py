@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from stonnx._bundle.bundle import Bundle
 from stonnx._bundle.consistency import check_graph
-from stonnx._bundle.decode import EXPORT_AGAIN
-from stonnx._bundle.manifest import MANIFEST_NAME, Route
-from stonnx._device.session import Session
+from stonnx._bundle.manifest import EXPORT_AGAIN, MANIFEST_NAME, Route
 from stonnx._engine.call import BatchResult, Budget, Call, Reduce, TooLong, run_tokens
+from stonnx._engine.graph_session import GraphSession
 from stonnx._engine.runner import Runner
 from stonnx._engine.stats import Counters
 from stonnx._errors import BundleFormatError
@@ -43,7 +42,7 @@ class LoadedRoute:
         self,
         bundle: Bundle,
         route: Route,
-        load: Callable[[int | None], Session],
+        load: Callable[[int | None], GraphSession],
         max_batch_tokens: int | None,
         limits: Limits,
         *,
@@ -77,7 +76,7 @@ class LoadedRoute:
             )
 
     @property
-    def session(self) -> Session:
+    def session(self) -> GraphSession:
         """The session that knows the graph's inputs, its device and its threads."""
         return self._runner.session
 

@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from stonnx._device.memory import available_memory
-from stonnx._device.session import RunControl, Session
+from stonnx._device.session import RunControl
+from stonnx._engine.graph_session import GraphSession
 from stonnx._errors import DeviceError, RunError
 from stonnx._limits import Limits
 
@@ -55,7 +56,7 @@ class Runner:
 
     def __init__(
         self,
-        load: Callable[[int | None], Session],
+        load: Callable[[int | None], GraphSession],
         weight_bytes: int,
         limits: Limits,
         shapes: Mapping[str, tuple[int | str, ...]],
@@ -70,15 +71,15 @@ class Runner:
         self._begin(session)
         _runners.add(self)
 
-    def _begin(self, session: Session | None) -> None:
+    def _begin(self, session: GraphSession | None) -> None:
         self._all_threads = session
-        self._single_thread: Session | None = None
+        self._single_thread: GraphSession | None = None
         self._loading = threading.Lock()
         self._threads = _Threads(self._parallel)
         self._tokens = 0
 
     @property
-    def session(self) -> Session:
+    def session(self) -> GraphSession:
         """The session of all threads."""
         if self._all_threads is None:
             if not self._on_cpu:
@@ -223,7 +224,7 @@ class Runner:
         self._single_thread, self._tokens = None, 0
         self.session.trim()
 
-    def sessions(self) -> list[Session]:
+    def sessions(self) -> list[GraphSession]:
         """The loaded sessions."""
         return [session for session in (self._all_threads, self._single_thread) if session is not None]
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
+from stonnx._decode import Decoder
 from stonnx._errors import InvalidArgumentError, StonnxError
 from stonnx._tasks import TASKS, Task
 
@@ -165,7 +164,7 @@ def read_guide(text: str | None = None) -> Guide:
         data = json.loads(text)
     except ValueError as error:
         raise GuideError(f"guide.json is not JSON: {error}") from error
-    guide: Guide = _decode(Guide, data, "guide")
+    guide = _DECODE(Guide, data, "guide")
     _check_references(guide)
     return guide
 
@@ -316,29 +315,19 @@ def _language(code: str) -> str:
     return _SAME_LANGUAGE.get(primary, primary)
 
 
-def _decode(hint: Any, value: Any, where: str) -> Any:
-    """JSON data as a value of a type hint; any other data is an error."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        hints = typing.get_type_hints(hint)
-        if value.keys() != hints.keys():
-            raise GuideError(f"{where} must have the fields {', '.join(hints)}; found {', '.join(value)}.")
-        return typing.cast(Any, hint)(**{key: _decode(hints[key], value[key], f"{where}.{key}") for key in hints})
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _decode(arguments[0], value, where)
-    if origin is tuple and isinstance(value, list) and value:
-        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is Mapping and isinstance(value, dict) and value:
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is Literal and value in arguments:
-        return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-        return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    if (hint is str and isinstance(value, str) and value) or (hint is bool and isinstance(value, bool)):
-        return value
-    raise GuideError(f"{where} must be {hint}, found {value!r}.")
+def _is_written_on_purpose(value: Any) -> bool:
+    """Whether a value is more than a blank: figures are positive, and texts and lists are not empty."""
+    return value is False or (bool(value) and (not isinstance(value, int | float) or value > 0))
+
+
+_DECODE = Decoder(
+    GuideError,
+    whole="guide",
+    before="",
+    lacking=lambda field: f"guide.json lacks the field {field!r}.",
+    is_exact=True,
+    accepts=_is_written_on_purpose,
+)
 
 
 def _check_references(guide: Guide) -> None:

@@ -382,9 +382,8 @@ class Model(Pooled, Servable, Compatibility):
                 f"Load it again with device={device!r}."
             )
         if unknown:
-            raise InvalidArgumentError(
-                f"{type(self).__name__} does not take the argument{'s' * (len(unknown) > 1)} {', '.join(unknown)}."
-            )
+            arguments = "argument" if len(unknown) == 1 else "arguments"
+            raise InvalidArgumentError(f"{type(self).__name__} does not take the {arguments} {', '.join(unknown)}.")
 
 
 def _check_prompts(prompts: Any) -> None:

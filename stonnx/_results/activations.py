@@ -194,7 +194,7 @@ ACTIVATIONS: Mapping[str, Callable[..., FloatArray]] = {
 }
 
 # torch class -> name, and the attributes that are parameters of the function.
-_TORCH_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+TORCH_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "Identity": ("identity", ()),
     "Tanh": ("tanh", ()),
     "Sigmoid": ("sigmoid", ()),
@@ -241,11 +241,11 @@ def resolve_activation(value: Any) -> Activation:
         package, _, name = value.rpartition(".")
         if not package and name in ACTIVATIONS:
             return ACTIVATIONS[name]
-        if package.partition(".")[0] == "torch" and name in _TORCH_CLASSES:
-            return ACTIVATIONS[_TORCH_CLASSES[name][0]]
+        if package.partition(".")[0] == "torch" and name in TORCH_CLASSES:
+            return ACTIVATIONS[TORCH_CLASSES[name][0]]
         raise _unknown(repr(value))
-    if _is_from_torch(type(value)) and type(value).__name__ in _TORCH_CLASSES:
-        name, parameters = _TORCH_CLASSES[type(value).__name__]
+    if _is_from_torch(type(value)) and type(value).__name__ in TORCH_CLASSES:
+        name, parameters = TORCH_CLASSES[type(value).__name__]
         settings = {parameter: getattr(value, parameter) for parameter in parameters}
         return functools.partial(ACTIVATIONS[name], **settings) if settings else ACTIVATIONS[name]
     if any(map(_is_from_torch, (value, *type(value).__mro__))):
@@ -266,7 +266,7 @@ def _is_from_torch(value: Any) -> bool:
 
 
 def _unknown(found: str) -> UnsupportedError:
-    names, classes = ", ".join(ACTIVATIONS), ", ".join(f"torch.nn.{name}" for name in _TORCH_CLASSES)
+    names, classes = ", ".join(ACTIVATIONS), ", ".join(f"torch.nn.{name}" for name in TORCH_CLASSES)
     return UnsupportedError(
         f"The activation {found} is not known. Allowed are the names {names}; the classes {classes}, as objects or as "
         "paths; and functions that take and return numpy arrays."

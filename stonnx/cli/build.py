@@ -11,8 +11,8 @@ from pathlib import Path
 
 from stonnx._bundle.bundle import open_bundle
 from stonnx._device.facts import GraphFacts
+from stonnx._device.opening import open_session
 from stonnx._device.options import DeviceOptions
-from stonnx._device.session import Session
 from stonnx._errors import InvalidArgumentError
 from stonnx.cli._arguments import positive_integer, require_bundle
 from stonnx.cli._commands import Commands
@@ -46,7 +46,7 @@ def build(
         begin(name)
         start = time.perf_counter()
         load = functools.partial(
-            Session,
+            open_session,
             name=bundle / route.graph,
             device=device,
             facts=GraphFacts.of(opened.manifest, route),

@@ -27,10 +27,10 @@ from stonnx._device.cpus import cpu_features, cpu_limits, cpu_name
 from stonnx._device.facts import GraphFacts
 from stonnx._device.int8_speed import WITH_AMX, measure_int8_speed
 from stonnx._device.memory import memory_limit
+from stonnx._device.opening import open_session, products_saturate
 from stonnx._device.options import DeviceOptions
 from stonnx._device.provider import Provider
 from stonnx._device.providers import PROVIDERS, install_command
-from stonnx._device.session import Session, products_saturate
 from stonnx._device.wheels import import_onnxruntime, installed_wheels, quiet, telemetry, two_wheels
 from stonnx._errors import StonnxError
 from stonnx._tasks import DEFAULT_TASK
@@ -95,7 +95,8 @@ def as_text(findings: list[Finding]) -> str:
         value = finding.value.removesuffix(f": {finding.problem}") if finding.problem else finding.value
         lines.append(f"  {'x' if finding.problem else ' '} {finding.name:<21} {value}")
     problems = [finding for finding in findings if finding.problem]
-    lines += ["", f"{len(problems)} problem{'s' * (len(problems) != 1)} found" + (":" if problems else ".")]
+    noun = "problem" if len(problems) == 1 else "problems"
+    lines += ["", f"{len(problems)} {noun} found{':' if problems else '.'}"]
     lines += [f"  x {finding.name}: {finding.problem}" for finding in problems]
     return "\n".join(lines)
 
@@ -208,7 +209,9 @@ def _why_not(row: Provider) -> str:
         try:
             facts = GraphFacts(sha256="doctor")
             with quiet():
-                session = Session(graph, device=row.device, threads=1, facts=facts, options=DeviceOptions(build=True))
+                session = open_session(
+                    graph, device=row.device, threads=1, facts=facts, options=DeviceOptions(build=True)
+                )
                 (result,) = session.run(["sentence_embedding"], {"input_ids": np.array([[1, 2, 3], [0, 0, 1]])})
         except Exception as error:  # any error of an onnxruntime that is too old or broken
             return _described(error)
@@ -309,7 +312,8 @@ def _cache(name: str, directory: Path, leftovers: str, what: str) -> Finding:
     if left:
         inside = [path for one in left for path in (one, *one.rglob("*"))]
         value += f"; {_megabytes(_total(inside))} left by {what}, removed by the next attempt: {left[0]}"
-        value += f" and {len(left) - 1} more" * (len(left) > 1)
+        if len(left) > 1:
+            value += f" and {len(left) - 1} more"
     return Finding("caches", name, value + _unwritable(directory))
 
 

@@ -6,13 +6,12 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from stonnx._arguments import check_choice
 from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
-from stonnx._errors import InvalidArgumentError, MissingDependencyError
+from stonnx._errors import InvalidArgumentError
+from stonnx._exporter import exporter_needed
 from stonnx._tasks import DTYPES, TASKS
 from stonnx.cli._commands import Commands
 from stonnx.cli.info import _fidelity
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Export the model, and print how close it is."""
     check_choice("dtype", arguments.dtype, DTYPES)
     _refuse_bundle(Path(arguments.model))
-    with _exporter_needed():
+    with exporter_needed():
         from stonnx_export import export
     path = export(
         arguments.model,
@@ -95,17 +94,6 @@ def _refuse_bundle(model: Path) -> None:
         )
 
 
-@contextmanager
-def _exporter_needed() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"The exporter needs {error.name or error}, which is not installed. "
-            'Install it with: pip install "stonnx[cpu,export]"'
-        ) from error
-
-
 def add_verify_parser(commands: Commands) -> None:
     """The arguments of ``stonnx verify``."""
     parser = commands.add_parser("verify", help="compare a bundle with its checkpoint again, on this machine")
@@ -126,7 +114,7 @@ def add_verify_parser(commands: Commands) -> None:
 
 def run_verify(arguments: argparse.Namespace) -> None:
     """Measure the bundle again, and print the report."""
-    with _exporter_needed():
+    with exporter_needed():
         from stonnx_export.recheck import verify_bundle
         from stonnx_export.verify.figures import ToleranceError
     problem = None

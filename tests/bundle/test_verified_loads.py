@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_session import Sessions
 from toy_bundles import dense_bundle, dense_graph, toy_table, write_bundle
 
 import stonnx._bundle.bundle
@@ -226,16 +227,8 @@ def test_a_replacement_between_hashing_and_loading(
 
 @pytest.mark.parametrize("load", [0, 1])
 def test_a_write_while_it_is_loaded(directory: Path, load: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stonnx._device.session import Session
-
-    original, loads = Session.__init__, iter(range(10))
-
-    def write_and_load(self: Session, *arguments: Any, **options: Any) -> None:
-        original(self, *arguments, **options)
-        if next(loads) == load:
-            _write(directory)
-
-    monkeypatch.setattr(Session, "__init__", write_and_load)
+    loads = iter(range(10))
+    Sessions(monkeypatch, when_opened=lambda: _write(directory) if next(loads) == load else None)
     with pytest.raises(BundleIntegrityError, match="was written to while it was being loaded"):
         SentenceTransformer(directory, threads=2).warmup()
 

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fake_session import FakeSession
 from onnx import TensorProto, helper, numpy_helper
 from toy_bundles import dense_graph, toy_table, write_bundle
 
@@ -23,7 +24,7 @@ from stonnx import cli
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import Probe, Source, write_manifest
-from stonnx._device import session, wheels
+from stonnx._device import wheels
 from stonnx._engine import probe
 from stonnx._engine.engine import Engine
 from stonnx.cli import doctor
@@ -134,7 +135,12 @@ def test_the_cpu_of_a_wheel_that_is_for_another_device(monkeypatch: pytest.Monke
 
 
 def test_a_device_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.Session, "run", lambda *arguments: [np.zeros((2, 4), np.float32)])
+    real = doctor.open_session
+
+    def open_fake(*arguments: Any, **options: Any) -> FakeSession:
+        return FakeSession(real(*arguments, **options), lambda run: [np.zeros((2, 4), np.float32)])
+
+    monkeypatch.setattr(doctor, "open_session", open_fake)
     assert found("cpu").problem.startswith("it computes [[0.0, 0.0, 0.0, 0.0]")
 
 
@@ -148,7 +154,7 @@ def test_an_onnxruntime_that_raises_whatever_it_likes(
 
     directory, text = published(home), f"{type(error).__name__}: {error}"
     monkeypatch.setattr(doctor, "products_saturate", fail)
-    monkeypatch.setattr(doctor, "Session", fail)
+    monkeypatch.setattr(doctor, "open_session", fail)
     monkeypatch.setattr("stonnx._engine.engine.Engine.__init__", fail)
     findings = {finding.name: finding for finding in diagnose(directory)}
     assert findings["8-bit products"].problem == text

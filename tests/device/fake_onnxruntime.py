@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from stonnx._bundle.manifest import TensorSpec
-from stonnx._device import nvidia
-from stonnx._device import session as session_module
+from stonnx._device import nvidia, opening
 from stonnx._device.facts import GraphFacts
+from stonnx._device.opening import open_session
 from stonnx._device.session import Session
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -55,7 +55,7 @@ class FakeBinding:
         return [self.inputs["input_ids"].sum(axis=1, keepdims=True) for _ in self.outputs]
 
 
-class FakeSession:
+class FakeInferenceSession:
     """An InferenceSession that runs where the runtime says."""
 
     def __init__(self, runtime: FakeRuntime, providers: Sequence[tuple[str, Any]]) -> None:
@@ -120,14 +120,14 @@ class FakeRuntime(types.SimpleNamespace):
 
     def InferenceSession(  # noqa: N802
         self, graph: str, settings: FakeSettings, *, providers: list[Any], enable_fallback: int
-    ) -> FakeSession:
+    ) -> FakeInferenceSession:
         # Otherwise onnxruntime prints an error and takes the CPU.
         assert enable_fallback == 0
         self.asked.append(providers)
         self.settings = settings
         if self.error is not None and providers[0][0] != CPU:
             raise self.error
-        self.session = FakeSession(self, providers)
+        self.session = FakeInferenceSession(self, providers)
         return self.session
 
 
@@ -154,7 +154,7 @@ class Machine:
 
     def runtime(self, **told: Any) -> FakeRuntime:
         runtime = FakeRuntime(self.directory, **told)
-        self.monkeypatch.setattr(session_module, "import_onnxruntime", lambda: runtime)
+        self.monkeypatch.setattr(opening, "import_onnxruntime", lambda: runtime)
         return runtime
 
 
@@ -171,5 +171,5 @@ FACTS = GraphFacts(
 )
 
 
-def open_session(device: Any, **arguments: Any) -> Session:
-    return Session(GRAPH, device=device, **{"facts": FACTS} | arguments)
+def opened(device: Any, **arguments: Any) -> Session:
+    return open_session(GRAPH, device=device, **{"facts": FACTS} | arguments)

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stonnx import BundleFormatError
 from stonnx._bundle.manifest import Scalar
-from stonnx._device import saturation
-from stonnx._device import session as session_module
+from stonnx._device import opening, saturation
+from stonnx._device.opening import open_session
 from stonnx._device.session import Session
 from stonnx._engine import probe
 
@@ -106,16 +106,16 @@ def rounded(session: Session) -> np.ndarray:
 def test_the_form_is_chosen_for_the_cpu(
     saturates: bool, form: str, steps: int, quantized_graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "products_saturate", lambda: saturates)
-    session = Session(quantized_graph, saturation_safe=SAFE)
+    monkeypatch.setattr(opening, "products_saturate", lambda: saturates)
+    session = open_session(quantized_graph, saturation_safe=SAFE)
     assert session.form == form
     assert 0.49 / steps < rounded(session).max() < 0.51 / steps
 
 
 def test_graphs_of_one_form(quantized_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The product is not even computed for them.
-    monkeypatch.setattr(session_module, "products_saturate", lambda: pytest.fail("asked"))
-    session = Session(quantized_graph)
+    monkeypatch.setattr(opening, "products_saturate", lambda: pytest.fail("asked"))
+    session = open_session(quantized_graph)
     assert session.form == ""
     assert rounded(session).max() < 0.51 / 127
 
@@ -131,9 +131,9 @@ def test_graphs_of_one_form(quantized_graph: Path, monkeypatch: pytest.MonkeyPat
 def test_scalars_that_do_not_fit_the_graph(
     scalars: dict[str, Scalar], quantized_graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "products_saturate", lambda: True)
+    monkeypatch.setattr(opening, "products_saturate", lambda: True)
     with pytest.raises(BundleFormatError, match="cannot load"):
-        Session(quantized_graph, saturation_safe=scalars)
+        open_session(quantized_graph, saturation_safe=scalars)
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ class TestOnAnEmulatedCpu:
         monkeypatch.setenv("STONNX_HOME", str(tmp_path))
         # It replaces what would refuse the saturated vectors; that must be back for other tests.
         monkeypatch.setattr(probe, "run_probe", probe.run_probe)
-        monkeypatch.setattr(session_module, "products_saturate", session_module.products_saturate)
+        monkeypatch.setattr(opening, "products_saturate", opening.products_saturate)
         found = emulated_cpu.compare("Haswell", minilm_int8_bundle)
         chosen, forced = found["chosen"], found["full-range"]
         assert chosen.saturates

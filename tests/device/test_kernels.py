@@ -22,8 +22,8 @@ from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import Kernels
 from stonnx._device import kernels as native
 from stonnx._device.facts import GraphFacts
+from stonnx._device.opening import open_session
 from stonnx._device.options import DeviceOptions
-from stonnx._device.session import Session
 from stonnx._engine import probe
 from stonnx._engine.engine import Engine
 from stonnx._errors import DeviceError, InvalidArgumentError, ProbeError, UnsupportedError
@@ -219,7 +219,7 @@ class TestSession:
         facts = GraphFacts(
             precision="int8", kernels=Kernels(native.OPERATORS, {"AttentionInt8": 2, "FeedForwardInt8": 1})
         )
-        session = Session(graph, device="cpu", threads=2, facts=facts)
+        session = open_session(graph, device="cpu", threads=2, facts=facts)
         assert session.kernels == ""
         (reason,) = session.fallbacks
         assert reason.startswith("without native kernels: stonnx-kernels 0.1.0 does not load")
@@ -234,13 +234,13 @@ class TestSession:
 
     def test_without(self, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         install(monkeypatch, FakeLibrary())
-        session = Session(graph, device="cpu", facts=FACTS, kernels=False)
+        session = open_session(graph, device="cpu", facts=FACTS, kernels=False)
         assert (session.kernels, session.fallbacks) == ("", ())
 
     def test_refused(self, graph: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         install(monkeypatch, FakeLibrary())
         reason = f"{native.WITHOUT}they are wrong."
-        session = Session(graph, device="cpu", facts=FACTS, refused=reason)
+        session = open_session(graph, device="cpu", facts=FACTS, refused=reason)
         assert (session.kernels, session.fallbacks) == ("", (reason,))
         assert reason in caplog.text
 
@@ -251,7 +251,7 @@ class TestSession:
         install(monkeypatch, functions, LIBRARY=tmp_path / "nothing.so")
         facts = GraphFacts(precision="float32", kernels=FLOAT_BLOCKS)
         with pytest.raises(DeviceError, match=r"needs native kernels, and stonnx-kernels \S+ does not load"):
-            Session(graph, device="cpu", facts=facts, options=DeviceOptions(bfloat16=True))
+            open_session(graph, device="cpu", facts=facts, options=DeviceOptions(bfloat16=True))
 
 
 def library() -> native.Library:

@@ -24,11 +24,17 @@ pytestmark = [
 # A hang shows as this.
 _HANG_SECONDS = 240
 
-PRELUDE = """
+PRELUDE = (
+    f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+"""
+    + """
 import json, os, pickle, random, re, signal, sys, threading, time
 import numpy as np
+import pytest
 import stonnx
-from stonnx._device.session import Session
+from fake_session import Sessions
 from stonnx._model.model import with_limits
 
 # Both sessions are there from the start, the one with all threads and the one with a single thread for each run.
@@ -50,6 +56,7 @@ def resident():
     with open("/proc/self/status") as status:
         return int(re.search(r"VmRSS:\\s+(\\d+)", status.read()).group(1)) / 1024
 """
+)
 
 
 def run(bundle: Path, script: str) -> Any:
@@ -161,13 +168,13 @@ print(json.dumps([float(np.abs(pooled - expected).max()), float(np.abs(stock - e
 def test_ctrl_c_ends_a_call(minilm_int8_bundle: Path) -> None:
     script = """
 signal.signal(signal.SIGINT, signal.default_int_handler)
-model, original, started = load(), Session.run, threading.Event()
+model, started, sent = load(), threading.Event(), []
 expected = model.encode(texts(2, 8))
 
 
-def run(*arguments, **options):
+def run(asked):
     started.set()
-    return original(*arguments, **options)
+    return asked.go()
 
 
 def interrupt():
@@ -176,7 +183,7 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-Session.run, sent = run, []
+Sessions(pytest.MonkeyPatch(), model, answer=run)
 threading.Thread(target=interrupt).start()
 try:
     model.encode(texts(3, 100_000, 400), batch_size=256)

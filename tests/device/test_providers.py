@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_onnxruntime import CPU, CUDA, CUDA_OPTIONS, DRIVER, OPENVINO, TENSORRT, FakeRuntime, Machine, open_session
+from fake_onnxruntime import CPU, CUDA, CUDA_OPTIONS, DRIVER, OPENVINO, TENSORRT, FakeRuntime, Machine, opened
 
 from stonnx import BundleFormatError, DeviceError, InvalidArgumentError, UnsupportedError
-from stonnx._device import providers
-from stonnx._device import session as session_module
+from stonnx._device import opening, providers
 from stonnx._device.facts import GraphFacts
+from stonnx._device.opening import open_session
 from stonnx._device.providers import PROVIDERS, devices_for
-from stonnx._device.session import Session
 
 # --- the table ---
 
@@ -100,7 +99,7 @@ def test_missing_providers(device: str, command: str, monkeypatch: pytest.Monkey
 )
 def test_sessions_ask_for_the_device(device: str, providers: list[Any], machine: Machine) -> None:
     runtime = machine.runtime()
-    session = open_session(device, threads=3)
+    session = opened(device, threads=3)
     assert (session.device, session.threads, session.version) == (device, 3, "1.99.0")
     assert session.fallbacks == ()
     assert runtime.asked == [providers]
@@ -111,7 +110,7 @@ def test_sessions_ask_for_the_device(device: str, providers: list[Any], machine:
 
 def test_openvino_computes_in_the_precision_of_the_bundle(machine: Machine) -> None:
     runtime = machine.runtime()
-    open_session("openvino", threads=3)
+    opened("openvino", threads=3)
     ((name, options),) = runtime.asked[0]
     assert (name, options["device_type"], options["num_of_threads"]) == (OPENVINO, "CPU", 3)
     assert json.loads(options["load_config"]) == {"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}
@@ -122,7 +121,7 @@ def test_kernels_of_onnxruntime_are_fused_on_gpus_only(machine: Machine) -> None
     runtime = machine.runtime()
     levels = []
     for device in ("cpu", "openvino", "cuda"):
-        open_session(device)
+        opened(device)
         levels.append(runtime.settings.graph_optimization_level)
     assert levels == [1, 1, 99]
 
@@ -131,7 +130,7 @@ def test_libraries_are_loaded_before_the_session(machine: Machine) -> None:
     # Where pip installs CUDA, onnxruntime does not find it by itself.
     runtime = machine.runtime(printed="Failed to load libcublasLt.so.13: cannot open shared object file")
     with pytest.raises(DeviceError) as error:
-        open_session("cuda")
+        opened("cuda")
     assert runtime.preloaded == 1
     assert runtime.asked == []
     assert str(error.value) == (
@@ -143,7 +142,7 @@ def test_libraries_are_loaded_before_the_session(machine: Machine) -> None:
 def test_preloading_prints_nothing(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
     machine.runtime(printed="Failed to load libcufft.so.12: cannot open shared object file")
     with pytest.raises(DeviceError):
-        open_session("cuda")
+        opened("cuda")
     assert capfd.readouterr().out == ""
 
 
@@ -152,7 +151,7 @@ def test_without_a_driver(device: str, machine: Machine) -> None:
     runtime = machine.runtime()
     machine.missing[DRIVER] = f"{DRIVER}: cannot open shared object file: No such file or directory"
     with pytest.raises(DeviceError) as error:
-        open_session(device)
+        opened(device)
     assert runtime.asked == []
     assert f"device {device!r} needs " in str(error.value)
     assert f"{DRIVER} is not here. It comes with the NVIDIA driver" in str(error.value)
@@ -176,7 +175,7 @@ def test_a_session_that_falls_back_is_refused(device: str, loader: str | None, m
     if loader is not None:
         machine.missing[LIBRARY] = loader
     with pytest.raises(DeviceError) as error:
-        open_session(device)
+        opened(device)
     assert f"device {device!r} needs {CUDA}, but onnxruntime 1.99.0 runs on {CPU} instead: " in str(error.value)
     assert message in str(error.value)
 
@@ -187,13 +186,13 @@ def test_work_that_is_left_to_the_cpu_is_refused(device: str, operators: list[st
     name = {"cuda": CUDA, "openvino": OPENVINO}[device]
     machine.runtime(operators=[("Shape", CPU), ("Gather", CPU), ("Add", name), *((kind, CPU) for kind in operators)])
     with pytest.raises(DeviceError, match=f"would leave {', '.join(operators)} of this graph to the CPU"):
-        open_session(device)
+        opened(device)
 
 
 def test_small_operators_may_run_on_the_cpu(machine: Machine) -> None:
     # onnxruntime puts what computes shapes there, and it belongs there.
     machine.runtime(operators=[("Shape", CPU), ("Gather", CPU), ("Gather", CPU), ("MatMul", CUDA)])
-    session = open_session("cuda")
+    session = opened("cuda")
     assert session.operators == {(CPU, "Shape"): 1, (CPU, "Gather"): 2, (CUDA, "MatMul"): 1}
 
 
@@ -207,21 +206,21 @@ def test_small_operators_may_run_on_the_cpu(machine: Machine) -> None:
 def test_a_session_that_cannot_be_made(device: str, kind: type[Exception], message: str, machine: Machine) -> None:
     machine.runtime(error=RuntimeError("invalid device ordinal."))
     with pytest.raises(kind) as error:
-        open_session(device)
+        opened(device)
     assert message in str(error.value)
 
 
 def test_a_graph_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleFormatError, match=r"onnxruntime [0-9.]+ cannot load"):
-        Session(tmp_path / "model.onnx", device="cpu")
+        open_session(tmp_path / "model.onnx", device="cpu")
 
 
 def test_a_device_that_loads_but_does_not_run(machine: Machine) -> None:
     # A GPU that the wheel has no kernels for fails in the first run only.
     machine.runtime(run_error=RuntimeError("no kernel image is available for execution on the device"))
     with pytest.raises(DeviceError, match="loads the graph but does not run it: no kernel image"):
-        open_session("cuda")
+        opened("cuda")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +229,7 @@ def test_a_device_that_loads_but_does_not_run(machine: Machine) -> None:
 def test_int8_is_for_the_cpu(device: str, recipe: str, machine: Machine) -> None:
     runtime = machine.runtime()
     with pytest.raises(UnsupportedError, match=f"--dtype {recipe}$"):
-        open_session(device, facts=GraphFacts(precision="int8"))
+        opened(device, facts=GraphFacts(precision="int8"))
     assert runtime.asked == []
 
 
@@ -248,20 +247,20 @@ def test_an_onnxruntime_that_is_too_old(
 ) -> None:
     # Before 1.26, attention with lengths gave something else; the OpenVINO wheel of that age is fine for OpenVINO.
     machine.runtime()
-    monkeypatch.setattr(session_module, "installed_wheels", lambda: [wheel])
+    monkeypatch.setattr(opening, "installed_wheels", lambda: [wheel])
     monkeypatch.setattr(FakeRuntime, "__version__", "1.25.9")
     with pytest.raises(DeviceError) as error:
-        open_session(device)
+        opened(device)
     assert str(error.value).endswith(f"and this is 1.25.9. Install it with: {command}")
-    assert open_session("openvino").device == "openvino"
+    assert opened("openvino").device == "openvino"
 
 
 def test_an_openvino_wheel_that_does_not_say_what_runs_where(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = machine.runtime()
-    monkeypatch.setattr(session_module, "installed_wheels", lambda: ["onnxruntime-openvino"])
+    monkeypatch.setattr(opening, "installed_wheels", lambda: ["onnxruntime-openvino"])
     monkeypatch.setattr(FakeRuntime, "__version__", "1.23.0")
     with pytest.raises(DeviceError, match=r"needs onnxruntime 1\.24 or newer.*pip install -U onnxruntime-openvino$"):
-        open_session("openvino")
+        opened("openvino")
     assert runtime.asked == []
 
 
@@ -270,7 +269,7 @@ def test_numbers_are_no_devices(device: Any, machine: Machine) -> None:
     # 0 is the first GPU in PyTorch: it must not become the CPU because it is false.
     machine.runtime()
     with pytest.raises(InvalidArgumentError, match="is not known"):
-        open_session(device)
+        opened(device)
 
 
 # --- device=None ---
@@ -278,7 +277,7 @@ def test_numbers_are_no_devices(device: Any, machine: Machine) -> None:
 
 def test_no_device_takes_the_gpu_that_works(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine.runtime()
-    session = open_session(None)
+    session = opened(None)
     assert (session.device, session.fallbacks) == ("cuda", ())
     assert not caplog.records
 
@@ -303,7 +302,7 @@ def test_every_fallback_is_recorded(
 ) -> None:
     machine.runtime(**told)
     machine.missing |= missing
-    session = open_session(None, facts=GraphFacts(precision=precision))
+    session = opened(None, facts=GraphFacts(precision=precision))
     assert session.device == "cpu"
     assert session.operators == {}
     (fallback,) = session.fallbacks
@@ -316,5 +315,5 @@ def test_every_fallback_is_recorded(
 
 def test_the_default_is_every_cpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = machine.runtime()
-    monkeypatch.setattr(session_module, "available_cpus", lambda: 5)
-    assert open_session("cpu").threads == runtime.settings.intra_op_num_threads == 5
+    monkeypatch.setattr(opening, "available_cpus", lambda: 5)
+    assert opened("cpu").threads == runtime.settings.intra_op_num_threads == 5

@@ -16,7 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from stonnx import DeviceOptions, InvalidArgumentError, RunError
-from stonnx._device.session import RunControl, Session
+from stonnx._device.opening import open_session
+from stonnx._device.session import RunControl
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def in_process(program: str) -> list[float]:
 import time
 from pathlib import Path
 import numpy as np
-from stonnx._device.session import Session
+from stonnx._device.opening import open_session
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
@@ -60,7 +61,7 @@ def resident():
 
 def test_memory_comes_back(wide_graph: Path) -> None:
     before, after, trimmed = in_process(f"""
-session = Session(Path({str(wide_graph)!r}), device="cpu", threads=1)
+session = open_session(Path({str(wide_graph)!r}), device="cpu", threads=1)
 run = lambda tokens: session.run(["sum"], {{"input_ids": np.ones((1, tokens), np.int64)}})
 run(10)
 print(resident())
@@ -75,7 +76,7 @@ print(resident())
 
 def test_one_run_can_free_its_memory(wide_graph: Path) -> None:
     before, after = in_process(f"""
-session = Session(Path({str(wide_graph)!r}), device="cpu", threads=1)
+session = open_session(Path({str(wide_graph)!r}), device="cpu", threads=1)
 run = lambda tokens, **options: session.run(["sum"], {{"input_ids": np.ones((1, tokens), np.int64)}}, **options)
 run(10)
 print(resident())
@@ -87,7 +88,7 @@ print(resident())
 
 def test_memory_does_not_grow_with_the_number_of_shapes(minilm_bundle: Path) -> None:
     early, late = in_process(f"""
-session = Session(Path({str(minilm_bundle / "model.onnx")!r}), device="cpu", threads=1)
+session = open_session(Path({str(minilm_bundle / "model.onnx")!r}), device="cpu", threads=1)
 generator = np.random.default_rng(0)
 for call in range(150):
     sequence = int(generator.integers(4, 65))
@@ -105,7 +106,7 @@ def test_threads_sleep_after_a_run(minilm_bundle: Path) -> None:
     onnxruntime's own threads would look for work for 16 ms each.
     """
     (used,) = in_process(f"""
-session = Session(Path({str(minilm_bundle / "model.onnx")!r}), device="cpu", threads=4)
+session = open_session(Path({str(minilm_bundle / "model.onnx")!r}), device="cpu", threads=4)
 ids = np.ones((4, 32), np.int64)
 def after_a_run():
     session.run(["sentence_embedding"], {{"input_ids": ids, "attention_mask": ids}})
@@ -122,7 +123,7 @@ def test_threads_do_not_spin_for_long(wide_graph: Path) -> None:
 
     How long they take is measured by benchmarks/questions/threads.py.
     """
-    settings = Session(wide_graph, device="cpu", threads=4)._session.get_session_options()
+    settings = open_session(wide_graph, device="cpu", threads=4).inference.get_session_options()
     assert settings.get_session_config_entry("session.intra_op.spin_duration_us") == "100"
     assert settings.intra_op_num_threads == 4
 
@@ -148,13 +149,13 @@ def test_a_system_without_malloc_trim(wide_graph: Path, monkeypatch: pytest.Monk
         raise TypeError("argument of type 'NoneType' is not a container or iterable")
 
     monkeypatch.setattr(ctypes, "CDLL", as_on_windows)
-    session = Session(wide_graph, device="cpu", threads=1)
+    session = open_session(wide_graph, device="cpu", threads=1)
     session.trim()
     assert session.run(["sum"], {"input_ids": np.ones((1, 4), dtype=np.int64)})[0][0, 1] == 4
 
 
 def test_a_run_that_fails(wide_graph: Path) -> None:
-    session = Session(wide_graph, device="cpu", threads=1)
+    session = open_session(wide_graph, device="cpu", threads=1)
     with pytest.raises(RunError) as raised:
         session.run(["sum"], {"input_ids": np.ones((3, 4), dtype=np.float32)})
     message = str(raised.value)
@@ -196,11 +197,11 @@ def test_options_are_meant_for_devices() -> None:
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True], ids=repr)
 def test_threads_that_are_none(threads: int, wide_graph: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="threads must be a positive integer or None"):
-        Session(wide_graph, device="cpu", threads=threads)
+        open_session(wide_graph, device="cpu", threads=threads)
 
 
 def test_a_run_that_is_stopped(wide_graph: Path) -> None:
-    session = Session(wide_graph, device="cpu", threads=1)
+    session = open_session(wide_graph, device="cpu", threads=1)
     control: RunControl = session.control()
     feeds = {"input_ids": np.ones((1, 4), dtype=np.int64)}
     assert session.run(["sum"], feeds, control)[0][0, 1] == 4
@@ -213,12 +214,12 @@ def test_a_run_that_is_stopped(wide_graph: Path) -> None:
 
 def test_the_arithmetic_of_the_caller_stays(wide_graph: Path) -> None:
     # session.set_denormal_as_zero would change it for the thread that makes the session.
-    Session(wide_graph, device="cpu", threads=1)
+    open_session(wide_graph, device="cpu", threads=1)
     assert np.full(8, 1e-40, dtype=np.float32)[0] * np.float32(1) > 0
 
 
 def test_the_version_is_told(wide_graph: Path) -> None:
-    assert Session(wide_graph, device="cpu").version == onnxruntime.__version__
+    assert open_session(wide_graph, device="cpu").version == onnxruntime.__version__
 
 
 @pytest.mark.parametrize("threads", [4097, 2**31, 2**63, 2**64])
@@ -226,7 +227,7 @@ def test_more_threads_than_any_machine_has(wide_graph: Path, threads: int) -> No
     with pytest.raises(
         InvalidArgumentError, match=f"threads must be a positive integer or None, up to 4,096; got {threads}"
     ):
-        Session(wide_graph, device="cpu", threads=threads)
+        open_session(wide_graph, device="cpu", threads=threads)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
@@ -236,17 +237,17 @@ def test_more_threads_than_the_system_allows(wide_graph: Path) -> None:
 import resource, sys
 from pathlib import Path
 from stonnx import InvalidArgumentError
-from stonnx._device.session import Session
+from stonnx._device.opening import open_session
 graph = Path({str(wide_graph)!r})
-Session(graph, device="cpu", threads=2)
+open_session(graph, device="cpu", threads=2)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 8 << 20))
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
 try:
-    Session(graph, device="cpu", threads=600)
+    open_session(graph, device="cpu", threads=600)
 except InvalidArgumentError as error:
     print(error)
-print(Session(graph, device="cpu", threads=3).threads)
+print(open_session(graph, device="cpu", threads=3).threads)
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr

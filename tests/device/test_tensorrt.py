@@ -19,10 +19,10 @@ from fake_onnxruntime import (
     DRIVER,
     FACTS,
     TENSORRT,
+    FakeInferenceSession,
     FakeRuntime,
-    FakeSession,
     Machine,
-    open_session,
+    opened,
 )
 
 from stonnx import DeviceError, InvalidArgumentError, cli
@@ -37,7 +37,7 @@ from stonnx._device.options import DeviceOptions
 def build(machine: Machine, device: str = "tensorrt", **arguments: Any) -> dict[str, Any]:
     """Build an engine, as ``stonnx build`` does: the options of its provider."""
     runtime = machine.runtime()
-    open_session(device, options=DeviceOptions(build=True), **arguments)
+    opened(device, options=DeviceOptions(build=True), **arguments)
     name, options = runtime.asked[0][0]
     assert name == TENSORRT
     (Path(options["trt_engine_cache_path"]) / "TensorrtExecutionProvider_graph_1_0.engine").touch()
@@ -47,7 +47,7 @@ def build(machine: Machine, device: str = "tensorrt", **arguments: Any) -> dict[
 def test_no_engine_is_built_while_serving(machine: Machine) -> None:
     runtime = machine.runtime()
     with pytest.raises(DeviceError) as error:
-        open_session("tensorrt")
+        opened("tensorrt")
     assert runtime.asked == []
     assert (
         "There is no TensorRT engine of this bundle for NVIDIA A (8.0), onnxruntime 1.99.0 and inputs up to "
@@ -61,7 +61,7 @@ def test_the_command_that_builds_what_is_missing(
 ) -> None:
     runtime = machine.runtime()
     with pytest.raises(DeviceError) as error:
-        open_session("tensorrt:1", options=DeviceOptions(memory_limit=2**30))
+        opened("tensorrt:1", options=DeviceOptions(memory_limit=2**30))
     command = str(error.value).rpartition(": ")[2]
     assert command == "stonnx build BUNDLE --device tensorrt:1 --memory-limit 1073741824"
     assert cli.main(command.replace("BUNDLE", str(minilm_bundle)).split()[1:]) == 0
@@ -72,13 +72,13 @@ def test_the_command_that_builds_what_is_missing(
 @pytest.mark.parametrize("device", ["tensorrt", "tensorrt:1"])
 def test_a_memory_limit_and_cuda_graphs_of_tensorrt(device: str, machine: Machine) -> None:
     runtime = machine.runtime()
-    open_session(device, options=DeviceOptions(memory_limit=2**30, cuda_graphs=True, build=True))
+    opened(device, options=DeviceOptions(memory_limit=2**30, cuda_graphs=True, build=True))
     (_, tensorrt), (_, cuda) = runtime.asked[0]
     assert (tensorrt["trt_max_workspace_size"], tensorrt["trt_cuda_graph_enable"]) == (2**30, 1)
     assert cuda["gpu_mem_limit"] == 2**30
     # It is TensorRT's work that is recorded; two recordings of one run are refused.
     assert "enable_cuda_graph" not in cuda
-    open_session(device, options=DeviceOptions(build=True))
+    opened(device, options=DeviceOptions(build=True))
     (_, tensorrt), (_, cuda) = runtime.asked[1]
     assert not {"trt_max_workspace_size", "trt_cuda_graph_enable"} & tensorrt.keys()
     assert "gpu_mem_limit" not in cuda
@@ -87,7 +87,7 @@ def test_a_memory_limit_and_cuda_graphs_of_tensorrt(device: str, machine: Machin
 def test_a_built_engine_is_used(machine: Machine) -> None:
     built = build(machine)
     runtime = machine.runtime()
-    session = open_session("tensorrt")
+    session = opened("tensorrt")
     assert session.device == "tensorrt"
     assert runtime.asked[0][0] == (TENSORRT, built)
     # What TensorRT has no kernels for runs on CUDA.
@@ -99,7 +99,7 @@ def test_building_ahead_of_serving(machine: Machine, minilm_bundle: Path, capsys
     said_before: list[str] = []
     make = runtime.InferenceSession
 
-    def note(*arguments: Any, **options: Any) -> FakeSession:
+    def note(*arguments: Any, **options: Any) -> FakeInferenceSession:
         said_before.append(capsys.readouterr().err)
         return make(*arguments, **options)
 
@@ -160,7 +160,7 @@ def test_an_engine_is_for_one_graph_gpu_set_of_versions_and_range(
             monkeypatch.setattr(tensorrt_module, "_LARGEST_BATCH", 128)
     runtime = machine.runtime()
     with pytest.raises(DeviceError, match="There is no TensorRT engine"):
-        open_session(device, facts=facts, options=options)
+        opened(device, facts=facts, options=options)
     assert runtime.asked == []
 
 
@@ -171,7 +171,7 @@ def test_serving_writes_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(Path, name, refuse)
     monkeypatch.setattr(tensorrt_module, "create", refuse)
     machine.runtime()
-    assert open_session("tensorrt").device == "tensorrt"
+    assert opened("tensorrt").device == "tensorrt"
 
 
 @pytest.mark.parametrize(("owner", "step"), [(Path, "mkdir"), (tensorrt_module, "create")])
@@ -181,7 +181,7 @@ def test_building_where_nothing_can_be_written(
     monkeypatch.setattr(owner, step, refuse)
     machine.runtime()
     with pytest.raises(DeviceError, match=r"cannot be kept in .*: Read-only file system\. .* STONNX_HOME"):
-        open_session("tensorrt", options=DeviceOptions(build=True))
+        opened("tensorrt", options=DeviceOptions(build=True))
 
 
 def refuse(path: Path, *arguments: Any, **options: Any) -> None:
@@ -193,18 +193,18 @@ def refuse(path: Path, *arguments: Any, **options: Any) -> None:
 def test_a_build_that_was_interrupted_does_not_count(machine: Machine) -> None:
     machine.runtime(run_error=RuntimeError("killed"))
     with pytest.raises(DeviceError, match="killed"):
-        open_session("tensorrt", options=DeviceOptions(build=True))
+        opened("tensorrt", options=DeviceOptions(build=True))
     (directory,) = (machine.directory / "cache/tensorrt").iterdir()
     (directory / "TensorrtExecutionProvider_graph_1_0.engine").touch()
     machine.runtime()
     with pytest.raises(DeviceError, match="There is no TensorRT engine"):
-        open_session("tensorrt")
+        opened("tensorrt")
 
 
 def test_batches_over_the_profile_are_run_in_pieces(machine: Machine) -> None:
     build(machine)
     runtime = machine.runtime()
-    session = open_session("tensorrt")
+    session = opened("tensorrt")
     ids = np.arange(150 * 4).reshape(150, 4)
     (result,) = session.run(["sentence_embedding"], {"input_ids": ids})
     assert [len(binding.inputs["input_ids"]) for binding in runtime.session.bindings] == [64, 64, 22]
@@ -215,7 +215,7 @@ def test_texts_over_the_profile_are_refused(machine: Machine) -> None:
     build(machine)
     machine.runtime()
     with pytest.raises(InvalidArgumentError, match="A text has 257 tokens, and the engine of this device takes 256"):
-        open_session("tensorrt").run(["sentence_embedding"], {"input_ids": np.ones((1, 257), dtype=np.int64)})
+        opened("tensorrt").run(["sentence_embedding"], {"input_ids": np.ones((1, 257), dtype=np.int64)})
 
 
 # --- NVIDIA's libraries ---
@@ -242,7 +242,7 @@ def test_tensorrt_is_loaded_from_its_package(machine: Machine, tensorrt_package:
     assert machine.loaded.index(DRIVER) < first < second  # the parser needs the other
     assert "libnvinfer_plugin.so.10" not in machine.loaded
     machine.loaded.clear()
-    open_session("cuda")
+    opened("cuda")
     assert "libnvinfer.so.10" not in machine.loaded
 
 
@@ -273,7 +273,7 @@ def test_a_tensorrt_that_does_not_load(
     runtime = machine.runtime()
     machine.missing[name] = error
     with pytest.raises(DeviceError) as raised:
-        open_session("tensorrt", options=DeviceOptions(build=True))
+        opened("tensorrt", options=DeviceOptions(build=True))
     assert str(raised.value).startswith(f"device 'tensorrt' needs {TENSORRT}, and ")
     assert message in str(raised.value)
     assert runtime.asked == []

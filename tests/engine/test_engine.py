@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import WIDTH, SideBySide, Spy, expected
+from engine_models import WIDTH, SideBySide, expected
+from fake_session import Run, Sessions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_bundles import MAX_SEQ_LENGTH, toy_tokenizer, wide_sparse_graph, write_bundle
@@ -72,16 +73,16 @@ def test_features_of_duplicates(model: SentenceTransformer) -> None:
 
 
 def test_equal_texts_run_once(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch, model)
     model.encode(["bread"] * 500 + ["the river", "bread"] * 200)
-    assert sum(batch for batch, _ in spy.shapes) == 2
+    assert sum(batch for batch, _ in sessions.shapes) == 2
 
 
 def test_no_run_is_over_the_budget(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch, model)
     model.encode([f"{'bread ' * (index % 20)}{index}" for index in range(2000)], batch_size=3)
-    assert max(batch * sequence for batch, sequence in spy.shapes) <= 3 * 16
-    assert min(batch for batch, _ in spy.shapes) >= 1
+    assert max(batch * sequence for batch, sequence in sessions.shapes) <= 3 * 16
+    assert min(batch for batch, _ in sessions.shapes) >= 1
 
 
 @pytest.mark.parametrize(
@@ -100,32 +101,32 @@ def test_a_run_on_one_thread_is_smaller(
 ) -> None:
     kind = with_limits(SentenceTransformer, tokens_before_second_session=tokens_before_second_session)
     model = kind(bundle, threads=threads)
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch, model)
     model.encode([f"{'bread ' * 20} {index}" for index in range(count)])
-    largest = max(batch * sequence for batch, sequence in spy.shapes)
-    assert tokens - max(sequence for _, sequence in spy.shapes) < largest <= tokens
+    largest = max(batch * sequence for batch, sequence in sessions.shapes)
+    assert tokens - max(sequence for _, sequence in sessions.shapes) < largest <= tokens
 
 
 def test_max_batch_tokens_wins(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = SentenceTransformer(bundle, threads=2, max_batch_tokens=20)
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch, model)
     texts = [f"{'bread ' * (index % 20)}{index}" for index in range(300)]
     vectors = model.encode(texts, batch_size=64)
-    assert max(batch * sequence for batch, sequence in spy.shapes) <= 20
+    assert max(batch * sequence for batch, sequence in sessions.shapes) <= 20
     np.testing.assert_allclose(vectors, expected(texts), atol=1e-6)
     # A single text is never split.
     SentenceTransformer(bundle, max_batch_tokens=4).encode(["bread " * 50])
-    assert spy.shapes[-1] == (1, MAX_SEQ_LENGTH)
+    assert sessions.shapes[-1] == (1, MAX_SEQ_LENGTH)
 
 
 def test_no_run_returns_more_than_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = {"default": wide_sparse_graph(30522, 3)}
     model = SparseEncoder(write_bundle(tmp_path / "wide", graphs, task="sparse", embedding_dimension=30522))
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch, model)
     model.encode([f"bread {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] * 2 + [str(i) for i in range(300)])
     model.warmup()
     # 8 MB, where the budget of tokens would allow 128 texts of four.
-    assert max(batch for batch, _ in spy.shapes) == 68
+    assert max(batch for batch, _ in sessions.shapes) == 68
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "512", True])
@@ -140,11 +141,11 @@ def test_one_text_needs_no_thread(model: SentenceTransformer, monkeypatch: pytes
 
     monkeypatch.setattr(runner_module, "ThreadPoolExecutor", forbidden)
     monkeypatch.setattr(call_module, "in_background", forbidden)
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch, model)
     model.encode("bread rises")
     model.encode(["bread rises"] * 3)
     # All threads for the one run.
-    assert spy.threads == [2, 2]
+    assert sessions.threads == [2, 2]
     with pytest.raises(AssertionError, match="a thread was started"):
         model.encode([f"bread {index}" for index in range(200)])
 
@@ -153,27 +154,27 @@ def test_one_text_needs_no_thread(model: SentenceTransformer, monkeypatch: pytes
 
 
 def test_the_single_thread_session_comes_with_the_work(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch)
     model = with_limits(SentenceTransformer, tokens_before_second_session=1000)(bundle, threads=2)
     texts = [f"bread {index}" for index in range(100)]
-    while len(spy.loaded) == 1:
-        assert set(spy.threads) <= {2}
+    while len(sessions.opened) == 1:
+        assert set(sessions.threads) <= {2}
         model.encode(texts)
-        assert len(spy.shapes) < 10
-    assert spy.loaded == [2, 1]
-    spy.threads.clear()
+        assert len(sessions.shapes) < 10
+    assert sessions.opened_threads == [2, 1]
+    sessions.runs.clear()
     model.encode(texts)
-    assert set(spy.threads) == {1}
+    assert set(sessions.threads) == {1}
     model.trim()
-    spy.threads.clear()
+    sessions.runs.clear()
     model.encode(texts[:50])
-    assert set(spy.threads) == {2}
+    assert set(sessions.threads) == {2}
 
 
 @pytest.mark.parametrize("reason", ["one thread", "large weights", "short texts one by one"])
 def test_no_second_session(bundle: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     kind = with_limits(SideBySide, second_copy_bytes=10) if reason == "large weights" else SideBySide
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch)
     model = kind(bundle, threads=1 if reason == "one thread" else 2)
     texts = [f"bread {index}" for index in range(300)]
     if reason == "short texts one by one":
@@ -181,19 +182,19 @@ def test_no_second_session(bundle: Path, monkeypatch: pytest.MonkeyPatch, reason
             model.encode(text)
     else:
         np.testing.assert_allclose(model.encode(texts), expected(texts), atol=1e-6)
-    assert len(spy.loaded) == 1
+    assert len(sessions.opened) == 1
 
 
 def test_warmup_loads_all_there_is_to_load(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch)
     model = SentenceTransformer(bundle, threads=2)
     model.warmup()
-    assert spy.loaded == [2, 1]
+    assert sessions.opened_threads == [2, 1]
     # The shortest, the longest, and a full batch of the longest, in both.
-    assert spy.shapes == [(1, 1), (1, 1), (1, 16), (1, 16), (32, 16), (32, 16)]
-    assert not any(spy.freeing)
+    assert sessions.shapes == [(1, 1), (1, 1), (1, 16), (1, 16), (32, 16), (32, 16)]
+    assert not any(run.free_memory for run in sessions.runs)
     model.encode([f"bread {index}" for index in range(3000)])
-    assert spy.loaded == [2, 1]
+    assert sessions.opened_threads == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -211,9 +212,9 @@ def test_warmup_keeps_to_max_batch_tokens(
     shapes: list[tuple[int, int]],
     freeing: list[bool],
 ) -> None:
-    spy = Spy(monkeypatch)
+    sessions = Sessions(monkeypatch)
     SentenceTransformer(bundle, threads=1, max_batch_tokens=max_batch_tokens).warmup()
-    assert (spy.shapes, spy.freeing) == (shapes, freeing)
+    assert (sessions.shapes, [run.free_memory for run in sessions.runs]) == (shapes, freeing)
 
 
 # --- an error in the middle ------------------------------------------------------------------------------------------
@@ -226,15 +227,16 @@ def test_an_error_in_a_run_reaches_the_caller_and_the_model_stays_usable(
     with monkeypatch.context() as patch:
         runs = iter(range(10**9))
 
-        def fail() -> None:
+        def fail(run: Run) -> list[np.ndarray]:
             if next(runs) == 5:
                 raise MemoryError("no memory for this run")
+            return run.go()
 
-        spy = Spy(patch, fail)
+        sessions = Sessions(patch, model, answer=fail)
         with pytest.raises(MemoryError, match="no memory for this run"):
             model.encode(texts)
         # What was in progress ended, the rest was not started.
-        assert len(spy.shapes) < 15
+        assert len(sessions.shapes) < 15
     np.testing.assert_allclose(model.encode(texts), expected(texts), atol=1e-6)
 
 

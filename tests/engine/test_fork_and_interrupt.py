@@ -22,7 +22,12 @@ _HANG_SECONDS = 120
 # end would take longer than this.
 _INTERRUPT_SECONDS = 20
 
-PRELUDE = """
+PRELUDE = (
+    f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+"""
+    + """
 import logging, os, signal, sys, threading, time
 import numpy as np
 import stonnx
@@ -51,6 +56,7 @@ def in_child(work):
     finally:
         os._exit(status)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -204,29 +210,31 @@ def test_a_child_on_a_gpu_is_told(bundle: Path) -> None:
 
 
 INTERRUPTED = """
-from stonnx._device.session import Session
+import pytest
+from fake_session import Sessions
 
 model.warmup()
 expected = model.encode(texts[0])
-original, ends, started = Session.run, [], threading.Event()
+ends, started = [], threading.Event()
 
 
-def run(*arguments, **options):
+def run(asked):
     if not started.is_set():
         started.set()
         print("running", flush=True)
     try:
-        return original(*arguments, **options)
+        return asked.go()
     finally:
         ends.append(str(sys.exc_info()[1]))
 
 
-Session.run = run
+patch = pytest.MonkeyPatch()
+Sessions(patch, model, answer=run)
 try:
     encode()
 except KeyboardInterrupt:
     print("interrupted", *ends[-1:], flush=True)
-Session.run = original
+patch.undo()
 print(np.allclose(model.encode(texts[0]), expected), flush=True)
 print(len([thread for thread in threading.enumerate() if "stonnx" in thread.name]), flush=True)
 """

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_models import LONG, expected
+from fake_session import Run, Sessions
 
 from stonnx import CrossEncoder, SentenceTransformer, SparseEncoder
-from stonnx._device.session import Session
 from stonnx._engine import runner as runner_module
 from stonnx._model.model import with_limits
 
@@ -81,23 +81,22 @@ def test_16_threads_of_the_other_tasks_get_the_serial_results(
 def test_no_more_runs_at_a_time_than_threads(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     model.warmup()
     lock, now, most = threading.Lock(), 0, 0
-    original = Session.run
 
-    def run(session: Session, *arguments: Any, **options: Any) -> Any:
+    def repeat(run: Run) -> list[np.ndarray]:
         nonlocal now, most
         with lock:
-            now += session.threads
+            now += run.threads
             most = max(most, now)
         try:
             # Long enough that others come.
             for _ in range(20):
-                result = original(session, *arguments, **options)
+                result = run.go()
             return result
         finally:
             with lock:
-                now -= session.threads
+                now -= run.threads
 
-    monkeypatch.setattr(Session, "run", run)
+    Sessions(monkeypatch, model, answer=repeat)
     texts = [f"bread {index}" for index in range(150)]
     with ThreadPoolExecutor(8) as executor:
         list(executor.map(lambda i: model.encode(texts if i % 2 else texts[i]), range(40)))
@@ -118,7 +117,7 @@ def test_last_stats_are_those_of_the_thread(model: SentenceTransformer) -> None:
 
 def test_waiting_for_threads_is_no_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = SentenceTransformer(bundle, threads=1)
-    original, running, waits = Session.run, threading.Event(), threading.Event()
+    running, waits = threading.Event(), threading.Event()
     now, reads = 0.0, 0
 
     def clock() -> float:
@@ -129,15 +128,15 @@ def test_waiting_for_threads_is_no_run(bundle: Path, monkeypatch: pytest.MonkeyP
             waits.set()
         return now
 
-    def run(session: Session, *arguments: Any, **options: Any) -> Any:
+    def wait_once(run: Run) -> list[np.ndarray]:
         nonlocal now
         if not running.is_set():
             running.set()
             assert waits.wait(60)
             now = 0.5
-        return original(session, *arguments, **options)
+        return run.go()
 
-    monkeypatch.setattr(Session, "run", run)
+    Sessions(monkeypatch, model, answer=wait_once)
     monkeypatch.setattr(runner_module, "time", types.SimpleNamespace(perf_counter=clock))
     seen: list[Any] = []
 

@@ -26,7 +26,7 @@ from stonnx import (
     ModelNotFoundError,
     SentenceTransformer,
 )
-from stonnx._device.session import Session
+from stonnx._device.opening import open_session
 
 ALLOWED = "Allowed are str, a pair of str, or {'text': str}."
 CONVERT = "Convert it first: str(value)."
@@ -384,7 +384,7 @@ def test_two_wheels_of_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ) as caught,
         pytest.raises(InvalidArgumentError, match="threads"),
     ):
-        Session(tmp_path / "model.onnx", threads=0)
+        open_session(tmp_path / "model.onnx", threads=0)
     (warning,) = caught
     assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install" in str(warning.message)
 
@@ -395,4 +395,4 @@ def test_what_is_left_of_two_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         MissingDependencyError, match=r"only partly installed.*pip uninstall -y onnxruntime onnxruntime-gpu"
     ):
-        Session(tmp_path / "model.onnx")
+        open_session(tmp_path / "model.onnx")

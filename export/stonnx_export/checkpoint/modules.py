@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._results.activations import TORCH_CLASSES
+
 FloatArray = npt.NDArray[np.float32]
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -21,32 +23,7 @@ POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "
 ROUTERS = ("Router", "Asym")
 
 # torch class of an activation -> the name that the graph's builder and the manifest use.
-ACTIVATIONS = {
-    "Identity": "identity",
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-    "ReLU": "relu",
-    "GELU": "gelu",
-    "SiLU": "silu",
-    "LeakyReLU": "leaky_relu",
-    "Softplus": "softplus",
-    "ELU": "elu",
-    "CELU": "celu",
-    "SELU": "selu",
-    "Mish": "mish",
-    "ReLU6": "relu6",
-    "Hardtanh": "hardtanh",
-    "Hardsigmoid": "hardsigmoid",
-    "Hardswish": "hardswish",
-    "Hardshrink": "hardshrink",
-    "Softshrink": "softshrink",
-    "Tanhshrink": "tanhshrink",
-    "Softsign": "softsign",
-    "LogSigmoid": "log_sigmoid",
-    "Softmax": "softmax",
-    "Softmin": "softmin",
-    "LogSoftmax": "log_softmax",
-}
+ACTIVATIONS = {torch_class: name for torch_class, (name, _) in TORCH_CLASSES.items()}
 
 
 @dataclass(frozen=True)

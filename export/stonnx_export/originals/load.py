@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +14,7 @@ from stonnx._errors import (
     StonnxError,
     UnsupportedError,
 )
+from stonnx._exporter import exporter_needed
 from stonnx._hub.download import download, missing_for_pytorch
 from stonnx._hub.names import full_name
 from stonnx._tasks import Task
@@ -154,14 +153,14 @@ def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
 
 
 def _has_onnx(checkpoint: Checkpoint) -> bool:
-    with _exporter_needed():
+    with exporter_needed():
         from stonnx_export.originals.from_onnx import is_exportable
 
     return is_exportable(checkpoint)
 
 
 def _load_original(checkpoint: Checkpoint) -> Original:
-    with _exporter_needed():
+    with exporter_needed():
         from stonnx_export.originals.adapter import does_not_load
         from stonnx_export.originals.from_torch import TorchOriginal
 
@@ -179,19 +178,8 @@ def _load_original(checkpoint: Checkpoint) -> Original:
 
 def _load_onnx_original(checkpoint: Checkpoint) -> tuple[Checkpoint, Original]:
     """The original, and the checkpoint: without modules.json, the ONNX file decides which chain it has."""
-    with _exporter_needed():
+    with exporter_needed():
         from stonnx_export.originals.from_onnx import OnnxOriginal
 
     original = OnnxOriginal(checkpoint)
     return original.checkpoint, original
-
-
-@contextmanager
-def _exporter_needed() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"The exporter needs {error.name or error}, which is not installed. Install it with: pip install "
-            '"stonnx[cpu,export]"'
-        ) from error

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from fake_session import Sessions
 from probed_bundles import WIDTH, edit, graphs, load, with_probe
 from toy_bundles import dense_graph, pair_graph, sparse_graph, toy_table, write_bundle
 
 from stonnx import ProbeError, SentenceTransformer
 from stonnx._bundle.integrity import hash_files
 from stonnx._bundle.manifest import MANIFEST_NAME, Probe, read_manifest, write_manifest
-from stonnx._device.session import Session
 from stonnx._engine import probe as probe_module
 
 
@@ -56,23 +55,14 @@ class TestRemembered:
 
     @pytest.mark.parametrize(
         "change",
-        [
-            pytest.param(lambda session: setattr(session, "version", "9.9.9"), id="onnxruntime"),
-            pytest.param(lambda session: setattr(session, "device", "cuda"), id="device"),
-            pytest.param(lambda session: setattr(session, "form", "saturation-safe"), id="form"),
-        ],
+        [{"version": "9.9.9"}, {"device": "cuda"}, {"form": "saturation-safe"}],
+        ids=["onnxruntime", "device", "form"],
     )
     def test_run_again_where_the_session_is_another(
-        self, bundle: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch, change: Callable[[Session], None]
+        self, bundle: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
     ) -> None:
         load(bundle)
-        initialize = Session.__init__
-
-        def changed(self: Session, *arguments: Any, **options: Any) -> None:
-            initialize(self, *arguments, **options)
-            change(self)
-
-        monkeypatch.setattr(Session, "__init__", changed)
+        Sessions(monkeypatch, **change)
         load(bundle)
         assert len(runs) == 2
         load(bundle)
@@ -96,13 +86,7 @@ class TestRemembered:
         self, bundle: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch, device: str, index: int
     ) -> None:
         """As on two machines of a cluster with one home directory."""
-        initialize = Session.__init__
-
-        def changed(self: Session, *arguments: Any, **options: Any) -> None:
-            initialize(self, *arguments, **options)
-            self.device = device
-
-        monkeypatch.setattr(Session, "__init__", changed)
+        Sessions(monkeypatch, device=device)
         gpus = ["NVIDIA A (8.0)", "NVIDIA A (8.0)"]
         monkeypatch.setattr("stonnx._device.nvidia.gpu_names", lambda: gpus)
         load(bundle)

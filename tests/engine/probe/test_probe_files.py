@@ -19,7 +19,7 @@ from toy_bundles import dense_graph, toy_table, write_bundle
 from stonnx import BundleFormatError, BundleIntegrityError, ProbeError
 from stonnx._bundle.bundle import Bundle
 from stonnx._bundle.manifest import Probe, Scalar, read_manifest, write_manifest
-from stonnx._device import session as session_module
+from stonnx._device import opening
 from stonnx._engine import probe as probe_module
 
 
@@ -42,7 +42,7 @@ class TestForms:
         write_manifest(directory, dataclasses.replace(manifest, routes=routes))
         engines = []
         for saturates in (False, True):
-            monkeypatch.setattr(session_module, "products_saturate", lambda value=saturates: value)
+            monkeypatch.setattr(opening, "products_saturate", lambda value=saturates: value)
             engines.append(load(directory))
         full, safe = engines
         probe_module.write(directory, full.manifest, full.named_routes, safe.named_routes)
@@ -53,7 +53,7 @@ class TestForms:
     def test_its_own_vectors(
         self, two_forms: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch, saturates: bool
     ) -> None:
-        monkeypatch.setattr(session_module, "products_saturate", lambda: saturates)
+        monkeypatch.setattr(opening, "products_saturate", lambda: saturates)
         assert load(two_forms).route().session.form == ("saturation-safe" if saturates else "full-range")
         assert len(runs) == 1
         edit(two_forms, lambda arrays: arrays.update({"safe.default": arrays["route.default"]}))
@@ -66,7 +66,7 @@ class TestForms:
     def test_a_probe_of_one_form_is_for_both(self, two_forms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """As the first probes were written."""
         edit(two_forms, lambda arrays: arrays.pop("safe.default"))
-        monkeypatch.setattr(session_module, "products_saturate", lambda: True)
+        monkeypatch.setattr(opening, "products_saturate", lambda: True)
         with pytest.raises(ProbeError, match="cosine -1"):
             load(two_forms)
 
@@ -75,7 +75,7 @@ class TestForms:
         self, two_forms: Path, monkeypatch: pytest.MonkeyPatch, far: float, passes: bool
     ) -> None:
         """There is one form's vectors only, and the other one's are near them."""
-        monkeypatch.setattr(session_module, "products_saturate", lambda: True)
+        monkeypatch.setattr(opening, "products_saturate", lambda: True)
         safe = load(two_forms)
         probe_module.write(two_forms, safe.manifest, safe.named_routes, safe.named_routes)
         with np.load(two_forms / probe_module.FILE) as arrays:
@@ -92,7 +92,7 @@ class TestForms:
             arrays["safe.default"] = (np.cos(far) * vectors + np.sin(far) * across).astype(np.float32)
 
         edit(two_forms, turn)
-        monkeypatch.setattr(session_module, "products_saturate", lambda: False)
+        monkeypatch.setattr(opening, "products_saturate", lambda: False)
         if passes:
             load(two_forms)
         else:

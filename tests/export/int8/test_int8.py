@@ -19,7 +19,7 @@ import stonnx
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.integrity import check_files
 from stonnx._bundle.manifest import Manifest, read_manifest
-from stonnx._device import session as session_module
+from stonnx._device import opening
 from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError
 from stonnx._tasks import TASKS, Task
@@ -251,9 +251,9 @@ class TestModels:
     @pytest.mark.parametrize("saturates", [False, True], ids=["full range", "saturation-safe"])
     def test_both_forms(self, case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, saturates: bool) -> None:
         """Each passes its probe on the machine that exported it, and is right and invariant."""
-        needed_here = session_module.products_saturate()
+        needed_here = opening.products_saturate()
         monkeypatch.setenv("STONNX_HOME", str(tmp_path))
-        monkeypatch.setattr(session_module, "products_saturate", lambda: saturates)
+        monkeypatch.setattr(opening, "products_saturate", lambda: saturates)
         engine = Engine(open_bundle(case.bundle), threads=1)
         assert [*(tmp_path / "probes").iterdir()]
         texts = case.texts()

@@ -12,7 +12,7 @@ from int8_figures import INVARIANT, cosines
 
 import stonnx
 from stonnx._bundle.manifest import Manifest, read_manifest
-from stonnx._device import session as session_module
+from stonnx._device import opening
 from stonnx_export import export
 from stonnx_export.texts import sentences, verification_texts
 from stonnx_export.verify.figures import neighbours_overlap, spearman
@@ -41,7 +41,7 @@ class TestMiniLM:
     def safe_model(bundle: Path) -> Iterator[stonnx.SentenceTransformer]:
         """The form for CPUs that saturate."""
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(session_module, "products_saturate", lambda: True)
+            monkeypatch.setattr(opening, "products_saturate", lambda: True)
             yield stonnx.SentenceTransformer(bundle)
 
     @pytest.fixture(scope="class")

@@ -48,24 +48,27 @@ def _external_files(data: mmap.mmap) -> set[str]:
     while messages:
         kind, start, end = messages.pop()
         if kind == "entry":
-            fields = [(field, bytes(data[first:last])) for field, first, last in _fields(data, start, end)]
+            fields = [(field, bytes(data[first:last])) for field, first, last in messages_of(data, start, end)]
             # A field that occurs twice has its last value, and a key may come after it. So this looks at all values.
             if any(field == _KEY and value == b"location" for field, value in fields):
                 places |= {value.decode(errors="replace") for field, value in fields if field == _VALUE}
             continue
         parts = _PATHS[kind]
-        messages += [(parts[field], first, last) for field, first, last in _fields(data, start, end) if field in parts]
+        inner = messages_of(data, start, end)
+        messages += [(parts[field], first, last) for field, first, last in inner if field in parts]
     return places
 
 
-def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message that are bytes, texts or messages themselves: the number and the place of the value."""
+def fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of a message: number, type, and either the value twice, or the positions of its begin and end."""
     while position < end:
         tag, position = varint(data, position, end)
-        length, kind = 0, tag & 7
+        kind = tag & 7
         if kind == VARINT:
-            _, position = varint(data, position, end)
-        elif kind == BYTES:
+            value, position = varint(data, position, end)
+            yield tag >> 3, kind, value, value
+            continue
+        if kind == BYTES:
             length, position = varint(data, position, end)
         elif kind in (EIGHT_BYTES, FOUR_BYTES):
             length = 8 if kind == EIGHT_BYTES else 4
@@ -73,9 +76,13 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int
             raise ValueError(f"type {kind} of a field at byte {position} is not used in ONNX files")
         if position + length > end:
             raise ValueError(f"it ends in the middle of a field, at byte {position}")
-        if kind == BYTES:
-            yield tag >> 3, position, position + length
+        yield tag >> 3, kind, position, position + length
         position += length
+
+
+def messages_of(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields that are bytes, texts or messages themselves: the number and the place of the value."""
+    return ((number, first, last) for number, kind, first, last in fields(data, position, end) if kind == BYTES)
 
 
 def varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stonnx._bundle.external_data import BYTES, EIGHT_BYTES, FOUR_BYTES, VARINT, varint
+from stonnx._bundle.external_data import BYTES, VARINT, fields, messages_of, varint
 
 # The largest tensor that an operator may make of a size that the graph gives as numbers: 1 GB of float32.
 _MOST_ELEMENTS = 1 << 28
@@ -87,28 +87,8 @@ class _Checker:
         for body in functions.values():
             self._check_sizes(body, {})
 
-    def _fields(self, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """The fields of a message: number, type, and either the value twice, or the positions of its begin and end."""
-        while position < end:
-            tag, position = varint(self._data, position, end)
-            kind = tag & 7
-            if kind == VARINT:
-                value, position = varint(self._data, position, end)
-                yield tag >> 3, kind, value, value
-                continue
-            if kind == BYTES:
-                length, position = varint(self._data, position, end)
-            elif kind in (EIGHT_BYTES, FOUR_BYTES):
-                length = 8 if kind == EIGHT_BYTES else 4
-            else:
-                raise ValueError(f"type {kind} of a field at byte {position} is not used in ONNX files")
-            if position + length > end:
-                raise ValueError(f"it ends in the middle of a field, at byte {position}")
-            yield tag >> 3, kind, position, position + length
-            position += length
-
     def _messages(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        return ((number, first, last) for number, kind, first, last in self._fields(start, end) if kind == BYTES)
+        return messages_of(self._data, start, end)
 
     def _text(self, start: int, end: int) -> str:
         return bytes(self._data[start:end]).decode(errors="replace")
@@ -158,7 +138,7 @@ class _Checker:
         name, kind, outside = "", 0, False
         dims: list[int] = []
         values: list[int] = []
-        for number, form, first, last in self._fields(start, end):
+        for number, form, first, last in fields(self._data, start, end):
             if number == 1:
                 dims += [first] if form == VARINT else self._packed(first, last, _FOLLOWED)
             elif number == 2 and form == VARINT:

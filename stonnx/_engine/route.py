@@ -46,7 +46,7 @@ class LoadedRoute:
         max_batch_tokens: int | None,
         limits: Limits,
         *,
-        load_stock: Callable[[int | None], Session],
+        load_stock: Callable[[int | None], GraphSession],
     ) -> None:
         self.spec = route
         file = route.tokenizer.file

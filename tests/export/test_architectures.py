@@ -10,6 +10,7 @@ import torch
 from fixture_types import Build, TracedOnce
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer, WeightedLayerPooling
+from transformers import AutoModel
 
 import stonnx
 from stonnx_export import export
@@ -42,6 +43,23 @@ def test_one_that_cannot_be_traced(build_small: Build, tmp_path: Path, capfd: py
     assert message.count("\n") == 1
     assert "aten" not in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("row", [0.0, 1.0])
+def test_one_that_reads_padding(build_small: Build, tmp_path: Path, row: float) -> None:
+    """MobileBERT reads the words beside each one, and padding is one of them unless its row is zero."""
+    checkpoint = build_small(
+        "mobilebert", embedding_size=32, intra_bottleneck_size=32, num_feedforward_networks=1, pad_token_id=0
+    )
+    model = AutoModel.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = row
+    model.save_pretrained(checkpoint)
+    if not row:
+        export(checkpoint, tmp_path / "bundle")
+        return
+    with pytest.raises(stonnx.FidelityError, match=r"reads the padding.*MobileBERT.*Set that row to zero"):
+        export(checkpoint, tmp_path / "bundle")
 
 
 def test_hidden_states_of_all_layers(build_small: Build, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from stonnx._device.wheels import import_onnxruntime
+from stonnx_export.graph.part import part_of
 
 # Right-padded texts on which a mask is probed. The last ones are longer than any window that kernels are worth for.
 _PROBES = ((1,), (5, 2), (40, 7), (700, 40))
@@ -25,26 +25,15 @@ class Windows:
         return self._known[mask]
 
     def _probe(self, mask: ir.Value) -> int | None:
-        graph = self._model.graph
-        try:
-            part = ir.convenience.extract(graph, list(graph.inputs), [mask])
-            onnxruntime = import_onnxruntime()
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4
-            session = onnxruntime.InferenceSession(
-                ir.to_proto(ir.Model(part, ir_version=self._model.ir_version)).SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
-            )
-        except Exception:  # a part that cannot run on its own shows nothing
+        part = part_of(self._model, mask)
+        if part is None:
             return None
         found: list[int] = []
         for lengths in _PROBES:
             width = max(lengths)
             real = np.arange(width) < np.array(lengths)[:, None]
-            feeds = {"input_ids": np.ones_like(real, dtype=np.int64), "attention_mask": real.astype(np.int64)}
             try:
-                (values,) = session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
+                values = part.run(np.ones_like(real, dtype=np.int64), real.astype(np.int64))
                 allowed = np.broadcast_to(values, (len(lengths), 1, width, width))[:, 0]
             except Exception:  # more positions than the network has, or a mask that differs between heads
                 return None

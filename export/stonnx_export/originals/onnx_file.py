@@ -57,6 +57,9 @@ _QUANTIZED = (
     *("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"),
 )
 
+# The operators that have a graph inside.
+_CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+
 # The first version that knows opset 24. Graphs without a network have it too.
 _IR_VERSION = 11
 
@@ -122,6 +125,7 @@ class OnnxFile:
         graph.outputs[:] = [value for value in graph.outputs if value.name == self.output]
         graph.inputs[:] = sorted(graph.inputs, key=lambda value: _INPUTS.index(str(value.name)))
         RemoveUnusedNodesPass()(model)
+        _check_control_flow(graph, self.path)
         for value in [*graph.inputs, *(value for node in graph for value in node.outputs)]:
             # Sizes get our names. Shapes that depend on them are inferred again from there.
             value.shape = ir.Shape(("batch", "sequence")) if value in graph.inputs else None
@@ -191,6 +195,17 @@ def _check_precision(model: ir.Model, path: Path) -> None:
         raise UnsupportedError(
             f"{path} {what}. A bundle is made from float32 weights, and only its recipe reduces them (--dtype): use "
             "the float32 model.onnx of the model, or export its checkpoint."
+        )
+
+
+def _check_control_flow(graph: ir.Graph, path: Path) -> None:
+    found = next((node.op_type for node in graph if node.op_type in _CONTROL_FLOW), None)
+    if found is not None:
+        raise UnsupportedError(
+            f"{path} has control flow: the operator {found}, which has a graph inside and decides at run time whether "
+            "that runs. A bundle's network is one graph without such operators. Export the checkpoint from its PyTorch "
+            "weights (--source torch), or make the ONNX file again without them, for example with: "
+            "optimum-cli export onnx --model MODEL DIRECTORY"
         )
 
 

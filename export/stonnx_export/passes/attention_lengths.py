@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx._device.wheels import import_onnxruntime
 from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.part import part_of
 from stonnx_export.graph.pass_result import PassResult
 from stonnx_export.graph.read import QUERY_ROWS, input_named, is_causal
 
@@ -158,29 +158,18 @@ def _kind_of_mask(model: ir.Model, mask: ir.Value, reads_padding: bool) -> str |
 
     ``reads_padding``: the rows of padding count, too.
     """
-    graph = model.graph
-    try:
-        part = ir.convenience.extract(graph, list(graph.inputs), [mask])
-        onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        session = onnxruntime.InferenceSession(
-            ir.to_proto(ir.Model(part, ir_version=model.ir_version)).SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-    except Exception:  # a part that cannot run on its own is not a padding mask
+    part = part_of(model, mask)
+    if part is None:
         return None
-    probes = _probes(part)
+    probes = _probes(part.graph)
     if max(map(max, probes)) > _WIDEST:
         return None
     kinds = {"padding", "causal"}
     for lengths in probes:
         width = max(lengths)
         attention_mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
-        feeds = {"input_ids": np.ones_like(attention_mask), "attention_mask": attention_mask}
         try:
-            (values,) = session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
+            values = part.run(np.ones_like(attention_mask), attention_mask)
         except Exception:  # more positions than the network has, or an input that padding does not depend on
             continue
         allowed = values if values.dtype == bool else values > -1e4

@@ -219,6 +219,30 @@ def unknown_operator(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Nonsense", ["last_hidden_state"], ["more"]))
 
 
+def branch(model: onnx.ModelProto) -> None:
+    """The other of two branches that give the same."""
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.FLOAT, None)
+    body = helper.make_graph([helper.make_node("Identity", ["before"], ["tokens"])], "body", [], [tokens])
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    node = helper.make_node("If", ["yes"], ["last_hidden_state"], then_branch=body, else_branch=body)
+    model.graph.node.append(node)
+
+
+def loop(model: onnx.ModelProto) -> None:
+    """One that runs twice and hands its value on."""
+    state = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("state", "next")]
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
+    go, going = (helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "going"))
+    nodes = [helper.make_node("Identity", ["go"], ["going"]), helper.make_node("Identity", ["state"], ["next"])]
+    body = helper.make_graph(nodes, "body", [count, go, state[0]], [going, state[1]])
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2), "twice"))
+    node = helper.make_node("Loop", ["twice", "yes", "before"], ["last_hidden_state"], body=body)
+    model.graph.node.append(node)
+
+
 def nothing(model: onnx.ModelProto) -> None:
     del model.graph.output[:]
 
@@ -235,6 +259,8 @@ def nothing(model: onnx.ModelProto) -> None:
         (fixed_size, UnsupportedError, r"'input_ids' has the fixed shape \[batch, ?128\].*dynamic axes"),
         (int32, UnsupportedError, "'input_ids' is INT32, and must be INT64"),
         (newer_opset, UnsupportedError, f"has opset {OPSET + 1}; opsets up to {OPSET} are known"),
+        (branch, UnsupportedError, "has control flow: the operator If, .*--source torch.*optimum-cli export onnx"),
+        (loop, UnsupportedError, "has control flow: the operator Loop, .*--source torch"),
         (unknown_operator, ExportError, "cannot run .*Nonsense"),
         (nothing, ExportError, "has no graph with an output"),
     ],

@@ -255,6 +255,13 @@ class TestCheck:
         for part in (ORACLE, "0.5000000", "0.25", "0.125", "0.999", "0.001", "0.0001"):
             assert part in message
 
+    def test_it_says_what_padding_does(self) -> None:
+        with pytest.raises(FidelityError, match=r"reads the padding.*Set that row to zero"):
+            check(report(batch_invariance=0.125))
+        with pytest.raises(FidelityError) as raised:
+            check(report(cosine_min=0.5))
+        assert "padding" not in str(raised.value)
+
     @pytest.mark.parametrize("nan", [False, True], ids=["worse", "nan"])
     @pytest.mark.parametrize("figure", NAMES)
     @pytest.mark.parametrize("position", [0, 1])

@@ -28,7 +28,8 @@ def check_integer(
         allowed = {None: "an integer", 1: "a positive integer"}.get(least, f"an integer of {least} or more")
         allowed += "" if most is None else f", at most {most}"
         kind = InvalidArgumentError if integer else ArgumentTypeError
-        raise kind(f"{name} must be {allowed}{' or None' * optional}, got {described(value)}.")
+        allowed += " or None" if optional else ""
+        raise kind(f"{name} must be {allowed}, got {described(value)}.")
 
 
 def check_number(name: str, value: Any) -> None:

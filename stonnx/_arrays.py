@@ -63,8 +63,8 @@ def to_float(array: Any) -> Any:
     """
     if array.dtype.kind not in "biuf":
         raise InvalidArgumentError(
-            f"Embeddings have the dtype {array.dtype}, which holds no real numbers. "
-            "Pass floats, integers or booleans; texts have to be encoded first."
+            f"Embeddings have the dtype {array.dtype}, which does not hold real numbers. "
+            "Pass floats, integers or booleans. Encode texts first."
         )
     # Half precision would round nearby scores into ties, and integer products would overflow. Sparse input always
     # becomes float32, as in sentence-transformers.
@@ -102,7 +102,7 @@ def check_same_width(a: Matrix, b: Matrix) -> None:
     """Raise InvalidArgumentError unless the rows of both matrices have the same length."""
     if a.shape[1] != b.shape[1]:
         raise InvalidArgumentError(
-            f"The embeddings have {a.shape[1]} and {b.shape[1]} dimensions, and can only be compared where these are "
+            f"The embeddings have {a.shape[1]} and {b.shape[1]} dimensions, and can only be compared if these are "
             "equal. Encode both with the same model and the same truncate_dim."
         )
 

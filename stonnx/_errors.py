@@ -125,7 +125,7 @@ class TextTooLongError(StonnxError, ValueError):
     def __str__(self) -> str:
         return (
             f"Text {self.index} has {self.tokens:,} tokens, and the model reads {self.limit:,}. Split it, or have "
-            "its end cut off with too_long='truncate'; max_seq_length can be raised where the model has more positions."
+            "its end cut off with too_long='truncate'; max_seq_length can be raised if the model has more positions."
         )
 
 

@@ -73,7 +73,7 @@ class TensorrtEngine:
             raise DeviceError(
                 f"There is no TensorRT engine of this bundle for {self.made_of['gpu']}, onnxruntime "
                 f"{self.made_of['onnxruntime']} and inputs up to {self.made_of[_LARGEST]} in {self.directory}. "
-                f"Building it takes minutes, so that is not done while serving. Build it first: {self.command}"
+                f"Building it takes minutes, so stonnx does not do that while it serves. Build it first: {self.command}"
             )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)

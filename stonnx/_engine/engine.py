@@ -137,7 +137,7 @@ class Engine:
         check_text("task", task)
         if self.manifest.needs_task and not task:
             raise InvalidArgumentError(
-                "This model treats texts by what they are for, and has no default. Call encode_query or "
+                "This model has a route for each kind of text, and none is the default. Call encode_query or "
                 f"encode_document, or pass task=...: {', '.join(self.manifest.routes)}."
             )
         return self.route(task)

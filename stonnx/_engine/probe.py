@@ -167,8 +167,8 @@ def compare(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> float:
         allowed = _allowed(manifest, route.session, other=name in others)
         if not closeness >= allowed:  # a NaN too
             found = (
-                f"gives other vectors on this machine than where it was exported: cosine {closeness:.5f}, allowed is "
-                f"at least {allowed}. It runs in {manifest.precision} with {_what_runs(route.session)} on "
+                f"gives other vectors on this machine than on the machine that exported it: cosine {closeness:.5f}, "
+                f"allowed is at least {allowed}. It runs in {manifest.precision} with {_what_runs(route.session)} on "
                 f"{route.session.device}, {cpu_name()}."
             )
             raise _failure(

@@ -84,8 +84,8 @@ class Runner:
         if self._all_threads is None:
             if not self._on_cpu:
                 raise DeviceError(
-                    "This process was forked from one that had loaded the model, and what a device other than the CPU "
-                    "needs in a process, as a GPU's connection or a library's threads, is not copied by that. "
+                    "This process was forked from one that had loaded the model. A fork does not copy what a device "
+                    "other than the CPU needs in a process, such as the connection to a GPU or a library's threads. "
                     "Load the model after the fork, or start the process with multiprocessing's 'spawn' method."
                 )
             with self._loading:

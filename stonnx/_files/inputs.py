@@ -48,9 +48,9 @@ def input_format(source: Path | None, chosen: InputFormat | None = None) -> Inpu
     name = Path(source.stem) if is_compressed(source) else source
     suffix = name.suffix.lower()
     if suffix in _REMEDIES:
-        raise UnsupportedError(f"{source} is not read as it is. {_REMEDIES[suffix]}")
+        raise UnsupportedError(f"stonnx does not read {source} as it is. {_REMEDIES[suffix]}")
     if INPUT_SUFFIXES.get(suffix) == "parquet" and name != source:
-        raise UnsupportedError(f"{source} is not read as it is. Unpack it first: gunzip {source}")
+        raise UnsupportedError(f"stonnx does not read {source} as it is. Unpack it first: gunzip {source}")
     return INPUT_SUFFIXES.get(suffix, "lines")
 
 

@@ -39,7 +39,7 @@ class Shard:
         index, count = map(int, found.groups()) if found else (0, 0)
         if not 1 <= index <= count:
             raise InvalidArgumentError(
-                f"A shard is i/n with i from 1 to n, as 1/8 to 8/8 for eight processes; got {text!r}."
+                f"A shard is i/n with i from 1 to n, such as 1/8 to 8/8 for eight processes; got {text!r}."
             )
         return cls(index, count)
 

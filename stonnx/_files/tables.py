@@ -106,6 +106,6 @@ class _Lines(Iterator[str]):
         except UnicodeDecodeError as error:
             raise InvalidInputError(
                 f"{self._name}, line {self.number}: byte 0x{raw[error.start]:02x} at byte offset {start + error.start} "
-                f"is no valid UTF-8 ({error.reason}). The input must be UTF-8; convert it, for example with: "
+                f"is not valid UTF-8 ({error.reason}). The input must be UTF-8; convert it, for example with: "
                 "iconv -f LATIN1 -t UTF-8 OLD > NEW"
             ) from error

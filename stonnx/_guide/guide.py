@@ -354,7 +354,7 @@ def _check_references(guide: Guide) -> None:
         check(model.task, TASKS, f"The task of {model.name}")
         check(model.languages, guide.languages, f"The languages of {model.name}")
         if not guide.uses_of(model):
-            raise GuideError(f"{model.name} is for no use.")
+            raise GuideError(f"{model.name} does not belong to any use.")
         for measure, figure in model.figures.items():
             check(measure, guide.measures, f"A figure of {model.name}")
             if figure is not None:

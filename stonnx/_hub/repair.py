@@ -36,7 +36,7 @@ def open_download(directory: Path, place: Mapping[str, Any], local_files_only: b
     # Deleting the snapshot is not enough: its files are links.
     label, repository = place["repo_id"], directory.parent.parent
     if local_files_only or HF_HUB_OFFLINE:
-        raise cannot_repair(label, damage, "the Hub is not to be asked", repository) from damage
+        raise cannot_repair(label, damage, "local_files_only or HF_HUB_OFFLINE is set", repository) from damage
     logger.warning("Downloading %s again: %s", label, without_advice(damage))
     again = {**place, "revision": directory.name, "force_download": True}
     try:
@@ -68,7 +68,7 @@ def open_cached(directory: Path) -> Bundle | BundleError | None:
 def cannot_repair(label: str, damage: BundleError, reason: str, directory: Path) -> BundleIntegrityError:
     return BundleIntegrityError(
         f"The bundle of {label} in the cache is damaged: {without_advice(damage)} It cannot be made again here "
-        f"({reason}). Delete {directory}, and load the model where that is possible."
+        f"({reason}). Delete {directory}, and load the model with a network, or with the exporter."
     )
 
 

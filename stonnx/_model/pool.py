@@ -224,7 +224,7 @@ def plan_workers(target_devices: Any, own_device: str, options: Mapping[str, Any
         devices = [str(device) for device in target_devices]
     else:
         raise InvalidArgumentError(
-            f"The devices of a pool must be a list with at least one, as ['cpu', 'cpu']; got {target_devices!r}."
+            f"The devices of a pool must be a list with at least one, such as ['cpu', 'cpu']; got {target_devices!r}."
         )
     given: DeviceOptions | None = options["device_options"]
     workers = []

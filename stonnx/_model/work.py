@@ -67,7 +67,7 @@ class Work:
                 belongs before them.
         """
         if self.prompt:
-            raise InvalidArgumentError(f"The prompt {self.prompt!r} cannot be put in front of token ids. Send texts.")
+            raise InvalidArgumentError(f"The prompt {self.prompt!r} cannot be put before token ids. Send texts.")
         return self._tokenizer.from_ids(ids)
 
     def effort(self, text: Text | TokenIds) -> int:

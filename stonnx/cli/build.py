@@ -71,7 +71,7 @@ def add_parser(commands: Commands) -> None:
         "--memory-limit",
         type=positive_integer,
         metavar="BYTES",
-        help="what the models that use it have as DeviceOptions.memory_limit (default: none)",
+        help="the DeviceOptions.memory_limit of the models that use it (default: none)",
     )
     parser.set_defaults(command=run)
 

@@ -354,7 +354,7 @@ def add_parser(commands: Commands) -> None:
         "doctor",
         help="see what works on this machine",
         description="Show versions, CPU, devices, caches and a self-test, and what to do about what does not work. The "
-        "exit status is 1 where something has to be done.",
+        "exit status is 1 if something has to be done.",
     )
     parser.add_argument("bundle", type=Path, nargs="?", help="also load this bundle and run its probe")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")

@@ -86,8 +86,8 @@ def add_parser(commands: Commands) -> None:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--query", action="store_true", help="encode as queries")
     prompt.add_argument("--document", action="store_true", help="encode as documents")
-    prompt.add_argument("--prompt-name", help="a prompt of the model to put in front of each text")
-    prompt.add_argument("--prompt", help="a text to put in front of each text")
+    prompt.add_argument("--prompt-name", help="a prompt of the model to put before each text")
+    prompt.add_argument("--prompt", help="a text to put before each text")
     parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
     parser.add_argument("--truncate-dim", type=positive_integer, help="cut vectors to this many dimensions")
     parser.add_argument(

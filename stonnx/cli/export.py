@@ -30,7 +30,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--task",
         choices=tuple(TASKS),
-        help="what the bundle is for, and so its class (default: what the checkpoint says)",
+        help="the task of the bundle, which decides its class (default: what the checkpoint says)",
     )
     parser.add_argument(
         "--calibrate",
@@ -45,15 +45,15 @@ def add_parser(commands: Commands) -> None:
         "--source",
         choices=("auto", "torch", "onnx"),
         default="auto",
-        help="take the network from PyTorch weights or from an ONNX file of the checkpoint, which needs no PyTorch "
-        "(default: auto, PyTorch weights where that is possible)",
+        help="take the network from PyTorch weights or from an ONNX file of the checkpoint, which does not need "
+        "PyTorch (default: auto, PyTorch weights if possible)",
     )
     parser.add_argument("--name", help="how the bundle names its source (default: MODEL)")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="run code that the checkpoint's repository brings along; read it first (the bundle never needs it)",
+        help="run the code in the checkpoint's repository; read it first (the bundle never needs it)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     parser.add_argument("--quiet", action="store_true", help="do not print the stages")
@@ -105,9 +105,7 @@ def add_verify_parser(commands: Commands) -> None:
     parser.add_argument(
         "--source", choices=("auto", "torch", "onnx"), default="auto", help="what computes the original (default: auto)"
     )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that the checkpoint's repository brings along"
-    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code in the checkpoint's repository")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(command=run_verify)
 

@@ -247,7 +247,8 @@ class Api:
         encoding = call.asked.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise RequestError(
-                Kind.INVALID, f"A body with content-encoding {encoding[:50]!r} is not read. Send it plain."
+                Kind.INVALID,
+                f"This server does not read bodies with content-encoding {encoding[:50]!r}. Send it plain.",
             )
         length = _length(call.asked)
         if limit < length < sys.maxsize:

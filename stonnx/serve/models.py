@@ -290,7 +290,7 @@ class Models:
             if not able:
                 raise RequestError(
                     Kind.WRONG_TASK,
-                    f"No model here can do that: it takes one for the task {' or '.join(wanted)}. There is: "
+                    f"No model here can do that. It needs a model for the task {' or '.join(wanted)}. There is: "
                     + "; ".join(f"{served.name}, which {self._can_do(served)}" for served in self._served.values()),
                     "model",
                 )

@@ -35,7 +35,7 @@ _TASKS = {
 }
 
 _FOREIGN_IDS = (
-    "The input holds token ids, and only texts are taken here: ids of another tokenizer would give wrong vectors "
+    "The input holds token ids, and this server takes only texts: ids of another tokenizer would give wrong vectors "
     "without an error. Send texts; in LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False. "
     "A server that is started with --token-ids model takes ids of its own tokenizer."
 )

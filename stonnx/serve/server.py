@@ -126,7 +126,8 @@ class _Process(uvicorn.Server):
         self.config.timeout_graceful_shutdown = max(1, round(settings.drain_timeout))
         delay = 0.0 if number == signal.SIGINT else settings.drain_delay
         logger.info(
-            "Ending: not ready from now on, new requests until %g s from now, %g s more for those in progress",
+            "Ending: the server is not ready any more, takes new requests for %g s, and then gives those in progress "
+            "%g s more",
             delay,
             settings.drain_timeout,
         )

@@ -191,7 +191,7 @@ def _search(
     is_quantized = queries.dtype in (np.int8, np.uint8)
     if rescore and (is_quantized or precision == "float32"):
         reason = "the queries are quantized already" if is_quantized else "the corpus is not quantized"
-        logger.warning("There is nothing to rescore with: %s. rescore=False says so.", reason)
+        logger.warning("There is nothing to rescore with: %s. Pass rescore=False.", reason)
         rescore = False
     if not is_quantized:
         if precision in ("int8", "uint8") and ranges is None:

@@ -174,7 +174,10 @@ def test_the_table(run: Run) -> None:
         (("search", "dense", "q", "nothing.txt"), "Cannot read nothing.txt: No such file"),
         (("search", "dense", "q", "empty.txt"), "empty.txt has no passages"),
         (("rank", "ms-marco-MiniLM-L6-v2-fp32", "q", "passages.csv"), 'no column "text".* "id", "body"'),
-        (("search", "dense", "q", "passages.json"), "passages.json is not read as it is. Write one record a line: jq"),
+        (
+            ("search", "dense", "q", "passages.json"),
+            "stonnx does not read passages.json as it is. Write one record a line: jq",
+        ),
         (("encode", "dense", "passages.feather", "-o", "x.npy"), r"pandas.read_feather\(FILE\).to_json"),
         (("encode", "sparse", "passages.txt", "-o", "x.npy"), "fits into npz, parquet, jsonl"),
         (("encode", "ms-marco-MiniLM-L6-v2-fp32", "passages.txt", "-o", "x.npy"), 'a query in "query" and a text in'),

@@ -122,7 +122,7 @@ def test_an_interrupted_run_is_continued(kind: str, packed: bool, tmp_path: Path
         ("id,text\n1,bread,too\n", r"line 2: the row has 3 columns, and the first one names 2 \(id, text\)"),
         ("id,text\n1,bread\n2\n", r"line 3: the row has 1 columns"),
         ('id,text\n1,"bread\n', r"not a valid table"),
-        (b"id,text\n1,br\xffad\n", r"line 2: byte 0xff at byte offset 12 is no valid UTF-8"),
+        (b"id,text\n1,br\xffad\n", r"line 2: byte 0xff at byte offset 12 is not valid UTF-8"),
     ],
 )
 def test_tables_that_are_none(content: str | bytes, message: str, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_damaged_compression(damage: Callable[[bytes], bytes], tmp_path: Path) -
 def test_files_that_are_not_texts_are_refused_with_a_remedy(name: str, tmp_path: Path) -> None:
     source = tmp_path / name
     source.write_bytes(b"[]\n")
-    with pytest.raises(UnsupportedError, match=f"{name} is not read as it is"):
+    with pytest.raises(UnsupportedError, match=f"does not read {name} as it is"):
         rows_of(source, tmp_path)
     # Who knows better says so.
     if not name.endswith(".gz"):

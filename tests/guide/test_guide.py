@@ -136,7 +136,7 @@ def change(path: str, value: Any) -> str:
         ("uses.0.models", ["gpt"], "A model of general is 'gpt'"),
         ("uses.0.models", [], r"uses\[0\].models may not be \[\]"),
         ("uses.0.quality", "sentences_gpu", "general has 'sentences_gpu' as quality"),
-        ("uses.6.models", ["LaBSE"], "allenai-specter is for no use"),
+        ("uses.6.models", ["LaBSE"], "allenai-specter does not belong to any use"),
         ("uses.0.other_languages", "cooking", "What stands in for general is 'cooking'. Known are: general"),
         ("languages.english.source", "x", "The source of the languages 'en' is 'x'"),
         ("sources", [], "guide.sources must be"),

@@ -133,8 +133,8 @@ def test_a_download_heals(hub: Hub, bundle: Path, tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("code", "options", "variables", "reason"),
     [
-        ("", "{'local_files_only': True}", {}, "(the Hub is not to be asked)"),
-        ("", "{}", {"HF_HUB_OFFLINE": "1"}, "(the Hub is not to be asked)"),
+        ("", "{'local_files_only': True}", {}, "(local_files_only or HF_HUB_OFFLINE is set)"),
+        ("", "{}", {"HF_HUB_OFFLINE": "1"}, "(local_files_only or HF_HUB_OFFLINE is set)"),
         (NETWORK_DOWN, "{}", {}, "It cannot be made again here ("),
     ],
     ids=["local_files_only", "HF_HUB_OFFLINE", "network down"],

@@ -38,7 +38,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON file of the checkpoint that holds an object, as settings do."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ExportError(f"{path} is not JSON object.")
+        raise ExportError(f"{path} is not a JSON object.")
     return value
 
 

@@ -137,8 +137,8 @@ def _read_transformer(folder: Path) -> Transformer:
     method, output = text.get("method", "forward"), text.get("method_output_name") or _OUTPUTS[0]
     if method != "forward" or output not in _OUTPUTS:
         raise UnsupportedError(
-            f"{_transformer_file(folder)} takes {output!r} of the network's method {method!r} for texts. What can be "
-            f"exported is {' or '.join(_OUTPUTS)} of 'forward'."
+            f"{_transformer_file(folder)} takes {output!r} of the network's method {method!r} for texts. Only "
+            f"{' or '.join(_OUTPUTS)} of 'forward' can be exported."
         )
     place = f"{_transformer_file(folder)}: "
     lengths = {name: settings.get(name) for name in ("query_length", "document_length")}

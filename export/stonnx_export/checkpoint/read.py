@@ -269,8 +269,8 @@ def _checked_task(
             return task
         if task not in (None, own):
             raise UnsupportedError(
-                f"{directory} is a {kind}, not a {TASKS[task].class_name}, and stonnx converts none into another. "
-                f"Load it with stonnx.{kind}, or export it without a task."
+                f"{directory} is a {kind}, not a {TASKS[task].class_name}, and stonnx does not convert one into the "
+                f"other. Load it with stonnx.{kind}, or export it without a task."
             )
         return own
     task = task or own

@@ -124,8 +124,8 @@ class OnnxOriginal:
         names = dict.fromkeys(file.path.relative_to(root).as_posix() for file in self._files.values())
         if not names:
             return "the checkpoint's tables in numpy"
-        behind = "" if TASKS[self._checkpoint.task].gives_labels else ", heads in numpy"
-        return f"{' and '.join(names)} of the checkpoint with onnxruntime {import_onnxruntime().__version__}{behind}"
+        heads = "" if TASKS[self._checkpoint.task].gives_labels else ", heads in numpy"
+        return f"{' and '.join(names)} of the checkpoint with onnxruntime {import_onnxruntime().__version__}{heads}"
 
     @property
     def loaded(self) -> LoadReport:
@@ -298,8 +298,8 @@ def _refuse_arguments(folder: Path) -> None:
         passed.add("tokenizer_name_or_path")
     if passed:
         raise UnsupportedError(
-            f"The settings of the Transformer module in {folder} have {', '.join(sorted(passed))}, and nobody can tell "
-            "whether the ONNX file was made with them. Export the PyTorch weights instead: --source torch"
+            f"The settings of the Transformer module in {folder} have {', '.join(sorted(passed))}, and stonnx cannot "
+            "tell whether the ONNX file was made with them. Export the PyTorch weights instead: --source torch"
         )
 
 

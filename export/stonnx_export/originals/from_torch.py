@@ -130,7 +130,10 @@ class TorchOriginal:
             return bare_tokenizer(source)
         backend = getattr(source, "backend_tokenizer", None)
         if backend is None:
-            raise UnsupportedError(f"{type(source).__name__} is a tokenizer in Python, without a tokenizer.json.")
+            raise UnsupportedError(
+                f"{type(source).__name__} is a tokenizer in Python, and a bundle needs one with a tokenizer.json. Load "
+                "the checkpoint with a fast tokenizer, AutoTokenizer.from_pretrained(DIRECTORY), and save it beside."
+            )
         if getattr(source, "split_special_tokens", False):
             raise UnsupportedError(
                 "The tokenizer has split_special_tokens: special tokens that are written in a text are words there. A "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -146,8 +148,8 @@ def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
                 "nor an ONNX file (onnx/model.onnx or model.onnx). Download the checkpoint again with one of them."
             )
     raise MissingDependencyError(
-        f"{checkpoint.directory} is to be exported from its PyTorch weights, and {missing} is not installed. Install "
-        'the exporter with: pip install "stonnx[cpu,export]"\n'
+        f"The PyTorch weights of {checkpoint.directory} can only be exported with {missing}, which is not installed. "
+        'Install the exporter with: pip install "stonnx[cpu,export]"\n'
         "Without PyTorch, a checkpoint that has onnx/model.onnx can be exported from that: --source onnx"
     )
 

@@ -169,7 +169,7 @@ def _check_inputs(model: ir.Model, path: Path) -> None:
     if unknown or missing:
         problem = f"has the input {unknown[0]!r}" if unknown else f"lacks the input {missing[0]!r}"
         raise UnsupportedError(
-            f"{path} {problem}. A bundle's network takes input_ids and attention_mask, and token_type_ids where the "
+            f"{path} {problem}. A bundle's network takes input_ids and attention_mask, and token_type_ids if the "
             "model has them, and works out everything else by itself. Export the checkpoint again with these inputs."
         )
     for value in model.graph.inputs:
@@ -222,8 +222,8 @@ def _choose_output(example: Mapping[str, npt.NDArray[Any]], wanted: Wanted, path
     given = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in example.items())
     what, task = _WANTED[wanted]
     raise UnsupportedError(
-        f"{path} gives, for a text of three tokens: {given}. This model needs {what}; its own pooling and what follows "
-        "are added behind that, and a vector that is pooled already is no use. Export the checkpoint again, for "
+        f"{path} gives, for a text of three tokens: {given}. This model needs {what}; stonnx adds the pooling and what "
+        "follows it, and cannot use a vector that is pooled already. Export the checkpoint again, for "
         f"example with: optimum-cli export onnx --task {task} --model MODEL DIRECTORY"
     )
 

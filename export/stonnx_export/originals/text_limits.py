@@ -72,8 +72,8 @@ def respect_positions(checkpoint: Checkpoint, original: Original) -> None:
             )
         original.set_max_length(route, limit)
         logger.warning(
-            "%s is to read up to %d tokens, and has positions for %d: sentence-transformers fails for longer texts. "
-            "The bundle cuts them to %d tokens.",
+            "The settings of %s allow %d tokens, and it has positions for %d: sentence-transformers fails for longer "
+            "texts. The bundle cuts them to %d tokens.",
             *(checkpoint.directory, written, limit, limit),
         )
 

@@ -67,8 +67,8 @@ def read_tokenizer(folder: Path, first: Module) -> TokenizerFiles:
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise UnsupportedError(
-            f"{folder} has no tokenizer.json, which is all that is read without transformers. Make it once, where "
-            "transformers is installed: AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+            f"{folder} has no tokenizer.json, and stonnx reads nothing else without transformers. Make it once, on a "
+            "machine with transformers: AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))

@@ -199,7 +199,7 @@ def _refused(model: torch.nn.Module) -> Iterator[None]:
         raise UnsupportedError(
             f"Networks of type {kind!r} cannot be exported from PyTorch: tracing this one ended in "
             f"{type(cause).__name__}: {reason:.300}\n"
-            "Where the checkpoint has its network as onnx/model.onnx, export that: --source onnx"
+            "If the checkpoint has its network as onnx/model.onnx, export that: --source onnx"
         ) from error
 
 

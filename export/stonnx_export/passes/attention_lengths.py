@@ -34,7 +34,7 @@ def run(model: ir.Model) -> PassResult:
     mask_input = input_named(graph, "attention_mask")
     nodes = [node for node in graph if node.op_type == "Attention"]
     if mask_input is None or not nodes:
-        return PassResult(_NAME, 0, ("the graph has no Attention node behind an input 'attention_mask'",))
+        return PassResult(_NAME, 0, ("the graph has no Attention node after an input 'attention_mask'",))
     kinds: dict[ir.Value, str | None] = {}
     reads_padding = input_named(graph, QUERY_ROWS) is not None
     fired, declined = 0, []

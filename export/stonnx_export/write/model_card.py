@@ -90,7 +90,7 @@ tags: [stonnx, onnx, sentence-transformers]
 
 # {manifest.source.name} as a {manifest.precision} ONNX bundle
 
-{usage.gives} without PyTorch. The network and everything behind it are one graph: {chain}.
+{usage.gives} without PyTorch. The network and everything after it are one graph: {chain}.
 
 | | |
 |---|---|

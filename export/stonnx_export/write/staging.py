@@ -81,7 +81,7 @@ def staging_directory(target: Path, overwrite: bool) -> Iterator[Path]:
             if isinstance(error, StonnxError):
                 raise
             raise ExportError(
-                f"The bundle could not be written to {target}: {error.strerror or error}. Nothing is left behind."
+                f"The bundle could not be written to {target}: {error.strerror or error}. Nothing of it is left."
             ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -43,7 +43,7 @@ def test_roberta(build_small: Build, written: str, caplog: pytest.LogCaptureFixt
         model.encode(words(USED - 1))
     with caplog.at_level(logging.WARNING, "stonnx"):
         read, original = load.open_checkpoint(checkpoint, None, "torch")
-    assert f"to read up to {POSITIONS} tokens, and has positions for {USED}" in caplog.text
+    assert f"allow {POSITIONS} tokens, and it has positions for {USED}" in caplog.text
     assert len(original.token_ids("default", words(100))) == USED
     assert text_limits.text_limit(read, "default", original) == USED
 

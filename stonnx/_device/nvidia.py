@@ -64,7 +64,7 @@ def load_tensorrt(onnxruntime: Any) -> str | None:
 
 
 def why_not_loaded(onnxruntime: Any, provider: str) -> str | None:
-    """What kept onnxruntime from loading a provider, or None if that cannot be found out. Ask only after it tried.
+    """The reason why onnxruntime did not load a provider, or None if that cannot be found out. Ask only after it tried.
 
     Before that, loading the provider's own library here would leave it without a host, and crash later.
     """

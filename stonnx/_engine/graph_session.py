@@ -1,4 +1,4 @@
-"""What the engine needs from a session. ``stonnx._device.opening`` opens those of onnxruntime; tests have a fake."""
+"""The part of a session that the engine uses. ``stonnx._device.opening`` opens real ones, and tests have a fake."""
 
 from __future__ import annotations
 

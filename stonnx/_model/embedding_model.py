@@ -18,7 +18,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 _PROMPTS_OF_TASK = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
-# What `encode_query` and `encode_document` say about themselves.
+# The docstrings of `encode_query` and `encode_document`.
 _SUMMARIES = {
     "query": ":meth:`encode` for search queries: with the prompt named ``query``, unless another is given.",
     "document": ":meth:`encode` for documents: with the first prompt named ``document``, ``passage`` or ``corpus``.",

@@ -327,7 +327,7 @@ class _ClientLeftError(Exception):
 
 
 def _length(headers: Mapping[str, str]) -> int:
-    """What a body says of its size; more than any limit if it does not say it."""
+    """The size that a body says it has; more than any limit if it does not say."""
     text = headers.get("content-length", "")
     return int(text) if text.isdigit() and len(text) < 20 else sys.maxsize
 

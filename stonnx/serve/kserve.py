@@ -84,7 +84,7 @@ class InferReply(msgspec.Struct):
 
 
 class TensorMetadata(msgspec.Struct):
-    """What a tensor is like."""
+    """The form of a tensor."""
 
     name: str
     datatype: str
@@ -92,7 +92,7 @@ class TensorMetadata(msgspec.Struct):
 
 
 class ModelMetadata(msgspec.Struct):
-    """What a model takes and gives."""
+    """The inputs and outputs of a model."""
 
     name: str
     versions: list[str]
@@ -133,7 +133,7 @@ async def model_ready(call: Call) -> Reply:
 
 
 async def model_metadata(call: Call) -> Reply:
-    """What a model takes and gives."""
+    """The inputs and outputs of a model."""
     served = call.models.choose(call.request.path_params["model"]).served
     inputs, outputs = _tensors(served)
     return Reply(
@@ -190,26 +190,15 @@ async def _dense(call: Call, texts: _Texts, options: _Options) -> _Results:
         call,
         call.request.path_params["model"],
         texts["text"],
-        field="text",
-        prompt_name=_text_option(options, "prompt_name"),
-        input_type=_text_option(options, "input_type"),
+        **_for_texts(options),
         normalize=bool(options.get("normalize")),
         dimensions=dimensions if isinstance(dimensions, int) else None,
-        truncate=options.get("truncate"),
     )
     return {"embedding": embedded.vectors}
 
 
 async def _sparse(call: Call, texts: _Texts, options: _Options) -> _Results:
-    rows = await embed_sparse(
-        call,
-        call.request.path_params["model"],
-        texts["text"],
-        field="text",
-        prompt_name=_text_option(options, "prompt_name"),
-        input_type=_text_option(options, "input_type"),
-        truncate=options.get("truncate"),
-    )
+    rows = await embed_sparse(call, call.request.path_params["model"], texts["text"], **_for_texts(options))
     return {
         "counts": np.array([len(row.columns) for row in rows], dtype=np.int64),
         "indices": np.concatenate([row.columns for row in rows]),
@@ -253,9 +242,11 @@ _RUN: dict[ResultKind, Callable[[Call, _Texts, _Options], Awaitable[_Results]]] 
 }
 
 
-def _text_option(options: dict[str, Any], name: str) -> str | None:
-    value = options.get(name)
-    return None if value is None else str(value)
+def _for_texts(options: _Options) -> dict[str, Any]:
+    """The arguments of operations on texts."""
+    named = {name: options.get(name) for name in ("prompt_name", "input_type")}
+    texts = {name: None if value is None else str(value) for name, value in named.items()}
+    return {"field": "text", "truncate": options.get("truncate"), **texts}
 
 
 def _texts(body: InferRequest, binary: bytes) -> dict[str, list[str]]:

@@ -61,7 +61,7 @@ class Served:
 
     @property
     def labels(self) -> Sequence[str]:
-        """What each score of a pair is for; empty for models that give vectors."""
+        """The label of each score of a pair; empty for models that give vectors."""
         return self.model.manifest.label_names
 
     @property

@@ -155,7 +155,7 @@ class DecodeRequest(msgspec.Struct):
 
 
 class InfoReply(msgspec.Struct):
-    """What is served. The first model, or that of ``?model=``; all of them are in ``models``."""
+    """The first served model, or that of ``?model=``. All of them are in ``models``."""
 
     model_id: str
     model_sha: str | None

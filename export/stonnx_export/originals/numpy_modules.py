@@ -161,6 +161,7 @@ def _softmax(x: _Array) -> _Array:
 # Klambauer et al., "Self-Normalizing Neural Networks", arXiv:1706.02515, appendix A1.
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
+# In float64, and apart from the runtime's functions in float32: both the graph and those are compared with these.
 # These never take exp of large numbers: float64 would overflow, and the tests turn that warning into an error.
 ACTIVATIONS: Mapping[str, Callable[[_Array], _Array]] = {
     "identity": lambda x: x,

@@ -302,10 +302,9 @@ def test_ctrl_c_while_a_thread_is_started_waits_for_its_run(
 
 
 def test_cuda_0_is_cuda(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = model._route.session
-    monkeypatch.setattr(session, "device", "cuda")
+    Sessions(monkeypatch, model, device="cuda")
     model._check_call(32, "cuda:0", None, {})
-    monkeypatch.setattr(session, "device", "cuda:0")
+    Sessions(monkeypatch, model, device="cuda:0")
     model._check_call(32, "cuda", None, {})
     with pytest.raises(ValueError, match="loaded for 'cuda:0' and cannot move to 'cuda:1'"):
         model._check_call(32, "cuda:1", None, {})

@@ -145,7 +145,7 @@ def test_damaged_compression(damage: Callable[[bytes], bytes], tmp_path: Path) -
 def test_files_that_are_not_texts_are_refused_with_a_remedy(name: str, tmp_path: Path) -> None:
     source = tmp_path / name
     source.write_bytes(b"[]\n")
-    with pytest.raises(UnsupportedError, match=f"does not read {name} as it is"):
+    with pytest.raises(UnsupportedError, match=f"does not read .*{name} as it is"):
         rows_of(source, tmp_path)
     # Who knows better says so.
     if not name.endswith(".gz"):

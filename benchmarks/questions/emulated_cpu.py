@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -61,7 +62,11 @@ def emulated(cpu: str, bundle: Path, form: str) -> dict[str, Any]:
         str(bundle),
     ]
     root = Path(__file__).parents[2]
-    result = subprocess.run([*command, "--print", form], capture_output=True, text=True, check=False, cwd=root)
+    # Native kernels have one form for all CPUs, and would run in place of both.
+    environment = {**os.environ, "STONNX_KERNELS": "0"}
+    result = subprocess.run(
+        [*command, "--print", form], capture_output=True, text=True, check=False, cwd=root, env=environment
+    )
     if result.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{result.stderr}")
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])

@@ -32,9 +32,7 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
     + """
 import json, os, pickle, random, re, signal, sys, threading, time
 import numpy as np
-import pytest
 import stonnx
-from fake_session import Sessions
 from stonnx._model.model import with_limits
 
 # Both sessions are there from the start, the one with all threads and the one with a single thread for each run.
@@ -167,6 +165,9 @@ print(json.dumps([float(np.abs(pooled - expected).max()), float(np.abs(stock - e
 
 def test_ctrl_c_ends_a_call(minilm_int8_bundle: Path) -> None:
     script = """
+import pytest
+from fake_session import Sessions
+
 signal.signal(signal.SIGINT, signal.default_int_handler)
 model, started, sent = load(), threading.Event(), []
 expected = model.encode(texts(2, 8))

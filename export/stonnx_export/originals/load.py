@@ -148,7 +148,7 @@ def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
                 "nor an ONNX file (onnx/model.onnx or model.onnx). Download the checkpoint again with one of them."
             )
     raise MissingDependencyError(
-        f"The PyTorch weights of {checkpoint.directory} can only be exported with {missing}, which is not installed. "
+        f"{missing} is not installed, and the export of the PyTorch weights of {checkpoint.directory} needs it. "
         'Install the exporter with: pip install "stonnx[cpu,export]"\n'
         "Without PyTorch, a checkpoint that has onnx/model.onnx can be exported from that: --source onnx"
     )

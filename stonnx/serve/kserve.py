@@ -211,10 +211,7 @@ async def _rows(call: Call, texts: _Texts, options: _Options) -> _Results:
         call,
         call.request.path_params["model"],
         texts["text"],
-        field="text",
-        prompt_name=_text_option(options, "prompt_name"),
-        input_type=_text_option(options, "input_type"),
-        truncate=options.get("truncate"),
+        **_for_texts(options),
     )
     return {"counts": np.array([len(each) for each in rows], dtype=np.int64), "embedding": np.concatenate(rows)}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stonnx._bundle.integrity import check_files
-from stonnx._bundle.manifest import MANIFEST_NAME, Kernels, Manifest, TokenizerSpec, read_manifest
+from stonnx._bundle.manifest import MANIFEST_NAME, Kernels, Manifest, Source, TokenizerSpec, read_manifest
 from stonnx._tasks import TASKS
 from stonnx.cli._arguments import require_bundle
 from stonnx.cli._commands import Commands
@@ -39,7 +39,8 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     """A manifest in lines that a person can read: (what, value)."""
     size = sum(entry.size for entry in manifest.files.values())
     lines = [
-        ("model", manifest.source.name + (f" at {manifest.source.revision}" if manifest.source.revision else "")),
+        ("model", _named(manifest.source)),
+        *([("adapted model", _named(manifest.source.base))] if manifest.source.base else []),
         ("task", manifest.task),
         ("architecture", manifest.architecture),
         ("modules", " > ".join(_module(module.type, module.settings) for module in manifest.modules)),
@@ -90,6 +91,10 @@ def _of_tasks(tokenizer: TokenizerSpec) -> list[tuple[str, str]]:
         attended = "which other tokens attend to" if tokenizer.expansion.attend else "which no other token attends to"
         lines.append(("  expansion", f"queries are filled up to {tokenizer.expansion.length} tokens, {attended}"))
     return lines
+
+
+def _named(source: Source) -> str:
+    return source.name + (f" at {source.revision}" if source.revision else "")
 
 
 def _fidelity(manifest: Manifest) -> str:

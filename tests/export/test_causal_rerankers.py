@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def check(bundle: Path, checkpoint: Path, **options: Any) -> stonnx.CrossEncoder
     return ours
 
 
-def test_a_plain_checkpoint_answers_yes_or_no(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_plain_checkpoint_answers_yes_or_no(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_template(with_answers(checkpoint, "yes", "no"))
     bundle = export(checkpoint, tmp_path / "bundle", task="rerank")
     model = check(bundle, checkpoint)
@@ -82,6 +85,13 @@ def test_a_plain_checkpoint_answers_yes_or_no(checkpoint: Path, tmp_path: Path) 
     rows = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
     graph = onnx.load(bundle / "model.onnx").graph
     assert [list(one.dims) for one in graph.initializer if rows in one.dims] == [[rows, 32]]
+    # The card has code without stonnx, and the template in it.
+    (code,) = re.findall(r"```python\n(import numpy.*?)```", (bundle / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(bundle)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    wanted = model.predict([("How is the weather?", "It's so sunny outside!")])
+    np.testing.assert_allclose(names["scores"][:, 0], wanted, atol=1e-5)
     features = model.preprocess([(QUERY, "a")], prompt="the weather")
     assert features["modality"] == "message"
     assert "prompt_length" not in features

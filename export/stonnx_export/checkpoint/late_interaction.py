@@ -274,13 +274,12 @@ def _check_expansion(folder: Path, chain: tuple[Module, ...]) -> None:
         )
 
 
-def refuse_limits_of_tasks(routes: Mapping[str, tuple[Module, ...]], folders: Mapping[str, Path]) -> None:
-    """Raise UnsupportedError for a model of another task that gives queries and documents vectors of their own."""
+def refuse_expansion(routes: Mapping[str, tuple[Module, ...]], folders: Mapping[str, Path]) -> None:
+    """Raise UnsupportedError for a model of another task that fills up its queries."""
     for route, chain in routes.items():
-        refused = [name for name in _TRANSFORMER_KEYS if getattr(chain[0], name, None)]
-        if refused:
+        if getattr(chain[0], "query_expansion", None):
             raise UnsupportedError(
-                f"The Transformer module in {folders[route]} sets {', '.join(refused)}, which gives queries and "
-                "documents vectors of their own. Only a MultiVectorEncoder can be exported with that. If the model may "
-                "do without, take it out of the module's settings or set it to null."
+                f"The Transformer module in {folders[route]} sets query_expansion, which fills up queries for late "
+                "interaction. Only a MultiVectorEncoder can be exported with that. If the model may do without, take "
+                "it out of the module's settings or set it to null."
             )

@@ -17,7 +17,7 @@ from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import ExportError, ModelNotFoundError, UnsupportedError
 from stonnx._tasks import TASKS, Task
 from stonnx_export.checkpoint.files import damage_named, optional_object, read_json, read_object
-from stonnx_export.checkpoint.late_interaction import is_late_interaction, read_late_interaction, refuse_limits_of_tasks
+from stonnx_export.checkpoint.late_interaction import is_late_interaction, read_late_interaction, refuse_expansion
 from stonnx_export.checkpoint.module_files import SCORES, activation_name, read_module
 from stonnx_export.checkpoint.modules import (
     Code,
@@ -133,7 +133,7 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
         routes = {DEFAULT_ROUTE: found_late.chain}
         settings = dataclasses.replace(settings, prompts=found_late.prompts)
     else:
-        refuse_limits_of_tasks(routes, folders)
+        refuse_expansion(routes, folders)
     if task != "multivector" and not (directory / "modules.json").is_file() and task != "embedding":
         # sentence-transformers adds a pooling to plain transformers checkpoints, if the task has one.
         routes = {DEFAULT_ROUTE: (Transformer(), *_added_modules(directory, task, config))}

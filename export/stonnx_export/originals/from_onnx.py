@@ -294,6 +294,7 @@ def _refuse_arguments(folder: Path) -> None:
     settings = transformer_settings(folder)
     passed = {name for key in _ARGUMENTS for name in settings.get(key) or {}} - _HARMLESS
     passed |= text_arguments(settings.get("processing_kwargs") or {}, folder, chat=False).keys()
+    passed |= {name for name in ("query_length", "document_length") if settings.get(name)}
     if settings.get("tokenizer_name_or_path"):
         passed.add("tokenizer_name_or_path")
     if passed:

@@ -284,7 +284,7 @@ def _parts(module: Any, route: str) -> list[Any]:
     routes = getattr(module, "sub_modules", None)
     if routes is None:
         return [module]
-    if hasattr(module, "_resolve_route"):
+    if hasattr(module, "route_mappings"):  # since version 5.4
         return [*routes[module._resolve_route(task=None if route == DEFAULT_ROUTE else route, modality="text")]]
     return [*routes[route]]
 

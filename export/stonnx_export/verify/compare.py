@@ -81,7 +81,9 @@ def compare(
             # Each text comes with one of another length, so that either side of a pair is sometimes the longer one.
             texts, called = _pairs(texts, 7), _pairs(called, 1)
         calls = _calls(manifest, name)
-        compare_ids(route, original, name, texts)
+        # In a route of its own, every text is called what the route is for.
+        own = None if name == DEFAULT_ROUTE else name
+        compare_ids(route, original, name, texts, own)
         chat = route.spec.tokenizer.chat
         if chat is not None and (chat.pair_with_prompt or chat.text_with_prompt):
             compare_ids(route, original, name, called, prompt=_INSTRUCTION)
@@ -98,8 +100,11 @@ def compare(
         batched, alone = (
             np.concatenate(
                 [
-                    *(outputs(route, manifest.task, called, size, prompt=call.prompt) for call in calls),
-                    outputs(route, manifest.task, texts, size),
+                    *(
+                        outputs(route, manifest.task, called, size, prompt=call.prompt, kind=call.task)
+                        for call in calls
+                    ),
+                    outputs(route, manifest.task, texts, size, kind=own),
                 ]
             )
             for size in (32, 1)
@@ -147,10 +152,17 @@ def _pairs(texts: list[Text], apart: int) -> list[Text]:
 
 
 def outputs(
-    route: LoadedRoute, task: Task, texts: list[Text], batch_size: int = 32, *, prompt: str = ""
+    route: LoadedRoute,
+    task: Task,
+    texts: list[Text],
+    batch_size: int = 32,
+    *,
+    prompt: str = "",
+    kind: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """The bundle's vectors or logits after a prompt, [texts, features]. With a batch size of 1, each text is alone.
 
+    ``kind`` is ``query`` or ``document``, if the texts are called that.
     If a text has a vector for each token: those of all texts, one below the other.
     """
     row = TASKS[task]
@@ -164,7 +176,9 @@ def outputs(
     excluded = route.excluded_tokens(prompt)
     pieces = [texts] if batch_size > 1 else [[text] for text in texts]
     for start, piece in enumerate(pieces):
-        for batch in route.stream(piece, [TASKS[task].output], batch_size=batch_size, prompt_length=excluded):
+        for batch in route.stream(
+            piece, [TASKS[task].output], batch_size=batch_size, task=kind, prompt_length=excluded
+        ):
             result |= {start + int(index): row for index, row in zip(batch.indices, batch.outputs[0], strict=True)}
     return np.stack([result[index] for index in range(len(texts))])
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from stonnx._bundle.manifest import Fidelity, Manifest, TokenizerSpec
 from stonnx._tasks import TASKS, Task
+from stonnx._text.chat import Chat
+from stonnx._text.tokens import Text
 
 NAME = "README.md"
 
@@ -127,7 +129,7 @@ Padding must be on the right, as the tokenizer file pads.
 `stonnx export {manifest.source.name} --dtype {manifest.recipe}` with {versions}. Rewrites of
 the graph: {fired}. SHA-256 of the original weights:
 `{manifest.source.weights_sha256}`.
-{_loading(manifest)}`stonnx.json` has every detail. The licence is that of the original model.
+{_adapted(manifest)}{_loading(manifest)}`stonnx.json` has every detail. The licence is that of the original model.
 """
 
 
@@ -183,6 +185,15 @@ these figures are of the same weights in float32. Beside {found.dtype}, on {foun
 """
 
 
+def _adapted(manifest: Manifest) -> str:
+    """What an adapter was merged into."""
+    base = manifest.source.base
+    if base is None:
+        return ""
+    at = f" at {base.revision}" if base.revision else ""
+    return f"It is an adapter, merged into `{base.name}`{at}; the hash covers both.\n"
+
+
 def _loading(manifest: Manifest) -> str:
     """Special observations from loading the original."""
     text = ""
@@ -234,7 +245,11 @@ def _of_tasks(tokenizer: TokenizerSpec) -> list[tuple[str, str]]:
 def _bare_code(manifest: Manifest) -> str:
     route = manifest.routes[manifest.default_route]
     output, pair = TASKS[manifest.task].result, TASKS[manifest.task].reads_pairs
-    sample = '[("How is the weather?", "It\'s so sunny outside!")]' if pair else '["The weather is lovely today."]'
+    sample: Text = ("How is the weather?", "It's so sunny outside!") if pair else "The weather is lovely today."
+    chat = route.tokenizer.chat
+    if chat is not None:
+        # The text as the chat template has it. If it has to be cut, its end must stay.
+        sample, pair = str(Chat(chat).render(sample)), False
     types = any(spec.name == "token_type_ids" for spec in route.inputs) and pair
     types_line = '\n    "token_type_ids": np.array([encoding.type_ids for encoding in encodings]),' if types else ""
     special = "" if route.tokenizer.add_special_tokens else ", add_special_tokens=False"
@@ -244,7 +259,7 @@ import tokenizers
 
 tokenizer = tokenizers.Tokenizer.from_file("{route.tokenizer.file}")
 session = onnxruntime.InferenceSession("{route.graph}")
-encodings = tokenizer.encode_batch({sample}{special})
+encodings = tokenizer.encode_batch([{sample!r}]{special})
 feeds = {{
     "input_ids": np.array([encoding.ids for encoding in encodings]),
     "attention_mask": np.array([encoding.attention_mask for encoding in encodings]),{types_line}

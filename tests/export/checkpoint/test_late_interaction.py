@@ -203,9 +203,9 @@ class TestRefused:
         with pytest.raises(stonnx.UnsupportedError, match=r"is a MultiVectorEncoder, not a SentenceTransformer"):
             read_checkpoint(make(NATIVE), "embedding")
 
-    def test_limits_of_tasks_in_another_class(self, make: Make) -> None:
+    def test_expansion_in_another_class(self, make: Make) -> None:
         directory = make(NATIVE, model_type="SentenceTransformer")
-        with pytest.raises(stonnx.UnsupportedError, match="sets query_length, document_length, query_expansion, which"):
+        with pytest.raises(stonnx.UnsupportedError, match="sets query_expansion, which fills up queries"):
             read_checkpoint(directory)
 
     def test_padding_on_the_left(self, make: Make, tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_a_merged_adapter_gives_what_the_original_gives(kind: str, adapt: Adapt,
     assert manifest.source.base.name == str(base)
     assert manifest.architecture == "bert"
     assert not any("lora" in name for name in manifest.kept)
+    assert f"merged into `{base}`" in (bundle / "README.md").read_text()
 
 
 def test_both_revisions_are_in_the_manifest(adapt: Adapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

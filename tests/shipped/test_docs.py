@@ -42,7 +42,7 @@ BLOCKS = [
 @pytest.fixture(scope="module")
 def directory(minilm_bundle: Path, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with bundles under the names that the pages use: one real, two small ones of the same kind."""
-    from zoo import build_checkpoint, row
+    from zoo import build_checkpoint, late_interaction, row
 
     from stonnx_export import export
 
@@ -51,6 +51,9 @@ def directory(minilm_bundle: Path, shared_directory: Path, tmp_path_factory: pyt
     for name in ("naver/splade-cocondenser-ensembledistil", "cross-encoder/ms-marco-MiniLM-L6-v2"):
         checkpoint = build_checkpoint(row(name), shared_directory / "zoo")
         export(checkpoint, directory / f"{name.partition('/')[2]}-fp32", name=name)
+    late = late_interaction.row("answerdotai/answerai-colbert-small-v1")
+    checkpoint = late_interaction.build_late_checkpoint(late, shared_directory / "late")
+    export(checkpoint, directory / f"{late.name.partition('/')[2]}-fp32", name=late.name)
     return directory
 
 

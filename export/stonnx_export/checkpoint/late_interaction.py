@@ -21,7 +21,7 @@ from typing import Any
 
 from stonnx._errors import ExportError, UnsupportedError
 from stonnx_export.checkpoint.files import damage_named, optional_object, read_object
-from stonnx_export.checkpoint.module_files import query_expansion, transformer_settings
+from stonnx_export.checkpoint.module_files import query_expansion, transformer_file, transformer_settings
 from stonnx_export.checkpoint.modules import (
     Dense,
     HierarchicalTokenPooling,
@@ -279,7 +279,7 @@ def refuse_expansion(routes: Mapping[str, tuple[Module, ...]], folders: Mapping[
     for route, chain in routes.items():
         if getattr(chain[0], "query_expansion", None):
             raise UnsupportedError(
-                f"The Transformer module in {folders[route]} sets query_expansion, which fills up queries for late "
-                "interaction. Only a MultiVectorEncoder can be exported with that. If the model may do without, take "
-                "it out of the module's settings or set it to null."
+                f"{transformer_file(folders[route])} sets query_expansion, which fills up queries for late interaction. "
+                "Only a MultiVectorEncoder can be exported with that. If the model may do without, take it out of that "
+                "file or set it to null."
             )

@@ -119,12 +119,12 @@ def activation_name(reference: str | None) -> str:
 
 def transformer_settings(folder: Path) -> dict[str, Any]:
     """The settings of a Transformer module; empty if it has no file with settings."""
-    file = _transformer_file(folder)
+    file = transformer_file(folder)
     return read_object(file) if file is not None else {}
 
 
-def _transformer_file(folder: Path) -> Path | None:
-    """The first file with settings, which is the one that sentence-transformers reads."""
+def transformer_file(folder: Path) -> Path | None:
+    """The first file with settings of a Transformer module, which is the one that sentence-transformers reads."""
     kinds = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
     files = [folder / f"sentence_{kind}_config.json" for kind in kinds]
     return next((file for file in files if file.is_file() and read_object(file)), None)
@@ -132,16 +132,16 @@ def _transformer_file(folder: Path) -> Path | None:
 
 def _read_transformer(folder: Path) -> Transformer:
     settings = transformer_settings(folder)
-    text_arguments(settings.get("processing_kwargs") or {}, _transformer_file(folder), chat=False)
+    text_arguments(settings.get("processing_kwargs") or {}, transformer_file(folder), chat=False)
     text = (settings.get("modality_config") or {}).get("text", {})
     method, output = text.get("method", "forward"), text.get("method_output_name") or _OUTPUTS[0]
     if method != "forward" or output not in _OUTPUTS:
         raise UnsupportedError(
-            f"{_transformer_file(folder)} takes {output!r} of the network's method {method!r} for texts. Only "
+            f"{transformer_file(folder)} takes {output!r} of the network's method {method!r} for texts. Only "
             f"{' or '.join(_OUTPUTS)} of 'forward' can be exported."
         )
-    place = f"{_transformer_file(folder)}: "
-    lengths = {name: settings.get(name) for name in ("query_length", "document_length")}
+    place = f"{transformer_file(folder)}: "
+    lengths = {name: settings.get(name) or None for name in ("query_length", "document_length")}
     for name, value in lengths.items():
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ExportError(f"{place}{name} must be a number of tokens or null, found {value!r}.")
@@ -149,7 +149,7 @@ def _read_transformer(folder: Path) -> Transformer:
         settings.get("max_seq_length"),
         bool(settings.get("do_lower_case", False)),
         **lengths,
-        query_expansion=query_expansion(settings.get("query_expansion"), place),
+        query_expansion=query_expansion(settings.get("query_expansion") or None, place),
     )
 
 
@@ -350,5 +350,8 @@ def _of_tokens(name: str, settings: Mapping[str, Any]) -> bool | None:
     if feature not in (None, *_FEATURES):
         raise UnsupportedError(f"A {name} module with module_input_name={feature!r} cannot be exported.")
     if output not in (None, feature or _FEATURES[0]):
-        raise UnsupportedError(f"A {name} module with module_output_name={output!r} cannot be exported.")
+        key = "module_output_name" if feature in (None, _FEATURES[0]) else "module_input_name"
+        raise UnsupportedError(
+            f"A {name} module with {key}={settings[key]!r} cannot be exported: it reads one feature and writes another."
+        )
     return None if feature is None else feature == _FEATURES[1]

@@ -113,8 +113,8 @@ class TestTask:
             read_checkpoint(with_settings(model_type=kind), "embedding")
 
     def test_a_class_that_is_not_there(self, with_settings: Callable[..., Path]) -> None:
-        with pytest.raises(stonnx.UnsupportedError, match=r"is a MultiVectorEncoder.*Classes that can: Sent"):
-            read_checkpoint(with_settings(model_type="MultiVectorEncoder"))
+        with pytest.raises(stonnx.UnsupportedError, match=r"is a AudioEncoder.*Classes that can: Sent"):
+            read_checkpoint(with_settings(model_type="AudioEncoder"))
 
     def test_a_causal_language_model_as_reranker(self, build_small: Build) -> None:
         directory = build_small("qwen2", num_key_value_heads=2)

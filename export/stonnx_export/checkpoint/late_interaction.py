@@ -279,7 +279,7 @@ def refuse_expansion(routes: Mapping[str, tuple[Module, ...]], folders: Mapping[
     for route, chain in routes.items():
         if getattr(chain[0], "query_expansion", None):
             raise UnsupportedError(
-                f"{transformer_file(folders[route])} sets query_expansion, which fills up queries for late interaction. "
-                "Only a MultiVectorEncoder can be exported with that. If the model may do without, take it out of that "
-                "file or set it to null."
+                f"{transformer_file(folders[route])} sets query_expansion, which fills up queries for late "
+                "interaction. Only a MultiVectorEncoder can be exported with that. If the model may do without, take "
+                "it out of that file or set it to null."
             )

@@ -27,7 +27,7 @@ AT_LEAST = {
     "invariance_cosine": "lowest cosine of a text alone and in a batch or with padding",
     "neighbours_overlap": "overlap of the ten nearest neighbours",
     "active_overlap": "overlap of active dimensions",
-    "rank_correlation": "rank correlation of the logits",
+    "rank_correlation": "rank correlation of the scores",
 }
 AT_MOST = {
     "max_abs_difference": "max_abs_difference",

@@ -16,20 +16,20 @@ from stonnx._arguments import check_integer
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
-from stonnx._errors import InvalidArgumentError
+from stonnx._errors import InvalidArgumentError, UnsupportedError
 from stonnx._model.embedding_model import EmbeddingModel, encode_for
+from stonnx._model.images import image_rows, parse_for, refuse_images
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results.dense import PRECISIONS, Precision, Rows, finish_embeddings, finish_token_embeddings, to_torch
 from stonnx._results.features import TokenFeatures
 from stonnx._tasks import TASKS
-from stonnx._text.inputs import parse_inputs
 
 logger = logging.getLogger("stonnx")
 
 
 class SentenceTransformer(EmbeddingModel):
-    """Text to dense vectors, from a bundle.
+    """Text to dense vectors, from a bundle; images as well, if the model reads them.
 
     Args:
         model_name_or_path: The directory of a bundle, or a Hub id. A bare name belongs to ``sentence-transformers/``.
@@ -171,7 +171,9 @@ class SentenceTransformer(EmbeddingModel):
         """Vectors of texts.
 
         Args:
-            inputs: A text, or a list, tuple or array of texts. A pair of texts is one input of two segments.
+            inputs: A text, or a list, tuple or array of texts. A pair of texts is one input of two segments. If
+                :attr:`modalities` has ``image``, images too, as PIL images, arrays [height, width, 3] of uint8, paths,
+                data URIs or ``{"image": ...}``, in any mixture with texts. They need pillow: ``stonnx[image]``.
             prompt_name: Name of the prompt to put before each text.
             prompt: The prompt itself; wins over ``prompt_name``.
             batch_size: Size of a run in units of 16 padded tokens, 256 on a GPU: 32 stands for at most 512 tokens on
@@ -196,7 +198,8 @@ class SentenceTransformer(EmbeddingModel):
             float32 array [texts, dim], or [dim] for a single text. No texts: ``np.array([])``, as the original does.
 
         Raises:
-            InvalidInputError: An input is not a text; ``.index`` says which.
+            InvalidInputError: An input is not a text or image; ``.index`` says which.
+            MissingDependencyError: There are images, and pillow is not installed.
             InvalidArgumentError: An argument is outside what is allowed.
             TextTooLongError: A text is too long, and ``too_long`` is ``"error"``.
             RunError: A run failed, usually because memory ran out.
@@ -216,7 +219,9 @@ class SentenceTransformer(EmbeddingModel):
                 "ask for 'sentence_embedding' or 'token_embeddings'."
             )
         prompt = self._resolve_prompt(prompt, prompt_name)
-        texts, single = parse_inputs(inputs, prompt, self._chat(task))
+        parsed = parse_for(self._engine, inputs, prompt, self._chat(task))
+        refuse_images(parsed, output_value, in_processes=pool is not None or isinstance(device, list))
+        texts, single = parsed.texts, parsed.single
         too_long = self.too_long if too_long is None else too_long
         where: dict[str, Any] = {"show": show_progress_bar, "pool": pool, "device": device, "chunk_size": chunk_size}
         check_integer("truncate_dim", truncate_dim, least=None, optional=True)  # below 1 as in the original
@@ -225,16 +230,34 @@ class SentenceTransformer(EmbeddingModel):
             rows = Rows(self._engine.manifest.embedding_dimension or 0)
             outputs = [self._row.output]
             request = Request(texts, outputs, rows, prompt, task, batch_size=batch_size, too_long=too_long)
-            embeddings = self._infer(request, **where)
+            if parsed.images:
+                embeddings: npt.NDArray[np.float32] | None = image_rows(
+                    self._engine,
+                    parsed,
+                    lambda: self._infer(request, **where),
+                    width=rows.width,
+                    batch_size=batch_size,
+                    show=show_progress_bar,
+                )
+            else:
+                embeddings = self._infer(request, **where)
             result: Any = np.array([])
             if embeddings is not None:
                 result = finish_embeddings(embeddings, width, normalize_embeddings, precision)
             if convert_to_tensor:
-                result = to_torch(result.astype(np.float32) if not texts else result)
+                result = to_torch(result.astype(np.float32) if not len(parsed) else result)
             elif not convert_to_numpy:
                 result = list(result)
             return result[0] if single else result
-        outputs = ["token_embeddings", self._row.output]
+        outputs = [self._row.output]
+        route = self._engine.route_of_call(task) if texts else self._route
+        if "token_embeddings" in route.session.outputs:
+            outputs.insert(0, "token_embeddings")
+        elif output_value == "token_embeddings":
+            raise UnsupportedError(
+                "This model has no token_embeddings: its network gives a vector for the whole text only. Leave out "
+                "output_value."
+            )
         everything = Request(texts, outputs, TokenFeatures(), prompt, task, batch_size=batch_size, too_long=too_long)
         items: list[Any] = self._infer(everything, **where) or []
         if output_value == "token_embeddings":

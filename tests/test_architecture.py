@@ -22,6 +22,7 @@ RUNTIME = (
     ("_files",),
     ("_bundle", "util"),
     ("_device", "_text"),
+    ("_images",),
     ("_engine",),
     ("_results",),
     ("_hub",),
@@ -78,6 +79,7 @@ LIBRARIES = {
     "safetensors": set(),
     # Parquet, and batches of other engines.
     "pyarrow": {"_arrow", "integrations"},
+    "PIL": {"_images"},
     "ray": {"integrations"},
     "pyspark": {"integrations"},
     "dask": {"integrations"},

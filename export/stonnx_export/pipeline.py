@@ -49,10 +49,11 @@ from stonnx_export.stages import Advance, Stages
 from stonnx_export.verify.artefact import try_bundle
 from stonnx_export.verify.compare import verify_fidelity
 from stonnx_export.verify.figures import ToleranceError, check
+from stonnx_export.verify.images import verify_images
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.verify.sixteen_bits import compare_as_loaded
 from stonnx_export.write import model_card
-from stonnx_export.write.bundle import _manifest, clear, write_routes
+from stonnx_export.write.bundle import _manifest, clear, write_image_tower, write_routes
 from stonnx_export.write.staging import check_target, staging_directory
 
 logger = logging.getLogger("stonnx")
@@ -141,12 +142,17 @@ def export(
                 route: token_rows(graph.graph, checkpoint.routes[route][0], original.tokenizer(route).backend)
                 for route, graph in graphs.items()
             }
+            images = original.images()
+            image_graph = images.graph() if images is not None else None
         with stage("building the graph"):
             results = [
                 result
                 for route, graph in graphs.items()
                 for result in _build(graph, checkpoint, route, original, recipe)
             ]
+            if image_graph is not None:
+                # It stays in float32, whatever the recipe.
+                _build_images(image_graph, checkpoint)
         quantizations = {}
         if recipe.quantization is not None:
             with stage("calibrating") as advance:
@@ -166,6 +172,10 @@ def export(
                 kept += tuple(name for quantization in quantizations.values() for name in quantization.kept)
                 manifest = _manifest(checkpoint, routes, recipe, origin, kept, original.loaded, staging)
                 manifest = dataclasses.replace(manifest, kernels=outline.kernels(outlines))
+                if images is not None and image_graph is not None:
+                    tower = write_image_tower(image_graph, images, staging)
+                    files = {**manifest.files, **hash_files(staging, [tower.graph])}
+                    manifest = dataclasses.replace(manifest, image=tower, files=files)
                 write_manifest(staging, manifest)
             try:
                 with stage("verifying against the original"):
@@ -176,6 +186,12 @@ def export(
                         drop = spearman_drop(engine, original, scored, known)
                         fidelity = dataclasses.replace(fidelity, spearman_drop=drop)
                         check(fidelity)
+                    if images is not None and manifest.image is not None:
+                        bounds = RECIPES["fp32"].tolerance[checkpoint.task]
+                        report = verify_images(engine, images, bounds, original.name)
+                        manifest = dataclasses.replace(
+                            manifest, image=dataclasses.replace(manifest.image, fidelity=report)
+                        )
                     fidelity = dataclasses.replace(fidelity, as_loaded=compare_as_loaded(engine, original))
                 break
             except ToleranceError as error:
@@ -192,6 +208,9 @@ def export(
             probe_module.write(
                 staging, manifest, engine.named_routes, safe_engine.named_routes if safe_engine else None
             )
+            if manifest.image is not None:
+                pattern = probe_module.image_pattern(manifest.image)
+                probe_module.write_image_vectors(staging, engine.images.run(pattern))
             files = {**manifest.files, **hash_files(staging, [probe_module.FILE])}
             probe = Probe(probe_module.FILE, recipe.probe_cosine)
             rewrites = _count([*results, *more, *(found.result for found in outlines)])
@@ -231,6 +250,17 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
     graph.graph.sort()
     graph.producer_name, graph.producer_version = "stonnx", __version__
     return results
+
+
+def _build_images(graph: ir.Model, checkpoint: Checkpoint) -> None:
+    graft.graft(graph, checkpoint.chain, task=checkpoint.task)
+    check_finite(graph)
+    for rewrite in RECIPES["fp32"].passes:
+        rewrite(graph)
+    RemoveUnusedNodesPass()(graph)
+    ClearMetadataAndDocStringPass()(graph)
+    graph.graph.sort()
+    graph.producer_name, graph.producer_version = "stonnx", __version__
 
 
 def _calibrate(

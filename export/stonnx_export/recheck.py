@@ -16,6 +16,7 @@ from stonnx_export.originals.load import SourceKind, load_original
 from stonnx_export.recipes import RECIPES
 from stonnx_export.verify.compare import compare
 from stonnx_export.verify.figures import check
+from stonnx_export.verify.images import verify_images
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.verify.sixteen_bits import compare_as_loaded
 
@@ -57,6 +58,9 @@ def verify_bundle(
         if scored is not None:
             fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
         fidelity = dataclasses.replace(fidelity, as_loaded=compare_as_loaded(engine, original))
+        images = original.images()
+        if images is not None and engine.manifest.image is not None:
+            verify_images(engine, images, RECIPES["fp32"].tolerance[engine.manifest.task], original.name)
     check(fidelity)
     return fidelity
 

@@ -72,7 +72,7 @@ class Bundle:
 
     def _weights(self) -> list[HeldFile]:
         """The files that graphs take weights from: all others."""
-        known = {name for route in self.manifest.routes.values() for name in (route.graph, route.tokenizer.file)}
+        known = {*self.manifest.graphs, *(route.tokenizer.file for route in self.manifest.routes.values())}
         if self.manifest.probe is not None:
             known.add(self.manifest.probe.file)
         return [file for name, file in self._files.items() if name not in known]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stonnx._bundle.manifest import EXPORT_AGAIN, Manifest, Route, TensorSpec
+from stonnx._bundle.manifest import EXPORT_AGAIN, ImageTower, Manifest, Route, TensorSpec
 from stonnx._errors import BundleFormatError
 from stonnx._tasks import TASKS
 
@@ -13,6 +13,7 @@ from stonnx._tasks import TASKS
 _MOST_FILES = 1000
 _LONGEST_EXPANSION = 1 << 16
 _MOST_TOKENS = 2**31 - 1
+_MOST_PIXELS = 10_000
 
 # The inputs that the runtime gives a graph. All after `token_type_ids` are for graphs that ask for them.
 _INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
@@ -53,6 +54,8 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
     output = next((spec for spec in manifest.routes[manifest.default_route].outputs if spec.name == row.output), None)
     if output is not None:
         _check_result(manifest, output, require)
+    if manifest.image is not None:
+        _check_image(manifest, manifest.image, require)
     # Any truncate_dim is allowed: it cuts as a slice does, so 0 and negative numbers mean what they do in the original.
     most = manifest.max_active_dims
     require(most is None or most > 0, "max_active_dims", most, "a positive number or null")
@@ -62,6 +65,36 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
     if manifest.probe is not None:
         lowest = manifest.probe.cosine_min
         require(0 < lowest <= 1, "probe.cosine_min", lowest, "above 0 and up to 1")
+
+
+def _check_image(manifest: Manifest, tower: ImageTower, require: _Require) -> None:
+    row, processor = TASKS[manifest.task], tower.processor
+    require(row.name == "embedding", "image", "a graph of images", "null for this task")
+    require(0 < tower.tokens <= _MOST_TOKENS, "image.tokens", tower.tokens, "a positive number")
+    require(tower.precision in ("float32", "float16"), "image.precision", tower.precision, "'float32' or 'float16'")
+    shape = next((spec.shape for spec in tower.inputs if spec.name == "pixel_values"), ())
+    place = "image.inputs: the shape of pixel_values"
+    sizes = [size for size in shape[2:] if isinstance(size, int)]
+    require(len(shape) == 4 and shape[1] == 3 and len(sizes) == 2, place, list(shape), "['batch', 3, height, width]")
+    require(all(0 < size <= _MOST_PIXELS for size in sizes), place, list(shape), f"sizes up to {_MOST_PIXELS}")
+    vectors = next((spec.shape for spec in tower.outputs if spec.name == row.output), ())
+    allowed = ["batch", manifest.embedding_dimension]
+    require(
+        list(vectors) == allowed, f"image.outputs: the shape of {row.output}", list(vectors), f"{allowed}, as texts"
+    )
+    size, crop = processor.size, processor.crop
+    names = set() if size is None else set(size)
+    require(names in (set(), {"shortest_edge"}, {"height", "width"}), "image.processor.size", size, "an edge, or both")
+    edges = [*(size or {}).values(), *(crop or ())]
+    require(all(0 < edge <= _MOST_PIXELS for edge in edges), "image.processor", edges, f"sizes up to {_MOST_PIXELS}")
+    final = list(crop) if crop is not None else [(size or {}).get("height"), (size or {}).get("width")]
+    require(final == sizes, "image.processor", final, f"a processor that ends with {sizes} pixels, as the graph reads")
+    require(0 <= processor.resample <= 5, "image.processor.resample", processor.resample, "a filter of pillow, 0 to 5")
+    mean, std = processor.mean, processor.std
+    require((mean is None) == (std is None), "image.processor.std", std, "a value if mean has one")
+    for field, values in (("mean", mean), ("std", std)):
+        require(values is None or len(values) == 3, f"image.processor.{field}", values, "a number for each channel")
+    require(std is None or all(std), "image.processor.std", std, "numbers other than 0")
 
 
 def _check_result(manifest: Manifest, output: TensorSpec, require: _Require) -> None:
@@ -131,6 +164,14 @@ def _is_form(form: tuple[str, ...]) -> bool:
     return len(form) % 2 == 1 and all(slot.removesuffix("|trim") in _SLOTS for slot in form[1::2])
 
 
+def check_image_graph(tower: ImageTower, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], path: Path) -> None:
+    """:func:`check_graph` for the graph of images."""
+    unknown = sorted({*inputs} - {"pixel_values"})
+    if unknown:
+        raise BundleFormatError(f"{path} requires the input {unknown[0]!r}, which images do not have. {EXPORT_AGAIN}")
+    _check_outputs(tower.outputs, outputs, path)
+
+
 def check_graph(route: Route, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], path: Path) -> None:
     """Check that a graph fits the manifest.
 
@@ -146,7 +187,11 @@ def check_graph(route: Route, inputs: Mapping[str, Shape], outputs: Mapping[str,
     unknown = sorted({*inputs} - _INPUTS)
     if unknown:
         raise BundleFormatError(f"{path} requires the input {unknown[0]!r}, which stonnx does not have. {EXPORT_AGAIN}")
-    for spec in route.outputs:
+    _check_outputs(route.outputs, outputs, path)
+
+
+def _check_outputs(promised: Sequence[TensorSpec], outputs: Mapping[str, Shape], path: Path) -> None:
+    for spec in promised:
         if spec.name not in outputs:
             raise BundleFormatError(
                 f"{path} has no output {spec.name!r}, although the manifest says so. It has: {', '.join(outputs)}. "

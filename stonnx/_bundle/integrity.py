@@ -40,7 +40,7 @@ def check_integrity(files: Mapping[str, HeldFile], manifest: Manifest) -> None:
         return
     for file in files.values():
         file.check()
-    for name in {route.graph for route in manifest.routes.values()}:
+    for name in {*manifest.graphs}:
         _check_graph(files[name], manifest)
     # Remember it only if nobody wrote during the check, or so shortly before it that the times could not tell.
     newest = max((file.identity.newest for file in files.values()), default=0)
@@ -70,7 +70,7 @@ def _check_graph(file: HeldFile, manifest: Manifest) -> None:
 def _identity(files: Mapping[str, HeldFile], manifest: Manifest) -> str:
     """A hash over the files as the manifest describes them and as they are on the disk."""
     # The names of the graphs belong to it too: another manifest may call another of the same files a graph.
-    parts: list[typing.Any] = [_CHECKS, sorted(route.graph for route in manifest.routes.values())]
+    parts: list[typing.Any] = [_CHECKS, sorted(manifest.graphs)]
     parts += [[name, file.entry.size, file.entry.sha256, *file.identity] for name, file in sorted(files.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -125,6 +125,45 @@ class Route:
 
 
 @dataclass(frozen=True)
+class ImageProcessor:
+    """The way from an image to the numbers that the graph of images reads, in this order.
+
+    It is that of transformers' CLIPImageProcessor on pillow. The image is in RGB first.
+    """
+
+    # Resize to this: {"shortest_edge": n}, or {"height": h, "width": w}. None: leave the size alone.
+    size: Mapping[str, int] | None
+    # The filter to resize with, by its number in pillow.
+    resample: int
+    # Height and width of the middle to keep, filled up with black. None: keep everything.
+    crop: tuple[int, ...] | None
+    # Multiply by this. None: keep whole numbers from 0 to 255.
+    rescale_factor: float | None
+    # Subtract and divide, for each channel. None: neither.
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    # A transparent PIL image or array is put on white, or its transparency is passed over. Files are always the latter.
+    transparency: Literal["white", "dropped"]
+
+
+@dataclass(frozen=True)
+class ImageTower:
+    """The graph that reads images, of a model that reads texts as well."""
+
+    graph: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    processor: ImageProcessor
+    # The patches of an image and what the network adds to them: its work in the tokens of a text.
+    tokens: int
+    # That of the graph, which may not be that of the graph of texts.
+    precision: str
+    # Its `texts` are images.
+    fidelity: Fidelity | None = None
+
+
+@dataclass(frozen=True)
 class ModuleSpec:
     """A module of the original chain that is now part of the graph, with its settings."""
 
@@ -263,6 +302,14 @@ class Manifest:
     kernels: Kernels | None = None
     # Poolings of the vectors of each token, in order.
     token_poolings: tuple[TokenPooling, ...] = ()
+    # None: the model reads texts only.
+    image: ImageTower | None = None
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The files of all graphs, those of texts first."""
+        image = () if self.image is None else (self.image.graph,)
+        return (*(route.graph for route in self.routes.values()), *image)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -341,4 +388,5 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
 
 def _referenced_files(manifest: Manifest) -> list[str]:
     probe = [manifest.probe.file] if manifest.probe is not None else []
-    return [*(name for route in manifest.routes.values() for name in (route.graph, route.tokenizer.file)), *probe]
+    tokenizers = (route.tokenizer.file for route in manifest.routes.values())
+    return [*manifest.graphs, *tokenizers, *probe]

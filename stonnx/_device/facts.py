@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stonnx._bundle.manifest import Kernels, Manifest, Route, TensorSpec
+from stonnx._bundle.manifest import ImageTower, Kernels, Manifest, Route, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,8 @@ class GraphFacts:
             route.tokenizer.max_seq_length,
             manifest.kernels,
         )
+
+    @classmethod
+    def of_images(cls, manifest: Manifest, tower: ImageTower) -> GraphFacts:
+        """The facts about the graph of images, which has no native kernels."""
+        return cls(tower.precision, manifest.files[tower.graph].sha256, tower.inputs)

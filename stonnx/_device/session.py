@@ -112,11 +112,11 @@ class Session:
         give_back_memory()
 
     def run_smallest(self, options: Any = None) -> None:
-        """Run a single token once."""
-        feeds = {
-            name: np.ones([size if isinstance(size, int) else 1 for size in shape], dtype=np.int64)
-            for name, shape in self.required.items()
-        }
+        """Run a single token, or a single image, once."""
+        feeds: dict[str, npt.NDArray[Any]] = {}
+        for name, shape in self.required.items():
+            kind = np.float32 if name == "pixel_values" else np.int64
+            feeds[name] = np.ones([size if isinstance(size, int) else 1 for size in shape], dtype=kind)
         if self.device_run is not None and self.cuda_graphs:
             # Without this it would be recorded like any other run, with inputs that are gone when it is replayed.
             options = options or self.ort.RunOptions()

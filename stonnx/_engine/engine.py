@@ -11,7 +11,7 @@ from typing import Literal
 from stonnx._arguments import check_text
 from stonnx._bundle.bundle import Bundle
 from stonnx._bundle.consistency import check_task
-from stonnx._bundle.manifest import DEFAULT_ROUTE, MANIFEST_NAME, Manifest, Route
+from stonnx._bundle.manifest import DEFAULT_ROUTE, MANIFEST_NAME, ImageTower, Manifest, Route
 from stonnx._device.cpus import require_features
 from stonnx._device.facts import GraphFacts
 from stonnx._device.kernels import WITHOUT
@@ -19,9 +19,11 @@ from stonnx._device.opening import open_session
 from stonnx._device.options import DeviceOptions
 from stonnx._engine import probe
 from stonnx._engine.graph_session import GraphSession
+from stonnx._engine.image_route import ImageRoute
 from stonnx._engine.route import LoadedRoute
 from stonnx._errors import InvalidArgumentError, ProbeError
 from stonnx._limits import Limits
+from stonnx._tasks import TASKS
 
 
 class Engine:
@@ -121,6 +123,33 @@ class Engine:
             self._routes = routes(refused)
             probe.run_probe(bundle, self._routes)
 
+        def image_session(tower: ImageTower) -> Callable[[int | None], GraphSession]:
+            def session(count: int | None) -> GraphSession:
+                return bundle.load_graph(
+                    tower.graph,
+                    lambda path: open_session(
+                        path,
+                        name=bundle.directory / tower.graph,
+                        device="cpu" if count else device,
+                        threads=count or threads,
+                        kernels=False,
+                        facts=GraphFacts.of_images(self.manifest, tower),
+                        options=device_options,
+                        spin_microseconds=limits.spin_microseconds,
+                    ),
+                )
+
+            return session
+
+        def load_images(tower: ImageTower) -> ImageRoute:
+            output = TASKS[self.manifest.task].output
+            route = ImageRoute(bundle, tower, image_session(tower), limits, output)
+            probe.run_image_probe(bundle, route)
+            return route
+
+        self._load_images = load_images
+        self._images: ImageRoute | None = None
+
     def route(self, task: str | None = None) -> LoadedRoute:
         """The route for a task (``query``, ``document``), or the default one. Without routes, tasks have no effect.
 
@@ -141,6 +170,26 @@ class Engine:
                 f"encode_document, or pass task=...: {', '.join(self.manifest.routes)}."
             )
         return self.route(task)
+
+    @property
+    def images(self) -> ImageRoute:
+        """The graph of images, which is loaded when it is first used. The manifest says whether there is one.
+
+        Raises:
+            ProbeError: It gives other vectors on this machine than where it was exported.
+        """
+        if self._images is None:
+            assert self.manifest.image is not None
+            # Two threads may both load it, and one is kept: a lock would be held for ever after a fork.
+            self._images = self._load_images(self.manifest.image)
+        return self._images
+
+    def trim(self) -> None:
+        """Give back unused memory of all graphs."""
+        for route in self.routes:
+            route.trim()
+        if self._images is not None:
+            self._images.trim()
 
     @property
     def max_seq_lengths(self) -> list[int | None]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx._bundle.bundle import Bundle
-from stonnx._bundle.manifest import Manifest
+from stonnx._bundle.manifest import ImageTower, Manifest
 from stonnx._cache import is_remembered, remember
 from stonnx._device import nvidia
 from stonnx._device.cpus import cpu_features, cpu_name
@@ -30,6 +30,7 @@ from stonnx._text.tokens import Text
 
 if TYPE_CHECKING:
     from stonnx._engine.graph_session import GraphSession
+    from stonnx._engine.image_route import ImageRoute
     from stonnx._engine.route import LoadedRoute
 
 FILE = "probe.npz"
@@ -47,6 +48,8 @@ _BETWEEN_FORMS = 0.97
 # int8 kernels give every token a scale of its own; the others multiply bfloat16. Over the models of tests/zoo, the
 # lowest were 0.991 and 0.9991; for all-MiniLM-L6-v2, 0.998 and 0.99998.
 _OF_KERNELS = {"int8": 0.98, "float32": 0.998, "bfloat16": 0.998}
+# The lowest cosine of the vectors of images, whose graph is in float32. GPUs multiply in 19 bits.
+_OF_IMAGES = 0.999
 # For rerankers' logits, the least share of their size that counts as the distance between them.
 _LEAST_SPREAD = 0.1
 
@@ -125,6 +128,60 @@ def write(
         for name, route in some.items()
     }
     np.savez_compressed(directory / FILE, texts=encoded, **vectors)  # type: ignore[arg-type]
+
+
+def image_pattern(tower: ImageTower) -> npt.NDArray[np.float32]:
+    """Two images of the probe, the same numbers on every machine: float32 [2, 3, height, width]."""
+    shape = next(spec.shape for spec in tower.inputs if spec.name == "pixel_values")
+    channel, row, column = np.indices([int(size) for size in shape[1:]])
+    steps = [(3 * row + 5 * column + 31 * channel) % 64, (row * column + 17 * channel) % 64]
+    return ((np.stack(steps) - 32) / 16).astype(np.float32)
+
+
+def write_image_vectors(directory: Path, vectors: npt.NDArray[np.float32]) -> None:
+    """Add the vectors of the graph of images to the probe of a bundle."""
+    with np.load(directory / FILE, allow_pickle=False) as arrays:
+        known = {name: arrays[name] for name in arrays}
+    np.savez_compressed(directory / FILE, **known, image=vectors)
+
+
+def run_image_probe(bundle: Bundle, route: ImageRoute) -> None:
+    """Run the probe of the graph of images, unless this machine has passed it before.
+
+    Raises:
+        ProbeError: The graph does not run, or gives other vectors than where it was exported.
+        BundleFormatError: The probe cannot be read.
+    """
+    if bundle.manifest.probe is None:
+        return
+    session = route.session
+    parts = [bundle.identity, session.device, session.version, cpu_name(), cpu_features(), _gpu(session.device)]
+    identity = hashlib.sha256(json.dumps(["image", *parts]).encode()).hexdigest()
+    if is_remembered(_PASSED, identity):
+        return
+    file = bundle.manifest.probe.file
+    try:
+        with np.load(io.BytesIO(bundle.read(file)), allow_pickle=False) as arrays:
+            expected = np.asarray(arrays["image"], dtype=np.float32)
+    except Exception as error:  # numpy, zipfile and zlib each raise their own errors for damage
+        raise BundleFormatError(
+            f"{bundle.directory / file} has no vectors of images that can be read ({error}). Export the model again "
+            "with: stonnx export MODEL"
+        ) from error
+    again = "export the model again with: stonnx export MODEL"
+    try:
+        actual = route.run(image_pattern(route.spec))
+    except Exception as error:  # onnxruntime's errors share no public base class
+        found = f"has a graph of images that does not run, with {_what_runs(session)} on {session.device}: {error}"
+        raise _failure(bundle.directory, found, f"{_advice(session)}, or {again}") from error
+    closeness, allowed = lowest_cosine(bundle.manifest.task, expected, actual), _OF_IMAGES
+    if not closeness >= allowed:
+        found = (
+            f"gives images other vectors on this machine than where it was exported: cosine {closeness:.5f}, allowed "
+            f"is at least {allowed}, with {_what_runs(session)} on {session.device}, {cpu_name()}."
+        )
+        raise _failure(bundle.directory, found, f"{_advice(session)}, or {again}")
+    remember(_PASSED, identity)
 
 
 def run_probe(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> None:

@@ -160,8 +160,8 @@ class Runner:
 
     def _check(self, outputs: Sequence[str], arrays: Sequence[npt.NDArray[Any]], feeds: _Feeds) -> None:
         """Check that each output has the shape that the manifest promises: numpy would broadcast another one."""
-        ids = feeds["input_ids"]
-        assert ids is not None
+        ids = next(array for array in feeds.values() if array is not None)
+        # Of images, the other sizes are fixed.
         sizes = {"batch": ids.shape[0], "sequence": ids.shape[1]}
         for name, array in zip(outputs, arrays, strict=True):
             promised = self._shapes.get(name)

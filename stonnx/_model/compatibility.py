@@ -10,6 +10,9 @@ from stonnx._errors import UnsupportedError
 from stonnx._model.call import is_same_device
 from stonnx._text.inputs import is_batch
 
+if TYPE_CHECKING:
+    from stonnx._engine.engine import Engine
+
 logger = logging.getLogger("stonnx")
 
 
@@ -51,6 +54,7 @@ class Compatibility:
     """Members of sentence-transformers' models that do nothing here, or have another name."""
 
     if TYPE_CHECKING:  # of the class that this is mixed into
+        _engine: Engine
 
         @property
         def device(self) -> str: ...
@@ -100,8 +104,8 @@ class Compatibility:
 
     @property
     def modalities(self) -> list[str]:
-        """The kinds of input that the model reads: text."""
-        return ["text"]
+        """The kinds of input that the model reads: text, and image for a model of CLIP's kind."""
+        return ["text"] if self._engine.manifest.image is None else ["text", "image"]
 
     def supports(self, modality: str) -> bool:
         """Whether the model reads a modality."""

@@ -66,7 +66,8 @@ class Servable:
         # Queries and documents of late interaction have different masks, so they do not share a run.
         row_mask = self._row.row_mask
         group = (route, output, length, active, task if row_mask else None)
-        return Work(route, output, resolved, length, active, task, row_mask, self._finish(), group)
+        images = self.manifest.image is not None
+        return Work(route, output, resolved, length, active, task, row_mask, self._finish(), group, images)
 
     @property
     def manifest(self) -> Manifest:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from stonnx._engine.route import LoadedRoute
-from stonnx._errors import InvalidArgumentError
+from stonnx._errors import InvalidArgumentError, InvalidInputError
+from stonnx._images.inputs import is_data_uri
 from stonnx._results.sparse import SparseRows
 from stonnx._results.token_rows import Finish, Ragged
 from stonnx._text.inputs import parse_inputs
@@ -39,6 +40,7 @@ class Work:
         row_mask: The output that says which tokens' vectors are the result, if a text has one for each of them.
         finish: What is done to these vectors.
         group: Two works whose texts may go in one run have an equal group.
+        reads_images: Whether the model reads images too. A work is for texts, and refuses images.
     """
 
     route: LoadedRoute
@@ -50,6 +52,7 @@ class Work:
     row_mask: str | None
     finish: Finish
     group: Hashable
+    reads_images: bool = False
 
     def texts(self, inputs: Sequence[Any]) -> list[Text]:
         """Inputs, checked, with the prompt before each.
@@ -57,7 +60,16 @@ class Work:
         Raises:
             InvalidInputError: An input is not a text; ``.index`` says which.
         """
-        return parse_inputs(list(inputs), self.prompt, self.route.tokenizer.chat)[0]
+        items = list(inputs)
+        if self.reads_images:
+            for index, item in enumerate(items):
+                if isinstance(item, str) and is_data_uri(item):
+                    raise InvalidInputError(
+                        f"Input {index} is an image as a data URI, and only texts are read here. Encode images with "
+                        "SentenceTransformer.encode in Python.",
+                        index,
+                    )
+        return parse_inputs(items, self.prompt, self.route.tokenizer.chat)[0]
 
     def from_ids(self, ids: Sequence[int]) -> TokenIds:
         """A text as ids of this model's tokenizer.

@@ -61,7 +61,11 @@ def is_batch(inputs: Any) -> bool:
 
 
 def _not_text(item: Any, index: int | None) -> InvalidInputError:
-    if isinstance(item, bytes | bytearray):
+    if type(item).__module__.startswith("PIL.") or (isinstance(item, dict) and "image" in item):
+        remedy = (
+            "SentenceTransformer.encode reads images, with the bundle of a model that reads both, as clip-ViT-B-32."
+        )
+    elif isinstance(item, bytes | bytearray):
         remedy = "Decode bytes first: data.decode('utf-8')."
     elif type(item).__name__ in _MISSING or (isinstance(item, float | np.floating) and np.isnan(item)):
         remedy = "Missing values have to be dropped or replaced first, for example by ''."

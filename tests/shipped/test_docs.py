@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for
 RUN_AS_THEY_STAND = ("README.md", "docs/guide.md", "docs/integrations.md")
 # Blocks that import one of these are skipped where it is not installed.
 HOSTS = (
+    "PIL",
     "chromadb",
     "haystack",
     "lancedb",
@@ -54,6 +56,14 @@ def directory(minilm_bundle: Path, shared_directory: Path, tmp_path_factory: pyt
     late = late_interaction.row("answerdotai/answerai-colbert-small-v1")
     checkpoint = late_interaction.build_late_checkpoint(late, shared_directory / "late")
     export(checkpoint, directory / f"{late.name.partition('/')[2]}-fp32", name=late.name)
+    if importlib.util.find_spec("PIL") is not None:
+        from PIL import Image
+
+        from tests.clip_checkpoints import clip_bundle
+
+        (directory / "clip-ViT-B-32-fp32").symlink_to(clip_bundle(shared_directory)[1])
+        for name in ("harbour.jpg", "dog.png"):
+            Image.new("RGB", (64, 48), (20, 90, 160)).save(directory / name)
     return directory
 
 

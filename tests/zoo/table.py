@@ -548,3 +548,51 @@ _RERANK = (
 )
 
 PUBLISHED: tuple[ModelRow, ...] = (*_EMBEDDING, *_SPARSE, *_RERANK)
+
+
+@dataclass(frozen=True)
+class ImageModelRow:
+    """A published model that reads texts and images: a tower for each, and a processor of images."""
+
+    name: str
+    model_type: str
+    # The towers of texts and of images, and the dimensions of the vectors that both give.
+    text: tuple[Size, Size]
+    vision: tuple[Size, Size]
+    projection: tuple[int, int]
+    # Pixels of an edge: of an image and of a patch.
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    positions: int
+    config: Mapping[str, object] = field(default_factory=dict, hash=False)
+    processor: Mapping[str, object] = field(default_factory=dict, hash=False)
+    source: str = FACTS
+
+
+# Each pair has the published size and the built one.
+IMAGE_MODELS: tuple[ImageModelRow, ...] = (
+    ImageModelRow(
+        "clip-ViT-B-32",
+        "clip",
+        text=(Size(12, 512, 8, 2048), Size(2, 64, 4, 128)),
+        vision=(Size(12, 768, 12, 3072), Size(2, 96, 4, 128)),
+        projection=(512, 32),
+        image_size=(224, 48),
+        patch_size=(32, 16),
+        positions=77,
+        config={"hidden_act": "quick_gelu"},
+        processor={
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "resample": 3,
+            "do_center_crop": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+        source=GENERAL,
+    ),
+)

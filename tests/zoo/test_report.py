@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from . import late_interaction
 from .rows import ROWS, row
+from .table import IMAGE_MODELS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-FP32, INT8 = (
+FP32, INT8, IMAGES = (
     [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| ")][1:]
-    for part in PAGE.split("\n## int8\n")
+    for part in re.split(r"\n## (?:int8|Texts and images)\n", PAGE)
 )
 
 
@@ -20,6 +22,7 @@ def test_every_row_of_the_table_has_its_figures() -> None:
     names = [row.name for row in (*ROWS, *late_interaction.ROWS)]
     assert [cells[0] for cells in FP32] == names
     assert [cells[0] for cells in INT8] == names
+    assert [cells[0] for cells in IMAGES] == [row.name for row in IMAGE_MODELS]
 
 
 @pytest.mark.parametrize("cells", FP32, ids=lambda cells: cells[0])
@@ -48,3 +51,10 @@ def test_a_row_of_int8_has_figures_or_a_reason(cells: list[str]) -> None:
     else:
         assert len([float(cell) for cell in cells[1:5]]) == 4
         assert int(cells[5]) >= 0
+
+
+@pytest.mark.parametrize("cells", IMAGES, ids=lambda cells: cells[0])
+def test_a_row_of_images_has_its_figures(cells: list[str]) -> None:
+    texts, difference, images, other, batching = (float(cell) for cell in cells[2:])
+    assert min(texts, images) > 0.99999
+    assert max(difference, other, batching) < 1e-5

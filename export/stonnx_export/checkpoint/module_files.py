@@ -14,6 +14,7 @@ from stonnx_export.checkpoint.files import damage_named, optional_object, read_o
 from stonnx_export.checkpoint.modules import (
     ACTIVATIONS,
     POOLING_MODES,
+    CLIPModel,
     Code,
     Dense,
     HierarchicalTokenPooling,
@@ -61,6 +62,9 @@ _FEATURES = ("sentence_embedding", "token_embeddings")
 
 # The feature that the modules of a CrossEncoder end with.
 SCORES = "scores"
+
+# What sentence-transformers calls for each kind of input of a CLIP network.
+_CLIP_MODALITIES = {"text": {"method": "get_text_features"}, "image": {"method": "get_image_features"}}
 
 # The output to read from a network for texts: token embeddings, or the logits of a head.
 _OUTPUTS = ("last_hidden_state", "logits")
@@ -131,6 +135,8 @@ def transformer_file(folder: Path) -> Path | None:
 
 
 def _read_transformer(folder: Path) -> Transformer:
+    if optional_object(folder / "config.json").get("model_type") == "clip":
+        return _read_clip(folder)
     settings = transformer_settings(folder)
     text_arguments(settings.get("processing_kwargs") or {}, transformer_file(folder), chat=False)
     text = (settings.get("modality_config") or {}).get("text", {})
@@ -178,6 +184,28 @@ def query_expansion(settings: Any, place: str) -> QueryExpansion | None:
             f"{length!r}. sentence-transformers refuses that, too."
         )
     return QueryExpansion(length, strategy == "fixed", attend, settings.get("token"))
+
+
+def _read_clip(folder: Path) -> CLIPModel:
+    """A CLIP network, which both its own module of older versions and a Transformer may hold."""
+    kind = read_object(folder / "config.json").get("model_type")
+    if kind != "clip":
+        raise UnsupportedError(
+            f"{folder} is a network of the type {kind!r} in a CLIPModel, which cannot be exported. The one that can: "
+            "'clip', as in clip-ViT-B-32."
+        )
+    settings = transformer_settings(folder)
+    refused = [name for name in (*_REFUSED_TRANSFORMER_SETTINGS, "processing_kwargs") if settings.get(name)]
+    modalities = settings.get("modality_config") or _CLIP_MODALITIES
+    methods = {modality: (entry or {}).get("method") for modality, entry in modalities.items()}
+    if methods != {modality: entry["method"] for modality, entry in _CLIP_MODALITIES.items()}:
+        refused.append("modality_config")
+    if refused:
+        raise UnsupportedError(
+            f"{_transformer_file(folder)} sets {', '.join(refused)}, which cannot be exported for a CLIP network. Its "
+            "texts come from get_text_features and its images from get_image_features, all texts alike."
+        )
+    return CLIPModel(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
 
 
 def _read_static_embedding(folder: Path) -> StaticEmbedding:
@@ -329,6 +357,7 @@ def _read_logit_score(folder: Path) -> LogitScore:
 _READERS: Mapping[str, Callable[[Path], Module]] = {
     "Transformer": _read_transformer,
     "MLMTransformer": _read_transformer,
+    "CLIPModel": _read_clip,
     "StaticEmbedding": _read_static_embedding,
     "SparseStaticEmbedding": _read_sparse_static_embedding,
     "WeightedLayerPooling": _read_weighted_layer_pooling,

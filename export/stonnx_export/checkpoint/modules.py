@@ -70,6 +70,11 @@ class LogitScore:
 
 
 @dataclass(frozen=True)
+class CLIPModel(Transformer):
+    """A network with a half for texts and a half for images. Each gives a vector directly, without a Pooling."""
+
+
+@dataclass(frozen=True)
 class StaticEmbedding:
     """A table with one row for each token; the vector of a text is the mean of its rows."""
 
@@ -183,6 +188,7 @@ class Code:
 
 Module = (
     Transformer
+    | CLIPModel
     | StaticEmbedding
     | SparseStaticEmbedding
     | WeightedLayerPooling
@@ -202,6 +208,11 @@ Module = (
 def is_code(chain: tuple[Module, ...]) -> bool:
     """Whether a chain has modules that are code of the repository."""
     return any(isinstance(module, Code) or (isinstance(module, Transformer) and module.code) for module in chain)
+
+
+def reads_images(chain: tuple[Module, ...]) -> bool:
+    """Whether a chain reads images as well as texts."""
+    return isinstance(chain[0], CLIPModel)
 
 
 def describe(module: Module) -> tuple[str, dict[str, Any]]:

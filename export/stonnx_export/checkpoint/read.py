@@ -20,6 +20,7 @@ from stonnx_export.checkpoint.files import damage_named, optional_object, read_j
 from stonnx_export.checkpoint.late_interaction import is_late_interaction, read_late_interaction, refuse_expansion
 from stonnx_export.checkpoint.module_files import SCORES, activation_name, read_module
 from stonnx_export.checkpoint.modules import (
+    CLIPModel,
     Code,
     Dense,
     LogitScore,
@@ -47,6 +48,8 @@ _FIRST_MODULES = (Transformer, StaticEmbedding, SparseStaticEmbedding)
 _ANSWERS = ("yes", "no")
 _TASK_OF_MODEL_TYPE: dict[str, Task] = {row.class_name: row.name for row in TASKS.values()}
 _TASK_OF_MODEL_TYPE["ColBERT"] = "multivector"  # PyLate's
+# A CLIP network's positions for texts unless its configuration says something else.
+_CLIP_POSITIONS = 77
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,8 @@ def _read_routes(directory: Path, trusted: bool) -> Routes:
     if not modules_file.is_file():
         # sentence-transformers treats a plain transformers checkpoint in this way.
         config = read_object(directory / "config.json")
+        if config.get("model_type") == "clip":
+            return Routes({DEFAULT_ROUTE: (CLIPModel(),)}, {DEFAULT_ROUTE: directory})
         architecture = _architecture(config)
         causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
         chain = (Transformer(), Pooling(("lasttoken" if causal else "mean",), True))
@@ -348,6 +353,9 @@ def _activation(settings: Mapping[str, Any], config: Mapping[str, Any], num_labe
 
 def _positions(config: Mapping[str, Any]) -> int | None:
     """Tokens that fit into the network's table of positions."""
+    if config.get("model_type") == "clip":
+        texts = {**(config.get("text_config") or {}), **(config.get("text_config_dict") or {})}
+        return int(texts.get("max_position_embeddings", _CLIP_POSITIONS))
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or positions <= 0:
         return None

@@ -12,7 +12,7 @@ from stonnx._errors import UnsupportedError
 from stonnx._tasks import TASKS, Task
 from stonnx_export.checkpoint import modules
 from stonnx_export.graph.builder import GraphBuilder
-from stonnx_export.graph.read import last_dimension
+from stonnx_export.graph.read import input_named, last_dimension
 from stonnx_export.heads.activations import ACTIVATIONS
 from stonnx_export.heads.dense import dense, layer_norm, normalize
 from stonnx_export.heads.logit_score import logit_score
@@ -29,25 +29,26 @@ def graft(
     ``embedding`` has ``sentence_embedding`` [B, dim] and, if there are tokens, ``token_embeddings`` [B, S, H];
     ``sparse`` has ``sparse_embedding`` [B, dim], ``rerank`` has ``logits`` [B, labels]; ``multivector`` has
     ``token_embeddings`` [B, S, dim] and ``row_mask`` [B, S], of ``rows``. The given graph has the input
-    ``attention_mask`` [B, S]. Its outputs are the token embeddings [B, S, H], the logits [B, S, V] of the vocabulary or
-    of some of its tokens, the hidden states of every layer, or the vector [B, H] of a module that gives one directly.
+    ``attention_mask`` [B, S], unless it reads images. Its outputs are the token embeddings [B, S, H], the logits
+    [B, S, V] of the vocabulary or of some of its tokens, the hidden states of every layer, or the vector [B, H] of a
+    module that gives one directly.
     """
     graph = model.graph
     op = GraphBuilder(graph)
-    mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    mask = input_named(graph, "attention_mask")
     states = list(graph.outputs)
     tokens: ir.Value | None = states[-1]
     vector: ir.Value | None = None
-    if not isinstance(chain[0], modules.Transformer):
+    if not isinstance(chain[0], modules.Transformer) or modules.reads_images(chain):
         tokens, vector = None, states[0]
     for module in chain[1:]:
         if isinstance(module, modules.WeightedLayerPooling) and tokens is not None:
             tokens = weighted_layers(op, module, states)
-        elif isinstance(module, modules.Pooling) and tokens is not None:
+        elif isinstance(module, modules.Pooling) and tokens is not None and mask is not None:
             vector = pool(op, module, tokens, mask)
-        elif isinstance(module, modules.SpladePooling) and tokens is not None:
+        elif isinstance(module, modules.SpladePooling) and tokens is not None and mask is not None:
             vector = splade(op, module, tokens, mask)
-        elif isinstance(module, modules.LogitScore) and tokens is not None:
+        elif isinstance(module, modules.LogitScore) and tokens is not None and mask is not None:
             vector = logit_score(op, module, tokens, mask)
         elif isinstance(module, modules.Dense) and module.tokens and tokens is not None:
             tokens = dense(op, module, tokens)

@@ -139,6 +139,10 @@ class OnnxOriginal:
                 return tables.sparse_static_embedding(weight)
         return self._files[route].network(token_types=self._tokenizers[route].token_types)
 
+    def images(self) -> None:
+        """A network that reads images is exported from PyTorch only."""
+        return
+
     def tokenizer(self, route: str) -> OriginalTokenizer:
         return self._tokenizers[route].tokenizer
 

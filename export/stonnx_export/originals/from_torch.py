@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,14 @@ from stonnx._errors import MissingDependencyError, UnsupportedError
 from stonnx._tasks import TASKS
 from stonnx._text.tokens import Text
 from stonnx_export.checkpoint.modules import (
+    CLIPModel,
     LogitScore,
     Pooling,
     SparseStaticEmbedding,
     StaticEmbedding,
     WeightedLayerPooling,
     is_code,
+    reads_images,
 )
 from stonnx_export.checkpoint.processing import text_arguments
 from stonnx_export.checkpoint.read import Checkpoint
@@ -35,8 +37,11 @@ from stonnx_export.heads import tables
 from stonnx_export.originals.adapter import CONFIG, check_adapter, merged
 from stonnx_export.originals.chat import chat_template
 from stonnx_export.originals.original import LoadReport, OriginalTokenizer, bare_tokenizer, in_front
-from stonnx_export.originals.trace import Output, trace, trace_answers, trace_chain
+from stonnx_export.originals.trace import Output, trace, trace_answers, trace_chain, trace_texts
 from stonnx_export.originals.weights import has_sixteen_bits, refuse_missing, refuse_random, unexpected, watch_loading
+
+if TYPE_CHECKING:
+    from stonnx_export.originals.images import ImageOriginal
 
 # The setting that cuts the results of a task short, unless it is None.
 _SETTINGS = {"embedding": "truncate_dim", "sparse": "max_active_dims"}
@@ -103,6 +108,8 @@ class TorchOriginal:
             names = self._tokenizer(route).model_input_names
             return trace_chain(self._modules(route), key, token_types="token_type_ids" in names)
         match chain[0]:
+            case CLIPModel():
+                return trace_texts(self._modules(route)[0].model)
             case StaticEmbedding():
                 return tables.static_embedding(chain[0].weight)
             case SparseStaticEmbedding():
@@ -122,6 +129,13 @@ class TorchOriginal:
         token_types = "token_type_ids" in self._tokenizer(route).model_input_names
         with merged(network):
             return trace(network, token_types=token_types, output=output)
+
+    def images(self) -> ImageOriginal | None:
+        if not reads_images(self._checkpoint.chain):
+            return None
+        from stonnx_export.originals.images import ImageOriginal
+
+        return ImageOriginal(self._modules(DEFAULT_ROUTE), self._model, str(self._checkpoint.directory))
 
     def tokenizer(self, route: str) -> OriginalTokenizer:
         source = self._tokenizer(route)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from stonnx._exporter import exporter_needed
 from stonnx._hub.download import download, missing_for_pytorch
 from stonnx._hub.names import full_name
 from stonnx._tasks import Task
+from stonnx_export.checkpoint.modules import reads_images
 from stonnx_export.checkpoint.read import Checkpoint, read_checkpoint
 from stonnx_export.checkpoint.repository_code import Trust, refuse_network_code, refuse_tokenizer_code
 from stonnx_export.originals.original import Original
@@ -133,6 +135,9 @@ def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
         raise UnsupportedError(
             f"{checkpoint.directory} is an adapter for {checkpoint.base!r}. PyTorch merges the two: --source torch"
         )
+    if reads_images(checkpoint.chain):
+        _check_images(checkpoint, source)
+        source = "torch"
     if source == "onnx" or (source == "torch" and missing is None):
         return source
     folders = {*checkpoint.folders.values()}
@@ -152,6 +157,20 @@ def _choose_source(checkpoint: Checkpoint, source: SourceKind) -> SourceKind:
         'Install the exporter with: pip install "stonnx[cpu,export]"\n'
         "Without PyTorch, a checkpoint that has onnx/model.onnx can be exported from that: --source onnx"
     )
+
+
+def _check_images(checkpoint: Checkpoint, source: SourceKind) -> None:
+    """Check what the export of a network that reads images needs."""
+    if source == "onnx":
+        raise UnsupportedError(
+            f"{checkpoint.directory} reads texts and images, and is exported from its PyTorch weights only: --source "
+            "torch"
+        )
+    if importlib.util.find_spec("PIL") is None:
+        raise MissingDependencyError(
+            f"{checkpoint.directory} reads images, and its export needs pillow, which is not installed. Install it "
+            'with: pip install "stonnx[image]"'
+        )
 
 
 def _has_onnx(checkpoint: Checkpoint) -> bool:

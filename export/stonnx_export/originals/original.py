@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ import tokenizers
 
 from stonnx._bundle.manifest import ChatTemplate
 from stonnx._text.tokens import Text
+
+if TYPE_CHECKING:
+    from stonnx_export.originals.images import ImageOriginal
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,13 @@ class Original(Protocol):
 
         If modules of the route are code of the repository, the graph contains all modules. Then a vector [B, dim]
         leaves it, and the token embeddings if there are any.
+        """
+
+    def images(self) -> ImageOriginal | None:
+        """Its half for images; None if it reads texts only.
+
+        Raises:
+            UnsupportedError: Its image processor cannot be followed.
         """
 
     def tokenizer(self, route: str) -> OriginalTokenizer:

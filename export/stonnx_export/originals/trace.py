@@ -138,6 +138,49 @@ def trace_chain(modules: Sequence[torch.nn.Module], output: str, *, token_types:
     return _trace(_Chain(modules, names, output), names, network)
 
 
+class _Tower(torch.nn.Module):  # type: ignore[misc]
+    """One half of a network that gives texts and images vectors in the same space."""
+
+    def __init__(self, model: torch.nn.Module, method: str, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self.inputs = inputs
+
+    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+        found = getattr(self.model, self.method)(**dict(zip(self.inputs, values, strict=True)))
+        # transformers 4 gives the vector itself.
+        vector: torch.Tensor = found if isinstance(found, torch.Tensor) else found.pooler_output
+        return vector
+
+
+def trace_texts(model: torch.nn.Module) -> ir.Model:
+    """Trace the half of a CLIP network that reads texts: as :func:`trace`, with a vector [batch, features]."""
+    names = ("input_ids", "attention_mask")
+    traced = _trace(_Tower(model, "get_text_features", names), names, model)
+    _name_by_module(traced.graph)
+    return traced
+
+
+def trace_images(model: torch.nn.Module, size: int) -> ir.Model:
+    """Trace the half of a CLIP network that reads images.
+
+    Returns:
+        A graph with the input ``pixel_values``, float32 [batch, 3, size, size], and a vector [batch, features].
+
+    Raises:
+        UnsupportedError: The code of the network does something that a graph cannot express.
+    """
+    names = ("pixel_values",)
+    example = (torch.zeros(_BATCH, 3, size, size),)
+    traced = _exported(_Tower(model, "get_image_features", names), names, example, {0: torch.export.Dim.DYNAMIC}, model)
+    traced.graph.inputs[0].shape = ir.Shape(("batch", 3, size, size))
+    vector = traced.graph.outputs[0]
+    vector.shape = ir.Shape(("batch", last_dimension(vector)))
+    _name_by_module(traced.graph)
+    return traced
+
+
 def _input_names(model: torch.nn.Module, token_types: bool) -> tuple[str, ...]:
     has_types = token_types and "token_type_ids" in inspect.signature(model.forward).parameters
     return ("input_ids", "attention_mask", "token_type_ids") if has_types else ("input_ids", "attention_mask")
@@ -149,10 +192,27 @@ def _trace(traceable: torch.nn.Module, names: tuple[str, ...], model: torch.nn.M
     mask[1, _SEQUENCE - 2 :] = 0
     example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     dimensions = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    traced = _exported(traceable, names, tuple(example[name] for name in names), dimensions, model)
+    for value in traced.graph.inputs:
+        value.shape = ir.Shape(("batch", "sequence"))
+    for value in traced.graph.outputs:
+        features = last_dimension(value)
+        rank = 2 if value.shape is not None and len(value.shape) == 2 else 3
+        value.shape = ir.Shape(("batch", "sequence", features) if rank == 3 else ("batch", features))
+    return traced
+
+
+def _exported(
+    traceable: torch.nn.Module,
+    names: tuple[str, ...],
+    example: tuple[torch.Tensor, ...],
+    dimensions: dict[int, Any],
+    model: torch.nn.Module,
+) -> ir.Model:
     with _refused(model), _quiet(), torch.no_grad():
         program = torch.onnx.export(
             traceable.eval(),
-            tuple(example[name] for name in names),
+            example,
             dynamo=True,
             opset_version=OPSET,
             input_names=list(names),
@@ -161,12 +221,6 @@ def _trace(traceable: torch.nn.Module, names: tuple[str, ...], model: torch.nn.M
         )
     assert program is not None
     traced: ir.Model = program.model
-    for value in traced.graph.inputs:
-        value.shape = ir.Shape(("batch", "sequence"))
-    for value in traced.graph.outputs:
-        features = last_dimension(value)
-        rank = 2 if value.shape is not None and len(value.shape) == 2 else 3
-        value.shape = ir.Shape(("batch", "sequence", features) if rank == 3 else ("batch", features))
     return traced
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import tokenizers
@@ -14,6 +15,7 @@ from stonnx._bundle.manifest import (
     DEFAULT_ROUTE,
     SCHEMA_VERSION,
     Expansion,
+    ImageTower,
     Manifest,
     ModuleSpec,
     Route,
@@ -33,6 +35,9 @@ from stonnx_export.graph.save import save
 from stonnx_export.originals.original import LoadReport, Original, OriginalTokenizer
 from stonnx_export.originals.text_limits import limits_of_tasks, text_limit
 from stonnx_export.recipes import Recipe
+
+if TYPE_CHECKING:
+    from stonnx_export.originals.images import ImageOriginal
 
 
 def clear(directory: Path) -> None:
@@ -65,6 +70,19 @@ def write_routes(
             saturation_safe=safe.get(route, {}),
         )
     return routes
+
+
+def write_image_tower(graph: ir.Model, original: ImageOriginal, directory: Path) -> ImageTower:
+    """Write the graph of images. Returns its entry in the manifest."""
+    return ImageTower(
+        graph=_write_graph(graph, directory, "image-model.onnx"),
+        opset=OPSET,
+        inputs=tuple(_spec(value) for value in graph.graph.inputs),
+        outputs=tuple(_spec(value) for value in graph.graph.outputs),
+        processor=original.processor,
+        tokens=original.patches + 1,
+        precision="float32",
+    )
 
 
 def _write_graph(graph: ir.Model, directory: Path, name: str) -> str:

@@ -273,4 +273,11 @@ def _interface(manifest: Manifest) -> str:
         inputs = ", ".join(f"`{spec.name}`{' (optional)' if spec.optional else ''}" for spec in route.inputs)
         outputs = ", ".join(f"`{spec.name}` [{', '.join(map(str, spec.shape))}]" for spec in route.outputs)
         lines.append(f"`{route.graph}` has the inputs {inputs}, and the outputs {outputs}.")
+    if manifest.image is not None:
+        shape = ", ".join(map(str, manifest.image.inputs[0].shape))
+        lines.append(
+            f"`{manifest.image.graph}` reads images, in {manifest.image.precision}: it has the input `pixel_values` "
+            f"[{shape}] and gives `{manifest.image.outputs[0].name}`. `stonnx.json` says how an image becomes "
+            "`pixel_values`."
+        )
     return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""Images among the inputs of ``encode``, for a bundle with a graph of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stonnx._engine.engine import Engine
+from stonnx._errors import InvalidInputError, TextTooLongError, UnsupportedError
+from stonnx._images.inputs import MixedInputs, parse_mixed
+from stonnx._images.pixels import pixel_values
+from stonnx._progress import progress_bar
+from stonnx._text.chat import Chat
+from stonnx._text.inputs import parse_inputs
+
+_Rows = npt.NDArray[np.float32]
+
+
+def parse_for(engine: Engine, inputs: Any, prompt: str | None, chat: Chat | None = None) -> MixedInputs:
+    """The texts and the images of a call. For a bundle that reads texts only, every input must be a text.
+
+    Raises:
+        InvalidInputError: An input is not what the bundle reads; the error has its index.
+    """
+    if engine.manifest.image is not None:
+        return parse_mixed(inputs, prompt)
+    texts, single = parse_inputs(inputs, prompt, chat)
+    return MixedInputs(texts, [*range(len(texts))], [], [], single)
+
+
+def refuse_images(inputs: MixedInputs, output_value: str | None, *, in_processes: bool) -> None:
+    """Raise UnsupportedError if a call with images asks for what only texts have."""
+    if not inputs.images:
+        return
+    if output_value != "sentence_embedding":
+        raise UnsupportedError(
+            f"output_value={output_value!r} is for texts, and input {inputs.image_places[0]} is an image. Images have "
+            "output_value='sentence_embedding' only."
+        )
+    if in_processes:
+        raise UnsupportedError(
+            f"A pool of processes encodes texts, and input {inputs.image_places[0]} is an image. Encode images without "
+            "pool and without a list of devices: all threads of this process work on them."
+        )
+
+
+def image_features(engine: Engine, inputs: MixedInputs) -> dict[str, Any] | None:
+    """The network's input for images: ``pixel_values`` float32 [images, 3, height, width]. None: there are none.
+
+    Raises:
+        UnsupportedError: There are texts beside them.
+    """
+    tower = engine.manifest.image
+    if tower is None or not inputs.images:
+        return None
+    if inputs.texts:
+        raise UnsupportedError(
+            "preprocess takes texts or images, because the network reads them in different forms. Call it for each."
+        )
+    numbered = zip(inputs.images, inputs.image_places, strict=True)
+    rows = [pixel_values(image, tower.processor, place) for image, place in numbered]
+    return {"pixel_values": np.stack(rows), "modality": "image"}
+
+
+def image_rows(
+    engine: Engine,
+    inputs: MixedInputs,
+    embed_texts: Callable[[], _Rows | None],
+    *,
+    width: int,
+    batch_size: int,
+    show: bool | None,
+) -> _Rows:
+    """The vectors of texts and images, in the order of the inputs: float32 [inputs, width]."""
+    result = np.empty((len(inputs), width), dtype=np.float32)
+    try:
+        rows = embed_texts()
+    except TextTooLongError as error:
+        error.shift(inputs.text_places[error.index] - error.index)
+        raise
+    except InvalidInputError as error:  # of the tokenizer, which knows the texts only
+        if error.index is not None:
+            error.index = inputs.text_places[error.index]
+        raise
+    if rows is not None:
+        result[inputs.text_places] = rows
+    places = [None] if inputs.single else inputs.image_places
+    with progress_bar(len(inputs.images), show, "image") as advance:
+        result[inputs.image_places] = engine.images.vectors(inputs.images, places, batch_size, advance)
+    return result

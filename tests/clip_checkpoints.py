@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from stonnx_export import export
-from tests.zoo.checkpoints import _randomize
+from tests.zoo.checkpoints import randomize
 from tests.zoo.table import IMAGE_MODELS, Size
 from tests.zoo.tokenizers import CORPUS
 
@@ -57,7 +57,7 @@ def write_clip(
         model = CLIPModel(config)
         generator = torch.Generator().manual_seed(seed)
         for part in (model.text_model, model.vision_model, model.text_projection, model.visual_projection):
-            _randomize(part, generator)
+            randomize(part, generator)
         with torch.no_grad():
             # A patch has 768 numbers: their sum is to weigh as much as a position.
             model.vision_model.embeddings.patch_embedding.weight *= 0.04

@@ -63,6 +63,8 @@ _FEATURES = ("sentence_embedding", "token_embeddings")
 # The feature that the modules of a CrossEncoder end with.
 SCORES = "scores"
 
+# Settings that treat some texts of a CLIP network in another way. No published checkpoint has them.
+_REFUSED_CLIP_SETTINGS = ("query_length", "document_length", "query_expansion", "processing_kwargs")
 # What sentence-transformers calls for each kind of input of a CLIP network.
 _CLIP_MODALITIES = {"text": {"method": "get_text_features"}, "image": {"method": "get_image_features"}}
 
@@ -195,7 +197,7 @@ def _read_clip(folder: Path) -> CLIPModel:
             "'clip', as in clip-ViT-B-32."
         )
     settings = transformer_settings(folder)
-    refused = [name for name in (*_REFUSED_TRANSFORMER_SETTINGS, "processing_kwargs") if settings.get(name)]
+    refused = [name for name in _REFUSED_CLIP_SETTINGS if settings.get(name)]
     modalities = settings.get("modality_config") or _CLIP_MODALITIES
     methods = {modality: (entry or {}).get("method") for modality, entry in modalities.items()}
     if methods != {modality: entry["method"] for modality, entry in _CLIP_MODALITIES.items()}:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._arguments import check_integer
+from stonnx._arguments import check_integer, check_texts
 from stonnx._device.options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
 from stonnx._errors import InvalidArgumentError, UnsupportedError
+from stonnx._images.inputs import parse_mixed
 from stonnx._model.embedding_model import EmbeddingModel, encode_for
-from stonnx._model.images import image_rows, parse_for, refuse_images
+from stonnx._model.images import image_features, image_rows, parse_for, refuse_images
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results.dense import PRECISIONS, Precision, Rows, finish_embeddings, finish_token_embeddings, to_torch
@@ -270,6 +271,22 @@ class SentenceTransformer(EmbeddingModel):
     # Both have the arguments of `encode`, its types included.
     encode_query = encode_for("query", encode)
     encode_document = encode_for("document", encode)
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """The network's input for some texts: as for other models. Or for some images, if the model reads them.
+
+        Returns:
+            For images ``pixel_values``, float32 [images, 3, height, width], and ``modality``.
+
+        Raises:
+            UnsupportedError: There are texts and images.
+        """
+        if self._engine.manifest.image is not None:
+            inputs = list(check_texts("inputs", inputs))
+            features = image_features(self._engine.manifest.image, parse_mixed(inputs))
+            if features is not None:
+                return features
+        return super().preprocess(inputs, prompt, **kwargs)
 
     def encode_multi_process(
         self,

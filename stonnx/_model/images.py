@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stonnx._bundle.manifest import ImageTower
 from stonnx._engine.engine import Engine
 from stonnx._errors import InvalidInputError, TextTooLongError, UnsupportedError
 from stonnx._images.inputs import MixedInputs, parse_mixed
@@ -47,14 +48,13 @@ def refuse_images(inputs: MixedInputs, output_value: str | None, *, in_processes
         )
 
 
-def image_features(engine: Engine, inputs: MixedInputs) -> dict[str, Any] | None:
+def image_features(tower: ImageTower, inputs: MixedInputs) -> dict[str, Any] | None:
     """The network's input for images: ``pixel_values`` float32 [images, 3, height, width]. None: there are none.
 
     Raises:
         UnsupportedError: There are texts beside them.
     """
-    tower = engine.manifest.image
-    if tower is None or not inputs.images:
+    if not inputs.images:
         return None
     if inputs.texts:
         raise UnsupportedError(

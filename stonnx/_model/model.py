@@ -25,7 +25,6 @@ from stonnx._hub.find import find_bundle
 from stonnx._limits import Limits
 from stonnx._model.call import PoolCall, is_same_device, warn_of_truncation
 from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
-from stonnx._model.images import image_features, parse_for
 from stonnx._model.info import ModelInfo
 from stonnx._model.pool import Pool, borrowed, check_chunk_size, run_in_pool
 from stonnx._model.pooled import Pooled
@@ -313,19 +312,14 @@ class Model(Pooled, Servable, Compatibility):
         Returns:
             ``input_ids``, ``attention_mask`` and, if the network takes them, ``token_type_ids``: int64 arrays
             [texts, longest], padded on the right; ``modality``; with a prompt, its ``prompt_length`` in tokens, unless
-            a chat template has a place for it. ``query_expansion_positions``: where tokens fill up queries, bool. For
-            images, ``pixel_values`` [images, 3, height, width] and ``modality``.
+            a chat template has a place for it. ``query_expansion_positions``: where tokens fill up queries, bool.
         """
         task = kwargs.pop("task", None)
         if kwargs:
             raise InvalidArgumentError(f"preprocess does not take {', '.join(kwargs)}. Allowed: task.")
         inputs = list(check_texts("inputs", inputs))
         chat = self._chat(task)
-        parsed = parse_for(self._engine, inputs, prompt, chat)
-        images = image_features(self._engine, parsed)
-        if images is not None:
-            return images
-        texts = parsed.texts
+        texts, _ = parse_inputs(inputs, prompt, chat)
         if not texts:
             return {}
         route = self._engine.route_of_call(task)

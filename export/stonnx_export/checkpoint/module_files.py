@@ -204,7 +204,7 @@ def _read_clip(folder: Path) -> CLIPModel:
         refused.append("modality_config")
     if refused:
         raise UnsupportedError(
-            f"{_transformer_file(folder)} sets {', '.join(refused)}, which cannot be exported for a CLIP network. Its "
+            f"{transformer_file(folder)} sets {', '.join(refused)}, which cannot be exported for a CLIP network. Its "
             "texts come from get_text_features and its images from get_image_features, all texts alike."
         )
     return CLIPModel(settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))

@@ -325,3 +325,13 @@ def test_long_files_give_a_reason(place: str) -> None:
         if len(lines) > LONGEST and not REASON.search("\n".join(lines[:12])):
             wrong.append(f"{path.relative_to(ROOT)} has {len(lines)} lines; split it, or say why it has over 400 lines")
     assert not wrong, "\n".join(wrong)
+
+
+def test_names_of_test_files_are_their_own() -> None:
+    """pytest imports a test file by its bare name, unless its directory is a package: two of one name cannot run."""
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if not (path.parent / "__init__.py").is_file() and path.name != "conftest.py":
+            places.setdefault(path.name, []).append(path.relative_to(ROOT).as_posix())
+    wrong = [" and ".join(paths) for paths in places.values() if len(paths) > 1]
+    assert not wrong, f"rename one of {'; '.join(wrong)}"

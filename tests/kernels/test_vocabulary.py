@@ -15,12 +15,13 @@ from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.int8 import products as products_module
 from stonnx_export.int8 import tables as tables_module
 from stonnx_export.int8.quantization import Quantization
-from stonnx_export.kernels import outline
+from stonnx_export.kernels import bfloat16, outline
+from stonnx_export.kernels.products import WeightKind
 from stonnx_export.passes import splade_chunks
 
 from .layers import TOKENS, feeds_of, session_of
 
-DTYPES = ("int8", "fp32")
+KINDS: Mapping[str, WeightKind] = {"int8": "Int8", "fp32": "Float", "bf16": "BFloat16"}
 # Words, and the width of a token: of whole panels and steps, and of neither.
 SIZES = [(256, 64), (250, 54), (301, 130)]
 # Rows of the feeds of layers are below this.
@@ -54,15 +55,18 @@ class Vocabulary:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(products_module, "_SMALLEST", 1)
             patch.setattr(tables_module, "_SMALLEST", 1)
+            patch.setattr(bfloat16, "_SMALLEST", 1)
             patch.setattr(splade_chunks, "CHUNK", 100)
             model = plain.clone()
             splade_chunks.run(model)
             if dtype == "int8":
                 sequences = [np.random.default_rng(0).integers(0, FEWEST_WORDS, 24).tolist() for _ in range(4)]
                 model, _, _ = Quantization(model, sequences).apply()
+            if dtype == "bf16":
+                assert bfloat16.run(model).fired == 1
         model.graph.sort()
         stock = model.clone()
-        self.found = outline.run(model, {"Int8" if dtype == "int8" else "Float"})
+        self.found = outline.run(model, {KINDS[dtype]})
         self.model = model
         as_bfloat16 = dtype == "fp32"
         self.plain, self.stock, self.body = session_of(plain), session_of(stock), session_of(model)
@@ -74,7 +78,7 @@ def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) 
     return np.asarray(result)
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(scope="module", params=KINDS)
 def dtype(request: pytest.FixtureRequest, library: native.Library) -> str:
     if request.param != "int8" and not library.bfloat16:
         pytest.skip(f"{library.variant} does not multiply bfloat16")
@@ -84,7 +88,12 @@ def dtype(request: pytest.FixtureRequest, library: native.Library) -> str:
 @pytest.mark.parametrize(("words", "width"), SIZES)
 def test_against_the_body(words: int, width: int, dtype: str, library: native.Library) -> None:
     form = Vocabulary(words, width, dtype, library)
-    assert dict(form.found.blocks) == {"VocabularyInt8" if dtype == "int8" else "VocabularyFloat": 1}
+    assert dict(form.found.blocks) == {f"Vocabulary{KINDS[dtype]}": 1}
+    (node,) = (node for node in form.model.graph if node.op_type.startswith("Vocabulary"))
+    table = node.inputs[2]
+    assert table is not None
+    assert table.const_value is not None
+    assert table.const_value.shape == (words, width)
     for lengths in ((1,), (7, 2), (33, 1, 17, 64), (300, 5, 40)):
         feeds = feeds_of(lengths)
         plain, stock, body, kernel = (run(each, feeds) for each in (form.plain, form.stock, form.body, form.kernel))

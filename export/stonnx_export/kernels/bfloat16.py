@@ -1,8 +1,9 @@
 """Weights and embedding tables stored in bfloat16: they take half the size, and kernels multiply them as they are.
 
-Requires: products ``x W`` and lookups in tables, in float32. Ensures: each large W and table is bfloat16, and a
-``Cast`` turns it into float32, which onnxruntime computes once, at load. So all arithmetic stays in float32 unless a
-kernel runs. Only the weights are rounded, each by at most 1 / 256 of itself.
+Requires: products ``x W``, lookups in tables, and products with rows of a table (see ``passes/splade_chunks``), in
+float32. Ensures: each large W and table is bfloat16, and a ``Cast`` turns it into float32, which onnxruntime computes
+once, at load. So all arithmetic stays in float32 unless a kernel runs. Only the weights are rounded, each by at most
+1 / 256 of itself.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def run(model: ir.Model) -> PassResult:
         tensor = weight.const_value
         if tensor is None or weight.is_graph_input() or tensor.dtype != ir.DataType.FLOAT or tensor.size < _SMALLEST:
             continue
-        products = [use.node for use in weight.uses() if use.node.op_type == "MatMul" and use.idx == 1]
         lookups = [use.node for use in weight.uses() if use.node.op_type == "Gather" and use.idx == 0]
+        products = [(use.node, use.idx) for use in weight.uses() if _multiplies(use.node, use.idx)]
         if len(tensor.shape) != 2 or len(products) + len(lookups) < len(weight.uses()):
             continue
         stored = _stored(graph, weight)
@@ -35,14 +36,23 @@ def run(model: ir.Model) -> PassResult:
             # Rows become float32 only after they are read: the table stays as small as it is in the file.
             _cast_after(graph, lookup, stored)
         if products:
-            op = GraphBuilder(graph, before=min(products, key=list(graph).index))
+            op = GraphBuilder(graph, before=min((node for node, _ in products), key=list(graph).index))
             value = op.Cast(stored, to=ir.DataType.FLOAT)
             value.shape, value.type = weight.shape, weight.type
-            for product in products:
-                product.replace_input_with(1, value)
+            for node, index in products:
+                node.replace_input_with(index, value)
         fired += 1
     RemoveUnusedNodesPass()(model)
     return PassResult(_NAME, fired)
+
+
+def _multiplies(node: ir.Node, index: int) -> bool:
+    """Whether a node that reads a weight at an index is a product, or takes rows of a table for products."""
+    if node.op_type == "MatMul":
+        return index == 1
+    if node.op_type not in ("Slice", "Transpose") or index != 0 or node.outputs[0].is_graph_output():
+        return False
+    return all(_multiplies(use.node, use.idx) for use in node.outputs[0].uses())
 
 
 def _stored(graph: ir.Graph, weight: ir.Value) -> ir.Value:

@@ -41,13 +41,7 @@ class Product:
     @property
     def kind(self) -> WeightKind:
         """How its weights are stored."""
-        names: dict[ir.DataType, WeightKind] = {
-            ir.DataType.INT8: "Int8",
-            ir.DataType.BFLOAT16: "BFloat16",
-            ir.DataType.FLOAT: "Float",
-        }
-        assert self.weight.dtype is not None
-        return names[self.weight.dtype]
+        return kind_of(self.weight)
 
     @property
     def settings(self) -> tuple[ir.Value, ...]:
@@ -71,7 +65,7 @@ def product_of(value: ir.Value | None) -> Product | None:
     if node is None:
         return None
     if node.op_type == "MatMul":
-        tokens, weight = node.inputs[0], _stored(node.inputs[1])
+        tokens, weight = node.inputs[0], stored(node.inputs[1])
         return Product(tokens, weight, bias) if tokens is not None and weight is not None else None
     if node.op_type == "MatMulIntegerToFloat":
         return _integer_product(node, bias)
@@ -99,7 +93,7 @@ def unshaped(value: ir.Value | None) -> ir.Value | None:
 def _integer_product(node: ir.Node, bias: ir.Value | None) -> Product | None:
     codes, weight, scale, weight_scale, zero_point, _, inner_bias = [*node.inputs, None, None, None][:7]
     quantize = codes.producer() if codes is not None else None
-    if quantize is None or quantize.op_type != "QuantizeLinear" or _stored(weight) is not weight:
+    if quantize is None or quantize.op_type != "QuantizeLinear" or stored(weight) is not weight:
         return None
     if (bias is not None and inner_bias is not None) or quantize.inputs[1] is not scale or scale is None:
         return None
@@ -130,8 +124,14 @@ def _scale_of_tokens(scale: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Va
     return (steps, least) if read is tokens else None
 
 
-def _stored(weight: ir.Value | None) -> ir.Value | None:
-    """The initializer [K, N] that a weight is, or from whose bfloat16 the graph makes it in float32; else None."""
+def kind_of(weight: ir.Value) -> WeightKind:
+    """How a weight is stored, of those that :func:`stored` finds."""
+    assert weight.const_value is not None
+    return _WEIGHTS[weight.const_value.dtype]
+
+
+def stored(weight: ir.Value | None) -> ir.Value | None:
+    """The constant matrix that a weight is, or from whose bfloat16 the graph makes it in float32; else None."""
     node = weight.producer() if weight is not None else None
     if node is not None and node.op_type == "Cast":
         weight = node.inputs[0]

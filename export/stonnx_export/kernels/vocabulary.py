@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from stonnx_export.graph.read import constant_array
 from stonnx_export.kernels.functions import Part
-from stonnx_export.kernels.products import WeightKind, unshaped
+from stonnx_export.kernels.products import WeightKind, kind_of, stored, unshaped
 
 VOCABULARY_INPUTS = ("x", "lengths", "table", "s_table")
 # What turns the mask of tokens, 0 or 1, into one of tokens that count.
@@ -49,7 +49,7 @@ def vocabularies(model: ir.Model, lengths: ir.Value | None) -> Iterator[tuple[We
             continue
         kept, states = filled.inputs[:2]
         assert kept is not None
-        kind: WeightKind = "Int8" if first.scale is not None else "Float"
+        kind = kind_of(first.table)
         inputs = dict(zip(VOCABULARY_INPUTS, (states, lengths, first.table, first.scale), strict=True))
         extras = (*first.settings, kept)
         yield kind, Part(f"Vocabulary{kind}", inputs, extras, {}, node.outputs[0], same_rows=False)
@@ -92,9 +92,9 @@ def _rows(value: ir.Value | None, operator: str) -> tuple[ir.Value, int, int] | 
     """A table, and which of its rows an operator reads: ``operator(table[start:end])``."""
     node = value.producer() if value is not None else None
     cut = node.inputs[0].producer() if node is not None and node.op_type == operator and node.inputs[0] else None
-    if cut is None or cut.op_type != "Slice" or cut.inputs[0] is None or cut.inputs[0].const_value is None:
+    table = stored(cut.inputs[0]) if cut is not None and cut.op_type == "Slice" else None
+    if cut is None or table is None:
         return None
-    table = cut.inputs[0]
     bounds = [constant_array(bound) for bound in cut.inputs[1:4]]
     if any(bound is None or bound.size != 1 for bound in bounds) or len(bounds) < 3 or len(cut.inputs) > 4:
         return None

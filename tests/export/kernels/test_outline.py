@@ -218,6 +218,24 @@ class TestDeclined:
 class TestZoo:
     """Models of the table. The last layer of rerankers and CLS pooling is computed for some tokens only."""
 
+    @pytest.mark.parametrize(("dtype", "kind"), [("fp32", "Float"), ("bf16", "BFloat16")])
+    def test_the_vocabulary_of_splade(self, dtype: str, kind: str, tmp_path: Path, tiny_feeds: Feeds) -> None:
+        model = row("naver/splade-v3-distilbert")
+        original = TracedOnce(read_checkpoint(build_checkpoint(model, tmp_path), model.task))
+        graph = original.graph("default")
+        pipeline._build(graph, original._checkpoint, "default", original, RECIPES[dtype])
+        graph.graph.sort()
+        copy = graph.clone()
+        found = outline.run(copy, RECIPES[dtype].outline)
+        assert dict(found.blocks) == {f"Attention{kind}": 2, f"FeedForward{kind}": 2, f"Vocabulary{kind}": 1}
+        assert not found.stock
+        (node,) = nodes_of(copy, f"Vocabulary{kind}")
+        # One table is both the embeddings and the vocabulary, and the file has it once.
+        tables = {str(value.name) for value in copy.graph.initializers.values() if _is_table(value)}
+        assert tables == {str(node.inputs[2].name)}
+        for lengths in BATCHES:
+            assert same_bits(graph, copy, tiny_feeds(lengths))
+
     @pytest.mark.parametrize(
         ("name", "blocks"),
         [
@@ -255,3 +273,7 @@ class TestZoo:
             feeds = tiny_feeds(lengths)
             assert same_bits(quantized, copy, feeds)
             assert same_bits(quantized, copy, {**feeds, "token_limit": np.array([1])})
+
+
+def _is_table(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.shape[0] > 20_000

@@ -9,7 +9,7 @@ Example:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stonnx._device.options import DeviceOptions
+from stonnx._device.device_options import DeviceOptions
 from stonnx._engine.stats import CallStats
 from stonnx._errors import (
     ArgumentTypeError,

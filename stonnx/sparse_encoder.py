@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stonnx._arguments import check_integer
-from stonnx._device.options import DeviceOptions
+from stonnx._device.device_options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Collector, Request
 from stonnx._errors import BundleFormatError, UnsupportedError

@@ -104,7 +104,7 @@ DOORS = {
     "stonnx._device.memory",
     "stonnx._device.kernels",
     "stonnx._device.nvidia",
-    "stonnx._device.options",
+    "stonnx._device.device_options",
     "stonnx._device.provider",
     "stonnx._device.providers",
     "stonnx._device.opening",

@@ -26,8 +26,8 @@ import stonnx
 from benchmarks.texts import texts
 from stonnx._cache import cache_directory
 from stonnx._device import nvidia
+from stonnx._device.device_options import DeviceOptions
 from stonnx._device.opening import HEAVY
-from stonnx._device.options import DeviceOptions
 from stonnx._device.provider import CPU
 from stonnx._device.providers import devices_for
 from stonnx._device.session import Session

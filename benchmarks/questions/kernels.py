@@ -18,8 +18,8 @@ import numpy as np
 from benchmarks.in_turns import in_turns, ratio
 from stonnx._bundle.bundle import open_bundle
 from stonnx._device.cpus import cpu_name
+from stonnx._device.device_options import DeviceOptions
 from stonnx._device.kernels import Unusable, find
-from stonnx._device.options import DeviceOptions
 from stonnx._engine.engine import Engine
 
 SHAPES = ((36, 14), (8, 75), (2, 256), (1, 14))

@@ -23,7 +23,7 @@ from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._engine.engine import Engine
 from stonnx_export import RECIPES, export
-from stonnx_export.int8 import quantization
+from stonnx_export.int8 import scales
 from stonnx_export.recipes import Pass
 
 _STATIC_SCALES = "static_scales"
@@ -48,7 +48,7 @@ def without(name: str, dtype: str) -> Iterator[None]:
     """Remove a pass from the recipe within the block."""
     if name == _STATIC_SCALES:
         # With this limit, static scales may not cost a product anything.
-        with mock.patch.object(quantization, "_STATIC_NOISE", 0.0):
+        with mock.patch.object(scales, "_STATIC_NOISE", 0.0):
             yield
         return
     recipe = RECIPES[dtype]

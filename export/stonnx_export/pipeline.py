@@ -37,7 +37,7 @@ from stonnx_export.checkpoint.repository_code import Trust
 from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
 from stonnx_export.heads.rows import add_query_rows, row_mask_of
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import outline
 from stonnx_export.originals.load import SourceKind, commit_of, find_checkpoint, open_checkpoint, whole_checkpoint
 from stonnx_export.originals.original import Original

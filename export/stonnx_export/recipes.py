@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from stonnx._tasks import Task
 from stonnx_export.fp16.lowering import to_float16
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import bfloat16
 from stonnx_export.kernels.products import WeightKind
 from stonnx_export.originals.original import OriginalTokenizer

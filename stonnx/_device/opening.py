@@ -16,9 +16,9 @@ from stonnx._bundle.manifest import Scalar
 from stonnx._device import kernels as native
 from stonnx._device import nvidia, saturation, tensorrt
 from stonnx._device.cpus import available_cpus, require_threads
+from stonnx._device.device_options import DeviceOptions
 from stonnx._device.facts import GraphFacts
 from stonnx._device.gpu_run import DeviceRun
-from stonnx._device.options import DeviceOptions
 from stonnx._device.provider import CPU, BuiltEngine, Device, Setup
 from stonnx._device.providers import check_precision, check_version, devices_for, providers_of
 from stonnx._device.session import Session, give_back_memory

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stonnx._bundle.manifest import TensorSpec
-from stonnx._device.options import DeviceOptions
+from stonnx._device.device_options import DeviceOptions
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

@@ -13,10 +13,10 @@ from stonnx._bundle.bundle import Bundle
 from stonnx._bundle.consistency import check_task
 from stonnx._bundle.manifest import DEFAULT_ROUTE, MANIFEST_NAME, ImageTower, Manifest, Route
 from stonnx._device.cpus import require_features
+from stonnx._device.device_options import DeviceOptions
 from stonnx._device.facts import GraphFacts
 from stonnx._device.kernels import WITHOUT
 from stonnx._device.opening import open_session
-from stonnx._device.options import DeviceOptions
 from stonnx._engine import probe
 from stonnx._engine.graph_session import GraphSession
 from stonnx._engine.image_route import ImageRoute

@@ -14,7 +14,7 @@ import numpy as np
 from stonnx._arguments import check_choice, check_integer, check_text, check_texts, described
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.replaced import is_bundle
-from stonnx._device.options import DeviceOptions
+from stonnx._device.device_options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.engine import Engine
 from stonnx._engine.request import Request, run_request

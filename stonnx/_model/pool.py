@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stonnx._arguments import check_integer
 from stonnx._device.cpus import available_cpus
-from stonnx._device.options import DeviceOptions
+from stonnx._device.device_options import DeviceOptions
 from stonnx._errors import InvalidArgumentError, PoolError, TextTooLongError, TokenIdError, TokenizerError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stonnx._bundle.bundle import open_bundle
+from stonnx._device.device_options import DeviceOptions
 from stonnx._device.facts import GraphFacts
 from stonnx._device.opening import open_session
-from stonnx._device.options import DeviceOptions
 from stonnx._errors import InvalidArgumentError
 from stonnx.cli._arguments import positive_integer, require_bundle
 from stonnx.cli._commands import Commands

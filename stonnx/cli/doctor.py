@@ -24,11 +24,11 @@ from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
 from stonnx._cache import cache_directory
 from stonnx._device import kernels, nvidia
 from stonnx._device.cpus import cpu_features, cpu_limits, cpu_name
+from stonnx._device.device_options import DeviceOptions
 from stonnx._device.facts import GraphFacts
 from stonnx._device.int8_speed import WITH_AMX, measure_int8_speed
 from stonnx._device.memory import memory_limit
 from stonnx._device.opening import open_session, products_saturate
-from stonnx._device.options import DeviceOptions
 from stonnx._device.provider import Provider
 from stonnx._device.providers import PROVIDERS, install_command
 from stonnx._device.wheels import import_onnxruntime, installed_wheels, quiet, telemetry, two_wheels

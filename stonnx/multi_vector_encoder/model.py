@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from stonnx._arguments import check_choice, described
-from stonnx._device.options import DeviceOptions
+from stonnx._device.device_options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
 from stonnx._errors import InvalidArgumentError

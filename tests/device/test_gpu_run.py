@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_onnxruntime import CUDA_OPTIONS, Machine, opened
 
-from stonnx._device.options import DeviceOptions
+from stonnx._device.device_options import DeviceOptions
 
 
 def test_feeds_that_a_graph_does_not_have_are_left_out(machine: Machine) -> None:

@@ -21,9 +21,9 @@ import stonnx
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import Kernels
 from stonnx._device import kernels as native
+from stonnx._device.device_options import DeviceOptions
 from stonnx._device.facts import GraphFacts
 from stonnx._device.opening import open_session
-from stonnx._device.options import DeviceOptions
 from stonnx._engine import probe
 from stonnx._engine.engine import Engine
 from stonnx._errors import DeviceError, InvalidArgumentError, ProbeError, UnsupportedError

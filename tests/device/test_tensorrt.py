@@ -27,9 +27,9 @@ from fake_onnxruntime import (
 
 from stonnx import DeviceError, InvalidArgumentError, cli
 from stonnx._device import tensorrt as tensorrt_module
+from stonnx._device.device_options import DeviceOptions
 from stonnx._device.facts import GraphFacts
 from stonnx._device.gpu_run import Shapes
-from stonnx._device.options import DeviceOptions
 
 # --- TensorRT ---
 

@@ -14,7 +14,7 @@ from stonnx._device import kernels as native
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.int8 import products as products_module
 from stonnx_export.int8 import tables as tables_module
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import bfloat16, outline
 from stonnx_export.kernels.products import WeightKind
 from stonnx_export.passes import splade_chunks

@@ -12,8 +12,8 @@ from zoo import build_checkpoint, row
 from benchmarks.in_turns import in_turns, ratio
 from benchmarks.questions import passes, run_tokens
 from stonnx_export import RECIPES, pipeline
-from stonnx_export.int8 import products, quantization
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8 import products, scales
+from stonnx_export.int8.scales import Quantization
 
 
 def test_turns_are_in_a_new_order_each_round() -> None:
@@ -47,7 +47,7 @@ def test_every_pass_of_a_recipe_can_be_left_out() -> None:
 
 def test_static_scales_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_SMALLEST", 1)
-    monkeypatch.setattr(quantization, "_STATIC_NOISE", 1.0)
+    monkeypatch.setattr(scales, "_STATIC_NOISE", 1.0)
     model, sequences = encoder(layers=1), [list(range(2, 30)), list(range(30, 50))]
     with passes.without("static_scales", "int8"):
         assert not Quantization(model, sequences).has_static_scales

@@ -24,7 +24,7 @@ import stonnx
 from stonnx._errors import ExportError
 from stonnx_export import export, pipeline
 from stonnx_export.graph.read import constant_array
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8.scales import Quantization
 
 pytestmark = pytest.mark.usefixtures("small_products")
 
@@ -84,7 +84,7 @@ KILLED = """
 import os, signal, sys
 import onnx_ir as ir, tokenizers
 from stonnx_export import export, pipeline
-from stonnx_export.int8 import quantization as quantize
+from stonnx_export.int8 import scales as quantize
 from stonnx_export.originals import load
 from stonnx_export.originals.original import LoadReport, OriginalTokenizer
 from stonnx_export.int8 import products as quantize_products

@@ -17,7 +17,7 @@ from zoo.exported import CachedOriginal
 from stonnx_export import RECIPES, pipeline
 from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.int8 import tables
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8.scales import Quantization
 
 # Of a weight with K inputs, a scale of 4 bytes comes with K bytes; 64 is the fewest that a model of the table has.
 _LARGEST_SHARE = 0.28

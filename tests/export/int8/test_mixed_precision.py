@@ -18,9 +18,9 @@ from stonnx._bundle.integrity import check_files
 from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._errors import FidelityError
 from stonnx_export import RECIPES, export, pipeline
-from stonnx_export.int8 import quantization as quantization_module
+from stonnx_export.int8 import scales
 from stonnx_export.int8.products import groups
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8.scales import Quantization
 
 pytestmark = pytest.mark.usefixtures("small_products")
 
@@ -142,8 +142,8 @@ class TestMixedPrecision:
     ) -> None:
         """Their ranges are others, and so are the weights."""
         seen = []
-        ranges = quantization_module.channel_ranges
-        monkeypatch.setattr(quantization_module, "channel_ranges", lambda *args: seen.append(args[2]) or ranges(*args))
+        ranges = scales.channel_ranges
+        monkeypatch.setattr(scales, "channel_ranges", lambda *args: seen.append(args[2]) or ranges(*args))
         with_tolerance(monkeypatch, cosine_mean=0.9)
         lines = [f"A man is playing {number} flutes in the park." for number in range(20)]
         (tmp_path / "texts.txt").write_text("\n".join(lines))

@@ -22,7 +22,7 @@ from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.read import constant_array
 from stonnx_export.int8 import smooth_channels
 from stonnx_export.int8.products import groups
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8.scales import Quantization
 from stonnx_export.texts import sentences
 
 OUTLIER = 10.0

@@ -14,8 +14,8 @@ from stonnx._errors import InvalidArgumentError
 from stonnx_export import export
 from stonnx_export.calibration import tokens
 from stonnx_export.graph.read import constant_array
-from stonnx_export.int8 import quantization as quantization_module
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8 import scales
+from stonnx_export.int8.scales import Quantization
 
 pytestmark = pytest.mark.usefixtures("small_products")
 
@@ -99,24 +99,24 @@ class TestQuantization:
 
     def test_static_scales_behind_norms(self, model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
         """The inputs of attention and of the feed-forward network, as long as that costs their products little."""
-        monkeypatch.setattr(quantization_module, "_STATIC_NOISE", 1.0)
+        monkeypatch.setattr(scales, "_STATIC_NOISE", 1.0)
         every = Quantization(model, SEQUENCES)
         built, results, safe = every.apply()
-        scales = [node.inputs[1] for node in nodes_of(built, "QuantizeLinear")]
-        assert [scale.is_initializer() for scale in scales] == [True, False, True, False] * 3
+        chosen = [node.inputs[1] for node in nodes_of(built, "QuantizeLinear")]
+        assert [scale.is_initializer() for scale in chosen] == [True, False, True, False] * 3
         assert (results[-1].name, results[-1].fired) == ("static_scales", 6)
         assert results[1].fired == 0  # the products have taken the biases in front of GELU
-        assert {str(scale.name) for scale in scales if scale.is_initializer()} < set(safe)
+        assert {str(scale.name) for scale in chosen if scale.is_initializer()} < set(safe)
         norms = nodes_of(model, "LayerNormalization")
         peaks = [
             np.concatenate([a[str(norm.outputs[0].name)] for a in tokens(model, [norm.outputs[0]], SEQUENCES)])
             for norm in norms[:-1]
         ]
         smoothed = [constant_array(norm.inputs[1]) for norm in nodes_of(built, "LayerNormalization")]
-        for scale, values, norm, gamma in zip(scales[::2], peaks, norms, smoothed, strict=False):
+        for scale, values, norm, gamma in zip(chosen[::2], peaks, norms, smoothed, strict=False):
             even = np.abs(values).max(axis=0) * gamma / constant_array(norm.inputs[1])
             assert 127 * float(constant_array(scale)) == pytest.approx(float(even.max()), rel=1e-4)
-        monkeypatch.setattr(quantization_module, "_STATIC_NOISE", 0.0)
+        monkeypatch.setattr(scales, "_STATIC_NOISE", 0.0)
         built, results, _ = Quantization(model, SEQUENCES).apply()
         assert not any(node.inputs[1].is_initializer() for node in nodes_of(built, "QuantizeLinear"))
         assert (results[1].fired, results[-1].fired) == (3, 0)
@@ -128,7 +128,7 @@ class TestQuantization:
 
     def test_static_scales_hold_other_texts_as_well(self, model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
         """The ranges that channels are evened out by are those of the texts to calibrate with."""
-        monkeypatch.setattr(quantization_module, "_STATIC_NOISE", 1.0)
+        monkeypatch.setattr(scales, "_STATIC_NOISE", 1.0)
         few, all_of_them = Quantization(model, SEQUENCES[:1]), Quantization(model, SEQUENCES[:1], SEQUENCES)
         peaks = [np.array(list(quantization._static.values())) for quantization in (few, all_of_them)]
         assert (peaks[1] >= peaks[0]).all()
@@ -142,8 +142,8 @@ class TestQuantization:
         """And all others are not, in whatever order their moments are taken."""
         found = {}
         for limit, memory in ((32, 1 << 29), (64, 1), (64, 1 << 29)):
-            monkeypatch.setattr(quantization_module, "_MOST_INPUTS", limit)
-            monkeypatch.setattr(quantization_module, "_MOMENTS", memory)
+            monkeypatch.setattr(scales, "_MOST_INPUTS", limit)
+            monkeypatch.setattr(scales, "_MOMENTS", memory)
             built, _, _ = Quantization(model, SEQUENCES).apply()
             found[limit, memory] = [constant_array(node.inputs[1]) for node in nodes_of(built, "MatMulIntegerToFloat")]
         for one, other in zip(found[64, 1], found[64, 1 << 29], strict=True):

@@ -18,7 +18,7 @@ from stonnx_export import RECIPES, pipeline
 from stonnx_export.calibration import options
 from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.int8 import products as products_module
-from stonnx_export.int8.quantization import Quantization
+from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import functions, outline
 from stonnx_export.passes import splade_chunks
 

@@ -1,4 +1,4 @@
-"""Calibrates int8 for one graph, applies it, and takes it back for the layers that it hurts most."""
+"""Chooses the int8 scales of one graph by calibration, and keeps the layers in float32 that int8 hurts most."""
 
 from __future__ import annotations
 

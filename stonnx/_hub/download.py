@@ -118,7 +118,7 @@ def download(
         raise ModelNotFoundError(
             f"{said} {found}\n"
             "Check the name, or pass the directory of a bundle made with: stonnx export MODEL -o DIRECTORY"
-        ) from error
+        ) from None  # the message has the reason; the traceback of an HTTP client is a page long
 
 
 class _NoAnswerError(OSError):

@@ -18,7 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: failed with a message. 2: wrong usage. 130: Ctrl-C. 141: the reader of the output, as `head`, ended.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command_name is None:
+        parser.print_help(sys.stderr)
+        return 2
     command: Callable[[argparse.Namespace], int | None] = arguments.command
     try:
         status = command(arguments) or 0
@@ -39,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stonnx", description="sentence-transformers inference without PyTorch")
     parser.add_argument("--version", action="version", version=f"stonnx {__version__}")
-    commands: Commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
+    commands: Commands = parser.add_subparsers(dest="command_name", metavar="COMMAND")
     export.add_parser(commands)
     export.add_verify_parser(commands)
     encode.add_parser(commands)

@@ -80,6 +80,11 @@ def test_the_page_has_every_command(run: Run) -> None:
     )
 
 
+def test_without_a_command_it_lists_them(run: Run) -> None:
+    _, listed, _ = run("--help")
+    assert run() == (2, "", listed)
+
+
 def hits_of(run: Run, *arguments: object) -> list[dict[str, Any]]:
     status, out, err = run(*arguments, "--json")
     assert (status, err) == (0, "")

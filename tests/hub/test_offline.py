@@ -34,13 +34,14 @@ def test_a_cached_bundle_needs_no_network(
 
 @pytest.mark.parametrize("name", ["nothere", "somebody/nothere"])
 def test_a_wrong_name_without_network_is_said_at_once(hub: Hub, tmp_path: Path, name: str) -> None:
-    """No second attempt (time.sleep raises an error), no lines of the Hub's client, and one message."""
+    """No second attempt (time.sleep raises an error), no lines of the Hub's client, one traceback and one message."""
     result = python(NETWORK_DOWN + ENCODE, name, "{}", env=environment(hub, tmp_path))
     assert result.returncode == 1
     assert "Retry" not in result.stderr
     said = f"is not in the local cache, and the Hub at {hub.url} cannot be reached: "
     assert result.stderr.splitlines()[-2].count("is not a directory here") == 1
     assert said in result.stderr.splitlines()[-2]
+    assert result.stderr.count("Traceback") == 1
 
 
 def test_a_hub_that_is_busy_is_asked_again(hub: Hub, bundle: Path, tmp_path: Path) -> None:

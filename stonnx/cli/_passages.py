@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,9 +63,13 @@ def read_passages(arguments: argparse.Namespace) -> list[Row]:
     """All rows of the file.
 
     Raises:
+        InvalidArgumentError: The file comes before the query.
         InvalidInputError: The file does not have rows, or one of them cannot be read.
         UnsupportedError, OSError: The file does not hold texts, or cannot be read.
     """
+    if arguments.file != "-" and not os.path.exists(arguments.file) and os.path.isfile(arguments.query):
+        right = shlex.join(["stonnx", arguments.command_name, arguments.model, arguments.file, arguments.query])
+        raise InvalidArgumentError(f"{arguments.file!r} is not a file. The query comes before the file: {right}")
     source = None if arguments.file == "-" else Path(arguments.file)
     read_as = inputs.input_format(source, arguments.input_format)
     name = str(source or "standard input")

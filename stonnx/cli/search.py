@@ -43,6 +43,12 @@ def run(arguments: argparse.Namespace) -> None:
     instead = shlex.join(["stonnx", "rank", arguments.model, arguments.query, arguments.file])
     remedy = f"search needs an embedding model. With this one: {instead}"
     check_task(arguments.model, tasks_giving("dense", "sparse"), remedy)
+    if arguments.file.endswith(".npy"):
+        right = shlex.join(["stonnx", "search", arguments.model, arguments.query])
+        raise InvalidArgumentError(
+            f"{arguments.file} holds vectors, and search prints texts. Pass the file that they were made from: "
+            f"{right} FILE --embeddings {shlex.quote(arguments.file)}"
+        )
     rows = read_passages(arguments)
     stored = None if arguments.embeddings is None else _stored(arguments.embeddings, len(rows))
     model: Any = load_model(arguments.model, device=arguments.device, threads=arguments.threads)

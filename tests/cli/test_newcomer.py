@@ -118,6 +118,23 @@ def test_search_among_stored_vectors(run: Run, tmp_path: Path) -> None:
     assert hits_of(run, *arguments, "--embeddings", tmp_path / "a.npy") == hits_of(run, *arguments)
 
 
+@pytest.mark.parametrize("command", ["search", "rank"])
+def test_the_file_before_the_query(run: Run, command: str) -> None:
+    model = {"search": "dense", "rank": "ms-marco-MiniLM-L6-v2-fp32"}[command]
+    status, _, err = run(command, model, "passages.txt", "the bread")
+    assert (status, err) == (
+        1,
+        f"stonnx {command}: 'the bread' is not a file. The query comes before the file: "
+        f"stonnx {command} {model} 'the bread' passages.txt\n",
+    )
+
+
+def test_stored_vectors_in_place_of_the_file(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("search", "dense", "the bread", tmp_path / "a.npy")
+    assert status == 1
+    assert err.endswith(f"stonnx search dense 'the bread' FILE --embeddings {tmp_path / 'a.npy'}\n")
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [

@@ -15,7 +15,7 @@ from stonnx._files import inputs
 from stonnx._files.encode_file import EncodeFileReport, encode_file, encode_to_stream
 from stonnx._files.results import KINDS, Kind, OutputFormat
 from stonnx._files.shards import FileResult, Shard, encode_files
-from stonnx._files.writers import WRITERS
+from stonnx._files.writers import OUTPUT_SUFFIXES, WRITERS
 from stonnx._load import load_model
 from stonnx._model.model import Model
 from stonnx._progress import progress_bar
@@ -145,6 +145,12 @@ def _encode_files(arguments: argparse.Namespace) -> int:
         raise InvalidArgumentError(
             "Several inputs, or --shard, need files as inputs and a directory as output: -o DIRECTORY"
         )
+    named = OUTPUT_SUFFIXES.get(arguments.output.suffix)
+    if named is not None and not arguments.output.is_dir():
+        raise InvalidArgumentError(
+            f"Several inputs, or --shard, need a directory as output, and {arguments.output} is the name of a file: "
+            f"-o {arguments.output.with_suffix('')}/ --output-format {named}"
+        )
     if arguments.overwrite:
         raise InvalidArgumentError(
             "--overwrite has no meaning with a directory: the name of an output says what is in it. Delete what you "
@@ -152,6 +158,7 @@ def _encode_files(arguments: argparse.Namespace) -> int:
         )
     job = _Job.of(arguments)
     output_format: OutputFormat = arguments.output_format or job.kind.formats[0]
+    WRITERS[output_format].check()  # once, and not as the error of every file
     report = encode_files(
         lambda source, output: job.encode_file(source, output, output_format, overwrite=False),
         [Path(name) for name in arguments.input],

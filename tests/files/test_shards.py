@@ -125,6 +125,28 @@ def test_a_file_as_the_directory(
     assert "Several inputs need a directory" in capsys.readouterr().err
 
 
+def test_the_name_of_a_file_as_the_directory(
+    bundle: Path, sources: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert encode(bundle, sources, tmp_path / "vectors.npy") == 1
+    assert f"-o {tmp_path}/vectors/ --output-format npy" in capsys.readouterr().err
+    assert not (tmp_path / "vectors.npy").exists()
+
+
+def test_a_missing_package_is_said_once(
+    bundle: Path,
+    sources: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before a file is touched, not as the error of each."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert encode(bundle, sources, tmp_path / "out", "--output-format", "parquet") == 1
+    assert capsys.readouterr().err.count("Parquet needs pyarrow") == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("options", [["-o", "-"], ["-o", "out", "--shard", "9/3"]])
 def test_refused(bundle: Path, sources: list[Path], options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["encode", str(bundle), *map(str, sources), *options, "--quiet"]) == 1

@@ -349,7 +349,7 @@ class Model(Pooled, Servable, Compatibility):
 
     def _chat(self, task: str | None = None) -> Chat | None:
         """The chat template of the route of a call; None if there is none, or no such route, as the run will say."""
-        route = self._engine.named_routes.get(task or self._engine.manifest.default_route, self._route)
+        route = self._engine.named_routes.get(task, self._route) if isinstance(task, str) else self._route
         return route.tokenizer.chat
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:

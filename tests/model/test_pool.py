@@ -163,7 +163,7 @@ def test_a_device_may_be_named_often(minilm: Any, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("devices", [[], "cpu", 4])
 def test_what_is_no_list_of_devices(minilm: Any, devices: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"must be a list with at least one, as \['cpu', 'cpu'\]; got"):
+    with pytest.raises(InvalidArgumentError, match=r"must be a list with at least one, such as \['cpu', 'cpu'\]; got"):
         minilm.start_multi_process_pool(devices)
 
 

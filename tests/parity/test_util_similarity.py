@@ -287,7 +287,7 @@ def test_truncate() -> None:
         util.truncate_embeddings(values, 0)
 
 
-@pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
+@pytest.mark.parametrize("name", original.SimilarityFunction.possible_values())
 def test_similarity_function(name: str) -> None:
     ours, theirs = util.SimilarityFunction, original.SimilarityFunction
     assert ours(name).name == theirs(name).name
@@ -297,11 +297,10 @@ def test_similarity_function(name: str) -> None:
 
 
 def test_similarity_function_values() -> None:
-    values = original.SimilarityFunction.possible_values()
-    assert util.SimilarityFunction.possible_values() == [value for value in values if "maxsim" not in value]
+    assert util.SimilarityFunction.possible_values() == original.SimilarityFunction.possible_values()
     assert util.SimilarityFunction.DOT is util.SimilarityFunction.DOT_PRODUCT
-    with pytest.raises(InvalidArgumentError, match=r"'maxsim' is not .*Use one of: cosine, dot, euclidean, manhattan"):
-        util.SimilarityFunction.to_similarity_fn("maxsim")
+    with pytest.raises(InvalidArgumentError, match=r"'minsim' is not .*Use one of: cosine, dot, euclidean, manhattan"):
+        util.SimilarityFunction.to_similarity_fn("minsim")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +312,7 @@ def test_similarity_function_values() -> None:
         ([[1.0, 2.0], [3.0]], np.ones((2, 4)), "different shapes"),
         ([np.ones(2), torch.ones(3)], np.ones((2, 4)), "different shapes"),
         ([scipy.sparse.csr_array(np.ones((1, 2))), scipy.sparse.csr_array(np.ones((1, 3)))], [1.0], "different shapes"),
-        (["text"], np.ones((2, 4)), "encoded first"),
+        (["text"], np.ones((2, 4)), "Encode texts first"),
         (np.ones((2, 3), complex), np.ones((2, 3)), "complex"),
         ([], np.ones((2, 4)), "0 and 4 dimensions"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from stonnx._bundle.manifest import Fidelity, Manifest, TokenizerSpec
@@ -259,12 +260,19 @@ import tokenizers
 
 tokenizer = tokenizers.Tokenizer.from_file("{route.tokenizer.file}")
 session = onnxruntime.InferenceSession("{route.graph}")
-encodings = tokenizer.encode_batch([{sample!r}]{special})
+encodings = tokenizer.encode_batch([{_literal(sample)}]{special})
 feeds = {{
     "input_ids": np.array([encoding.ids for encoding in encodings]),
     "attention_mask": np.array([encoding.attention_mask for encoding in encodings]),{types_line}
 }}
 ({output},) = session.run(["{output}"], feeds)"""
+
+
+def _literal(sample: Text) -> str:
+    """A text or pair as Python code, with double quotes: a JSON string is a Python one."""
+    if isinstance(sample, str):
+        return json.dumps(sample, ensure_ascii=False)
+    return f"({', '.join(map(_literal, sample))})"
 
 
 def _interface(manifest: Manifest) -> str:

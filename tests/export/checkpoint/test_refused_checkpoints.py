@@ -28,7 +28,7 @@ class TestRefusals:
         ],
     )
     def test_unknown_modules(self, tmp_path: Path, reference: str) -> None:
-        with pytest.raises(UnsupportedError, match="Modules that can: Dense, Dropout") as raised:
+        with pytest.raises(UnsupportedError, match=r"Modules that can: .*Dense, Dropout") as raised:
             read_checkpoint(write(tmp_path, reference))
         assert repr(reference) in str(raised.value)
 

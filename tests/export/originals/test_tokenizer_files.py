@@ -49,9 +49,12 @@ Write = Callable[..., Path]
 
 
 def limited(tokenizer: OriginalTokenizer) -> OriginalTokenizer:
-    """Without the backend, and with one way to say that there is no limit."""
+    """Without the backend, with one way to say that there is no limit, and without what late interaction alone reads:
+    it is not exported from files."""
     limit = tokenizer.max_length
-    return dataclasses.replace(tokenizer, backend=None, max_length=None if limit and limit > UNLIMITED else limit)
+    limit = None if limit and limit > UNLIMITED else limit
+    late = {"unknown_token_id": None, "filling_token_id": None, "pads_left": False}
+    return dataclasses.replace(tokenizer, backend=None, max_length=limit, **late)
 
 
 def ids(tokenizer: OriginalTokenizer, text: Any) -> list[int]:

@@ -107,7 +107,7 @@ class TestCommandLine:
         ("arguments", "status", "message"),
         [
             pytest.param(("./missing", "-o", "bundle"), 1, "not a directory here", id="no model"),
-            pytest.param(("CHECKPOINT", "-o", "bundle", "--dtype", "fp64"), 1, "'fp64' is not known", id="dtype"),
+            pytest.param(("CHECKPOINT", "-o", "bundle", "--dtype", "fp64"), 1, "got 'fp64'", id="dtype"),
             pytest.param(("CHECKPOINT", "-o", "file"), 1, "--overwrite", id="target exists"),
             pytest.param((), 2, "the following arguments are required: model", id="no arguments"),
         ],

@@ -36,6 +36,8 @@ class FromFile:
     loaded = LoadReport()
     def outputs_as_loaded(self, *_):
         return None
+    def images(self):
+        return None
     def graph(self, route):
         return ir.load(graph)
     def tokenizer(self, route):

@@ -53,7 +53,8 @@ def test_prompts_make_a_difference(prompted: tuple[Any, Any]) -> None:
 def test_prompt_wins_over_prompt_name(prompted: tuple[Any, Any], caplog: pytest.LogCaptureFixture) -> None:
     for model, logger in zip(prompted, ("stonnx", "sentence_transformers"), strict=True):
         caplog.clear()
-        model.encode("text", prompt="query: ", prompt_name="topic")
+        with caplog.at_level(logging.WARNING, logger):
+            model.encode("text", prompt="query: ", prompt_name="topic")
         (record,) = caplog.records
         assert record.name.startswith(logger)
         assert record.levelno == logging.WARNING

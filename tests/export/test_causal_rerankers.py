@@ -159,6 +159,25 @@ def test_a_template_without_its_markers_is_refused(checkpoint: Path, tmp_path: P
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("| first }} [SEP]", "| first | truncate(400) }} [SEP]"),
+        ("judge", "{{ 'ask' if messages[-1].content.endswith('whether?') else 'judge' }}"),
+        ("judge", "{{ 'ask' if '【' in messages[0].content else 'judge' }}"),
+        ("judge", "{{ 'ask' if messages[-1].content.split() | length > 900 else 'judge' }}"),
+    ],
+)
+def test_a_template_that_depends_on_its_texts_is_refused(
+    checkpoint: Path, tmp_path: Path, change: tuple[str, str]
+) -> None:
+    """The strings and numbers in the template say which texts it treats in another way."""
+    assert change[0] in TEMPLATE
+    with_template(with_answers(checkpoint, "yes", "no"), TEMPLATE.replace(*change))
+    with pytest.raises(stonnx.UnsupportedError, match="does more with its texts than to put them in their places"):
+        export(checkpoint, tmp_path / "bundle", task="rerank")
+
+
 def test_an_answer_beyond_the_vocabulary_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     from sentence_transformers.cross_encoder.modules import LogitScore, Transformer
 

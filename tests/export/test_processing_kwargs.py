@@ -36,3 +36,15 @@ def test_results_equal_the_original(tiny_checkpoint: Path, tmp_path: Path, value
     original = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu")
     np.testing.assert_allclose(ours.encode(TEXTS), original.encode(TEXTS), atol=1e-5)
     assert ours.preprocess(TEXTS[2:])["input_ids"].shape == (1, tokens)
+
+
+def test_max_length_wins_over_the_limits_of_tasks(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    file = checkpoint / "sentence_bert_config.json"
+    settings = {"processing_kwargs": {"text": {"max_length": 12}}, "query_length": 8, "document_length": 20}
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    ours = stonnx.SentenceTransformer(export(checkpoint, tmp_path / "bundle"))
+    original = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu")
+    for method in ("encode_query", "encode_document"):
+        np.testing.assert_allclose(getattr(ours, method)(TEXTS), getattr(original, method)(TEXTS), atol=1e-5)

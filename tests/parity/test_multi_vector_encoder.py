@@ -97,13 +97,15 @@ class TestRows:
 
     def test_the_report_has_rows_and_ranks(self, late: LateRow, models: Models) -> None:
         ours, _ = models(late.name)
-        fidelity = read_manifest(Path(ours.info.directory)).fidelity
+        manifest = read_manifest(Path(ours.info.directory))
+        fidelity = manifest.fidelity
         assert fidelity is not None
         assert fidelity.cosine_min > 0.99999
         assert fidelity.neighbours_overlap is not None
         assert fidelity.neighbours_overlap > 0.99
         assert fidelity.rank_correlation is not None
         assert fidelity.rank_correlation > 0.9999
+        assert manifest.unused_weights == ()
 
 
 def test_signatures_are_those_of_the_original() -> None:

@@ -43,6 +43,8 @@ _PYLATE_KEYS = (
     *("query_prefix", "document_prefix", "skiplist_words"),
 )
 _STANFORD = "HF_ColBERT"
+# The projection of that layout, among the weights of the network.
+_PROJECTION = "linear.weight"
 _USUAL_QUERY_LENGTH = 32
 _OF_TOKENS = (Dense, Normalize, MultiVectorMask, HierarchicalTokenPooling)
 
@@ -68,6 +70,12 @@ def is_late_interaction(directory: Path, raw: Mapping[str, Any], config: Mapping
     if "model_type" in raw:
         return raw["model_type"] in ("MultiVectorEncoder", "ColBERT")
     return any(key in raw for key in _PYLATE_KEYS) or _STANFORD in (config.get("architectures") or [])
+
+
+def weights_beside_network(directory: Path, chain: tuple[Module, ...]) -> tuple[str, ...]:
+    """The names of weights in a network's file that another module of its chain has."""
+    is_stanford = not (directory / "modules.json").is_file() and any(isinstance(m, MultiVectorMask) for m in chain)
+    return (_PROJECTION,) if is_stanford else ()
 
 
 def read_late_interaction(
@@ -211,10 +219,10 @@ def _from_stanford(directory: Path, first: Transformer) -> LateInteraction:
     config = optional_object(directory / "config.json")
     if _STANFORD not in (config.get("architectures") or []):
         raise _no_projection(directory)
-    weight = read_weight(directory, "linear.weight")
+    weight = read_weight(directory, _PROJECTION)
     if weight is None or weight.ndim != 2:
         raise UnsupportedError(
-            f"{directory} says that its architecture is {_STANFORD}, and its weights have no matrix 'linear.weight', "
+            f"{directory} says that its architecture is {_STANFORD}, and its weights have no matrix {_PROJECTION!r}, "
             "the projection of the vectors of tokens. Download the checkpoint again, or export one that has it."
         )
     file = directory / "artifact.metadata"

@@ -50,3 +50,12 @@ def text_arguments(settings: Mapping[str, Any], file: Path | None, *, chat: bool
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise ExportError(f"{file}: processing_kwargs must have a number of tokens as max_length, found {length!r}.")
     return {name: value for name, value in found.items() if name in _FOLLOWED}
+
+
+def fixes_length(settings: Mapping[str, Any], *, chat: bool) -> bool:
+    """Whether processing_kwargs have a max_length that also wins over query_length and document_length.
+
+    Those two are arguments for texts: of two places, the same one has the last word as in :func:`text_arguments`.
+    """
+    places = ("text", "chat_template") if chat else ("text", "common")
+    return any("max_length" in (settings.get(place) or {}) for place in places)

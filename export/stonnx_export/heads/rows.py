@@ -79,7 +79,7 @@ def row_mask(op: GraphBuilder, mask: RowMask, name: str) -> ir.Value:
         positions = op.Range(op.scalar(0), op.Squeeze(op.Shape(ids, start=1, end=2)), op.scalar(1))
         rows = op.Or(rows, op.Less(positions, query_rows))
     is_query = _is_query(op, query_rows)
-    if mask.skipped and mask.skipped_tasks:
+    if mask.skipped and not {"query", "document"}.isdisjoint(mask.skipped_tasks):
         skipped = _is_one_of(op, ids, mask.skipped)
         if "query" not in mask.skipped_tasks:
             skipped = op.And(skipped, op.Not(is_query()))

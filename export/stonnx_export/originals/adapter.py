@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,11 @@ def merged(network: torch.nn.Module) -> Iterator[None]:
                 done.append((parent, name, module, {}))
             else:
                 plain = module.get_base_layer()
-                done.append((parent, name, module, {key: value.data for key, value in plain.named_parameters()}))
-                # The weights get new memory. The graph of the network is made of that, so it must not change later.
+                done.append((parent, name, module, dict(plain.named_parameters())))
+                # A weight may be shared: a head may have the table of tokens, without the adapter of the table. So the
+                # layer gets weights of its own. Merging gives them new memory. The graph of the network is made of
+                # that, so it must not change later.
+                _set(plain, {key: torch.nn.Parameter(value.data, False) for key, value in plain.named_parameters()})
                 module.merge(safe_merge=True)
             setattr(parent, name, plain)
     except Exception as error:  # of peft, for adapters that depend on the text
@@ -158,9 +161,14 @@ def _restore(done: list[Any]) -> None:
     for parent, name, module, weights in reversed(done):
         setattr(parent, name, module)
         if weights:
-            for key, value in module.get_base_layer().named_parameters():
-                value.data = weights[key]
+            _set(module.get_base_layer(), weights)
             module.merged_adapters.clear()
+
+
+def _set(layer: torch.nn.Module, weights: Mapping[str, torch.nn.Parameter]) -> None:
+    for name, weight in weights.items():
+        owner, _, own = name.rpartition(".")
+        setattr(layer.get_submodule(owner), own, weight)
 
 
 def _modules(directory: Path) -> list[Path]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from stonnx._bundle.manifest import ChatTemplate
 from stonnx._errors import UnsupportedError
 from stonnx._text.chat import Chat
@@ -33,6 +35,8 @@ _PROBES = (
     "UPPER lower",
     "word " * 40,
 )
+# A text longer than every number in a template, in characters and words: the template may cut texts there.
+_LEAST_WORDS, _MOST_WORDS = 2_000, 1_000_000
 # Arguments of apply_chat_template that the original keeps for the tokenizer, or for itself.
 _NOT_RENDERED = {"padding", "truncation", "max_length", "return_tensors", "restore_suffix"}
 _EXAMPLE = (
@@ -54,8 +58,9 @@ def chat_template(module: Any, folder: Path, *, reads_pairs: bool) -> ChatTempla
     settings = dict((module.processing_kwargs or {}).get("chat_template") or {})
     restores = bool(settings.get("restore_suffix", True))
     arguments = {name: value for name, value in settings.items() if name not in _NOT_RENDERED}
-    _refuse_changing(module, folder, reads_pairs)
+    _refuse_changing(module, arguments, folder, reads_pairs)
     formatter, processor = module.input_formatter, module.processor
+    probes = _probes(_sources(module, arguments))
 
     def render(text: Text, prompt: str) -> str:
         messages = formatter.pair_to_messages(text) if isinstance(text, tuple) else formatter.to_message({"text": text})
@@ -64,17 +69,45 @@ def chat_template(module: Any, folder: Path, *, reads_pairs: bool) -> ChatTempla
         return str(processor.apply_chat_template(messages, tokenize=False, **arguments))
 
     if reads_pairs:
-        pair = _form(render, ("query", "document"), folder)
-        return ChatTemplate(pair, _prompted(render, ("query", "document"), folder), restores_ending=restores)
-    text = _form(render, ("text",), folder)
-    return ChatTemplate(text=text, text_with_prompt=_prompted(render, ("text",), folder), restores_ending=restores)
+        of_pairs = "query", "document"
+        pair = _form(render, of_pairs, probes, folder)
+        return ChatTemplate(pair, _prompted(render, of_pairs, probes, folder), restores_ending=restores)
+    text = _form(render, ("text",), probes, folder)
+    with_prompt = _prompted(render, ("text",), probes, folder)
+    return ChatTemplate(text=text, text_with_prompt=with_prompt, restores_ending=restores)
 
 
-def _refuse_changing(module: Any, folder: Path, reads_pairs: bool) -> None:
+def _sources(module: Any, arguments: Mapping[str, Any]) -> list[str]:
+    """The templates of a Transformer module of the original."""
+    template = arguments.get("chat_template") or getattr(module.processor, "chat_template", None)
+    return [str(source) for source in (template.values() if isinstance(template, Mapping) else [template]) if source]
+
+
+def _probes(sources: Sequence[str]) -> tuple[str, ...]:
+    """Texts at which a template may do something else: with each string that is in it, and longer than its numbers.
+
+    Example:
+        >>> [len(probe) if len(probe) > 20 else probe for probe in _probes(["{{ x[:9] if x.startswith('Q') }}"])]
+        ['Q', 'Q a', 'a Q', 'a Q b', 10000]
+    """
+    strings, numbers = [], [_LEAST_WORDS]
+    for source in sources:
+        try:
+            tokens = list(jinja2.Environment().lex(source))
+        except jinja2.TemplateSyntaxError:  # rendering it says more
+            continue
+        quoted = [value[1:-1] for _, kind, value in tokens if kind == "string"]
+        strings += [each.encode("ascii", "backslashreplace").decode("unicode-escape") for each in quoted]
+        numbers += [min(int(value, 0), _MOST_WORDS) for _, kind, value in tokens if kind == "integer"]
+    known = [each for each in dict.fromkeys(strings) if each.strip()]
+    around = [f"{first}a{second}" for first, second in itertools.pairwise(known)]
+    found = [form for each in known for form in (each, f"{each} a", f"a {each}", f"a {each} b")]
+    return (*dict.fromkeys(found + around), "word " * max(numbers))
+
+
+def _refuse_changing(module: Any, arguments: Mapping[str, Any], folder: Path, reads_pairs: bool) -> None:
     """Raise UnsupportedError for a template whose form is not the same in every call."""
-    template = getattr(module.processor, "chat_template", None)
-    sources = list(template.values()) if isinstance(template, Mapping) else [template]
-    if any("strftime_now" in str(source) for source in sources):
+    if any("strftime_now" in source for source in _sources(module, arguments)):
         raise UnsupportedError(
             f"The chat template of {folder} writes the date of the call (strftime_now), which a bundle cannot do. Put "
             "a date, or nothing, in its place: chat_template.jinja, or chat_template in tokenizer_config.json."
@@ -87,7 +120,7 @@ def _refuse_changing(module: Any, folder: Path, reads_pairs: bool) -> None:
         )
 
 
-def _form(render: _Render, slots: Sequence[str], folder: Path) -> tuple[str, ...]:
+def _form(render: _Render, slots: Sequence[str], probes: Sequence[str], folder: Path) -> tuple[str, ...]:
     """The form of an input without a prompt.
 
     Raises:
@@ -102,19 +135,21 @@ def _form(render: _Render, slots: Sequence[str], folder: Path) -> tuple[str, ...
     if missing:
         lost = " and ".join(repr(slot) for slot in missing)
         raise UnsupportedError(_without(folder, slots, f"the text of {lost} is not in the result"))
-    return _tested(render, slots, written, "", folder)
+    return _tested(render, slots, written, "", probes, folder)
 
 
-def _prompted(render: _Render, slots: Sequence[str], folder: Path) -> tuple[str, ...] | None:
+def _prompted(render: _Render, slots: Sequence[str], probes: Sequence[str], folder: Path) -> tuple[str, ...] | None:
     """The form of an input with a prompt; None if the template refuses prompts."""
     try:
         written = render(_text([_MARKS[slot] for slot in slots]), _MARKS["prompt"])
     except Exception:  # of Jinja, or one that the template raises by itself: it has no place for a system message
         return None
-    return _tested(render, slots, written, _MARKS["prompt"], folder)
+    return _tested(render, slots, written, _MARKS["prompt"], probes, folder)
 
 
-def _tested(render: _Render, slots: Sequence[str], written: str, prompt: str, folder: Path) -> tuple[str, ...]:
+def _tested(
+    render: _Render, slots: Sequence[str], written: str, prompt: str, probes: Sequence[str], folder: Path
+) -> tuple[str, ...]:
     """The form of a template, which writes the same as the template itself for all probes.
 
     Raises:
@@ -135,20 +170,22 @@ def _tested(render: _Render, slots: Sequence[str], written: str, prompt: str, fo
         if is_pair
         else ChatTemplate(text=found, text_with_prompt=found)
     )
-    prompts = [each for each in _PROBES if each] if prompt else [""]
-    for number, (probe, other) in enumerate(itertools.product(_PROBES, repeat=2)):
+    prompts = [each for each in (*_PROBES, *probes) if each] if prompt else [""]
+    # Each probe of the template itself is in every place once: in the prompt, too.
+    own = [pair for probe in probes for pair in ((probe, "a"), ("a", probe), ("a", "a"))]
+    for number, (probe, other) in enumerate([*itertools.product(_PROBES, repeat=2), *own]):
         text, instruction = _text([probe, other][: len(slots)]), prompts[number % len(prompts)]
         try:
             expected = render(text, instruction)
         except Exception as error:  # of Jinja
             raise UnsupportedError(
-                f"The chat template of {folder} cannot be written out: for the texts {text!r} it raised "
+                f"The chat template of {folder} cannot be written out: for the texts {text!r:.200} it raised "
                 f"{type(error).__name__}: {error}. {_WRITE_IT}"
             ) from error
         if chat.render(text, instruction) != expected:
             raise UnsupportedError(
                 f"The chat template of {folder} cannot be written out: it does more with its texts than to put them in "
-                f"their places. For the texts {text!r} it gives {expected!r:.200}. {_WRITE_IT}"
+                f"their places. For the texts {text!r:.200} it gives {expected!r:.200}. {_WRITE_IT}"
             )
     return found
 

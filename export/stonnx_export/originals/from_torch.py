@@ -21,6 +21,7 @@ from stonnx._bundle.manifest import DEFAULT_ROUTE, ChatTemplate
 from stonnx._errors import MissingDependencyError, UnsupportedError
 from stonnx._tasks import TASKS
 from stonnx._text.tokens import Text
+from stonnx_export.checkpoint.late_interaction import weights_beside_network
 from stonnx_export.checkpoint.modules import (
     CLIPModel,
     LogitScore,
@@ -69,7 +70,8 @@ class TorchOriginal:
                     check_adapter(self._model, folder, checkpoint.base)
             self._refuse_random_base(checkpoint.base)
         refuse_missing(networks, self._example, checkpoint.directory)
-        self._loaded = LoadReport(checkpoint.code if trusted else (), unexpected(networks))
+        of_others = weights_beside_network(checkpoint.directory, checkpoint.chain)
+        self._loaded = LoadReport(checkpoint.code if trusted else (), unexpected(networks, of_others))
 
     @property
     def name(self) -> str:

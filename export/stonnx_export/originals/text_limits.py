@@ -7,7 +7,9 @@ import logging
 from stonnx._errors import UnsupportedError
 from stonnx._tasks import TASKS
 from stonnx._text.tokens import Text
+from stonnx_export.checkpoint.module_files import transformer_settings
 from stonnx_export.checkpoint.modules import Transformer
+from stonnx_export.checkpoint.processing import fixes_length
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.originals.original import Original
 
@@ -36,15 +38,23 @@ def text_limit(checkpoint: Checkpoint, route: str, original: Original) -> int | 
     return int(min(limits))
 
 
-def limits_of_tasks(checkpoint: Checkpoint, route: str) -> tuple[int | None, int | None]:
-    """The longest query and the longest document in tokens, if they have limits of their own."""
+def limits_of_tasks(checkpoint: Checkpoint, route: str, *, chat: bool) -> tuple[int | None, int | None]:
+    """The longest query and the longest document in tokens, if they have limits of their own.
+
+    Args:
+        checkpoint: The checkpoint.
+        route: The route of its texts.
+        chat: Whether texts are put into a chat template.
+    """
     first, positions = checkpoint.routes[route][0], checkpoint.max_positions
     if not isinstance(first, Transformer):
         return None, None
-    query, expansion = first.query_length, first.query_expansion
+    query, document, expansion = first.query_length, first.document_length, first.query_expansion
+    if fixes_length(transformer_settings(checkpoint.folders[route]).get("processing_kwargs") or {}, chat=chat):
+        query = document = None
     if expansion is not None:
         query = expansion.length if expansion.fixed else query and max(query, expansion.length)
-    limits = (query, first.document_length)
+    limits = (query, document)
     if positions is None:
         return limits
     own, other = (limit and min(limit, positions) for limit in limits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +114,9 @@ def has_sixteen_bits(folder: Path) -> bool:
     return False
 
 
-def unexpected(networks: Sequence[LoadedNetwork]) -> tuple[str, ...]:
-    """The weights that networks do not use. They do not get into a bundle."""
-    names = tuple(name for network in networks for name in network.unexpected)
+def unexpected(networks: Sequence[LoadedNetwork], of_others: Collection[str] = ()) -> tuple[str, ...]:
+    """The weights that neither networks use nor other modules. They do not get into a bundle."""
+    names = tuple(name for network in networks for name in network.unexpected if name not in of_others)
     if names:
         logger.warning(
             "%s has no place for %d weights of the checkpoint, which are left out: %s",

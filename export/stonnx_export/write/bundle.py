@@ -106,7 +106,7 @@ def _write_tokenizer(
     # A copy, because the original stays as it is. The file has the settings too, for use without stonnx.
     first, positions = checkpoint.routes[route][0], checkpoint.max_positions
     expansion = first.query_expansion if isinstance(first, Transformer) else None
-    query, document = limits_of_tasks(checkpoint, route)
+    query, document = limits_of_tasks(checkpoint, route, chat=source.chat is not None)
     copy = tokenizers.Tokenizer.from_str(source.backend.to_str())
     if limit is None:
         copy.no_truncation()
@@ -138,6 +138,12 @@ def _write_tokenizer(
 
 def _expansion(settings: QueryExpansion, source: OriginalTokenizer) -> Expansion:
     token = source.filling_token_id if settings.token is None else source.backend.token_to_id(settings.token)
+    if source.chat is not None:
+        raise UnsupportedError(
+            "The model reads texts through a chat template, and query_expansion fills up its queries. "
+            "sentence-transformers refuses the two together, because it would cut the text off. Take the chat template "
+            "away (chat_template.jinja, or chat_template in tokenizer_config.json), or set query_expansion to null."
+        )
     if source.pads_left:
         raise UnsupportedError(
             "The tokenizer pads on the left (padding_side in tokenizer_config.json), so sentence-transformers puts the "

@@ -213,6 +213,17 @@ class TestRefused:
         with pytest.raises(stonnx.UnsupportedError, match=r"pads on the left.*set padding_side to 'right'"):
             export(directory, tmp_path / "bundle", show_progress=False)
 
+    def test_a_chat_template(self, make: Make, tmp_path: Path) -> None:
+        directory = make("zoo/late-interaction-causal")
+        (directory / "chat_template.jinja").write_text("user: {{ messages[-1].content }} reply:")
+        modes = {"text": "last_hidden_state", "message": "last_hidden_state"}
+        modality = {name: {"method": "forward", "method_output_name": output} for name, output in modes.items()}
+        modality["message"]["format"] = "flat"
+        file = directory / "sentence_bert_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"modality_config": modality}))
+        with pytest.raises(stonnx.UnsupportedError, match=r"through a chat template.*query_expansion to null"):
+            export(directory, tmp_path / "bundle", show_progress=False)
+
     @pytest.mark.parametrize(
         ("modules", "said"),
         [

@@ -259,7 +259,7 @@ class TestZoo:
             pytest.param("multi-qa-distilbert-cos-v1", 4, marks=pytest.mark.slow),
             pytest.param("paraphrase-multilingual-mpnet-base-v2", 4, marks=pytest.mark.slow),
             pytest.param("cross-encoder/nli-roberta-base", 4, marks=pytest.mark.slow),
-            pytest.param("google/embeddinggemma-300m", 2, marks=pytest.mark.slow),
+            pytest.param("google/embeddinggemma-300m", 4, marks=pytest.mark.slow),
         ],
     )
     def test_int8(self, name: str, blocks: int, tmp_path: Path, tiny_feeds: Feeds) -> None:

@@ -38,7 +38,7 @@ def move(network: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if "lora_" in name:
+            if "lora_" in name or "modules_to_save" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 
@@ -118,17 +118,35 @@ def test_both_revisions_are_in_the_manifest(adapt: Adapt, tmp_path: Path, monkey
     assert (source.base.name, source.base.revision) == ("acme/base", "b" * 40)
 
 
-def test_a_causal_reranker_with_an_adapter(build_small: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("targets", "tied"), [(["q_proj", "lm_head"], False), (["embed_tokens"], True)])
+def test_a_causal_reranker_with_an_adapter(build_small: Any, tmp_path: Path, targets: list[str], tied: bool) -> None:
+    """Of a table that the head shares, the adapter changes what the tokens are and not what the head is."""
     from sentence_transformers.cross_encoder.modules import LogitScore, Transformer
 
-    base = build_small("qwen3", auto=AutoModelForCausalLM, num_key_value_heads=2, head_dim=8).rename(tmp_path / "base")
+    settings = {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": tied}
+    base = build_small("qwen3", auto=AutoModelForCausalLM, **settings).rename(tmp_path / "base")
     transformer = Transformer(str(base), transformer_task="text-generation")
     model = sentence_transformers.CrossEncoder(modules=[transformer, LogitScore(7, 8)], device="cpu")
     model.save_pretrained(str(tmp_path / "adapter"), create_model_card=False)
-    save_adapter(tmp_path / "adapter", transformer.model, base, target_modules=["q_proj", "lm_head"])
+    save_adapter(tmp_path / "adapter", transformer.model, base, target_modules=targets)
     bundle = export(tmp_path / "adapter", tmp_path / "bundle")
     expected = run(sentence_transformers.CrossEncoder(str(tmp_path / "adapter"), device="cpu"))
     np.testing.assert_allclose(run(stonnx.CrossEncoder(bundle)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True, "bias": "lora_only"},
+        {"use_dora": True},
+        {"modules_to_save": ["classifier"]},
+        {"rank_pattern": {"query": 8}, "alpha_pattern": {"value": 3}, "target_modules": "all-linear"},
+    ],
+)
+def test_kinds_of_lora(adapt: Adapt, tmp_path: Path, settings: dict[str, Any]) -> None:
+    adapter, _ = adapt("CrossEncoder", **settings)
+    expected = run(sentence_transformers.CrossEncoder(str(adapter), device="cpu"))
+    np.testing.assert_allclose(run(stonnx.CrossEncoder(export(adapter, tmp_path / "bundle"))), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("change", ["shape", "name", "target"])

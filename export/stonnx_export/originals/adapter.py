@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _MERGEABLE = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR")
 # The names of their weights have one of these.
 _MARKS = ("lora_", "ia3_", "hada_", "lokr_")
+_DORA = "lora_magnitude_vector"
 # The files of the model that an adapter has no copy of: always, and if it has no tokenizer of its own.
 _NETWORK_FILES = ("config.json", "model*.safetensors*", "pytorch_model*.bin*", "*.py")
 _TOKENIZER_FILES = (
@@ -85,7 +87,7 @@ def check_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
     """Check that every weight of an adapter has found its place in the network.
 
     Raises:
-        UnsupportedError: One has not: the adapter is for another model.
+        UnsupportedError: One has not: the adapter is for another model, or of a kind that transformers loads in part.
     """
     from peft import get_peft_model_state_dict
 
@@ -97,6 +99,13 @@ def check_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
             continue
         places = [value for other, value in found.items() if name.endswith(f".{other}") or other == name]
         if not any(value.shape == weight.shape and torch.equal(value.float(), weight.float()) for value in places):
+            if _DORA in name:
+                raise UnsupportedError(
+                    f"{folder.name} is a DoRA adapter (use_dora in {CONFIG}), and transformers "
+                    f"{metadata.version('transformers')} does not load its weight {name!r}: sentence-transformers runs "
+                    "without it, too. Merge the adapter with peft, PeftModel.merge_and_unload(), save the model that "
+                    "this returns, and export that."
+                )
             raise UnsupportedError(_not_for(folder, base, f"that model has no place for its weight {name!r}"))
 
 

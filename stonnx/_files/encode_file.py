@@ -9,12 +9,12 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from stonnx._errors import InvalidArgumentError
+from stonnx._errors import InvalidArgumentError, InvalidInputError
 from stonnx._files import inputs
+from stonnx._files.encode_rows import encode_rows
 from stonnx._files.formats import InputFormat, read_windows
 from stonnx._files.part_file import (
     SavePoint,
@@ -28,7 +28,6 @@ from stonnx._files.part_file import (
     save,
 )
 from stonnx._files.results import DTYPES, EMBEDDING, Kind, OutputFormat, Shape, checked
-from stonnx._files.rows import Text
 from stonnx._files.writers import OUTPUT_SUFFIXES, WRITERS
 
 # Enough to tell apart inputs of the same size and modification time. Hashing everything could take minutes.
@@ -41,7 +40,8 @@ class EncodeFileReport:
 
     ``rows`` counts all rows of the output; ``resumed_rows`` of them came from an earlier run that was interrupted.
     ``dimension`` is the width of a row, 0 for one score each.
-    ``restarted`` says why an earlier run could not be continued, or is None.
+    ``restarted`` says why an earlier run could not be continued, or is None. ``failed_rows`` of the rows do not have a
+    result, and their error field says why.
     """
 
     rows: int
@@ -50,6 +50,7 @@ class EncodeFileReport:
     seconds: float
     output: Path
     restarted: str | None = None
+    failed_rows: int = 0
 
 
 def encode_file(
@@ -63,6 +64,7 @@ def encode_file(
     output_format: OutputFormat | None = None,
     text_field: str = "text",
     query_field: str | None = None,
+    error_field: str | None = None,
     window: int = 4096,
     overwrite: bool = False,
     dimension: int | None = None,
@@ -91,6 +93,8 @@ def encode_file(
         output_format: None: by the suffix of ``output``.
         text_field: The field of a JSONL object, or the column of a table, that holds the text.
         query_field: The one that holds the query, for pairs: ``encode`` gets (query, text) then.
+        error_field: None: a row that does not have a text that can be encoded is an error. A name: such a row gets null
+            for a result, and this field says why; it is null for the other rows. For JSONL and Parquet outputs.
         window: Texts held and encoded at a time; it bounds the memory. It may differ between a run and its resumption.
         overwrite: Replace an existing ``output``.
         dimension: The width of the output when the input is empty; None: 0. Otherwise unused.
@@ -129,6 +133,7 @@ def encode_file(
         raise InvalidArgumentError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}.")
     read_as, write_as = _formats(kind, source, output, input_format, output_format)
     writer, fields = WRITERS[write_as], _fields(text_field, query_field)
+    _check_error_field(error_field, kind, fields, write_as)
     writer.check()
     # A link stays as it is: the run writes the file that it points to.
     target = output.resolve() if output.is_symlink() else output
@@ -139,6 +144,7 @@ def encode_file(
     with inputs.open_source(source, stdin) as stream:
         fingerprint = _fingerprint(stream) if source is not None else None
         format_facts = {"input": read_as, "output": write_as, "text_field": text_field, "query_field": query_field}
+        format_facts["error_field"] = error_field
         settings = _settings(identity, fingerprint, format_facts)
         with open_part(target) as to:
             resumed, restarted = resume(to, settings, writer.header_size)
@@ -155,25 +161,36 @@ def encode_file(
                 first_row=done.rows,
                 offset=done.input_bytes,
                 keep=writer.keep,
+                keep_failed=error_field is not None,
             ):
-                texts = [row.text for row in rows.rows]
-                results = encode(texts)
-                shape = checked(kind, results, len(texts))
+                if not rows.rows:
+                    append(to, writer.body(kind, None, rows, fields, error_field))
+                    continue
+                rows, results = encode_rows(encode, rows, kind, error_field)
+                shape = checked(kind, results, len(rows.rows))
                 _check_unchanged(shape, done)
-                length = append(to, writer.body(kind, results, rows, fields))
-                done = SavePoint(done.rows + shape.rows, rows.end, length, shape.width, shape.dtype)
+                length = append(to, writer.body(kind, results, rows, fields, error_field))
+                failed = done.failed_rows + sum(row.problem is not None for row in rows.rows)
+                done = SavePoint(done.rows + shape.rows, rows.end, length, shape.width, shape.dtype, failed)
                 if settings is not None:
                     save(to, settings, done)
                 if progress is not None:
                     known = fingerprint is not None and source is not None and not inputs.is_compressed(source)
                     progress(*((rows.end, fingerprint["size"]) if known and fingerprint else (done.rows, None)))
+            if source is not None and fingerprint is not None and _changed(stream, fingerprint):
+                raise InvalidInputError(
+                    f"{source} changed while it was encoded, so its results could be of both contents. Run the same "
+                    "command again when nothing writes to it."
+                )
             made = Shape(done.rows, done.dimension, done.dtype)
-            if writer.finish is None:
+            write = writer.finish
+            if write is None:
                 publish(to, writer.header(kind, made), overwrite)
             else:
-                finish(to, partial(writer.finish, kind, made), overwrite)
+                finish(to, lambda part, target: write(kind, made, part, target, error_field), overwrite)
     resumed_rows = resumed.rows if resumed is not None else 0
-    return EncodeFileReport(done.rows, resumed_rows, done.dimension, time.perf_counter() - started, output, restarted)
+    seconds = time.perf_counter() - started
+    return EncodeFileReport(done.rows, resumed_rows, done.dimension, seconds, output, restarted, done.failed_rows)
 
 
 def encode_to_stream(
@@ -185,6 +202,7 @@ def encode_to_stream(
     input_format: InputFormat | None = None,
     text_field: str = "text",
     query_field: str | None = None,
+    error_field: str | None = None,
     window: int = 4096,
     stdin: BinaryIO | None = None,
     progress: Callable[[int, int | None], None] | None = None,
@@ -196,17 +214,23 @@ def encode_to_stream(
     """
     read_as, rows_done = inputs.input_format(source, input_format), 0
     name, fields = str(source or "standard input"), _fields(text_field, query_field)
+    _check_error_field(error_field, kind, fields, "jsonl")
     with inputs.open_source(source, stdin) as stream:
         for rows in read_windows(
-            stream, read_as, name=name, text_field=text_field, query_field=query_field, window=window
+            stream,
+            read_as,
+            name=name,
+            text_field=text_field,
+            query_field=query_field,
+            window=window,
+            keep_failed=error_field is not None,
         ):
-            texts: list[Text] = [row.text for row in rows.rows]
-            results = encode(texts)
-            checked(kind, results, len(texts))
-            for block in WRITERS["jsonl"].body(kind, results, rows, fields):
+            rows, results = encode_rows(encode, rows, kind, error_field)
+            checked(kind, results, len(rows.rows))
+            for block in WRITERS["jsonl"].body(kind, results, rows, fields, error_field):
                 sink.write(block)
             sink.flush()
-            rows_done += len(texts)
+            rows_done += len(rows.rows)
             if progress is not None:
                 known = source is not None and source.is_file() and not inputs.is_compressed(source)
                 progress(rows.end if known else rows_done, None)
@@ -217,6 +241,21 @@ def _fields(text_field: str, query_field: str | None) -> tuple[str, ...]:
     if query_field == text_field:
         raise InvalidArgumentError(f"The query and the text cannot both be in the field {text_field!r}.")
     return (text_field,) if query_field is None else (query_field, text_field)
+
+
+def _check_error_field(error_field: str | None, kind: Kind, fields: tuple[str, ...], write_as: OutputFormat) -> None:
+    if error_field is None:
+        return
+    if write_as not in ("jsonl", "parquet"):
+        raise InvalidArgumentError(
+            f"A {write_as} file has no field {json.dumps(error_field)} for the rows without a result. Choose "
+            "--output-format jsonl or parquet, or leave out --error-field."
+        )
+    if not error_field or error_field in (*fields, *kind.fields):
+        raise InvalidArgumentError(
+            f"The field for errors is named {json.dumps(error_field)}; it must have a name that is not one of "
+            f"{', '.join(map(json.dumps, (*fields, *kind.fields)))}."
+        )
 
 
 def _formats(
@@ -248,6 +287,12 @@ def _fingerprint(stream: BinaryIO) -> dict[str, Any] | None:
     start = hashlib.sha256(stream.read(_FINGERPRINT_BYTES)).hexdigest()
     stream.seek(0)
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256_of_first_mib": start}
+
+
+def _changed(stream: BinaryIO, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether something has written to an input since its fingerprint was taken."""
+    status = os.fstat(stream.fileno())
+    return (status.st_size, status.st_mtime_ns) != (fingerprint["size"], fingerprint["mtime_ns"])
 
 
 def _settings(

@@ -5,6 +5,7 @@ This file does not open files or know the progress of a run.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import BinaryIO, Literal
 
 from stonnx._errors import InvalidArgumentError, InvalidInputError
 from stonnx._files.parquet import read_parquet
-from stonnx._files.rows import Keep, Row, Text, Window, check_text
+from stonnx._files.rows import Keep, Row, Text, Window, check_text, not_utf8
 from stonnx._files.tables import read_table
 
 InputFormat = Literal["lines", "jsonl", "csv", "tsv", "parquet"]
@@ -45,13 +46,14 @@ def read_windows(
     first_row: int = 0,
     offset: int = 0,
     keep: Keep = "records",
+    keep_failed: bool = False,
 ) -> Iterator[Window]:
     r"""Read rows, at most ``window`` at a time, each time with the byte offset at which the next row begins.
 
     The stream must stand at byte ``offset``, the beginning of row ``first_row``. A table is read from its beginning
     again, for the names of the columns. With a ``query_field``, the text of a row is the pair of both fields.
     Only ``\n`` and ``\r\n`` end a line. A byte order mark at the very start is dropped. In JSONL, one blank line at the
-    end is allowed.
+    end is allowed. With ``keep_failed``, a row without a text is a row that says why.
 
     Raises:
         InvalidInputError: A line is not UTF-8, or the JSONL format does not allow it; ``index`` is its row.
@@ -67,12 +69,16 @@ def read_windows(
     """
     fields = (text_field,) if query_field is None else (query_field, text_field)
     if input_format == "parquet":
-        yield from read_parquet(stream, name=name, fields=fields, window=window, first_row=first_row, keep=keep)
+        yield from read_parquet(
+            stream, name=name, fields=fields, window=window, first_row=first_row, keep=keep, keep_failed=keep_failed
+        )
         return
     if input_format in _SEPARATORS:
         if first_row:
             stream.seek(0)
-        table = read_table(stream, _SEPARATORS[input_format], name=name, columns=fields)
+        table = read_table(
+            stream, _SEPARATORS[input_format], name=name, columns=fields, keep=keep, keep_failed=keep_failed
+        )
         yield from _table_windows(itertools.islice(table, first_row, None), window, offset)
         return
     if input_format == "lines" and query_field is not None:
@@ -82,7 +88,9 @@ def read_windows(
         )
     rows: list[Row] = []
     index, start = first_row, offset
-    while raw := stream.readline():
+    ahead = b""
+    while raw := ahead or stream.readline():
+        ahead = b""
         line = raw.removeprefix(_BOM) if offset == 0 else raw
         line_start = offset + len(raw) - len(line)
         offset += len(raw)
@@ -95,21 +103,20 @@ def read_windows(
             text = line.decode("utf-8")
             if input_format == "jsonl":
                 if not text.strip(_JSON_SPACE):
-                    if not stream.readline():
+                    ahead = stream.readline()
+                    if not ahead:
                         break
                     raise ValueError(f"the line is blank. {_allowed(fields)} Remove blank lines.")
                 rows.append(_parse_json(text, fields))
             else:
                 rows.append(Row(text))
-        except UnicodeDecodeError as error:
-            raise InvalidInputError(
-                f"{where}: byte 0x{line[error.start]:02x} at byte offset {line_start + error.start} is not valid UTF-8 "
-                f"({error.reason}). The input must be UTF-8; convert it, for example with: "
-                "iconv -f LATIN1 -t UTF-8 OLD > NEW",
-                index,
-            ) from error
         except ValueError as error:
-            raise InvalidInputError(f"{where}: {error}", index) from error
+            problem = str(error)
+            if isinstance(error, UnicodeDecodeError):
+                problem = not_utf8(line[error.start], line_start + error.start, error)
+            if not keep_failed:
+                raise InvalidInputError(f"{where}: {problem}", index) from error
+            rows.append(Row.without_text(f"{where}: {problem}", fields, _content(line, input_format)))
         index += 1
         if len(rows) >= window or offset - start >= _WINDOW_BYTES:
             yield Window(rows, offset)
@@ -118,11 +125,20 @@ def read_windows(
         yield Window(rows, offset)
 
 
-def _table_windows(table: Iterator[tuple[Text, str, int]], window: int, offset: int) -> Iterator[Window]:
+def _content(line: bytes, input_format: InputFormat) -> object:
+    """The content of a line without a text: its JSON value, or the line as it is."""
+    text = line.decode("utf-8", errors="backslashreplace")
+    if input_format == "jsonl":
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text
+
+
+def _table_windows(table: Iterator[tuple[Row, int]], window: int, offset: int) -> Iterator[Window]:
     rows: list[Row] = []
     start = end = offset
-    for text, record, end in table:
-        rows.append(Row(text, record))
+    for row, end in table:
+        rows.append(row)
         if len(rows) >= window or end - start >= _WINDOW_BYTES:
             yield Window(rows, end)
             rows, start = [], end

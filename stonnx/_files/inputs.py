@@ -59,6 +59,21 @@ def is_compressed(source: Path) -> bool:
     return source.suffix.lower() == _COMPRESSED
 
 
+def open_raw(source: Path) -> BinaryIO:
+    """A file opened for reading, as it is.
+
+    Raises:
+        OSError: It cannot be read; the message says what to do.
+    """
+    try:
+        return source.open("rb", buffering=_READ_BUFFER)
+    except OSError as error:
+        problem = (
+            f"Cannot read {source}: {error.strerror}. Check the path; it must be a file of texts that you may read."
+        )
+        raise OSError(error.errno, problem) from error
+
+
 @contextmanager
 def open_source(source: Path | None, stdin: BinaryIO | None = None) -> Iterator[BinaryIO]:
     """A file opened for reading, unpacked if it ends in .gz; None is standard input.
@@ -69,14 +84,7 @@ def open_source(source: Path | None, stdin: BinaryIO | None = None) -> Iterator[
     if source is None:
         yield stdin if stdin is not None else sys.stdin.buffer
         return
-    try:
-        raw = source.open("rb", buffering=_READ_BUFFER)
-    except OSError as error:
-        problem = (
-            f"Cannot read {source}: {error.strerror}. Check the path; it must be a file of texts that you may read."
-        )
-        raise OSError(error.errno, problem) from error
-    with raw:
+    with open_raw(source) as raw:
         if not is_compressed(source):
             yield raw
             return

@@ -30,7 +30,14 @@ _AS_JSON = {b"stonnx": b"json"}
 
 
 def read_parquet(
-    stream: BinaryIO, *, name: str, fields: Sequence[str], window: int, first_row: int, keep: Keep
+    stream: BinaryIO,
+    *,
+    name: str,
+    fields: Sequence[str],
+    window: int,
+    first_row: int,
+    keep: Keep,
+    keep_failed: bool = False,
 ) -> Iterator[Window]:
     """Read rows from ``first_row`` on, at most ``window`` at a time.
 
@@ -41,6 +48,7 @@ def read_parquet(
         window: The most rows of a window.
         first_row: The row to begin with.
         keep: The columns to read beside these: none, all as JSON records, or all as a table.
+        keep_failed: Whether a row without a text is a row that says so, instead of an error.
 
     Raises:
         MissingDependencyError: pyarrow is not installed.
@@ -57,12 +65,14 @@ def read_parquet(
     size = stream.seek(0, os.SEEK_END)
     try:
         file = pa.parquet.ParquetFile(stream, buffer_size=_READ_BUFFER, pre_buffer=False)
-        _check_columns(pa, file.schema_arrow, name, fields)
+        _check_columns(pa, file.schema_arrow, name, fields, keep)
         total, groups, skipped = file.metadata.num_rows, list(range(file.num_row_groups)), first_row
         while groups and skipped >= file.metadata.row_group(groups[0]).num_rows:
             skipped -= file.metadata.row_group(groups.pop(0)).num_rows
         columns = list(fields) if keep == "nothing" else None
         index = first_row
+        if not total and keep == "table":
+            yield Window([], size, _decoded(pa, pa.RecordBatch.from_pylist([], file.schema_arrow)))
         for group in groups:
             facts = file.metadata.row_group(group)
             most = max(1, min(window, _WINDOW_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
@@ -71,19 +81,30 @@ def read_parquet(
                     skipped -= batch.num_rows
                     continue
                 batch, skipped = batch.slice(skipped), 0
-                texts = [_texts(batch.column(field), name, field, index) for field in fields]
+                problems: dict[int, str] | None = {} if keep_failed else None
+                texts = [_texts(batch.column(field), name, field, index, problems) for field in fields]
                 pairs: Sequence[Text] = texts[0] if len(fields) == 1 else list(zip(*texts, strict=True))
-                records = map(_as_json, batch.to_pylist()) if keep == "records" else [None] * len(pairs)
-                rows = [Row(text, record) for text, record in zip(pairs, records, strict=True)]
+                records = _records(batch, name, index) if keep == "records" else [None] * len(pairs)
+                rows = [
+                    Row(text, record, (problems or {}).get(position))
+                    for position, (text, record) in enumerate(zip(pairs, records, strict=True))
+                ]
                 index += len(rows)
                 yield Window(rows, size * index // total, _decoded(pa, batch) if keep == "table" else None)
+    except pa.ArrowNotImplementedError as error:
+        raise UnsupportedError(f"{name} has a column that pyarrow does not read: {error}") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise OSError(
             f"{name} is not an intact Parquet file: {error}. Write it again, or download it again."
         ) from error
 
 
-def _check_columns(pa: Any, schema: Any, name: str, fields: Sequence[str]) -> None:
+def _check_columns(pa: Any, schema: Any, name: str, fields: Sequence[str], keep: Keep) -> None:
+    twice = sorted({column for column in schema.names if schema.names.count(column) > 1} - {*fields})
+    if twice and keep != "nothing":
+        raise InvalidInputError(
+            f"{name} has two columns {json.dumps(twice[0])}, and the output could not keep both. Rename one."
+        )
     for field in fields:
         option = "--field" if field == fields[-1] else "--query-field"
         of_texts = [column.name for column in schema if _holds_texts(pa, column.type)]
@@ -106,8 +127,20 @@ def _holds_texts(pa: Any, kind: Any) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_view(kind))
 
 
-def _texts(column: Any, name: str, field: str, first_row: int) -> list[str]:
-    """The texts of a column; an error names the row, counted from 1."""
+def _records(batch: Any, name: str, first_row: int) -> list[str]:
+    """The rows as JSON objects; an error names the first row, counted from 1."""
+    try:
+        return [_as_json(record) for record in batch.to_pylist()]
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"{name}: a text of a row from {first_row + 1} to {first_row + batch.num_rows} is not valid UTF-8 "
+            f"({error.reason}). Write it again, or to a .npy file, which does not have the other columns.",
+            first_row,
+        ) from error
+
+
+def _texts(column: Any, name: str, field: str, first_row: int, problems: dict[int, str] | None) -> list[str]:
+    """The texts of a column. An error names the row, counted from 1; with ``problems``, it is noted there instead."""
     texts = []
     for position, value in enumerate(column):
         where = f"{name}, row {first_row + position + 1}"
@@ -118,12 +151,14 @@ def _texts(column: Any, name: str, field: str, first_row: int) -> list[str]:
                     f"the column {json.dumps(field)} has no value. Drop such rows first, or put an empty text there."
                 )
             texts.append(check_text(text, "text"))
-        except UnicodeDecodeError as error:
-            raise InvalidInputError(
-                f"{where}: the column {json.dumps(field)} is not valid UTF-8 ({error.reason}).", first_row + position
-            ) from error
         except ValueError as error:
-            raise InvalidInputError(f"{where}: {error}", first_row + position) from error
+            problem = str(error)
+            if isinstance(error, UnicodeDecodeError):
+                problem = f"the column {json.dumps(field)} is not valid UTF-8 ({error.reason})."
+            if problems is None:
+                raise InvalidInputError(f"{where}: {problem}", first_row + position) from error
+            problems.setdefault(position, f"{where}: {problem}")
+            texts.append("")
     return texts
 
 

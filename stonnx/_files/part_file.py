@@ -58,6 +58,7 @@ class SavePoint:
     output_bytes: int
     dimension: int
     dtype: str
+    failed_rows: int = 0
 
 
 @dataclass(frozen=True)

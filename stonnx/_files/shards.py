@@ -12,13 +12,18 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stonnx._errors import InvalidArgumentError, StonnxError
+from stonnx._errors import InvalidArgumentError, StonnxError, UnsupportedError
+from stonnx._files import inputs
 from stonnx._files.encode_file import EncodeFileReport
 from stonnx._files.part_file import remove_leftovers
+
+# Of the name of an input, so much is in the name of its output: file systems allow 255 bytes, with all endings.
+_NAME_BYTES = 180
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Shard:
         Raises:
             InvalidArgumentError: It has another form, or the index is outside the count.
         """
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
         index, count = map(int, found.groups()) if found else (0, 0)
         if not 1 <= index <= count:
             raise InvalidArgumentError(
@@ -56,7 +61,8 @@ class FileResult:
     """The result for one input.
 
     ``error`` is None if its output exists. ``rows`` or ``dimension`` is None if an earlier run made it, and neither the
-    output nor the manifest of that run says it. ``dimension`` is 0 for one score a row.
+    output nor the manifest of that run says it. ``dimension`` is 0 for one score a row. ``failed_rows`` counts rows
+    without a result, whose error field says why; None as for ``rows``.
     """
 
     input: str
@@ -64,6 +70,7 @@ class FileResult:
     rows: int | None = None
     dimension: int | None = None
     error: str | None = None
+    failed_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,13 @@ def encode_files(
         InvalidArgumentError: ``directory`` is a file.
         OSError: The directory cannot be made, or the manifest cannot be written.
     """
-    if directory.exists() and not directory.is_dir():
-        raise InvalidArgumentError(f"{directory} is a file. Several inputs need a directory: -o DIRECTORY")
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InvalidArgumentError(
+            f"{directory} is a file, is below one, or is a link to nothing. Several inputs need a directory: "
+            "-o DIRECTORY"
+        ) from error
     manifest = directory / f"shard-{shard.index}-of-{shard.count}.json"
     earlier = {result.output: result for result in _read(manifest)}
     results: list[FileResult] = []
@@ -122,7 +133,8 @@ def encode_files(
             known = earlier[result.output]
             rows = known.rows if result.rows is None else result.rows
             dimension = known.dimension if result.dimension is None else result.dimension
-            result = FileResult(str(source), result.output, rows, dimension)
+            failed = known.failed_rows if result.failed_rows is None else result.failed_rows
+            result = FileResult(str(source), result.output, rows, dimension, failed_rows=failed)
         results.append(result)
         _write(manifest, shard, results)
         told(result)
@@ -134,12 +146,20 @@ def output_name(source: Path, suffix: str, identity: Mapping[str, object]) -> st
     """The name of an output: the name of the input, and a hash of its content and of ``identity``.
 
     Raises:
+        UnsupportedError: The input is a pipe or a device, which cannot be read twice.
         OSError: The input cannot be read.
     """
-    with source.open("rb") as stream:
+    # Asked before it is opened: that would wait until a program writes to the pipe.
+    if source.exists() and not source.is_file() and not source.is_dir():
+        raise UnsupportedError(
+            f"{source} is a pipe or a device, which can be read once only, and the name of its output needs its "
+            "content first. Write it to a file, or encode it alone: -o FILE"
+        )
+    with inputs.open_raw(source) as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
     told = json.dumps({"content": content, **identity}, sort_keys=True, ensure_ascii=True)
-    return f"{source.name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}{suffix}"
+    name = os.fsdecode(os.fsencode(source.name)[:_NAME_BYTES])
+    return f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}{suffix}"
 
 
 def _encode_one(
@@ -151,20 +171,41 @@ def _encode_one(
     shape: Callable[[Path], tuple[int | None, int | None]],
 ) -> FileResult:
     try:
+        before = _changes(source)
         output = directory / output_name(source, suffix, identity)
-        if output.exists():
+        if os.path.lexists(output):
             return _existing(source, output, shape)
-        report = encode(source, output)
-    except FileExistsError:  # another process was faster; the same name means the same file
-        return FileResult(str(source), output.name)
+        try:
+            report = encode(source, output)
+        except FileExistsError:
+            # Another process may have been faster: the same name means the same file. Other files can be in the way.
+            if not output.is_file():
+                raise
+            return _existing(source, output, shape)
+        if _changes(source) != before:
+            output.unlink()  # its name is that of another content
+            raise OSError(f"{source} changed while it was encoded. Run the same command again.")
     except (StonnxError, OSError) as error:
         return FileResult(str(source), None, error=str(error))
-    return FileResult(str(source), output.name, report.rows, report.dimension)
+    except (RuntimeError, ValueError, LookupError, MemoryError, NotImplementedError) as error:
+        # A fault of stonnx or of a library for this input must not stop the others.
+        return FileResult(str(source), None, error=f"{type(error).__name__}: {error}")
+    return FileResult(str(source), output.name, report.rows, report.dimension, failed_rows=report.failed_rows)
+
+
+def _changes(source: Path) -> object:
+    """A value that differs if the file was replaced or written to; None if it is not there."""
+    with suppress(OSError):
+        status = source.stat()
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return None
 
 
 def _existing(source: Path, output: Path, shape: Callable[[Path], tuple[int | None, int | None]]) -> FileResult:
     """The result of an output that is there. Only others than stonnx leave one that is not complete."""
     try:
+        if not output.is_file():
+            raise ValueError("it is not a file")
         rows, dimension = shape(output)
     except (ValueError, KeyError, OSError) as error:
         problem = f"{output} is there and is not complete ({error}). Delete it, and run the same command again."

@@ -37,19 +37,21 @@ class Writer:
     Attributes:
         header_size: The bytes at its beginning that are filled in last; the windows follow.
         header: Their content.
-        body: The bytes of a window: its results, its rows, the names of the text fields.
+        body: The bytes of a window: its results, its rows, the names of the text fields, and that of the field of
+            errors, if rows without a result are kept. Their results are null, and this field says why.
         keep: The part of Parquet rows that the body needs.
-        finish: Makes the file from a part file of windows, if that is another one: kind, shape, part file, target.
+        finish: Makes the file from a part file of windows, if that is another one: kind, shape, part file, target, and
+            the name of the field of errors.
         shape: Reads rows and width from a complete file, or raises ValueError if it is not one.
         check: Raises an error if the format cannot be written here.
     """
 
     header: Callable[[Kind, Shape], bytes]
-    body: Callable[[Kind, Any, Window, Sequence[str]], Iterator[bytes]]
+    body: Callable[[Kind, Any, Window, Sequence[str], str | None], Iterator[bytes]]
     shape: Callable[[Kind, Path], tuple[int | None, int | None]]
     header_size: int = 0
     keep: Keep = "nothing"
-    finish: Callable[[Kind, Shape, Path, BinaryIO], None] | None = None
+    finish: Callable[[Kind, Shape, Path, BinaryIO, str | None], None] | None = None
     check: Callable[[], object] = lambda: None
 
 
@@ -94,23 +96,34 @@ def _safetensors_shape(kind: Kind, path: Path) -> tuple[int, int]:
     return tensor["shape"][0], [*tensor["shape"], 0][1]
 
 
-def _binary_body(kind: Kind, results: Any, window: Window, fields: Sequence[str]) -> Iterator[bytes]:
+def _binary_body(
+    kind: Kind, results: Any, window: Window, fields: Sequence[str], error_field: str | None
+) -> Iterator[bytes]:
     yield results.astype(DTYPES[results.dtype.name].npy, copy=False).tobytes()
 
 
-def _jsonl_body(kind: Kind, results: Any, window: Window, fields: Sequence[str]) -> Iterator[bytes]:
+def _jsonl_body(
+    kind: Kind, results: Any, window: Window, fields: Sequence[str], error_field: str | None
+) -> Iterator[bytes]:
     values = results.data if kind is SPARSE else results
-    if not np.isfinite(values).all():
+    if error_field is None and not np.isfinite(values).all():
         dense = results if kind is not SPARSE else results.toarray()
         wrong = int(np.argmin(np.isfinite(dense.reshape(len(window.rows), -1)).all(axis=1)))
         raise UnsupportedError(
             f"The {kind.fields[-1]} of {str(window.rows[wrong].text)[:80]!r} is not finite (NaN or infinity), and "
             f"JSON has no such numbers. Write to a .{kind.formats[0]} or .parquet file to look at it."
         )
+    names = kind.fields if error_field is None else (*kind.fields, error_field)
     for row, texts in zip(window.rows, _numbers(kind, results), strict=True):
-        head = _record(row, fields, kind.fields).rstrip(_JSON_SPACE)[:-1].rstrip(_JSON_SPACE)
+        head = _record(row, fields, names).rstrip(_JSON_SPACE)[:-1].rstrip(_JSON_SPACE)
         comma = "" if head == "{" else ", "
-        added = ", ".join(f'"{name}": {text}' for name, text in zip(kind.fields, texts, strict=True))
+        if row.problem is not None:
+            texts = ("null",) * len(texts)
+        if error_field is not None:
+            texts = (*texts, json.dumps(row.problem, ensure_ascii=False))
+        added = ", ".join(
+            f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in zip(names, texts, strict=True)
+        )
         yield f"{head}{comma}{added}}}\n".encode()
 
 
@@ -134,7 +147,7 @@ def _record(row: Row, fields: Sequence[str], added: Sequence[str]) -> str:
     if row.record is None:
         texts = [row.text] if isinstance(row.text, str) else row.text
         return json.dumps(dict(zip(fields, texts, strict=True)), ensure_ascii=False)
-    if any(f'"{name}"' in row.record for name in added):
+    if any(json.dumps(name, ensure_ascii=False) in row.record or "\\u" in row.record for name in added):
         record = json.loads(row.record)
         if any(name in record for name in added):  # from an earlier run: the new ones replace them
             return json.dumps({name: value for name, value in record.items() if name not in added})
@@ -150,30 +163,43 @@ def _jsonl_shape(kind: Kind, path: Path) -> tuple[None, None]:
     return None, None
 
 
-def _npz_body(kind: Kind, results: Any, window: Window, fields: Sequence[str]) -> Iterator[bytes]:
+def _npz_body(
+    kind: Kind, results: Any, window: Window, fields: Sequence[str], error_field: str | None
+) -> Iterator[bytes]:
     yield sparse_bytes(results)
 
 
-def _parquet_body(kind: Kind, results: Any, window: Window, fields: Sequence[str]) -> Iterator[bytes]:
+def _parquet_body(
+    kind: Kind, results: Any, window: Window, fields: Sequence[str], error_field: str | None
+) -> Iterator[bytes]:
+    if not window.rows:
+        yield window_bytes(window, fields, {})
+        return
+    valid = np.array([row.problem is None for row in window.rows]) if error_field is not None else None
     if kind is SPARSE:
         cuts = results.indptr[1:-1]
         columns = [
-            list_array(np.split(part, cuts), dtype)
+            list_array(np.split(part, cuts), dtype, valid)
             for part, dtype in ((results.indices, np.int32), (results.data, np.float32))
         ]
     else:
-        columns = [vector_array(results)]
-    yield window_bytes(window, fields, dict(zip(kind.fields, columns, strict=True)))
+        columns = [vector_array(results, valid)]
+    added = dict(zip(kind.fields, columns, strict=True))
+    if error_field is not None:
+        pa = import_pyarrow()
+        added[error_field] = pa.array([row.problem for row in window.rows], pa.string())
+    yield window_bytes(window, fields, added)
 
 
-def _finish_parquet(kind: Kind, shape: Shape, part: Path, target: BinaryIO) -> None:
+def _finish_parquet(kind: Kind, shape: Shape, part: Path, target: BinaryIO, error_field: str | None) -> None:
     pa = import_pyarrow()
     number = pa.from_numpy_dtype(np.dtype(shape.dtype))
     if kind is SPARSE:
         types = [pa.list_(pa.int32()), pa.list_(pa.float32())]
     else:
         types = [pa.list_(number, shape.width) if shape.width or kind is EMBEDDING else number]
-    write_parquet(part, target, dict(zip(kind.fields, types, strict=True)))
+    added = dict(zip(kind.fields, types, strict=True))
+    write_parquet(part, target, added if error_field is None else added | {error_field: pa.string()})
 
 
 WRITERS: Mapping[OutputFormat, Writer] = {
@@ -184,7 +210,7 @@ WRITERS: Mapping[OutputFormat, Writer] = {
         lambda kind, shape: b"",
         _npz_body,
         lambda kind, path: npz_shape(path),
-        finish=lambda kind, shape, part, target: write_npz(part, target, shape.rows, shape.width),
+        finish=lambda kind, shape, part, target, error_field: write_npz(part, target, shape.rows, shape.width),
     ),
     "parquet": Writer(
         lambda kind, shape: b"",

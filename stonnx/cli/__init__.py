@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: failed with a message. 2: wrong usage. 130: Ctrl-C. 141: the reader of the output, as `head`, ended.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The name of a file need not be UTF-8, and printing it must not end the work. sys.stderr does so by itself.
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.command_name is None:

@@ -83,6 +83,13 @@ def add_parser(commands: Commands) -> None:
         "--query-column",
         help=f"for a reranker: the field or column that holds the query (default: {_QUERY_FIELD})",
     )
+    parser.add_argument(
+        "--error-field",
+        "--error-column",
+        metavar="NAME",
+        help="go on after a row without a text that can be encoded: it gets null, and this field of the output says "
+        "why; for .jsonl and .parquet (default: such a row ends the work on its file)",
+    )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--query", action="store_true", help="encode as queries")
     prompt.add_argument("--document", action="store_true", help="encode as documents")
@@ -134,7 +141,8 @@ def run(arguments: argparse.Namespace) -> int:
     if report.restarted:
         print(f"An earlier run was not continued: {report.restarted}", file=sys.stderr)
     continued = f", {report.resumed_rows:,} of them from an earlier run" if report.resumed_rows else ""
-    print(f"{report.output}: {_size(report.rows, report.dimension)}{continued}, {report.seconds:.1f} s")
+    failed = _without_result(report.failed_rows)
+    print(f"{report.output}: {_size(report.rows, report.dimension)}{failed}{continued}, {report.seconds:.1f} s")
     return 0
 
 
@@ -184,7 +192,11 @@ def _tell(result: FileResult) -> None:
         print(f"{result.input}: {result.error}", file=sys.stderr, flush=True)
     else:
         size = "" if result.rows is None else f", {_size(result.rows, result.dimension)}"
-        print(f"{result.input}: {result.output}{size}", flush=True)
+        print(f"{result.input}: {result.output}{size}{_without_result(result.failed_rows)}", flush=True)
+
+
+def _without_result(rows: int | None) -> str:
+    return f", {rows:,} of them without a result" if rows else ""
 
 
 def _size(rows: int, dimension: int | None) -> str:
@@ -230,9 +242,16 @@ class _Job:
         sample = method([("a", "a") if row.reads_pairs else "a"], **options)
         identity = options | {
             "task": "query" if arguments.query else "document" if arguments.document else None,
+            # The instructions change the last bits only; with and without kernels, int8 rounds in other places.
+            "native_kernels": bool(model.info.kernels),
             "files": {name: entry.sha256 for name, entry in model.manifest.files.items()},
         }
-        reading = {"input_format": arguments.input_format, "text_field": arguments.field, "query_field": query_field}
+        reading = {
+            "input_format": arguments.input_format,
+            "text_field": arguments.field,
+            "query_field": query_field,
+            "error_field": arguments.error_field,
+        }
         dimension = sample.shape[1] if len(sample.shape) > 1 else 0
         show, dtype = not arguments.quiet, sample.dtype.name
         return cls(method, options, identity, reading, arguments.batch_size, show, KINDS[row.kind], dimension, dtype)

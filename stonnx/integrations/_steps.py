@@ -32,6 +32,7 @@ class Step(Columns[Any]):
         none = pa.table({name: pa.array([], pa.string()) for name in self.columns})
         try:
             made = self(none)
+            self.model.note_kernels()
         except DeviceError:
             made = self._with(self.model.on_cpu())(none)
         return [field for field in made.schema if field.name not in self.columns]

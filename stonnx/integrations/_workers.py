@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, cast
 
 from stonnx._bundle.bundle import Bundle
-from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, StonnxError
+from stonnx._errors import BundleIntegrityError, DeviceError, InvalidArgumentError, ModelNotFoundError, StonnxError
 from stonnx._hub.find import find_bundle
 from stonnx._tasks import TASKS
 
@@ -43,6 +43,8 @@ class WorkerModel(Generic[_Model]):
 
     #: Threads on the CPU, if the options do not say it: engines run several workers on a machine.
     threads: int | None = None
+    #: The kernels of the driver's model, if that runs on a CPU; None: the driver has not loaded it.
+    kernels: str | None = None
 
     def __init__(self, kind: type[_Model], model: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
         if not isinstance(model, str | os.PathLike):
@@ -74,6 +76,7 @@ class WorkerModel(Generic[_Model]):
         Raises:
             ModelNotFoundError: This worker cannot read the bundle.
             BundleIntegrityError: This worker finds another bundle under the name than the driver did.
+            DeviceError: This worker runs native kernels and the driver does not, or the other way round.
         """
         key = (self._kind, self.name, self._identity, repr(sorted(self._options.items())), self.threads)
         with _lock:
@@ -82,6 +85,11 @@ class WorkerModel(Generic[_Model]):
             while len(_loaded) > _KEPT:
                 del _loaded[next(iter(_loaded))]
         return cast(_Model, model)
+
+    def note_kernels(self) -> None:
+        """Have workers compare their native kernels with those of this process, which is the driver."""
+        info = cast(Any, self()).info
+        self.kernels = info.kernels if info.device == "cpu" else None
 
     def on_cpu(self) -> Self:
         """The same model on the CPU, for a driver that does not have the device of the workers."""
@@ -108,7 +116,17 @@ class WorkerModel(Generic[_Model]):
                 f"The worker on {socket.gethostname()} finds another bundle under {self.name!r} than the driver did. "
                 "Its vectors would not fit the others. Copy the same bundle to every machine, and start again."
             )
-        return cast(_Model, cast(Any, self._kind)(bundle, **({"threads": self.threads} | self._options)))
+        model = cast(Any, self._kind)(bundle, **({"threads": self.threads} | self._options))
+        own = model.info.kernels
+        # The instructions change the last bits only; with and without kernels, int8 rounds in other places.
+        if self.kernels is not None and model.info.device == "cpu" and bool(own) != bool(self.kernels):
+            raise DeviceError(
+                f"The worker on {socket.gethostname()} runs {self.name!r} with {own or 'no'} native kernels, and the "
+                f"driver with {self.kernels or 'none'}. They round in other places, so their vectors would not fit "
+                'each other. Install the kernels on every machine (pip install "stonnx[kernels]"), or set '
+                "STONNX_KERNELS=0 on every machine, and start again."
+            )
+        return cast(_Model, model)
 
     def __repr__(self) -> str:
         return f"{self._kind.__name__}({self.name!r})"

@@ -17,6 +17,7 @@ from toy_bundles import dense_bundle
 
 import stonnx
 from stonnx import InvalidArgumentError, cli
+from stonnx._files import shards
 from stonnx._files.shards import Shard
 
 
@@ -172,3 +173,102 @@ def test_killed_again_and_again(bundle: Path, sources: list[Path], tmp_path: Pat
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
     assert sorted(path.name.partition("-")[0] for path in (tmp_path / "out").glob("*.npy")) == [s.name for s in sources]
     assert [*(tmp_path / "out").glob("*.part*")] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
+def test_inputs_that_are_not_files(
+    bundle: Path, sources: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")  # to open it would wait for a writer
+    (tmp_path / "directory.txt").mkdir()
+    assert encode(bundle, [tmp_path / "pipe.txt", tmp_path / "directory.txt", sources[0]], tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "pipe.txt is a pipe or a device" in error
+    assert "it must be a file of texts" in error
+    assert len([*(tmp_path / "out").glob("*.npy")]) == 1
+
+
+@pytest.mark.parametrize("place", [".part", ""])
+def test_something_in_the_way_is_not_a_complete_output(
+    place: str, bundle: Path, sources: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert encode(bundle, sources[:1], tmp_path, "--shard", "1/1") == 0
+    output = output_of(tmp_path, sources[0])
+    output.unlink()
+    Path(f"{output}{place}").mkdir()
+    assert encode(bundle, sources[:1], tmp_path, "--shard", "1/1") == 1
+    assert "not a" in capsys.readouterr().err
+    assert not json.loads((tmp_path / "shard-1-of-1.json").read_text())["complete"]
+
+
+def test_an_input_that_changes_after_its_name_is_known(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("the sun\n")
+    name = shards.output_name
+
+    def named_and_changed(*arguments: Any) -> str:
+        found = name(*arguments)
+        source.write_text("the sun\nthe river\n")
+        return found
+
+    monkeypatch.setattr(shards, "output_name", named_and_changed)
+    assert encode(bundle, [source], tmp_path / "out", "--shard", "1/1") == 1
+    assert "changed while it was encoded" in capsys.readouterr().err
+    assert [*(tmp_path / "out").glob("*.npy")] == []
+
+
+def test_a_fault_of_one_file_stops_no_other(
+    bundle: Path, sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = shards.output_name
+
+    def faulty(source: Path, *arguments: Any) -> str:
+        if source == sources[0]:
+            raise RuntimeError("Internal error: something else")
+        return name(source, *arguments)
+
+    monkeypatch.setattr(shards, "output_name", faulty)
+    assert encode(bundle, sources, tmp_path) == 1
+    entries = json.loads((tmp_path / "shard-1-of-1.json").read_text())["files"]
+    assert [entry["error"] for entry in entries] == ["RuntimeError: Internal error: something else"] + [None] * 6
+
+
+def test_error_field_of_many_files(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "the sun"}\n{"text": null}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "the river"}\n')
+    options = ["--output-format", "jsonl", "--error-field", "problem"]
+    assert encode(bundle, [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "out", *options) == 0
+    assert "1 of them without a result" in capsys.readouterr().out
+    for _ in range(2):
+        entries = json.loads((tmp_path / "out" / "shard-1-of-1.json").read_text())["files"]
+        assert [(entry["rows"], entry["failed_rows"]) for entry in entries] == [(2, 1), (1, 0)]
+        assert encode(bundle, [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "out", *options) == 0
+
+
+def test_long_names_and_names_that_are_not_utf8(bundle: Path, tmp_path: Path) -> None:
+    try:
+        strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/strange\xff.txt"))
+        strange.write_text("the sun\n")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has names of UTF-8 only")
+    long = tmp_path / f"{'x' * 240}.txt"
+    long.write_text("the river\n")
+    script = Path(sys.executable).with_name("stonnx")
+    command: list[Any] = [script, "encode", bundle, strange, long, "-o", tmp_path / "out", "--quiet"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command, capture_output=True, timeout=120, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert rb"strange\udcff.txt" in result.stdout
+    assert len([*(tmp_path / "out").glob("*.npy")]) == 2
+
+
+def test_a_directory_that_cannot_be_one(
+    bundle: Path, sources: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name in ("file", "file/below", "link"):
+        assert encode(bundle, sources, tmp_path / name) == 1
+        assert "Several inputs need a directory" in capsys.readouterr().err

@@ -9,8 +9,10 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,25 @@ class TestSteps:
         assert [field.name for field in embed.fields()] == ["embedding"]
         with pytest.raises(stonnx.DeviceError):
             embed.model()
+
+    @pytest.mark.parametrize(("driver", "worker"), [("avx2", ""), ("", "avx512_vnni"), ("avx2", "avx512_vnni")])
+    def test_a_worker_with_other_kernels_than_the_driver(
+        self, driver: str, worker: str, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kernels = driver
+        info = stonnx.SentenceTransformer.info.fget  # type: ignore[attr-defined]
+        monkeypatch.setattr(
+            stonnx.SentenceTransformer, "info", property(lambda model: replace(info(model), kernels=kernels))
+        )
+        embed = steps().Embed(bundles["dense"])
+        embed.fields()
+        kernels = worker
+        step = pickle.loads(pickle.dumps(embed.on(2)))
+        if driver and worker:  # they differ in the last bits only
+            step.model()
+            return
+        with pytest.raises(stonnx.DeviceError, match=f"The worker on {socket.gethostname()} runs .* native kernels"):
+            step.model()
 
     def test_fields(self, bundles: dict[str, Path]) -> None:
         import pyarrow as pa

@@ -125,9 +125,13 @@ def encode_files(
             "-o DIRECTORY"
         ) from error
     manifest = directory / f"shard-{shard.index}-of-{shard.count}.json"
-    earlier = {result.output: result for result in _read(manifest)}
+    before = _read(manifest)
+    earlier = {result.output: result for result in before}
     results: list[FileResult] = []
-    for source in shard.of(sources):
+    todo = shard.of(sources)
+    # Until the end, it is not complete, whatever an earlier run said of earlier inputs.
+    _write(manifest, shard, before, complete=False)
+    for position, source in enumerate(todo, start=1):
         result = _encode_one(encode, source, directory, suffix, identity, shape)
         if result.error is None and result.output in earlier:
             known = earlier[result.output]
@@ -136,9 +140,11 @@ def encode_files(
             failed = known.failed_rows if result.failed_rows is None else result.failed_rows
             result = FileResult(str(source), result.output, rows, dimension, failed_rows=failed)
         results.append(result)
-        _write(manifest, shard, results)
+        remaining = {str(later) for later in todo[position:]}
+        later_ones = [entry for entry in before if entry.input in remaining]
+        _write(manifest, shard, [*results, *later_ones], complete=False)
         told(result)
-    _write(manifest, shard, results)
+    _write(manifest, shard, results, complete=all(result.error is None for result in results))
     return ShardReport(manifest, tuple(results))
 
 
@@ -222,10 +228,10 @@ def _read(manifest: Path) -> list[FileResult]:
         return []
 
 
-def _write(manifest: Path, shard: Shard, results: Sequence[FileResult]) -> None:
+def _write(manifest: Path, shard: Shard, results: Sequence[FileResult], *, complete: bool) -> None:
     data: dict[str, Any] = {
         "shard": str(shard),
-        "complete": all(result.error is None for result in results),
+        "complete": complete,
         "files": [asdict(result) for result in results],
     }
     # A new file with an unpredictable name, so that nobody can have planted a link there.

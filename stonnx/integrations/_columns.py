@@ -369,7 +369,11 @@ def _table(batch: Any) -> _Table:
             "A batch must be a dict of arrays, a pyarrow.Table or a pandas.DataFrame, got "
             f"{type(batch).__name__}. In Ray: batch_format='pyarrow'."
         )
-    return kind(batch)
+    table = kind(batch)
+    twice = next((name for name in table.names if table.names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidArgumentError(f"The data has two columns {twice!r}, and the result cannot keep both. Rename one.")
+    return table
 
 
 def _objects(values: Sequence[Any]) -> npt.NDArray[Any]:

@@ -272,3 +272,25 @@ def test_a_directory_that_cannot_be_one(
     for name in ("file", "file/below", "link"):
         assert encode(bundle, sources, tmp_path / name) == 1
         assert "Several inputs need a directory" in capsys.readouterr().err
+
+
+def test_the_manifest_is_not_complete_before_the_end(
+    bundle: Path, sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after some of the files, and not when a later run begins with other inputs."""
+    manifest, name = tmp_path / "shard-1-of-1.json", shards.output_name
+
+    def stopped(source: Path, *arguments: Any) -> str:
+        if source == sources[3]:
+            raise KeyboardInterrupt
+        return name(source, *arguments)
+
+    monkeypatch.setattr(shards, "output_name", stopped)
+    assert encode(bundle, sources, tmp_path) == 130
+    assert (len(json.loads(manifest.read_text())["files"]), json.loads(manifest.read_text())["complete"]) == (3, False)
+    monkeypatch.setattr(shards, "output_name", name)
+    assert encode(bundle, sources, tmp_path) == 0
+    assert json.loads(manifest.read_text())["complete"]
+    monkeypatch.setattr(shards, "output_name", stopped)
+    assert encode(bundle, sources, tmp_path) == 130
+    assert (len(json.loads(manifest.read_text())["files"]), json.loads(manifest.read_text())["complete"]) == (7, False)

@@ -212,3 +212,14 @@ def test_it_travels_without_its_model(toys: dict[str, Path]) -> None:
     sent = pickle.dumps(columns)
     assert len(sent) < 2000
     np.testing.assert_array_equal(pickle.loads(sent)(batch)["embedding"], expected)
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "pandas"])
+def test_two_columns_of_a_name(library: str, toys: dict[str, Path]) -> None:
+    host = pytest.importorskip(library)
+    if library == "pandas":
+        batch = host.DataFrame([["a", 1, 2]], columns=["text", "id", "id"])
+    else:
+        batch = host.table([host.array(["a"]), host.array([1]), host.array([2])], names=["text", "id", "id"])
+    with pytest.raises(stonnx.InvalidArgumentError, match="two columns 'id'"):
+        EmbedColumns(toys["dense"])(batch)

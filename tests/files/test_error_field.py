@@ -183,8 +183,7 @@ def test_an_input_that_changes_while_it_is_encoded(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\nb\n")
 
     def encode(texts: list[str]) -> Any:
-        with (tmp_path / "in.txt").open("a") as file:
-            file.write("more\n")
+        (tmp_path / "in.txt").write_text("a\nb\nand more\n")
         return fake_encode(texts)
 
     with pytest.raises(InvalidInputError, match="changed while it was encoded"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,7 @@ def is_compressed(source: Path) -> bool:
     return source.suffix.lower() == _COMPRESSED
 
 
-def open_raw(source: Path) -> BinaryIO:
+def open_raw(source: Path) -> io.BufferedReader:
     """A file opened for reading, as it is.
 
     Raises:

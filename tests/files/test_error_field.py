@@ -31,9 +31,11 @@ INPUTS = {
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]]
     if path.suffix == ".jsonl":
-        return records(path)
-    rows: list[dict[str, Any]] = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+        rows = records(path)
+    else:
+        rows = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
     return rows
 
 
@@ -84,7 +86,7 @@ def test_parquet_columns(suffix: str, tmp_path: Path) -> None:
     )
 
     def score(pairs: list[Any]) -> Any:
-        return np.float32([len(query) + len(text) for query, text in pairs])
+        return np.array([len(query) + len(text) for query, text in pairs], np.float32)
 
     options: dict[str, Any] = {"encode": score, "kind": SCORE, "query_field": "q", "error_field": "error"}
     assert run(tmp_path / "in.parquet", tmp_path / f"out{suffix}", **options).failed_rows == 2
@@ -104,7 +106,7 @@ def test_texts_that_the_model_refuses_and_results_that_are_not_finite(suffix: st
     def encode(texts: list[str]) -> Any:
         if "refused" in texts:
             raise InvalidInputError("not this one", texts.index("refused"))
-        matrix = np.float32([[0, 1, np.nan if text == "nan" else 2] for text in texts])
+        matrix = np.array([[0, 1, np.nan if text == "nan" else 2] for text in texts], np.float32)
         return scipy.sparse.csr_array(matrix)
 
     report = run(tmp_path / "in.txt", tmp_path / f"out{suffix}", encode=encode, kind=SPARSE, error_field="error")

@@ -67,7 +67,7 @@ def open_raw(source: Path) -> io.BufferedReader:
         OSError: It cannot be read; the message says what to do.
     """
     try:
-        return source.open("rb", buffering=_READ_BUFFER)
+        return cast(io.BufferedReader, source.open("rb", buffering=_READ_BUFFER))
     except OSError as error:
         problem = (
             f"Cannot read {source}: {error.strerror}. Check the path; it must be a file of texts that you may read."

@@ -87,6 +87,8 @@ class OnnxOriginal:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.task == "multivector":
+            raise _no_late_interaction(checkpoint)
         self._checkpoint = checkpoint
         self._tokenizers: dict[str, TokenizerFiles] = {}
         self._encoders: dict[str, tokenizers.Tokenizer] = {}
@@ -172,9 +174,7 @@ class OnnxOriginal:
         return numpy_modules.keep_largest(rows, checkpoint.max_active_dims)
 
     def rows(self, task: str | None, texts: Sequence[Text]) -> list[npt.NDArray[np.float32]]:
-        raise UnsupportedError(
-            "Late interaction cannot be exported from an ONNX file. Export the PyTorch weights instead: --source torch"
-        )
+        raise _no_late_interaction(self._checkpoint)  # the constructor has refused it already
 
     def outputs_as_loaded(self, route: str, texts: Sequence[Text]) -> None:
         return None
@@ -251,6 +251,13 @@ class OnnxOriginal:
             f"{checkpoint.directory} has no modules.json, and the sentence_embedding of its ONNX file is not a pooling "
             f"of the tokens, with or without normalization. {_COPY}"
         )
+
+
+def _no_late_interaction(checkpoint: Checkpoint) -> UnsupportedError:
+    return UnsupportedError(
+        f"{checkpoint.directory} is a model of late interaction, which cannot be exported from an ONNX file: that has "
+        "neither the rows of query expansion nor the skiplist. Export the PyTorch weights instead: --source torch"
+    )
 
 
 def _open(checkpoint: Checkpoint, route: str) -> OnnxFile:

@@ -199,6 +199,30 @@ class TestRefused:
         with pytest.raises(stonnx.ExportError, match="query_length must be a number of tokens or null, found '32'"):
             read_checkpoint(directory)
 
+    def test_a_router(self, make: Make) -> None:
+        directory = make(NATIVE)
+        modules = json.loads((directory / "modules.json").read_text())
+        first, rest = modules[0], modules[1:]
+        router = {**first, "path": "", "type": "sentence_transformers.base.modules.Router"}
+        (directory / "modules.json").write_text(json.dumps([router, *rest]))
+        types = {"0_Transformer": first["type"]}
+        structure = {"query": ["0_Transformer"], "document": ["0_Transformer"]}
+        (directory / "router_config.json").write_text(
+            json.dumps({"types": types, "structure": structure, "parameters": {}})
+        )
+        (directory / "0_Transformer").mkdir()
+        for name in ("sentence_bert_config.json", "config.json"):
+            shutil.copy(directory / name, directory / "0_Transformer")
+        with pytest.raises(stonnx.UnsupportedError, match=r"has a Router.*Save the modules of each route as a Multi"):
+            read_checkpoint(directory)
+
+    def test_an_onnx_file(self, make: Make, tmp_path: Path) -> None:
+        directory = make(STANFORD)
+        (directory / "model.onnx").touch()
+        with pytest.raises(stonnx.UnsupportedError, match=r"late interaction, which cannot.*--source torch"):
+            export(directory, tmp_path / "bundle", source="onnx")
+        assert not (tmp_path / "bundle").exists()
+
     def test_another_task(self, make: Make) -> None:
         with pytest.raises(stonnx.UnsupportedError, match=r"is a MultiVectorEncoder, not a SentenceTransformer"):
             read_checkpoint(make(NATIVE), "embedding")

@@ -33,6 +33,7 @@ CONVERT = "Convert it first: str(value)."
 MISSING = "Missing values have to be dropped or replaced first, for example by ''."
 DECODE = "Decode bytes first: data.decode('utf-8')."
 ONLY_TEXT = "Pass only the text of it."
+IMAGES = "SentenceTransformer.encode reads images, with the bundle of a model that reads both"
 LIST = "To encode many texts, pass a list."
 PARTS = "To encode its parts each by itself, put them into the list directly."
 
@@ -53,7 +54,7 @@ NO_TEXT: dict[str, tuple[Any, str, str]] = {
     "bytes": (b"text", "bytes (b'text')", DECODE),
     "bytearray": (bytearray(b"text"), "bytearray (bytearray(b'text'))", DECODE),
     "no keys": ({}, "dict ({})", ONLY_TEXT),
-    "other keys": ({"image": "cat.jpg"}, "dict ({'image': 'cat.jpg'})", ONLY_TEXT),
+    "other keys": ({"image": "cat.jpg"}, "dict ({'image': 'cat.jpg'})", IMAGES),
     "more keys": ({"text": "a", "id": 1}, "dict ({'text': 'a', 'id': 1})", ONLY_TEXT),
     "a dict of None": ({"text": None}, "None", MISSING),
     "a dict of texts": ({"text": ["a", "b", "c"]}, "list (['a', 'b', 'c'])", ""),

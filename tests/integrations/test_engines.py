@@ -259,8 +259,7 @@ class TestSteps:
             step.model()
 
     def test_fields(self, bundles: dict[str, Path]) -> None:
-        import pyarrow as pa
-
+        pa = pytest.importorskip("pyarrow")
         new = steps()
         (embedding,) = new.Embed(bundles["dense"], encode_kwargs={"precision": "ubinary"}).fields()
         assert embedding.type == pa.list_(pa.uint8(), 1)

@@ -29,6 +29,10 @@ from stonnx._tasks import TASKS
 logger = logging.getLogger("stonnx")
 
 
+# Keywords of older versions of sentence-transformers.
+_OLD_NAMES = {"sentences": "inputs"}
+
+
 class SentenceTransformer(EmbeddingModel):
     """Text to dense vectors, from a bundle; images as well, if the model reads them.
 
@@ -150,7 +154,7 @@ class SentenceTransformer(EmbeddingModel):
     def encode(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
 
     # The last overload stands for all other calls, whose arguments the implementation checks.
-    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
+    @accept_old_arguments(renamed=_OLD_NAMES)  # type: ignore[misc]
     def encode(
         self,
         inputs: Any,
@@ -269,8 +273,8 @@ class SentenceTransformer(EmbeddingModel):
         return items[0] if single else items
 
     # Both have the arguments of `encode`, its types included.
-    encode_query = encode_for("query", encode)
-    encode_document = encode_for("document", encode)
+    encode_query = encode_for("query", encode, renamed=_OLD_NAMES)
+    encode_document = encode_for("document", encode, renamed=_OLD_NAMES)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """The network's input for some texts: as for other models. Or for some images, if the model reads them.

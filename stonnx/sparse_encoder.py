@@ -21,6 +21,9 @@ from stonnx._results import sparse
 from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_inputs
 
+# Keywords of older versions of sentence-transformers.
+_OLD_NAMES = {"sentences": "inputs"}
+
 
 class SparseEncoder(EmbeddingModel):
     """Text to sparse vectors, one dimension for each token of the vocabulary (SPLADE) or latent (CSR), from a bundle.
@@ -145,7 +148,7 @@ class SparseEncoder(EmbeddingModel):
     def encode(self, inputs: Any = ..., *arguments: Any, **options: Any) -> Any: ...
 
     # The last overload stands for all other calls, whose arguments the implementation checks.
-    @accept_old_arguments(renamed={"sentences": "inputs"})  # type: ignore[misc]
+    @accept_old_arguments(renamed=_OLD_NAMES)  # type: ignore[misc]
     def encode(
         self,
         inputs: Any,
@@ -227,8 +230,8 @@ class SparseEncoder(EmbeddingModel):
         return matrix if convert_to_tensor else [sparse.csr_row(matrix, index) for index in range(len(texts))]
 
     # Both have the arguments of `encode`, its types included.
-    encode_query = encode_for("query", encode)
-    encode_document = encode_for("document", encode)
+    encode_query = encode_for("query", encode, renamed=_OLD_NAMES)
+    encode_document = encode_for("document", encode, renamed=_OLD_NAMES)
 
     @staticmethod
     def sparsity(embeddings: Any) -> dict[str, float]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from stonnx._arguments import check_choice, check_texts
@@ -25,8 +26,13 @@ _SUMMARIES = {
 }
 
 
-def encode_for(task: Literal["query", "document"], encode: _Method) -> _Method:
-    """The method ``encode_query`` or ``encode_document``, with the arguments of the method ``encode``."""
+def encode_for(
+    task: Literal["query", "document"], encode: _Method, more: str = "", renamed: Mapping[str, str] | None = None
+) -> _Method:
+    """The method ``encode_query`` or ``encode_document``, with the arguments of the method ``encode``.
+
+    ``more`` is what its docstring says beside the prompt, ``renamed`` the new name of each old keyword.
+    """
 
     @functools.wraps(cast(Callable[..., Any], encode))
     def method(
@@ -40,10 +46,14 @@ def encode_for(task: Literal["query", "document"], encode: _Method) -> _Method:
         name = self._prompt_name(task, prompt_name, prompt)
         return self.encode(inputs, name, prompt, *arguments, task=task, **options)
 
+    # The method says which task it is.
+    signature = inspect.signature(encode)
+    kept = [parameter for name, parameter in signature.parameters.items() if name != "task"]
+    method.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     method.__name__ = f"encode_{task}"
     method.__qualname__ = method.__qualname__.replace("encode", method.__name__)
-    method.__doc__ = _SUMMARIES[task]
-    return cast(_Method, accept_old_arguments(renamed={"sentences": "inputs"})(method))
+    method.__doc__ = f"{_SUMMARIES[task]}\n\n{more}" if more else _SUMMARIES[task]
+    return cast(_Method, accept_old_arguments(renamed=renamed)(method))
 
 
 class EmbeddingModel(Model):

@@ -19,21 +19,35 @@ from typing import Any
 import ray
 
 from stonnx._errors import ModelNotFoundError
-from stonnx.integrations._columns import Columns, EmbedColumns, RankColumns, SparseColumns, Task
+from stonnx.integrations._columns import Columns, EmbedColumns, RankColumns, SparseColumns
 
 __all__ = ["Embed", "Rank", "Sparse"]
 
 
-class Embed(EmbedColumns):
+class _Actor(Columns[Any]):
+    """Columns in an actor of Ray: use one of its subclasses. The model is loaded when the actor starts."""
+
+    def __init__(self, model: Any, **options: Any) -> None:
+        super().__init__(model, **with_threads(options))
+        try:
+            self.model()
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                f"{error} This is the node {socket.gethostname()}, in {os.getcwd()}: every node needs the bundle under "
+                "the same absolute path, or a Hub id."
+            ) from error
+
+
+class Embed(_Actor, EmbedColumns):
     """A column of texts to a column of dense vectors.
 
     An actor loads the model once, when it starts. It computes with as many threads as Ray gives it CPUs.
 
     Args:
         model: The directory of a bundle, which every node must have under this path, or a Hub id.
-        column: The column with the texts.
-        output_column: The column to write: float32 [dim] in each row, with ``batch_format="pyarrow"`` a list of fixed
-            size. One that exists already is replaced.
+        column: The column with the texts (default: ``"text"``).
+        output_column: The column to write (default: ``"embedding"``): float32 [dim] in each row, with
+            ``batch_format="pyarrow"`` a list of fixed size. One that exists already is replaced.
         task: ``"query"`` and ``"document"`` encode with the prompt that the model has for them; None as ``encode``.
         error_column: None: a row that is not a text is an error that names the row, and ends the job. A name: such a
             row gets null (NaN in arrays), and this column says why; it is null for the other rows.
@@ -47,36 +61,15 @@ class Embed(EmbedColumns):
         InvalidInputError: A row is not a text, and there is no ``error_column``.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        column: str = "text",
-        output_column: str = "embedding",
-        task: Task | None = None,
-        error_column: str | None = None,
-        encode_kwargs: Mapping[str, Any] | None = None,
-        **model_kwargs: Any,
-    ) -> None:
-        super().__init__(
-            model,
-            column=column,
-            output_column=output_column,
-            task=task,
-            error_column=error_column,
-            encode_kwargs=encode_kwargs,
-            **with_threads(model_kwargs),
-        )
-        _load(self)
 
-
-class Sparse(SparseColumns):
+class Sparse(_Actor, SparseColumns):
     """A column of texts to two columns of sparse vectors: the indices and the values that are not zero.
 
     Args:
         model: The directory of a bundle, which every node must have under this path, or a Hub id.
-        column: The column with the texts.
-        output_columns: The columns to write: int32 indices and float32 values, lists of equal length in each row.
+        column: The column with the texts (default: ``"text"``).
+        output_columns: The columns to write: int32 indices and float32 values, lists of equal length in each row
+            (default: ``("indices", "values")``).
         task: As in :class:`Embed`.
         error_column: As in :class:`Embed`.
         encode_kwargs: Keyword arguments of ``encode``, as ``{"max_active_dims": 64}``.
@@ -86,37 +79,16 @@ class Sparse(SparseColumns):
         As for :class:`Embed`.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        column: str = "text",
-        output_columns: tuple[str, str] = ("indices", "values"),
-        task: Task | None = None,
-        error_column: str | None = None,
-        encode_kwargs: Mapping[str, Any] | None = None,
-        **model_kwargs: Any,
-    ) -> None:
-        super().__init__(
-            model,
-            column=column,
-            output_columns=output_columns,
-            task=task,
-            error_column=error_column,
-            encode_kwargs=encode_kwargs,
-            **with_threads(model_kwargs),
-        )
-        _load(self)
 
-
-class Rank(RankColumns):
+class Rank(_Actor, RankColumns):
     """Columns of queries and of texts to a column of a reranker's scores.
 
     Args:
         model: The directory of a bundle, which every node must have under this path, or a Hub id.
-        query_column: The column with the first text of each pair.
-        column: The column with the second one.
-        output_column: The column to write: float32, or float32 [labels] for a model with several labels.
+        query_column: The column with the first text of each pair (default: ``"query"``).
+        column: The column with the second one (default: ``"text"``).
+        output_column: The column to write (default: ``"score"``): float32, or float32 [labels] for a model
+            with several labels.
         error_column: As in :class:`Embed`.
         predict_kwargs: Keyword arguments of ``predict``.
         **model_kwargs: Keyword arguments of :class:`stonnx.CrossEncoder`.
@@ -125,32 +97,10 @@ class Rank(RankColumns):
         As for :class:`Embed`.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        query_column: str = "query",
-        column: str = "text",
-        output_column: str = "score",
-        error_column: str | None = None,
-        predict_kwargs: Mapping[str, Any] | None = None,
-        **model_kwargs: Any,
-    ) -> None:
-        super().__init__(
-            model,
-            query_column=query_column,
-            column=column,
-            output_column=output_column,
-            error_column=error_column,
-            predict_kwargs=predict_kwargs,
-            **with_threads(model_kwargs),
-        )
-        _load(self)
 
-
-def with_threads(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of a model class with ``threads``: those given, or the CPUs that Ray gives this actor."""
-    options = dict(model_kwargs)
+def with_threads(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments with the ``threads`` of a model: those given, or the CPUs that Ray gives this actor."""
+    options = dict(given)
     cpus = assigned_cpus()
     if options.get("threads") is None and cpus is not None:
         options["threads"] = cpus
@@ -168,14 +118,3 @@ def assigned_cpus() -> int | None:
     if context.get_actor_id() is None and context.get_task_id() is None:
         return None
     return max(1, int(context.get_assigned_resources().get("CPU", 1)))
-
-
-def _load(columns: Columns[Any]) -> None:
-    """Load the model, so that an actor that cannot find it ends before it gets texts."""
-    try:
-        columns.model()
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(
-            f"{error} This is the node {socket.gethostname()}, in {os.getcwd()}: every node needs the bundle under the "
-            "same absolute path, or a Hub id."
-        ) from error

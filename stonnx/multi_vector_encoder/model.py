@@ -12,7 +12,7 @@ from stonnx._device.device_options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
 from stonnx._errors import InvalidArgumentError
-from stonnx._model.embedding_model import EmbeddingModel
+from stonnx._model.embedding_model import EmbeddingModel, encode_for
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._results.token_pooling import BaseTokenPooling, HierarchicalTokenPooling
@@ -127,77 +127,6 @@ class MultiVectorEncoder(EmbeddingModel):
             for spec in manifest.token_poolings
         )
 
-    def encode_query(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: Literal["token_embeddings"] | None = "token_embeddings",
-        convert_to_numpy: bool = False,
-        device: str | list[str] | None = None,
-        normalize_embeddings: bool = False,
-        pool: Pool | None = None,
-        chunk_size: int | None = None,
-        token_pooling: BaseTokenPooling | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """:meth:`encode` for search queries: with the prompt named ``query``, and the model's expansion of queries."""
-        return self.encode(
-            inputs,
-            prompt_name=self._prompt_name("query", prompt_name, prompt),
-            prompt=prompt,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-            output_value=output_value,
-            convert_to_numpy=convert_to_numpy,
-            device=device,
-            normalize_embeddings=normalize_embeddings,
-            pool=pool,
-            chunk_size=chunk_size,
-            token_pooling=token_pooling,
-            task="query",
-            **kwargs,
-        )
-
-    def encode_document(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: Literal["token_embeddings"] | None = "token_embeddings",
-        convert_to_numpy: bool = False,
-        device: str | list[str] | None = None,
-        normalize_embeddings: bool = False,
-        pool: Pool | None = None,
-        chunk_size: int | None = None,
-        token_pooling: BaseTokenPooling | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """:meth:`encode` for documents: with the first prompt named ``document``, ``passage`` or ``corpus``.
-
-        Texts are cut to the model's length of documents, and words of its skiplist have no vector.
-        """
-        return self.encode(
-            inputs,
-            prompt_name=self._prompt_name("document", prompt_name, prompt),
-            prompt=prompt,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-            output_value=output_value,
-            convert_to_numpy=convert_to_numpy,
-            device=device,
-            normalize_embeddings=normalize_embeddings,
-            pool=pool,
-            chunk_size=chunk_size,
-            token_pooling=token_pooling,
-            task="document",
-            **kwargs,
-        )
-
     def encode(
         self,
         inputs: Any,
@@ -281,6 +210,13 @@ class MultiVectorEncoder(EmbeddingModel):
         )
         items = self._infer(request, show=show_progress_bar, pool=pool, device=device, chunk_size=chunk_size) or []
         return items[0] if single else items
+
+    encode_query = encode_for("query", encode, "The model's expansion of queries is applied.")
+    encode_document = encode_for(
+        "document",
+        encode,
+        "Texts are cut to the model's length of documents, and words of its skiplist have no vector.",
+    )
 
     def _check_pooling(self, pooling: Any, task: str | None) -> None:
         if pooling is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from transformers import (
 )
 
 from . import table
+from .building import built_once
 from .table import TOKENIZERS, ModelRow
 from .tokenizers import build_tokenizer, save_tokenizer
 
@@ -77,26 +77,8 @@ _NLI_LABELS = {0: "contradiction", 1: "entailment", 2: "neutral"}
 
 
 def build_checkpoint(row: ModelRow, directory: Path, *, seed: int = 0) -> Path:
-    """The row's checkpoint below `directory`, built there if it is not there yet.
-
-    The folder appears under its final name only when it is complete, so that several processes may ask at once.
-    """
-    finished = directory / f"{row.slug}-{seed}"
-    if finished.exists():
-        return finished
-    directory.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{row.slug}-", dir=directory))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _write(row, scratch, seed)
-        scratch.rename(finished)
-    except OSError:
-        if not finished.exists():
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return finished
+    """The row's checkpoint below `directory`, built there if it is not there yet."""
+    return built_once(directory, f"{row.slug}-{seed}", seed, lambda scratch: _write(row, scratch, seed))
 
 
 def _write(row: ModelRow, directory: Path, seed: int) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import string
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from . import checkpoints
+from .building import built_once
 from .table import BERT, MINILM_L12, MODERNBERT, QWEN3, XLM_ROBERTA, Backbone, ModelRow
 
 Layout = Literal["native", "pylate", "pylate-sentence-transformer", "stanford", "sentence-transformer"]
@@ -135,22 +134,7 @@ def row(name: str) -> LateRow:
 
 def build_late_checkpoint(late: LateRow, directory: Path, *, seed: int = 0) -> Path:
     """The row's checkpoint below `directory`, built there if it is not there yet."""
-    finished = directory / f"{late.slug}-{seed}"
-    if finished.exists():
-        return finished
-    directory.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{late.slug}-", dir=directory))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _write(late, scratch, seed)
-        scratch.rename(finished)
-    except OSError:
-        if not finished.exists():
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return finished
+    return built_once(directory, f"{late.slug}-{seed}", seed, lambda scratch: _write(late, scratch, seed))
 
 
 def _write(late: LateRow, directory: Path, seed: int) -> None:

@@ -41,6 +41,8 @@ _STARTS = 3
 # The share of the time limit after which the turns of each task end. The rest is for start-up and sizes.
 _SHARE_OF_TIME: dict[Task, float] = {"embedding": 0.53, "rerank": 0.65, "sparse": 0.76}
 _FEWEST_ROUNDS = 3
+# A worker that has more resident memory than this after calibration starts again: all wait in memory for their turns.
+_LARGE_MB = 1000
 # For each system and workload, each candidate has one turn. After this time, the best do not get a second one.
 _CALIBRATION_SECONDS = 4.0
 # A share of the best rate so far. After a batch that is slower than this, larger ones are not tried.
@@ -110,6 +112,10 @@ def measure(
             figures = accuracy.compare(task, data, reference, rows)
             figures = replace(figures, invariance=invariance(worker, task))
             results.accuracy.setdefault(name, {})[task] = asdict(figures)
+            # The largest batches were tried here. Some libraries keep the memory of these until they end.
+            if worker.ask("memory") > _LARGE_MB:
+                worker.close()
+                workers[name] = Worker(worker.system, task, CACHE / "models", CACHE / "logs")
         except WorkerError as error:
             results.miss(worker.system, task, str(error))
             workers.pop(name).close()

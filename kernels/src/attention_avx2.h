@@ -1,6 +1,5 @@
 // Small products of attention in float32 with AVX2. Included inside an anonymous namespace.
 constexpr int kQueryRows = 6;
-constexpr int kPair = 1;  // numbers in 4 bytes
 
 // c[R][columns, to whole 16] = a[R][k] * b[k][32].
 template <int R>

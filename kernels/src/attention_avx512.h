@@ -1,21 +1,9 @@
-// Small products of attention with AVX-512, in float32 or, where there is AVX512-BF16, in bfloat16. Included inside an anonymous
-// namespace.
+// Small products of attention in float32 with AVX-512. Included inside an anonymous namespace.
 constexpr int kQueryRows = 8;
-#if HAS_BF16
-constexpr int kPair = 2;  // numbers in 4 bytes
-#else
-constexpr int kPair = 1;
-#endif
 
-INLINE void mix(vf& sum, vf a, vf b) {
-#if HAS_BF16
-  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-#else
-  sum = fma(a, b, sum);
-#endif
-}
+INLINE void mix(vf& sum, vf a, vf b) { sum = fma(a, b, sum); }
 
-// c[R][columns, to whole 16] = a[R][k] * b[k][32], all in units of 4 bytes.
+// c[R][columns, to whole 16] = a[R][k] * b[k][32].
 template <int R>
 static void mix_rows(const uint32_t* a, size_t lda, const uint32_t* b, int k, int columns, float* c, size_t ldc) {
   vf sum[R][2];

@@ -6,6 +6,8 @@ static INLINE int length_of(const AttentionCall& c, int64_t text) {
   return static_cast<int>(c.lengths ? c.lengths[text] : c.seq);
 }
 
+static INLINE bool turns(const AttentionBlock& b) { return b.rotary || b.q_gamma || b.k_gamma; }
+
 // RMS norms and rotation of the queries and keys of one token.
 static void turn_heads(const AttentionBlock& b, const AttentionCall& c, float* row, int position) {
   const int half = c.rotary_dims / 2, step = b.rotary == 2 && c.rotary_columns == c.rotary_dims ? 2 : 1;
@@ -33,17 +35,19 @@ static void turn_heads(const AttentionBlock& b, const AttentionCall& c, float* r
 // Memory of one group of texts.
 struct GroupMemory {
   uint8_t* codes;      // of x, then of what attention mixed
-  float* projected;    // [tokens + 32][pitch], then the result of the last product [rows][width_pad]
+  Projected projected;
+  float* result;       // of the last product, [rows][width_pad]; the memory of what is projected in float32
   float* mixed;        // [rows][inputs of the last product]
   RowScale* scales;
   int *token_of, *row_of;  // rows of x and of y, in the order of the group
 
-  void take(Cutter& m, const AttentionBlock& b, int tokens, int rows, int pitch) {
+  void take(Cutter& m, const AttentionBlock& b, int tokens, int rows) {
     const size_t tokens_pad = rows_padded(tokens), rows_pad = rows_padded(rows);
     const size_t in = tokens_pad * b.qkv.steps, out = rows_pad * b.out.steps;
     codes = m.cut<uint8_t>((in > out ? in : out) * kStepBytes);
-    const size_t first = tokens_pad * pitch, second = rows_pad * b.shared.width_pad;
-    projected = m.cut<float>(first > second ? first : second);
+    const size_t first = tokens_pad * Projected::columns(b, turns(b)), second = rows_pad * b.shared.width_pad;
+    result = m.cut<float>(first > second ? first : second);
+    projected.take(m, b, tokens_pad, result, turns(b));
     mixed = m.cut<float>(rows_pad * b.out.k_pad);
     scales = m.cut<RowScale>(tokens_pad);
     token_of = m.cut<int>(tokens_pad);
@@ -53,7 +57,7 @@ struct GroupMemory {
 
 template <Form F>
 static void attend_group(const AttentionBlock& b, const AttentionCall& c, const Threads& threads, int64_t first, int64_t last,
-                         const GroupMemory& m, const HeadMemory* workers, int pitch) {
+                         const GroupMemory& m, const HeadMemory* workers) {
   const Shared& s = b.shared;
   int tokens = 0, rows = 0;
   for (int64_t text = first; text < last; text++) {
@@ -65,23 +69,28 @@ static void attend_group(const AttentionBlock& b, const AttentionCall& c, const 
     for (int64_t t = length; t < c.out_seq; t++) zero_floats(c.y + (text * c.out_seq + t) * s.width, s.width);
   }
   if (!tokens) return;
-  const bool turns = b.rotary || b.q_gamma || b.k_gamma;
+  const bool turned = turns(b);
   whole_product<F>(
       threads, b.qkv, m.codes, tokens, 1,
-      [&](int r, int worker) {
-        const float* x = prepared(s, c.x + static_cast<size_t>(m.token_of[r]) * s.width, workers[worker].row);
-        m.scales[r] = encode<F>(x, s.width_pad, code_row(m.codes, b.qkv.steps, r), kTile * kStepBytes);
+      [&](int from, int count, int worker) {
+        const auto row = [&](int r, int turn) {
+          return prepared(s, c.x + static_cast<size_t>(m.token_of[r]) * s.width, workers[worker].rows + turn * s.width_pad);
+        };
+        encode<F>(from, count, s.width_pad, row, m.codes, b.qkv.steps, m.scales);
       },
       [&](int panel, int row, int count, const int32_t* sum) {
         const Columns<F> columns(b.qkv, panel);
         for (int r = row; r < row + count; r++, sum += kPanel) {
-          float* to = m.projected + static_cast<size_t>(r) * pitch + panel * kPanel;
+          vf v[kPanel / VL];
 #pragma GCC unroll 8
-          for (int i = 0; i < kPanel / VL; i++) store(to + i * VL, columns.value(i, sum, m.scales[r]));
+          for (int i = 0; i < kPanel / VL; i++) v[i] = columns.value(i, sum, m.scales[r]);
+          m.projected.put(panel, r, v);
         }
       },
       [&](int r, int) {
-        if (turns) turn_heads(b, c, m.projected + static_cast<size_t>(r) * pitch, m.token_of[r] % static_cast<int>(c.seq));
+        if (!turned) return;
+        turn_heads(b, c, m.projected.row(r), m.token_of[r] % static_cast<int>(c.seq));
+        m.projected.settle(r);
       });
 
   // One task a head of a text: offsets of texts are found by adding up lengths again, which costs nothing beside the head.
@@ -95,28 +104,31 @@ static void attend_group(const AttentionBlock& b, const AttentionCall& c, const 
     }
     const int length = length_of(c, first + text);
     tiles_begin();
-    attend(b, c, m.projected + static_cast<size_t>(token) * pitch, pitch, length, least(length, static_cast<int>(c.out_seq)),
+    attend(b, c, m.projected, token, length, least(length, static_cast<int>(c.out_seq)),
            task % b.heads, m.mixed + static_cast<size_t>(row) * width, width, workers[worker]);
     tiles_end();
   });
 
   whole_product<F>(
       threads, b.out, m.codes, rows, 1,
-      [&](int r, int) {
-        float* mixed = m.mixed + static_cast<size_t>(r) * width;
-        for (int i = used; i < width; i += VL) store(mixed + i, set1(0.f));
-        m.scales[r] = encode<F>(mixed, width, code_row(m.codes, b.out.steps, r), kTile * kStepBytes);
+      [&](int from, int count, int) {
+        const auto row = [&](int r, int) {
+          float* mixed = m.mixed + static_cast<size_t>(r) * width;
+          for (int i = used; i < width; i += VL) store(mixed + i, set1(0.f));
+          return mixed;
+        };
+        encode<F>(from, count, width, row, m.codes, b.out.steps, m.scales);
       },
       [&](int panel, int row, int count, const int32_t* sum) {
         const Columns<F> columns(b.out, panel);
         for (int r = row; r < row + count; r++, sum += kPanel) {
-          float* to = m.projected + static_cast<size_t>(r) * s.width_pad + panel * kPanel;
+          float* to = m.result + static_cast<size_t>(r) * s.width_pad + panel * kPanel;
 #pragma GCC unroll 8
           for (int i = 0; i < kPanel / VL; i++) store(to + i * VL, columns.value(i, sum, m.scales[r]));
         }
       },
       [&](int r, int) {
-        float* row = m.projected + static_cast<size_t>(r) * s.width_pad;
+        float* row = m.result + static_cast<size_t>(r) * s.width_pad;
         for (int i = b.out.n_pad; i < s.width_pad; i += VL) store(row + i, set1(0.f));
         const int64_t to = m.row_of[r], text = to / c.out_seq;
         finish(s, c.x + (text * c.seq + to % c.out_seq) * s.width, row, c.y + to * s.width);
@@ -147,8 +159,6 @@ static bool run_attention(const AttentionBlock& b, const AttentionCall& c) {
     for (; text < end; text++) t += length_of(c, text), r += least(length_of(c, text), static_cast<int>(c.out_seq));
     tokens = most(tokens, t), rows = most(rows, r);
   }
-  // Rows a multiple of 4096 bytes apart would share their places in the first-level cache.
-  const int pitch = b.qkv.n_pad + (b.qkv.n_pad % 1024 == 0 ? 32 : 0);
   const int workers = most(1, c.threads.count), sets = apart ? least(workers, most(1, groups)) : 1;
   constexpr int kMost = 256;
   if (workers > kMost) return false;
@@ -158,7 +168,7 @@ static bool run_attention(const AttentionBlock& b, const AttentionCall& c) {
   Cutter cutter{nullptr, 0};
   for (int pass = 0; pass < 2; pass++) {
     starts = cutter.cut<int64_t>(static_cast<size_t>(groups) + 1);
-    for (int i = 0; i < sets; i++) group[i].take(cutter, b, tokens, rows, pitch);
+    for (int i = 0; i < sets; i++) group[i].take(cutter, b, tokens, rows);
     for (int i = 0; i < workers; i++) head[i].take(cutter, longest, b.head_pad, b.shared.width_pad);
     if (pass) break;
     uint8_t* memory = static_cast<uint8_t*>(scratch_take(cutter.used));
@@ -168,7 +178,7 @@ static bool run_attention(const AttentionBlock& b, const AttentionCall& c) {
   starts[0] = 0;
   for (int i = 0; i < groups; i++) starts[i + 1] = group_end(starts[i]);
   for_each(outer, groups, [&](int i, int worker) {
-    attend_group<F>(b, c, inner, starts[i], starts[i + 1], group[worker], head + worker, pitch);
+    attend_group<F>(b, c, inner, starts[i], starts[i + 1], group[worker], head + worker);
   });
   scratch_give(cutter.base);
   return true;

@@ -31,9 +31,11 @@ static void feed_rows(const FeedForwardBlock& b, const FeedForwardCall& c, const
   const int width = b.down.k_pad;
   whole_product<F>(
       threads, b.up, m.codes, count, Gated ? 2 : 1,
-      [&](int r, int worker) {
-        const float* x = prepared(s, c.x + static_cast<size_t>(rows[r]) * s.width, row_of[worker]);
-        m.scales[r] = encode<F>(x, s.width_pad, code_row(m.codes, b.up.steps, r), kTile * kStepBytes);
+      [&](int from, int many, int worker) {
+        const auto row = [&](int r, int turn) {
+          return prepared(s, c.x + static_cast<size_t>(rows[r]) * s.width, row_of[worker] + turn * s.width_pad);
+        };
+        encode<F>(from, many, s.width_pad, row, m.codes, b.up.steps, m.scales);
       },
       [&](int panel, int row, int many, const int32_t* sum) {
         const Columns<F> columns(b.up, panel);
@@ -50,10 +52,13 @@ static void feed_rows(const FeedForwardBlock& b, const FeedForwardCall& c, const
       [](int, int) {});
   whole_product<F>(
       threads, b.down, m.inner_codes, count, 1,
-      [&](int r, int) {
-        float* inner = m.inner + static_cast<size_t>(r) * width;
-        for (int i = b.inner_pad; i < width; i += VL) store(inner + i, set1(0.f));
-        m.inner_scales[r] = encode<F>(inner, width, code_row(m.inner_codes, b.down.steps, r), kTile * kStepBytes);
+      [&](int from, int many, int) {
+        const auto row = [&](int r, int) {
+          float* inner = m.inner + static_cast<size_t>(r) * width;
+          for (int i = b.inner_pad; i < width; i += VL) store(inner + i, set1(0.f));
+          return inner;
+        };
+        encode<F>(from, many, width, row, m.inner_codes, b.down.steps, m.inner_scales);
       },
       [&](int panel, int row, int many, const int32_t* sum) {
         const Columns<F> columns(b.down, panel);
@@ -103,7 +108,7 @@ static bool run_feed_forward(const FeedForwardBlock& b, const FeedForwardCall& c
   for (int pass = 0; pass < 2; pass++) {
     row_list = cutter.cut<int>(static_cast<size_t>(rows) + 1);
     for (int i = 0; i < sets; i++) memory[i].take(cutter, b, share);
-    for (int i = 0; i < threads; i++) row_of[i] = cutter.cut<float>(s.width_pad);
+    for (int i = 0; i < threads; i++) row_of[i] = cutter.cut<float>(2 * static_cast<size_t>(s.width_pad));
     if (pass) break;
     uint8_t* base = static_cast<uint8_t*>(scratch_take(cutter.used));
     if (!base) return false;

@@ -22,7 +22,7 @@ static bool run_vocabulary(const VocabularyBlock& b, const VocabularyCall& c) {
     row_list = cutter.cut<int>(static_cast<size_t>(rows) + 1);
     text_of = cutter.cut<int>(static_cast<size_t>(rows) + 1);
     broken = cutter.cut<uint8_t>(static_cast<size_t>(rows) + 1);
-    for (int i = 0; i < threads; i++) row_of[i] = cutter.cut<float>(b.width_pad);
+    for (int i = 0; i < threads; i++) row_of[i] = cutter.cut<float>(2 * static_cast<size_t>(b.width_pad));
     if (pass) break;
     uint8_t* base = static_cast<uint8_t*>(scratch_take(cutter.used));
     if (!base) return false;
@@ -38,14 +38,16 @@ static bool run_vocabulary(const VocabularyBlock& b, const VocabularyCall& c) {
   }
   constexpr int kPiece = 8;
   for_each(c.threads, (rows + kPiece - 1) / kPiece, [&](int piece, int worker) {
-    for (int r = piece * kPiece; r < least(rows, (piece + 1) * kPiece); r++) {
+    const auto row = [&](int r, int turn) {
       const float* x = c.x + static_cast<size_t>(row_list[r]) * b.width;
-      if (b.width != b.width_pad) copy_row(x, b.width, row_of[worker]), x = row_of[worker];
+      float* copy = row_of[worker] + turn * b.width_pad;
+      if (b.width != b.width_pad) copy_row(x, b.width, copy), x = copy;
       vf odd = set1(0.f);
       for (int i = 0; i < b.width_pad; i += VL) odd = fma(load(x + i), set1(0.f), odd);
       broken[r] = reduce_add(odd) != 0.f;  // NaN or infinity: a maximum would pass over the NaN that comes from it
-      scales[r] = encode<F>(x, b.width_pad, code_row(codes, l.steps, r), kTile * kStepBytes);
-    }
+      return x;
+    };
+    encode<F>(piece * kPiece, least(kPiece, rows - piece * kPiece), b.width_pad, row, codes, l.steps, scales);
   });
   // Threads share the table, not the rows: two of them never write the same number.
   const int panels = l.n_pad / kPanel, each = threads > 1 ? most(1, panels / (3 * threads)) : panels;

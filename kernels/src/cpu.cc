@@ -37,7 +37,7 @@ struct Cpu {
     unsigned a1 = 0, b1, c1, d1;
     if (leaves >= 1) __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1);
     avx2_vnni = avx2 && (a1 >> 4 & 1);
-    avx512_bf16 = avx512_vnni && (a1 >> 5 & 1);
+    avx512_bf16 = avx512_vnni && (a1 >> 5 & 1) && (c >> 1 & 1);  // with VBMI: Cooper Lake has none
     amx = avx512_bf16 && tiles && tile && tile_int8 && tile_bf16;
   }
 };
@@ -52,7 +52,7 @@ const Cpu& cpu() {
 const char* avx2_missing() { return cpu().avx2 ? nullptr : "AVX2 with FMA"; }
 const char* avx2_vnni_missing() { return cpu().avx2_vnni ? nullptr : "AVX-VNNI"; }
 const char* avx512_vnni_missing() { return cpu().avx512_vnni ? nullptr : "AVX512-VNNI"; }
-const char* avx512_bf16_missing() { return cpu().avx512_bf16 ? nullptr : "AVX512-BF16 with AVX512-VNNI"; }
+const char* avx512_bf16_missing() { return cpu().avx512_bf16 ? nullptr : "AVX512-BF16 with AVX512-VNNI and AVX512-VBMI"; }
 
 const char* amx_missing() {
   if (!cpu().amx) return "AMX (int8 and bfloat16 tiles)";

@@ -6,82 +6,99 @@ struct RowScale {
   float shift;  // - zero point * scale
 };
 
-// A row [width, a multiple of 64] to codes. `to` is the row in its first step; steps are `stride` bytes apart.
-template <Form F>
-static INLINE RowScale encode(const float* x, int width, uint8_t* to, size_t stride) {
-  if (F == Form::kBFloat16) {
-#if HAS_BF16
-    for (int i = 0; i < width; i += 32, to += stride) to_bf16(to, x + i);
-#endif
-    return {1.f, 0.f};
-  }
-  vf low[2] = {set1(0.f), set1(0.f)}, high[2] = {set1(0.f), set1(0.f)}, odd = set1(0.f);
+// How a row becomes codes: round(x * inverse + zero).
+struct Coding {
+  RowScale scale;
+  float inverse, zero;
+};
+
+static INLINE Coding coding_of(const float* x, int width) {
+  // Compared as whole numbers with a sign, the largest float is the largest number, and without a sign it is the smallest of those below zero.
+  // Infinity is larger than that in both, and NaN than infinity. CPUs compare whole numbers faster than floats.
+  vi high[2] = {no_bits(), no_bits()}, low[2] = {no_bits(), no_bits()};
   for (int i = 0; i < width; i += 2 * VL) {
-    const vf a = load(x + i), b = load(x + i + VL);
-    low[0] = vmin(low[0], a), high[0] = vmax(high[0], a);
-    low[1] = vmin(low[1], b), high[1] = vmax(high[1], b);
-    odd = fma(a, set1(0.f), fma(b, set1(0.f), odd));
+    const vi a = load_bits(x + i), b = load_bits(x + i + VL);
+    high[0] = max_signed(high[0], a), low[0] = max_unsigned(low[0], a);
+    high[1] = max_signed(high[1], b), low[1] = max_unsigned(low[1], b);
   }
-  const float lo = reduce_min(vmin(low[0], low[1])), hi = reduce_max(vmax(high[0], high[1]));
-  const float nothing = reduce_add(odd);  // 0, or NaN
-  const float span = hi - lo;
-  float inverse = 0.f, zero = 0.f, scale = nothing + span * 0.f;
-  if (nothing == 0.f && span * 0.f == 0.f) {
+  const float hi = reduce_max_signed(max_signed(high[0], high[1])), lowest = reduce_max_unsigned(max_unsigned(low[0], low[1]));
+  const float lo = lowest > 0.f ? 0.f : lowest, span = hi - lo;  // NaN in either makes this NaN
+  float inverse = 0.f, zero = 0.f, scale = span * 0.f;
+  if (scale == 0.f) {
     scale = (span > 1e-30f ? span : 1e-30f) * (1.f / 255.f);
     inverse = 1.f / scale;
     zero = static_cast<float>(static_cast<int>(0.5f - lo * inverse));
   }
-  const vf by = set1(inverse), from = set1(zero);
+  const float point = zero - (SIGNED_CODES ? 128.f : 0.f);
+  return {{scale, -point * scale}, inverse, zero};
+}
+
+// A row [width, a multiple of 64] to codes. `to` is the row in its first step; steps are `stride` bytes apart.
+template <Form F>
+static INLINE void write_codes(const float* x, int width, const Coding& coding, uint8_t* to, size_t stride) {
+  const vf by = set1(coding.inverse), from = set1(coding.zero);
   if (F == Form::kInt8) {
     for (int i = 0; i < width; i += 64, to += stride) codes8(to, x + i, by, from);
-  } else {
+  } else if (F == Form::kInt16) {
 #if HAS_INT16
     for (int i = 0; i < width; i += 32, to += stride) codes16(to, x + i, by, from);
 #endif
-  }
-#if SIGNED_CODES
-  zero -= 128.f;
+  } else {
+#if HAS_BF16
+    for (int i = 0; i < width; i += 32, to += stride) to_bf16(to, load(x + i), load(x + i + VL));
 #endif
-  return {scale, -zero * scale};
+  }
 }
 
-// Norm of a row whose padding (to a multiple of 64) is zero, and stays zero. In place if to == x.
-static INLINE void normalize(const float* x, int width, const Norm& norm, bool rms, float epsilon, float* to) {
-  const int whole = width / 64 * 64, padded = round_up(width, 64);
-  const vf zero = set1(0.f);
-  constexpr int kUnroll = 64 / VL < 4 ? 64 / VL : 4;
-  float mean = 0.f;
-  if (!rms) {
-    vf sum[kUnroll];
-    for (int u = 0; u < kUnroll; u++) sum[u] = zero;
-    for (int i = 0; i < padded; i += kUnroll * VL) {
-#pragma GCC unroll 4
-      for (int u = 0; u < kUnroll; u++) sum[u] = add(sum[u], load(x + i + u * VL));
-    }
-    for (int u = 1; u < kUnroll; u++) sum[0] = add(sum[0], sum[u]);
-    mean = reduce_add(sum[0]) / static_cast<float>(width);
+// Sums of a row in as many parts as hide the latency of an addition.
+struct RowSum {
+  static constexpr int kParts = 64 / VL < 4 ? 64 / VL : 4;
+  vf part[kParts];
+  INLINE RowSum() {
+    for (int u = 0; u < kParts; u++) part[u] = set1(0.f);
   }
-  const vf center = set1(mean);
-  vf square[kUnroll];
-  for (int u = 0; u < kUnroll; u++) square[u] = zero;
-  for (int i = 0; i < whole; i += kUnroll * VL) {
+  INLINE float total() {
+    for (int u = 1; u < kParts; u++) part[0] = add(part[0], part[u]);
+    return reduce_add(part[0]);
+  }
+};
+
+static INLINE RowSum sum_of(const float* x, int padded) {
+  RowSum sum;
+  for (int i = 0; i < padded; i += RowSum::kParts * VL) {
 #pragma GCC unroll 4
-    for (int u = 0; u < kUnroll; u++) {
+    for (int u = 0; u < RowSum::kParts; u++) sum.part[u] = add(sum.part[u], load(x + i + u * VL));
+  }
+  return sum;
+}
+
+// Norm of a row whose padding (to a multiple of 64) is zero, given its sum (of no use to an RMS norm), to as many columns of `to` as `columns` says:
+// the width, or with padding, which stays zero. In place if to == x.
+static INLINE void normalize(const float* x, int width, RowSum sum, const Norm& norm, bool rms, float epsilon, float* to, int columns) {
+  const int whole = width / 64 * 64, padded = round_up(width, 64);
+  const vf zero = set1(0.f), center = set1(rms ? 0.f : sum.total() / static_cast<float>(width));
+  RowSum square;
+  for (int i = 0; i < whole; i += RowSum::kParts * VL) {
+#pragma GCC unroll 4
+    for (int u = 0; u < RowSum::kParts; u++) {
       const vf d = sub(load(x + i + u * VL), center);
-      square[u] = fma(d, d, square[u]);
+      square.part[u] = fma(d, d, square.part[u]);
     }
   }
   for (int i = whole; i < padded; i += VL) {
     const vf d = keep(sub(load(x + i), center), i, 0, width, zero);
-    square[0] = fma(d, d, square[0]);
+    square.part[0] = fma(d, d, square.part[0]);
   }
-  for (int u = 1; u < kUnroll; u++) square[0] = add(square[0], square[u]);
-  const float deviation = __builtin_sqrtf(reduce_add(square[0]) / static_cast<float>(width) + epsilon);
+  const float deviation = __builtin_sqrtf(square.total() / static_cast<float>(width) + epsilon);
   const vf by = set1(1.f / deviation);
-  for (int i = 0; i < padded; i += VL) {
-    const vf n = mul(sub(load(x + i), center), by);
-    store(to + i, fma(n, load(norm.gamma + i), load(norm.beta + i)));
-  }
+  int i = 0;
+  for (; i + VL <= columns; i += VL) store(to + i, fma(mul(sub(load(x + i), center), by), load(norm.gamma + i), load(norm.beta + i)));
+  if (i < columns)
+    store_first(to + i, fma(mul(sub(load(x + i), center), by), load(norm.gamma + i), load(norm.beta + i)), columns - i);
+}
+
+static INLINE void normalize_in_place(float* x, const Shared& s, const Norm& norm) {
+  normalize(x, s.width, s.rms ? RowSum() : sum_of(x, s.width_pad), norm, s.rms, s.epsilon, x, s.width_pad);
 }
 
 // A row of a caller's tensor, which ends at its width, to one with zeros as padding.
@@ -96,24 +113,41 @@ static INLINE void copy_row(const float* x, int width, float* to) {
 static INLINE const float* prepared(const Shared& s, const float* x, float* row) {
   if (!s.pre.gamma && s.width == s.width_pad) return x;
   copy_row(x, s.width, row);
-  if (s.pre.gamma) normalize(row, s.width, s.pre, s.rms, s.epsilon, row);
+  if (s.pre.gamma) normalize_in_place(row, s, s.pre);
   return row;
 }
 
 // The end of a block: `row` [width_pad], the last product with its bias, to y [width].
 static INLINE void finish(const Shared& s, const float* x, float* row, float* y) {
-  if (s.out.gamma) normalize(row, s.width, s.out, s.rms, s.epsilon, row);
+  if (s.out.gamma) normalize_in_place(row, s, s.out);
   const float* scale = s.residual_scale;
+  const auto with_residual = [&](vf residual, int i) {
+    return scale ? fma(residual, load(scale + i), load(row + i)) : add(residual, load(row + i));
+  };
   int i = 0;
-  for (; i + VL <= s.width; i += VL)
-    store(row + i, scale ? fma(load(x + i), load(scale + i), load(row + i)) : add(load(x + i), load(row + i)));
-  if (i < s.width) {
-    const vf last = load_first(x + i, s.width - i);
-    store(row + i, scale ? fma(last, load(scale + i), load(row + i)) : add(last, load(row + i)));
+  if (!s.post.gamma) {
+    for (; i + VL <= s.width; i += VL) store(y + i, with_residual(load(x + i), i));
+    if (i < s.width) store_first(y + i, with_residual(load_first(x + i, s.width - i), i), s.width - i);
+    return;
   }
-  if (s.post.gamma) normalize(row, s.width, s.post, s.rms, s.epsilon, row);
-  for (i = 0; i + VL <= s.width; i += VL) store(y + i, load(row + i));
-  if (i < s.width) store_first(y + i, load(row + i), s.width - i);
+  // The norm's sum is of what has just been computed: a pass less.
+  RowSum sum;
+  constexpr int kParts = RowSum::kParts;
+  for (; i + kParts * VL <= s.width; i += kParts * VL) {
+#pragma GCC unroll 4
+    for (int u = 0; u < kParts; u++) {
+      const vf v = with_residual(load(x + i + u * VL), i + u * VL);
+      sum.part[u] = add(sum.part[u], v);
+      store(row + i + u * VL, v);
+    }
+  }
+  for (int u = 0; i < s.width_pad; i += VL, u++) {
+    const int left = s.width - i;
+    const vf v = left >= VL ? with_residual(load(x + i), i) : left > 0 ? with_residual(load_first(x + i, left), i) : load(row + i);
+    sum.part[u % kParts] = add(sum.part[u % kParts], v);
+    store(row + i, v);
+  }
+  normalize(row, s.width, sum, s.post, s.rms, s.epsilon, y, s.width);
 }
 
 static INLINE void zero_floats(float* to, size_t count) {

@@ -33,7 +33,21 @@ INLINE float reduce_max(vf a) {
   const __m128 two = _mm_max_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
-INLINE float reduce_min(vf a) { return -reduce_max(sub(set1(0.f), a)); }
+// Bits of floats, compared as whole numbers.
+INLINE vi no_bits() { return _mm256_setzero_si256(); }
+INLINE vi load_bits(const float* p) { return _mm256_loadu_si256(reinterpret_cast<const vi*>(p)); }
+INLINE vi max_signed(vi a, vi b) { return _mm256_max_epi32(a, b); }
+INLINE vi max_unsigned(vi a, vi b) { return _mm256_max_epu32(a, b); }
+INLINE float reduce_max_signed(vi a) {
+  const __m128i half = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i two = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1))));
+}
+INLINE float reduce_max_unsigned(vi a) {
+  const __m128i half = _mm_max_epu32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i two = _mm_max_epu32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0xb1))));
+}
 INLINE vf to_float(const int32_t* p) { return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const vi*>(p))); }
 // Lane i stays if lo <= first + i < hi; the others become `other`.
 INLINE vf keep(vf v, int first, int lo, int hi, vf other) {

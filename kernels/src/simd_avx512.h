@@ -6,6 +6,7 @@ constexpr bool kAnyExponent = true;   // 2^floor(t) is right for every t
 
 #define INLINE inline __attribute__((always_inline))
 
+INLINE float as_float(int bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits))); }
 INLINE vf load(const float* p) { return _mm512_loadu_ps(p); }
 INLINE void store(float* p, vf v) { _mm512_storeu_ps(p, v); }
 INLINE vf load_first(const float* p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }  // n < 16
@@ -23,7 +24,13 @@ INLINE vf vmin(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf vabs(vf a) { return _mm512_abs_ps(a); }
 INLINE float reduce_add(vf a) { return _mm512_reduce_add_ps(a); }
 INLINE float reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
-INLINE float reduce_min(vf a) { return _mm512_reduce_min_ps(a); }
+// Bits of floats, compared as whole numbers.
+INLINE vi no_bits() { return _mm512_setzero_si512(); }
+INLINE vi load_bits(const float* p) { return _mm512_loadu_si512(p); }
+INLINE vi max_signed(vi a, vi b) { return _mm512_max_epi32(a, b); }
+INLINE vi max_unsigned(vi a, vi b) { return _mm512_max_epu32(a, b); }
+INLINE float reduce_max_signed(vi a) { return as_float(_mm512_reduce_max_epi32(a)); }
+INLINE float reduce_max_unsigned(vi a) { return as_float(static_cast<int>(_mm512_reduce_max_epu32(a))); }
 INLINE vf to_float(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
 // Lane i stays if lo <= first + i < hi; the others become `other`.
 INLINE vf keep(vf v, int first, int lo, int hi, vf other) {
@@ -81,12 +88,9 @@ INLINE void transpose16(const uint32_t* from, size_t stride, uint32_t* to) {
 
 #ifdef __AVX512BF16__
 // 32 floats to 32 bfloat16, rounded to the nearest even.
-INLINE void to_bf16(uint8_t* to, const float* x) {
-  _mm512_storeu_si512(to, (vi)_mm512_cvtne2ps_pbh(load(x + 16), load(x)));
-}
-INLINE void store_bf16(uint16_t* to, vf v) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(v)); }
+INLINE void to_bf16(void* to, vf low, vf high) { _mm512_storeu_si512(to, (vi)_mm512_cvtne2ps_pbh(high, low)); }
 // Two rows of 32 bfloat16 to 32 pairs.
-INLINE void pair_rows(const uint16_t* a, const uint16_t* b, uint32_t* to) {
+INLINE void pair_rows(const uint32_t* a, const uint32_t* b, uint32_t* to) {
   const vi first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,
                                     3, 34, 2, 33, 1, 32, 0);
   const vi x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);

@@ -30,7 +30,13 @@ INLINE vf vmin(vf a, vf b) { return vminq_f32(a, b); }
 INLINE vf vabs(vf a) { return vabsq_f32(a); }
 INLINE float reduce_add(vf a) { return vaddvq_f32(a); }
 INLINE float reduce_max(vf a) { return vmaxvq_f32(a); }
-INLINE float reduce_min(vf a) { return vminvq_f32(a); }
+// Bits of floats, compared as whole numbers.
+INLINE vi no_bits() { return vdupq_n_s32(0); }
+INLINE vi load_bits(const float* p) { return vreinterpretq_s32_f32(vld1q_f32(p)); }
+INLINE vi max_signed(vi a, vi b) { return vmaxq_s32(a, b); }
+INLINE vi max_unsigned(vi a, vi b) { return vreinterpretq_s32_u32(vmaxq_u32(vreinterpretq_u32_s32(a), vreinterpretq_u32_s32(b))); }
+INLINE float reduce_max_signed(vi a) { return vget_lane_f32(vreinterpret_f32_s32(vdup_n_s32(vmaxvq_s32(a))), 0); }
+INLINE float reduce_max_unsigned(vi a) { return vget_lane_f32(vreinterpret_f32_u32(vdup_n_u32(vmaxvq_u32(vreinterpretq_u32_s32(a)))), 0); }
 INLINE vf to_float(const int32_t* p) { return vcvtq_f32_s32(vld1q_s32(p)); }
 // Lane i stays if lo <= first + i < hi; the others become `other`.
 INLINE vf keep(vf v, int first, int lo, int hi, vf other) {

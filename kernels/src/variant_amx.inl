@@ -18,7 +18,7 @@ namespace {
 #include "gemm_amx.h"
 #include "blocks.inl"
 #include "attention_amx.h"
-#include "attention.inl"
+#include "attention_bf16.inl"
 #include "block_attention.inl"
 #include "block_feed_forward.inl"
 #include "block_vocabulary.inl"

@@ -19,8 +19,13 @@ namespace {
 #include "gemm_avx512.h"
 #include "products.inl"
 #include "blocks.inl"
+#if HAS_BF16
+#include "attention_avx512_bf16.h"
+#include "attention_bf16.inl"
+#else
 #include "attention_avx512.h"
 #include "attention.inl"
+#endif
 #include "block_attention.inl"
 #include "block_feed_forward.inl"
 #include "block_vocabulary.inl"

@@ -17,7 +17,6 @@ namespace {
 #include "team.inl"
 #include "rows.inl"
 #include "gemm_avx512.h"
-#include "products.inl"
 #include "blocks.inl"
 #if HAS_BF16
 #include "attention_avx512_bf16.h"

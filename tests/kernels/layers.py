@@ -26,7 +26,8 @@ TOKENS = ("batch", "sequence")
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer is like. ``norm`` is where the norms stand: behind the residual connections, or in front."""
+    """What a layer is like. ``norm`` is where the norms stand: behind the residual connections, or in front. What they
+    leave is as large as ``loud``."""
 
     hidden: int = 64
     heads: int = 2
@@ -45,6 +46,7 @@ class Layer:
     window: int | None = None
     position_bias: bool = False
     token_limit: bool = False
+    loud: float = 1
     seed: int = 0
 
     def model(self) -> ir.Model:
@@ -71,7 +73,7 @@ class Layer:
     def _norm(self, op: GraphBuilder, x: ir.Value, rng: np.random.Generator) -> ir.Value:
         assert x.shape is not None
         width = int(x.shape[-1])  # type: ignore[arg-type]
-        weights = [op.constant(1 + random(rng, width, scale=0.3), "gamma")]
+        weights = [op.constant(np.float32(self.loud) * (1 + random(rng, width, scale=0.3)), "gamma")]
         if not self.rms:
             weights.append(op.constant(random(rng, width, scale=0.3), "beta"))
         kind = op.RMSNormalization if self.rms else op.LayerNormalization

@@ -144,6 +144,14 @@ class TestEdges:
         compared = Compared(KINDS["BERT"], "int8", library)
         check(compared, feeds_of((512, 40)), "int8")
 
+    def test_scores_that_are_enormous(self, dtype: str, library: native.Library) -> None:
+        """Of equal tokens, all have the same weight, however large the scores are."""
+        if not library.bfloat16:
+            pytest.skip(f"{library.variant} has attention in float32, whose scores end at 1e7")
+        feeds = feeds_of((40, 1))
+        feeds["input_ids"][:] = 3
+        check(Compared(Layer(loud=1e17), dtype, library), feeds, dtype)
+
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_nan_and_infinity(self, value: float, dtype: str, library: native.Library) -> None:
         """They spoil the text that has them, as they do with stock operators, and no other."""

@@ -22,7 +22,7 @@ from stonnx._device.device_options import DeviceOptions
 from stonnx._device.kernels import Unusable, find
 from stonnx._engine.engine import Engine
 
-SHAPES = ((36, 14), (8, 75), (2, 256), (1, 14))
+SHAPES = ((36, 14), (8, 75), (2, 256), (1, 512), (1, 14))
 # Enough runs to make a turn take some ten milliseconds.
 _TOKENS_OF_A_TURN = 2000
 

@@ -1,4 +1,4 @@
-"""Measures values of a network, over texts or over random tokens."""
+"""Measures values of a network, over texts, random tokens or images."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ from stonnx_export.originals.original import OriginalTokenizer
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
+
+# The input of a network ("sample" below): token ids of a text, or the numbers [3, height, width] of an image.
+Sample = Sequence[int] | npt.NDArray[np.float32]
+IMAGE_INPUT = "pixel_values"
 
 # Sequences of uniformly random token ids give ranges as good as those of real sentences (measured on all-MiniLM-L6-v2),
 # in any language and without any data.
@@ -123,9 +127,9 @@ def _unlimited(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def tokens(
-    model: ir.Model, values: Collection[ir.Value], sequences: Iterable[Sequence[int]]
+    model: ir.Model, values: Collection[ir.Value], samples: Iterable[Sample]
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """Values [B, S, K], or [B, K], measured in each sequence, [S, K] or [K], by the name of the value."""
+    """Values [B, S, K], or [B, K], measured in each sample, [S, K] or [K], by the name of the value."""
     names = [str(value.name) for value in values]
     extra = [value for value in values if not value.is_graph_output()]
     model.graph.outputs.extend(extra)
@@ -137,17 +141,17 @@ def tokens(
     finally:
         for _ in extra:
             model.graph.outputs.pop()
-    for sequence in sequences:
-        found = session.run(names, feeds(session, sequence))
+    for sample in samples:
+        found = session.run(names, feeds(session, sample))
         yield {name: array[0] for name, array in zip(names, found, strict=True)}
 
 
 def channel_ranges(
-    model: ir.Model, values: Collection[ir.Value], sequences: Sequence[Sequence[int]]
+    model: ir.Model, values: Collection[ir.Value], samples: Sequence[Sample]
 ) -> Mapping[str, npt.NDArray[np.float32]]:
     """The largest magnitude [K] of each channel of float values [B, S, K], by the name of the value."""
     largest: dict[str, npt.NDArray[np.float32]] = {}
-    for arrays in tokens(model, values, sequences):
+    for arrays in tokens(model, values, samples):
         for name, array in arrays.items():
             peak = np.abs(array).max(axis=0)
             largest[name] = np.maximum(largest[name], peak) if name in largest else peak
@@ -155,7 +159,7 @@ def channel_ranges(
 
 
 def second_moments(
-    model: ir.Model, values: Mapping[ir.Value, npt.NDArray[np.float32] | None], sequences: Sequence[Sequence[int]]
+    model: ir.Model, values: Mapping[ir.Value, npt.NDArray[np.float32] | None], samples: Sequence[Sample]
 ) -> Mapping[str, npt.NDArray[np.float32]]:
     """The mean of ``x_i x_j`` over all tokens, [K, K], by the name of the value.
 
@@ -164,7 +168,7 @@ def second_moments(
     scales = {str(value.name): scale for value, scale in values.items()}
     sums: dict[str, npt.NDArray[np.float32]] = {}
     counts = dict.fromkeys(scales, 0)
-    for rows in _together(tokens(model, values, sequences)):
+    for rows in _together(tokens(model, values, samples)):
         for name, array in rows.items():
             scale = scales[name]
             even = array if scale is None else array / scale
@@ -188,9 +192,11 @@ def _together(
         yield {name: np.concatenate([each[name] for each in waiting]) for name in waiting[0]}
 
 
-def feeds(session: InferenceSession, sequence: Sequence[int]) -> dict[str, npt.NDArray[np.int64]]:
-    """The inputs of a graph for one text."""
-    ids = np.array([sequence], dtype=np.int64)
+def feeds(session: InferenceSession, sample: Sample) -> dict[str, npt.NDArray[Any]]:
+    """The inputs of a graph for one text or image."""
+    if isinstance(sample, np.ndarray):
+        return {IMAGE_INPUT: sample[None]}
+    ids = np.array([sample], dtype=np.int64)
     known = {node.name for node in session.get_inputs()}
     every = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     return {name: array for name, array in every.items() if name in known}

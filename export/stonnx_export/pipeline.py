@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import sys
 import typing
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
 from stonnx._arguments import check_choice
 from stonnx._bundle.bundle import open_bundle
@@ -29,14 +27,15 @@ from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError, InvalidArgumentError
 from stonnx._hub.download import missing_for_pytorch
 from stonnx._tasks import DTYPES, TASKS, Task
-from stonnx._version import __version__
 from stonnx_export.calibration import random_sequences, read_texts, text_sequences
 from stonnx_export.checkpoint.modules import Transformer, is_code
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.checkpoint.repository_code import Trust
+from stonnx_export.fp16 import half_range
 from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
 from stonnx_export.heads.rows import add_query_rows, row_mask_of
+from stonnx_export.image_graph import ImageGraph
 from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import outline
 from stonnx_export.originals.load import SourceKind, commit_of, find_checkpoint, open_checkpoint, whole_checkpoint
@@ -49,14 +48,13 @@ from stonnx_export.stages import Advance, Stages
 from stonnx_export.verify.artefact import try_bundle
 from stonnx_export.verify.compare import verify_fidelity
 from stonnx_export.verify.figures import ToleranceError, check
-from stonnx_export.verify.images import verify_images
+from stonnx_export.verify.images import ImageToleranceError
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.verify.sixteen_bits import compare_as_loaded
 from stonnx_export.write import model_card
-from stonnx_export.write.bundle import _manifest, clear, write_image_tower, write_routes
+from stonnx_export.write.bundle import _manifest, clear, write_routes
+from stonnx_export.write.finish import count, finish
 from stonnx_export.write.staging import check_target, staging_directory
-
-logger = logging.getLogger("stonnx")
 
 
 def export(
@@ -142,17 +140,16 @@ def export(
                 route: token_rows(graph.graph, checkpoint.routes[route][0], original.tokenizer(route).backend)
                 for route, graph in graphs.items()
             }
-            images = original.images()
-            image_graph = images.graph() if images is not None else None
+            image_original = original.images()
+            images = ImageGraph(image_original, checkpoint, recipe) if image_original is not None else None
         with stage("building the graph"):
             results = [
                 result
                 for route, graph in graphs.items()
                 for result in _build(graph, checkpoint, route, original, recipe)
             ]
-            if image_graph is not None:
-                # It stays in float32, whatever the recipe.
-                _build_images(image_graph, checkpoint)
+            if images is not None:
+                images.build()
         quantizations = {}
         if recipe.quantization is not None:
             with stage("calibrating") as advance:
@@ -160,6 +157,8 @@ def export(
                     route: _calibrate(recipe.quantization, graph, checkpoint, route, original, texts, advance)
                     for route, graph in graphs.items()
                 }
+                if images is not None:
+                    images.calibrate(advance)
         pinned = revision if base is None else revision or commit
         origin = Source(name or label, pinned, checkpoint.weights_sha256, base)
         known: dict[str, npt.NDArray[np.float32]] = {}
@@ -172,8 +171,8 @@ def export(
                 kept += tuple(name for quantization in quantizations.values() for name in quantization.kept)
                 manifest = _manifest(checkpoint, routes, recipe, origin, kept, original.loaded, staging)
                 manifest = dataclasses.replace(manifest, kernels=outline.kernels(outlines))
-                if images is not None and image_graph is not None:
-                    tower = write_image_tower(image_graph, images, staging)
+                if images is not None:
+                    tower = images.write(staging)
                     files = {**manifest.files, **hash_files(staging, [tower.graph])}
                     manifest = dataclasses.replace(manifest, image=tower, files=files)
                 write_manifest(staging, manifest)
@@ -186,17 +185,16 @@ def export(
                         drop = spearman_drop(engine, original, scored, known)
                         fidelity = dataclasses.replace(fidelity, spearman_drop=drop)
                         check(fidelity)
-                    if images is not None and manifest.image is not None:
-                        bounds = RECIPES["fp32"].tolerance[checkpoint.task]
-                        report = verify_images(engine, images, bounds, original.name)
-                        manifest = dataclasses.replace(
-                            manifest, image=dataclasses.replace(manifest.image, fidelity=report)
-                        )
+                    if images is not None:
+                        manifest = dataclasses.replace(manifest, image=images.verify(engine, original.name))
                     fidelity = dataclasses.replace(fidelity, as_loaded=compare_as_loaded(engine, original))
                 break
             except ToleranceError as error:
-                if not _keep_more(quantizations, stage):
-                    raise FidelityError(f"{error} Nothing was written.{_worst_layers(quantizations)}") from None
+                # A graph that is close enough stays as it is.
+                of_images = images is not None and isinstance(error, ImageToleranceError)
+                far = images.quantizations if images is not None and of_images else quantizations
+                if not _keep_more(far, stage):
+                    raise FidelityError(f"{error} Nothing was written.{_worst_layers(far)}") from None
                 clear(staging)
             except FidelityError as error:
                 raise FidelityError(f"{error} Nothing was written.") from None
@@ -209,11 +207,11 @@ def export(
                 staging, manifest, engine.named_routes, safe_engine.named_routes if safe_engine else None
             )
             if manifest.image is not None:
-                pattern = probe_module.image_pattern(manifest.image)
-                probe_module.write_image_vectors(staging, engine.images.run(pattern))
+                engines = [engine, safe_engine] if safe_engine is not None else [engine]
+                probe_module.write_image_vectors(staging, [each.images for each in engines])
             files = {**manifest.files, **hash_files(staging, [probe_module.FILE])}
             probe = Probe(probe_module.FILE, recipe.probe_cosine)
-            rewrites = _count([*results, *more, *(found.result for found in outlines)])
+            rewrites = count([*results, *more, *(found.result for found in outlines)])
             manifest = dataclasses.replace(manifest, fidelity=fidelity, files=files, probe=probe, rewrites=rewrites)
             (staging / model_card.NAME).write_text(model_card.render(manifest), encoding="utf-8")
             write_manifest(staging, manifest)
@@ -230,7 +228,7 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
     results = [rewrite(graph) for rewrite in recipe.network_passes]
     if recipe.lowering is not None:
         limit = text_limit(checkpoint, route, original)
-        results.append(recipe.lowering(graph, original.tokenizer(route), limit))
+        results.append(recipe.lowering(graph, half_range.sequences(original.tokenizer(route), limit)))
     if is_code(checkpoint.routes[route]):
         graft.name_outputs(graph, checkpoint.task, checkpoint.activation)
     else:
@@ -244,23 +242,8 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
             graft.graft_scores(graph, checkpoint.activation or "identity")
     check_finite(graph)
     results += [rewrite(graph) for rewrite in recipe.passes]
-    RemoveUnusedNodesPass()(graph)
-    # The tracer notes the stack of each node, with the paths of this machine.
-    ClearMetadataAndDocStringPass()(graph)
-    graph.graph.sort()
-    graph.producer_name, graph.producer_version = "stonnx", __version__
+    finish(graph)
     return results
-
-
-def _build_images(graph: ir.Model, checkpoint: Checkpoint) -> None:
-    graft.graft(graph, checkpoint.chain, task=checkpoint.task)
-    check_finite(graph)
-    for rewrite in RECIPES["fp32"].passes:
-        rewrite(graph)
-    RemoveUnusedNodesPass()(graph)
-    ClearMetadataAndDocStringPass()(graph)
-    graph.graph.sort()
-    graph.producer_name, graph.producer_version = "stonnx", __version__
 
 
 def _calibrate(
@@ -311,13 +294,3 @@ def _worst_layers(quantizations: dict[str, Quantization]) -> str:
         f" Half of its layers were kept in float32 already; the one that loses most is {', '.join(worst)}. Export it "
         "with --dtype fp32, or calibrate with texts of your own: --calibrate FILE"
     )
-
-
-def _count(results: list[PassResult]) -> dict[str, int]:
-    """How often each pass fired, in the order of the passes. It logs at DEBUG why a pass declined."""
-    counts: dict[str, int] = {}
-    for result in results:
-        counts[result.name] = counts.get(result.name, 0) + result.fired
-        for reason in result.declined:
-            logger.debug("%s declined: %s", result.name, reason)
-    return counts

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stonnx._bundle.bundle import open_bundle
-from stonnx._bundle.manifest import MANIFEST_NAME, Fidelity, Manifest
+from stonnx._bundle.manifest import MANIFEST_NAME, Fidelity, ImageTower, Manifest
 from stonnx._engine.engine import Engine
 from stonnx._errors import ModelNotFoundError, UnsupportedError
 from stonnx_export.checkpoint.repository_code import Trust
@@ -16,7 +16,7 @@ from stonnx_export.originals.load import SourceKind, load_original
 from stonnx_export.recipes import RECIPES
 from stonnx_export.verify.compare import compare
 from stonnx_export.verify.figures import check
-from stonnx_export.verify.images import verify_images
+from stonnx_export.verify.images import ImageReference, verify_images
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.verify.sixteen_bits import compare_as_loaded
 
@@ -58,9 +58,9 @@ def verify_bundle(
         if scored is not None:
             fidelity = dataclasses.replace(fidelity, spearman_drop=spearman_drop(engine, original, scored))
         fidelity = dataclasses.replace(fidelity, as_loaded=compare_as_loaded(engine, original))
-        images = original.images()
-        if images is not None and engine.manifest.image is not None:
-            verify_images(engine, images, RECIPES["fp32"].tolerance[engine.manifest.task], original.name)
+        images, tower = original.images(), engine.manifest.image
+        if images is not None and tower is not None:
+            verify_images(engine, images, ImageReference.of(images), _of_images(engine.manifest, tower), original.name)
     check(fidelity)
     return fidelity
 
@@ -78,3 +78,9 @@ def _tolerance(manifest: Manifest) -> Mapping[str, float]:
         f"says how far from the original that may be. Known: {', '.join(RECIPES)}. Export the model again with one of "
         "them: stonnx export MODEL --dtype RECIPE"
     )
+
+
+def _of_images(manifest: Manifest, tower: ImageTower) -> Mapping[str, float]:
+    """The bounds of a graph of images. Bundles of before there were recipes for it have it in float32."""
+    recipe = manifest.recipe if tower.precision == manifest.precision else "fp32"
+    return _tolerance(dataclasses.replace(manifest, recipe=recipe))

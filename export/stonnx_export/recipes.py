@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from stonnx._tasks import Task
+from stonnx_export.calibration import Sample
 from stonnx_export.fp16.lowering import to_float16
 from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import bfloat16
 from stonnx_export.kernels.products import WeightKind
-from stonnx_export.originals.original import OriginalTokenizer
 from stonnx_export.passes import (
     PassResult,
     attention_biases,
@@ -20,7 +20,9 @@ from stonnx_export.passes import (
     first_token,
     fuse_attention,
     fuse_rms_norm,
+    patches,
     plain_attention,
+    quick_gelu,
     residual_biases,
     shapes,
     splade_chunks,
@@ -28,8 +30,8 @@ from stonnx_export.passes import (
 
 # A pass rewrites a model in place and says how often it fired and why it declined.
 Pass = Callable[[ir.Model], PassResult]
-# A lowering is also told the tokenizer, and how many tokens the longest text has.
-Lowering = Callable[[ir.Model, OriginalTokenizer, int | None], PassResult]
+# A lowering is also given texts or images, which show how large values are.
+Lowering = Callable[[ir.Model, Sequence[Sample]], PassResult]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,14 @@ class Recipe:
 
 
 # Every bundle gets these passes: their changes are exact in real numbers.
-_EXACT: tuple[Pass, ...] = (shapes.run, fuse_attention.run, attention_lengths.run, attention_biases.run)
+_EXACT: tuple[Pass, ...] = (
+    shapes.run,
+    patches.run,
+    fuse_attention.run,
+    attention_lengths.run,
+    attention_biases.run,
+    quick_gelu.run,
+)
 _OUTPUTS: tuple[Pass, ...] = (first_token.run, splade_chunks.run)
 # A text's vector does not depend on other texts. Only rounding in another order of summation may change it.
 _INVARIANT = 0.999999

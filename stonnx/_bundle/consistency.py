@@ -71,7 +71,8 @@ def _check_image(manifest: Manifest, tower: ImageTower, require: _Require) -> No
     row, processor = TASKS[manifest.task], tower.processor
     require(row.name == "embedding", "image", "a graph of images", "null for this task")
     require(0 < tower.tokens <= _MOST_TOKENS, "image.tokens", tower.tokens, "a positive number")
-    require(tower.precision in ("float32", "float16"), "image.precision", tower.precision, "'float32' or 'float16'")
+    precisions = {"float32", manifest.precision}
+    require(tower.precision in precisions, "image.precision", tower.precision, f"one of {sorted(precisions)}")
     shape = next((spec.shape for spec in tower.inputs if spec.name == "pixel_values"), ())
     place = "image.inputs: the shape of pixel_values"
     sizes = [size for size in shape[2:] if isinstance(size, int)]

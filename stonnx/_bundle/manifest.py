@@ -161,6 +161,11 @@ class ImageTower:
     precision: str
     # Its `texts` are images.
     fidelity: Fidelity | None = None
+    # As those of the graph of texts, in Route and in Manifest.
+    saturation_safe: Mapping[str, Scalar] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    kernels: Kernels | None = None
+    rewrites: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -30,5 +30,5 @@ class GraphFacts:
 
     @classmethod
     def of_images(cls, manifest: Manifest, tower: ImageTower) -> GraphFacts:
-        """The facts about the graph of images, which has no native kernels."""
-        return cls(tower.precision, manifest.files[tower.graph].sha256, tower.inputs)
+        """The facts about the graph of images."""
+        return cls(tower.precision, manifest.files[tower.graph].sha256, tower.inputs, kernels=tower.kernels)

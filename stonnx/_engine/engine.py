@@ -123,7 +123,7 @@ class Engine:
             self._routes = routes(refused)
             probe.run_probe(bundle, self._routes)
 
-        def image_session(tower: ImageTower) -> Callable[[int | None], GraphSession]:
+        def image_session(tower: ImageTower, refused: str, kernels: bool) -> Callable[[int | None], GraphSession]:
             def session(count: int | None) -> GraphSession:
                 return bundle.load_graph(
                     tower.graph,
@@ -132,7 +132,11 @@ class Engine:
                         name=bundle.directory / tower.graph,
                         device="cpu" if count else device,
                         threads=count or threads,
-                        kernels=False,
+                        saturation_safe=tower.saturation_safe,
+                        form=form,
+                        # Bundles of before there were kernels for images stay in float32, whatever texts do.
+                        kernels=kernels and tower.kernels is not None,
+                        refused=refused,
                         facts=GraphFacts.of_images(self.manifest, tower),
                         options=device_options,
                         spin_microseconds=limits.spin_microseconds,
@@ -141,10 +145,16 @@ class Engine:
 
             return session
 
-        def load_images(tower: ImageTower) -> ImageRoute:
+        def load_images(tower: ImageTower, refused: str = "") -> ImageRoute:
             output = TASKS[self.manifest.task].output
-            route = ImageRoute(bundle, tower, image_session(tower), limits, output)
-            probe.run_image_probe(bundle, route)
+            route = ImageRoute(bundle, tower, image_session(tower, refused, kernels and not refused), limits, output)
+            try:
+                probe.run_image_probe(bundle, route)
+            except ProbeError as error:
+                wanted = device_options is not None and device_options.bfloat16
+                if wanted or refused or not route.session.kernels:
+                    raise
+                return load_images(tower, f"{WITHOUT}{bundle.directory} {error.reason}")
             return route
 
         self._load_images = load_images

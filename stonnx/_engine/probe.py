@@ -138,11 +138,17 @@ def image_pattern(tower: ImageTower) -> npt.NDArray[np.float32]:
     return ((np.stack(steps) - 32) / 16).astype(np.float32)
 
 
-def write_image_vectors(directory: Path, vectors: npt.NDArray[np.float32]) -> None:
-    """Add the vectors of the graph of images to the probe of a bundle."""
+def write_image_vectors(directory: Path, routes: Sequence[ImageRoute]) -> None:
+    """Add the vectors of the graph of images to the probe of a bundle, in each form that it has."""
     with np.load(directory / FILE, allow_pickle=False) as arrays:
         known = {name: arrays[name] for name in arrays}
-    np.savez_compressed(directory / FILE, **known, image=vectors)
+    own = {_image_key(route.session.form): route.run(image_pattern(route.spec)) for route in routes}
+    np.savez_compressed(directory / FILE, **known, **own)
+
+
+def _image_key(form: str) -> str:
+    """The name of the vectors of images in one of the two forms of an int8 graph; other graphs use the first."""
+    return "safe.image" if form == "saturation-safe" else "image"
 
 
 def run_image_probe(bundle: Bundle, route: ImageRoute) -> None:
@@ -155,14 +161,17 @@ def run_image_probe(bundle: Bundle, route: ImageRoute) -> None:
     if bundle.manifest.probe is None:
         return
     session = route.session
-    parts = [bundle.identity, session.device, session.version, cpu_name(), cpu_features(), _gpu(session.device)]
+    parts = [bundle.identity, session.device, session.version, session.form, session.kernels]
+    parts += [cpu_name(), cpu_features(), _gpu(session.device)]
     identity = hashlib.sha256(json.dumps(["image", *parts]).encode()).hexdigest()
     if is_remembered(_PASSED, identity):
         return
     file = bundle.manifest.probe.file
     try:
         with np.load(io.BytesIO(bundle.read(file)), allow_pickle=False) as arrays:
-            expected = np.asarray(arrays["image"], dtype=np.float32)
+            own = "image" if session.kernels else _image_key(session.form)
+            found = next((key for key in (own, "image", "safe.image") if key in arrays), own)
+            expected = np.asarray(arrays[found], dtype=np.float32)
     except Exception as error:  # numpy, zipfile and zlib each raise their own errors for damage
         raise BundleFormatError(
             f"{bundle.directory / file} has no vectors of images that can be read ({error}). Export the model again "
@@ -172,15 +181,17 @@ def run_image_probe(bundle: Bundle, route: ImageRoute) -> None:
     try:
         actual = route.run(image_pattern(route.spec))
     except Exception as error:  # onnxruntime's errors share no public base class
-        found = f"has a graph of images that does not run, with {_what_runs(session)} on {session.device}: {error}"
-        raise _failure(bundle.directory, found, f"{_advice(session)}, or {again}") from error
-    closeness, allowed = lowest_cosine(bundle.manifest.task, expected, actual), _OF_IMAGES
+        problem = f"has a graph of images that does not run, with {_what_runs(session)} on {session.device}: {error}"
+        raise _failure(bundle.directory, problem, f"{_advice(session)}, or {again}") from error
+    closeness = lowest_cosine(bundle.manifest.task, expected, actual)
+    usual = _OF_IMAGES if route.spec.precision == "float32" else bundle.manifest.probe.cosine_min
+    allowed = _allowed(usual, route.spec.precision, session, other=found != own)
     if not closeness >= allowed:
-        found = (
+        problem = (
             f"gives images other vectors on this machine than where it was exported: cosine {closeness:.5f}, allowed "
             f"is at least {allowed}, with {_what_runs(session)} on {session.device}, {cpu_name()}."
         )
-        raise _failure(bundle.directory, found, f"{_advice(session)}, or {again}")
+        raise _failure(bundle.directory, problem, f"{_advice(session)}, or {again}")
     remember(_PASSED, identity)
 
 
@@ -221,7 +232,7 @@ def compare(bundle: Bundle, routes: Mapping[str, LoadedRoute]) -> float:
                 directory, found, f"{_advice(route.session)}, or export the model again with: stonnx export MODEL"
             ) from error
         closeness = lowest_cosine(manifest.task, expected[name], actual)
-        allowed = _allowed(manifest, route.session, other=name in others)
+        allowed = _allowed(manifest.probe.cosine_min, manifest.precision, route.session, other=name in others)
         if not closeness >= allowed:  # a NaN too
             found = (
                 f"gives other vectors on this machine than on the machine that exported it: cosine {closeness:.5f}, "
@@ -254,12 +265,11 @@ def _advice(session: GraphSession) -> str:
     return f"{without if session.kernels else 'Try'} another onnxruntime version or device"
 
 
-def _allowed(manifest: Manifest, session: GraphSession, *, other: bool) -> float:
+def _allowed(usual: float, precision: str, session: GraphSession, *, other: bool) -> float:
     """The lowest cosine that a session may have to the exporter's vectors, ``other`` if they are of the other form."""
-    assert manifest.probe is not None
-    bounds = [manifest.probe.cosine_min]
+    bounds = [usual]
     if session.kernels:
-        bounds.append(_OF_KERNELS[manifest.precision])
+        bounds.append(_OF_KERNELS[precision])
     # Kernels have the full range on every CPU. The remaining stock operators may not.
     if other or (session.kernels and session.form == "saturation-safe"):
         bounds.append(_BETWEEN_FORMS)

@@ -1,7 +1,7 @@
 """The network in half precision, for GPUs.
 
 Requires: a network before its heads are grafted on, and the largest magnitude of each of its :func:`values`. Ensures:
-everything computed from embedding tables is float16, weights included. Positions, masks and rotary angles depend on
+everything computed from embedding tables, or from an image, is float16, weights included. Positions, masks and rotary angles depend on
 the inputs alone and stay float32. So do the sums of squares of RMS normalization, and every operator that reads or
 gives a value too large for half precision. The outputs are float32, so that pooling and everything after it is
 computed as in every other bundle.
@@ -78,8 +78,8 @@ def run(model: ir.Model, largest: Mapping[str, float]) -> PassResult:
 
 
 def _candidates(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes that compute on rows of a float table, except those that always need the range of float32."""
-    data: set[ir.Value] = set()
+    """The nodes that compute on rows of a float table or on images, except those that need the range of float32."""
+    data = {value for value in graph.inputs if _is_float(value)}
     found = []
     for node in graph:
         table = constant_array(node.inputs[0]) if node.op_type == "Gather" else None

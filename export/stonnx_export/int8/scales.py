@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from stonnx._bundle.manifest import Scalar
 from stonnx._text.batching import consecutive
-from stonnx_export.calibration import TOKENS_TOGETHER, channel_ranges, second_moments, tokens
+from stonnx_export.calibration import TOKENS_TOGETHER, Sample, channel_ranges, second_moments, tokens
 from stonnx_export.graph.read import NORMALIZATIONS, constant_array, last_dimension
 from stonnx_export.int8 import fast_gelu, flat_tokens, products, tables
 from stonnx_export.int8.products import Group
@@ -22,8 +22,8 @@ from stonnx_export.stages import Advance, untold
 # Shares of the products that stay in float32, one after the other, until the tolerance holds.
 _SHARES = (1 / 8, 1 / 4, 1 / 2)
 
-# Sequences on which the error that a layer makes is measured.
-_SEQUENCES = 16
+# Samples on which the error that a layer makes is measured.
+_SAMPLES = 16
 
 # A static scale may cost a product this share of its energy: a cosine of 0.9999. In all-MiniLM-L6-v2 it costs 0.0001
 # to 0.0002, twice to six times as much as scales of tokens.
@@ -41,23 +41,23 @@ class Quantization:
 
     Args:
         model: The graph. It stays as it is.
-        sequences: Token ids of the texts to calibrate with.
-        others: Token ids of further texts, whose values static scales have to hold as well: larger values are cut off.
+        samples: The texts or images to calibrate with.
+        others: Further ones, whose values static scales have to hold as well: larger values are cut off.
         advance: Is told how many values of how many are measured: up to a minute for each in large models.
     """
 
     def __init__(
         self,
         model: ir.Model,
-        sequences: Sequence[Sequence[int]],
-        others: Sequence[Sequence[int]] = (),
+        samples: Sequence[Sample],
+        others: Sequence[Sample] = (),
         advance: Advance = untold,
     ) -> None:
         self._model = model
-        self._sequences = sequences
+        self._samples = samples
         groups = products.groups(model)
         self._names = [group.name for group in groups]
-        self._ranges = channel_ranges(model, [group.input for group in groups], sequences) if groups else {}
+        self._ranges = channel_ranges(model, [group.input for group in groups], samples) if groups else {}
         normalized = [group.input for group in groups if _is_normalized(group.input)]
         self._other_ranges = channel_ranges(model, normalized, others) if normalized and others else {}
         self._static: dict[str, float] = {}
@@ -120,7 +120,7 @@ class Quantization:
         groups = [group for group in products.groups(self._model) if group.name in scales]
         done = 0
         for some in consecutive(groups, _memory, _MOMENTS):
-            found = second_moments(self._model, {group.input: scales[group.name] for group in some}, self._sequences)
+            found = second_moments(self._model, {group.input: scales[group.name] for group in some}, self._samples)
             for group in some:
                 self._round_group(group, scales[group.name], found[str(group.input.name)])
                 done += 1
@@ -163,7 +163,7 @@ class Quantization:
     def _run(self, model: ir.Model) -> npt.NDArray[np.float64]:
         model.graph.sort()
         output = model.graph.outputs[0]
-        rows = [arrays[str(output.name)] for arrays in tokens(model, [output], self._sequences[:_SEQUENCES])]
+        rows = [arrays[str(output.name)] for arrays in tokens(model, [output], self._samples[:_SAMPLES])]
         return np.stack(rows).astype(np.float64)
 
 

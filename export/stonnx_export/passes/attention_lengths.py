@@ -4,7 +4,8 @@ Requires: ONNX ``Attention`` nodes (opset 24), right-padded batches, and the pas
 nodes whose mask only says which tokens are padding read ``nonpad_kv_seqlen`` instead; nodes whose mask is also causal
 have ``is_causal``. A graph whose results include rows after the end of a text (``QUERY_ROWS``) keeps its causal masks:
 those rows must not attend to each other. Both take and give [batch, sequence, hidden] without transposes if they can,
-and the computation of the mask disappears. Exact. This is the fastest attention of the CPU provider.
+and the computation of the mask disappears. Nodes without a mask lose
+their transposes too, if the graph does not know padding. Exact. This is the fastest attention of the CPU provider.
 
 The pass does not guess from the nodes whether a mask is a padding mask (or a causal padding mask), because every
 network computes it by other nodes. It runs the part of the graph that computes the mask on texts of several lengths.
@@ -33,8 +34,10 @@ def run(model: ir.Model) -> PassResult:
     graph = model.graph
     mask_input = input_named(graph, "attention_mask")
     nodes = [node for node in graph if node.op_type == "Attention"]
-    if mask_input is None or not nodes:
-        return PassResult(_NAME, 0, ("the graph has no Attention node after an input 'attention_mask'",))
+    if not nodes:
+        return PassResult(_NAME, 0, ("the graph has no Attention node",))
+    if mask_input is None:
+        return _without_padding(model, nodes)
     kinds: dict[ir.Value, str | None] = {}
     reads_padding = input_named(graph, QUERY_ROWS) is not None
     fired, declined = 0, []
@@ -61,10 +64,29 @@ def run(model: ir.Model) -> PassResult:
         if lengths is None and not causal:
             op = GraphBuilder(graph, before=graph[0])
             lengths = op.ReduceSum(mask_input, op.vector([1]), keepdims=0)
-        _replace(graph, node, None if causal else lengths, bias)
+        _replace(graph, node, None if causal else lengths, bias, causal=causal)
         fired += 1
     RemoveUnusedNodesPass()(model)
     return PassResult(_NAME, fired, tuple(declined))
+
+
+def _without_padding(model: ir.Model, nodes: list[ir.Node]) -> PassResult:
+    """Take the transposes away from the attention of a graph whose inputs all have one length, as that of images."""
+    fired, declined = 0, []
+    for node in nodes:
+        if any(value is not None for value in node.inputs[3:]) or len(node.outputs) > 1:
+            declined.append(f"{node.name}: it has a mask, past keys or further outputs")
+        elif _is_in_heads(node):
+            _replace(model.graph, node, None, None, causal=is_causal(node))
+            fired += 1
+    RemoveUnusedNodesPass()(model)
+    return PassResult(_NAME, fired, tuple(declined))
+
+
+def _is_in_heads(node: ir.Node) -> bool:
+    """Whether attention [B, heads, S, H / heads] comes from tokens [B, S, H], and goes back to these."""
+    flat = [_before_split_into_heads(part) for part in node.inputs[:3]]
+    return None not in flat and _after_merge_of_heads(node.outputs[0]) is not None
 
 
 def _position_bias(mask: ir.Value, mask_input: ir.Value) -> tuple[ir.Value | None, ir.Value]:
@@ -96,8 +118,10 @@ def _depends_on(value: ir.Value, source: ir.Value) -> bool:
     return False
 
 
-def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None, bias: ir.Value | None) -> None:
-    """Give a node the lengths of the texts instead of a mask; without lengths, causal attention.
+def _replace(
+    graph: ir.Graph, node: ir.Node, lengths: ir.Value | None, bias: ir.Value | None, *, causal: bool
+) -> None:
+    """Give a node the lengths of the texts, if there are any, instead of a mask, or make it causal.
 
     A bias for positions takes the place of the mask.
 
@@ -107,7 +131,7 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None, bias: ir.
     op = GraphBuilder(graph, before=node)
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     instead_of_mask = (bias, None, None, lengths) if lengths is not None else ()
-    if lengths is None:
+    if causal:
         attributes["is_causal"] = 1
     query, key, value = node.inputs[:3]
     flat = [_before_split_into_heads(part) for part in (query, key, value)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from stonnx._bundle.manifest import (
     SCHEMA_VERSION,
     Expansion,
     ImageTower,
+    Kernels,
     Manifest,
     ModuleSpec,
     Route,
@@ -72,7 +74,17 @@ def write_routes(
     return routes
 
 
-def write_image_tower(graph: ir.Model, original: ImageOriginal, directory: Path) -> ImageTower:
+def write_image_tower(
+    graph: ir.Model,
+    original: ImageOriginal,
+    directory: Path,
+    *,
+    precision: str,
+    saturation_safe: Mapping[str, Scalar],
+    kept: tuple[str, ...],
+    kernels: Kernels | None,
+    rewrites: Mapping[str, int],
+) -> ImageTower:
     """Write the graph of images. Returns its entry in the manifest."""
     return ImageTower(
         graph=_write_graph(graph, directory, "image-model.onnx"),
@@ -81,7 +93,11 @@ def write_image_tower(graph: ir.Model, original: ImageOriginal, directory: Path)
         outputs=tuple(_spec(value) for value in graph.graph.outputs),
         processor=original.processor,
         tokens=original.patches + 1,
-        precision="float32",
+        precision=precision,
+        saturation_safe=saturation_safe,
+        kept=kept,
+        kernels=kernels,
+        rewrites=rewrites,
     )
 
 

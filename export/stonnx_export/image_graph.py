@@ -1,0 +1,99 @@
+"""The half of an export that reads images, from the network to the report: the same stages as for texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from stonnx._bundle.manifest import ImageTower, Scalar
+from stonnx._engine.engine import Engine
+from stonnx_export.calibration import Sample
+from stonnx_export.checkpoint.read import Checkpoint
+from stonnx_export.graph.save import check_finite
+from stonnx_export.heads import graft
+from stonnx_export.int8.scales import Quantization
+from stonnx_export.kernels import outline
+from stonnx_export.originals.images import ImageOriginal
+from stonnx_export.passes import PassResult
+from stonnx_export.pictures import calibration_pictures
+from stonnx_export.recipes import Recipe
+from stonnx_export.stages import Advance
+from stonnx_export.verify.images import ImageReference, verify_images
+from stonnx_export.write.bundle import write_image_tower
+from stonnx_export.write.finish import count, finish
+
+
+class ImageGraph:
+    """The graph of images of an export.
+
+    Args:
+        original: The original, whose network is read.
+        checkpoint: The checkpoint.
+        recipe: The recipe, which is the same for texts.
+    """
+
+    def __init__(self, original: ImageOriginal, checkpoint: Checkpoint, recipe: Recipe) -> None:
+        self._original, self._checkpoint, self._recipe = original, checkpoint, recipe
+        self._graph = original.graph()
+        self._results: list[PassResult] = []
+        self._quantization: Quantization | None = None
+        self._reference: ImageReference | None = None
+
+    def build(self) -> None:
+        """Put the heads on the network, and rewrite the graph."""
+        graph, recipe = self._graph, self._recipe
+        self._results = [rewrite(graph) for rewrite in recipe.network_passes]
+        if recipe.lowering is not None:
+            self._results.append(recipe.lowering(graph, self._samples()))
+        graft.graft(graph, self._checkpoint.chain, task=self._checkpoint.task)
+        check_finite(graph)
+        self._results += [rewrite(graph) for rewrite in recipe.passes]
+        finish(graph)
+
+    def calibrate(self, advance: Advance) -> None:
+        """Choose the scales of a recipe that quantizes."""
+        if self._recipe.quantization is not None:
+            self._quantization = self._recipe.quantization(self._graph, self._samples(), advance=advance)
+
+    def write(self, directory: Path) -> ImageTower:
+        """Write the graph. Returns its entry in the manifest."""
+        graph, more = self._graph, list[PassResult]()
+        safe: dict[str, Scalar] = {}
+        if self._quantization is not None:
+            graph, more, safe = self._quantization.apply()
+            graph.graph.sort()
+        outlined = outline.run(graph, self._recipe.outline)
+        kept = [name for result in self._results for name in result.kept]
+        return write_image_tower(
+            graph,
+            self._original,
+            directory,
+            precision=self._recipe.precision,
+            saturation_safe=safe,
+            kept=(*kept, *(self._quantization.kept if self._quantization is not None else ())),
+            kernels=outline.kernels([outlined]),
+            rewrites=count([*self._results, *more, outlined.result]),
+        )
+
+    def verify(self, engine: Engine, name: str) -> ImageTower:
+        """Compare the graph with the original. Returns its entry in the manifest, with the report.
+
+        Raises:
+            FidelityError, ImageToleranceError: As for :func:`stonnx_export.verify.images.verify_images`.
+        """
+        if self._reference is None:
+            self._reference = ImageReference.of(self._original)
+        tolerance = self._recipe.tolerance[self._checkpoint.task]
+        return verify_images(engine, self._original, self._reference, tolerance, name)
+
+    @property
+    def quantizations(self) -> dict[str, Quantization]:
+        """The quantization, if there is one, under the name that stands for it in messages."""
+        return {} if self._quantization is None else {"images": self._quantization}
+
+    def _samples(self) -> list[Sample]:
+        images: list[npt.NDArray[np.float32]] = self._original.pixels(calibration_pictures(self._original.patches + 1))
+        return [*images]

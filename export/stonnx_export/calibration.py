@@ -17,6 +17,7 @@ import tokenizers
 from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import InvalidArgumentError
 from stonnx._text.chat import Chat, same_beginning
+from stonnx_export.graph.read import IMAGE_INPUT
 from stonnx_export.graph.save import save
 from stonnx_export.originals.original import OriginalTokenizer
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # The input of a network ("sample" below): token ids of a text, or the numbers [3, height, width] of an image.
 Sample = Sequence[int] | npt.NDArray[np.float32]
-IMAGE_INPUT = "pixel_values"
 
 # Sequences of uniformly random token ids give ranges as good as those of real sentences (measured on all-MiniLM-L6-v2),
 # in any language and without any data.

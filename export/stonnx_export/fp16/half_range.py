@@ -16,9 +16,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from stonnx._device.wheels import import_onnxruntime
-from stonnx_export.calibration import IMAGE_INPUT, Sample, options, random_sequences, text_sequences
+from stonnx_export.calibration import Sample, options, random_sequences, text_sequences
 from stonnx_export.fp16 import float16
 from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.read import IMAGE_INPUT
 from stonnx_export.graph.save import save
 from stonnx_export.originals.original import OriginalTokenizer
 from stonnx_export.texts import sentences, verification_texts

@@ -12,6 +12,8 @@ from stonnx._errors import ExportError
 # An input of graphs whose results include rows after the end of a text: those of tokens that fill up a query, and that
 # no other token attends to.
 QUERY_ROWS = "query_rows"
+# The input of graphs that read images: numbers [B, 3, height, width].
+IMAGE_INPUT = "pixel_values"
 
 # These operators work on each token by itself, over its channels.
 NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from stonnx_export.graph.builder import GraphBuilder
-from stonnx_export.graph.read import input_named
+from stonnx_export.graph.read import IMAGE_INPUT, input_named
 
 DOMAIN = "stonnx.kernels"
 # Bodies that an operator may have in one graph: as many names as the library registers.
@@ -57,9 +57,9 @@ class Outliner:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        ids = input_named(model.graph, "input_ids")
+        ids = input_named(model.graph, "input_ids") or input_named(model.graph, IMAGE_INPUT)
         op = GraphBuilder(model.graph, before=model.graph[0])
-        # [texts, tokens of the longest]: bodies make shapes from it.
+        # [texts, tokens of the longest], or [images, channels]: bodies make shapes from it.
         self._shape = op.Shape(ids, end=2) if ids is not None else None
         self._zero_points: dict[ir.Value, ir.Value] = {}
         self._names: dict[bytes, str] = {}
@@ -232,8 +232,8 @@ class _Body:
     def _dimensions(self, node: ir.Node) -> ir.Value:
         """The numbers, of texts or tokens or both, that a ``Shape`` outside of the part takes."""
         if self._shape is None:
-            raise Declined("the graph has no input 'input_ids'")
-        span = [self._constant(np.array([number], dtype=np.int64)) for number in _span(node)]
+            raise Declined("the graph has no input of texts or images")
+        span = [self._constant(np.array([number], dtype=np.int64)) for number in span_of(node)]
         return self._add("Slice", [self._extra(self._shape), *span])
 
     def _constant(self, array: npt.NDArray[Any]) -> ir.Value:
@@ -282,12 +282,14 @@ def counts_all_tokens(node: ir.Node) -> bool:
     value = node.inputs[0] if node.op_type == "Shape" else None
     if value is None or value.shape is None or len(value.shape) < 2:
         return False
-    start, end = _span(node)
+    if value.name == IMAGE_INPUT:  # the number of images; that of their tokens is a constant
+        return True
+    start, end = span_of(node)
     names = [dimension.value for dimension in value.shape[:2] if not isinstance(dimension, int)]
     return 0 <= start < end <= 2 and len(set(names) - {None, FIRST_TOKENS}) == 2
 
 
-def _span(shape: ir.Node) -> tuple[int, int]:
+def span_of(shape: ir.Node) -> tuple[int, int]:
     """The first dimension that a ``Shape`` takes and its end; an open end is -1."""
     first, last = (shape.attributes.get(name) for name in ("start", "end"))
     return first.as_int() if first is not None else 0, last.as_int() if last is not None else -1

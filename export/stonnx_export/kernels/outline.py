@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from stonnx._bundle.manifest import Kernels
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.pass_result import PassResult
-from stonnx_export.graph.read import constant_array, input_named
+from stonnx_export.graph.read import IMAGE_INPUT, constant_array, input_named
 from stonnx_export.kernels import rows
 from stonnx_export.kernels.blocks import block, endings
 from stonnx_export.kernels.functions import Declined, Outliner
@@ -90,10 +90,22 @@ def _lengths(graph: ir.Graph) -> ir.Value | None:
     """The number of tokens of each text. Attention reads it already, or it is made for the kernels."""
     mask = input_named(graph, "attention_mask")
     if mask is None:
-        return None
+        return _lengths_of_images(graph)
     for node in (use.node for use in mask.uses()):
         axes = constant_array(node.inputs[1]) if node.op_type == "ReduceSum" and len(node.inputs) > 1 else None
         if axes is not None and axes.tolist() == [1] and node.attributes["keepdims"].as_int() == 0:
             return node.outputs[0]
     op = GraphBuilder(graph, before=graph[0])
     return op.ReduceSum(mask, op.vector([1]), keepdims=0)
+
+
+def _lengths_of_images(graph: ir.Graph) -> ir.Value | None:
+    """The number of tokens of each image, which is the same for all, for kernels that read rows of tokens."""
+    images = input_named(graph, IMAGE_INPUT)
+    keys = [node.inputs[1] for node in graph if node.op_type == "Attention"]
+    sizes = {key.shape[1] for key in keys if key is not None and key.shape is not None and len(key.shape) == 3}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if images is None or not isinstance(size, int):
+        return None
+    op = GraphBuilder(graph, before=graph[0])
+    return op.Expand(op.vector([size]), op.Shape(images, end=1))

@@ -12,9 +12,9 @@ from typing import Any
 import onnx_ir as ir
 
 from stonnx_export.graph.builder import GraphBuilder
-from stonnx_export.graph.read import NORMALIZATIONS, constant_array, input_named
+from stonnx_export.graph.read import IMAGE_INPUT, NORMALIZATIONS, constant_array, input_named
 from stonnx_export.int8.flat_tokens import rows_of
-from stonnx_export.kernels.functions import counts_all_tokens, take_place
+from stonnx_export.kernels.functions import counts_all_tokens, span_of, take_place
 from stonnx_export.kernels.products import vector_factor
 
 
@@ -83,11 +83,15 @@ def _count_tokens(graph: ir.Graph, shape: ir.Node) -> None:
 
     The number of the first tokens comes from the ids too, if attention is computed for those alone.
     """
-    ids = input_named(graph, "input_ids")
+    ids, images = input_named(graph, "input_ids"), input_named(graph, IMAGE_INPUT)
     value = shape.inputs[0]
-    if ids is None or value is None or value is ids:
+    if value is None or value is ids or value is images:
         return
     op = GraphBuilder(graph, before=shape)
+    if images is not None:
+        _count_images(op, shape, images)
+    if ids is None:
+        return
     if counts_all_tokens(shape):
         take_place(shape.outputs[0], op.Shape(ids, **_attributes(shape)))
         return
@@ -97,6 +101,17 @@ def _count_tokens(graph: ir.Graph, shape: ir.Node) -> None:
     if cut is not None and cut.op_type == "Slice" and "end" in shape.attributes:
         first = op.Slice(ids, op.vector([0]), cut.inputs[2], op.vector([1]))
         take_place(shape.outputs[0], op.Shape(first, **_attributes(shape)))
+
+
+def _count_images(op: GraphBuilder, shape: ir.Node, images: ir.Value) -> None:
+    """Take the number of images from the input. All images have the same number of tokens, which is known."""
+    value = shape.inputs[0]
+    if value is None or value.shape is None or span_of(shape) != (0, 2):
+        return
+    sizes = list(value.shape)
+    if len(sizes) < 2 or isinstance(sizes[0], int) or not isinstance(sizes[1], int):
+        return
+    take_place(shape.outputs[0], op.Concat(op.Shape(images, end=1), op.vector([sizes[1]]), axis=0))
 
 
 def _rows_target(reshape: ir.Node) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -81,3 +81,16 @@ def _is_iterable(value: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def check_prompts(prompts: Any) -> None:
+    """Raise InvalidArgumentError unless prompts are texts by name; None stands for the model's own prompt."""
+    if prompts is None:
+        return
+    if not isinstance(prompts, Mapping):
+        raise InvalidArgumentError(f"prompts must be a dict of texts by name, got {described(prompts)}.")
+    for name, prompt in prompts.items():
+        if not isinstance(name, str) or not isinstance(prompt, str | None):
+            raise InvalidArgumentError(
+                f"prompts must be a dict of texts by name, got {described(prompt)} for the name {described(name)}."
+            )

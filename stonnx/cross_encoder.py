@@ -18,6 +18,7 @@ from stonnx._errors import BundleFormatError, InvalidArgumentError, InvalidInput
 from stonnx._model.model import Model
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
+from stonnx._model.processing import take_limit
 from stonnx._results.activations import ACTIVATIONS, Activation, resolve_activation, softmax
 from stonnx._results.dense import Rows, to_torch
 from stonnx._tasks import TASKS
@@ -220,6 +221,8 @@ class CrossEncoder(Model):
             chunk_size: Pairs that a process gets at a time. None: a tenth of its share, at most 5,000.
             too_long: How to treat a pair of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
                 ``"error"``. None: :attr:`too_long`.
+            processing_kwargs: Arguments of the tokenizer for this call: ``{"text": {"max_length": 256}}`` and
+                ``{"text": {"truncation": False}}`` are followed.
 
         Returns:
             float32 array [pairs], or [pairs, labels] for several labels; without the first dimension, so an
@@ -233,7 +236,7 @@ class CrossEncoder(Model):
             RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        too_long = kwargs.pop("too_long", None)
+        limit, too_long = take_limit(kwargs, self._tokenizer_spec(), None, kwargs.pop("too_long", None))
         self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         activation = self._activation if activation_fn is None else resolve_activation(activation_fn)
         prompt = self._resolve_prompt(prompt, prompt_name)
@@ -245,6 +248,7 @@ class CrossEncoder(Model):
             prompt,
             batch_size=batch_size,
             too_long=self.too_long if too_long is None else too_long,
+            limit=limit,
         )
         logits = self._infer(request, show=show_progress_bar, pool=pool, device=device, chunk_size=chunk_size)
         scores: npt.NDArray[Any] = np.array([])

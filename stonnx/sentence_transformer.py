@@ -15,13 +15,14 @@ import numpy.typing as npt
 from stonnx._arguments import check_integer, check_texts
 from stonnx._device.device_options import DeviceOptions
 from stonnx._engine.call import TooLong
-from stonnx._engine.request import Request
+from stonnx._engine.request import ImageRequest, Request
 from stonnx._errors import InvalidArgumentError, UnsupportedError
 from stonnx._images.inputs import parse_mixed
 from stonnx._model.embedding_model import EmbeddingModel, encode_for
 from stonnx._model.images import image_features, image_rows, parse_for, refuse_images
 from stonnx._model.old_arguments import accept_old_arguments
-from stonnx._model.pool import Pool
+from stonnx._model.pool import Pool, check_chunk_size
+from stonnx._model.processing import take_limit
 from stonnx._results.dense import PRECISIONS, Precision, Rows, finish_embeddings, finish_token_embeddings, to_torch
 from stonnx._results.features import TokenFeatures
 from stonnx._tasks import TASKS
@@ -198,6 +199,8 @@ class SentenceTransformer(EmbeddingModel):
             chunk_size: Texts that a process gets at a time. None: a tenth of its share, at most 5,000.
             too_long: How to treat a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
                 ``"error"``. None: :attr:`too_long`.
+            processing_kwargs: Arguments of the tokenizer for this call: ``{"text": {"max_length": 256}}`` and
+                ``{"text": {"truncation": False}}`` are followed.
 
         Returns:
             float32 array [texts, dim], or [dim] for a single text. No texts: ``np.array([])``, as the original does.
@@ -211,6 +214,7 @@ class SentenceTransformer(EmbeddingModel):
             PoolError: A process of the pool died, or the pool was stopped.
         """
         task, too_long = kwargs.pop("task", None), kwargs.pop("too_long", None)
+        limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, too_long)
         self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         if precision is not None and precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision {precision!r} is not supported. Allowed: {', '.join(PRECISIONS)}.")
@@ -225,7 +229,7 @@ class SentenceTransformer(EmbeddingModel):
             )
         prompt = self._resolve_prompt(prompt, prompt_name)
         parsed = parse_for(self._engine, inputs, prompt, self._chat(task))
-        refuse_images(parsed, output_value, in_processes=pool is not None or isinstance(device, list))
+        refuse_images(parsed, output_value)
         texts, single = parsed.texts, parsed.single
         too_long = self.too_long if too_long is None else too_long
         where: dict[str, Any] = {"show": show_progress_bar, "pool": pool, "device": device, "chunk_size": chunk_size}
@@ -234,16 +238,17 @@ class SentenceTransformer(EmbeddingModel):
         if output_value == "sentence_embedding":
             rows = Rows(self._engine.manifest.embedding_dimension or 0)
             outputs = [self._row.output]
-            request = Request(texts, outputs, rows, prompt, task, batch_size=batch_size, too_long=too_long)
+            request = Request(texts, outputs, rows, prompt, task, None, batch_size, too_long, limit)
             if parsed.images:
-                embeddings: npt.NDArray[np.float32] | None = image_rows(
-                    self._engine,
-                    parsed,
-                    lambda: self._infer(request, **where),
-                    width=rows.width,
-                    batch_size=batch_size,
-                    show=show_progress_bar,
-                )
+                check_chunk_size(chunk_size)
+                with self._pool_of(pool, device) as used:
+                    here: dict[str, Any] = {"show": show_progress_bar, "pool": used, "chunk_size": chunk_size}
+                    embeddings: npt.NDArray[np.float32] | None = image_rows(
+                        parsed,
+                        rows.width,
+                        lambda: self._infer(request, device=None, **here),
+                        lambda images: self._infer_images(ImageRequest(images, batch_size), **here),
+                    )
             else:
                 embeddings = self._infer(request, **where)
             result: Any = np.array([])
@@ -263,7 +268,7 @@ class SentenceTransformer(EmbeddingModel):
                 "This model has no token_embeddings: its network gives a vector for the whole text only. Leave out "
                 "output_value."
             )
-        everything = Request(texts, outputs, TokenFeatures(), prompt, task, batch_size=batch_size, too_long=too_long)
+        everything = Request(texts, outputs, TokenFeatures(), prompt, task, None, batch_size, too_long, limit)
         items: list[Any] = self._infer(everything, **where) or []
         if output_value == "token_embeddings":
             items = finish_token_embeddings([item["token_embeddings"] for item in items], precision)

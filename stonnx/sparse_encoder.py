@@ -17,6 +17,7 @@ from stonnx._errors import BundleFormatError, UnsupportedError
 from stonnx._model.embedding_model import EmbeddingModel, encode_for
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
+from stonnx._model.processing import take_limit
 from stonnx._results import sparse
 from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_inputs
@@ -188,6 +189,8 @@ class SparseEncoder(EmbeddingModel):
             chunk_size: Texts that a process gets at a time. None: a tenth of its share, at most 5,000.
             too_long: How to treat a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
                 ``"error"``. None: :attr:`too_long`.
+            processing_kwargs: Arguments of the tokenizer for this call: ``{"text": {"max_length": 256}}`` and
+                ``{"text": {"truncation": False}}`` are followed.
             task: ``"query"`` or ``"document"``: which half of a model with a Router encodes. None: its default one.
 
         Returns:
@@ -205,6 +208,7 @@ class SparseEncoder(EmbeddingModel):
             PoolError: A process of the pool died, or the pool was stopped.
         """
         task, too_long = kwargs.pop("task", None), kwargs.pop("too_long", None)
+        limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, too_long)
         self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         active = self._check_active_dims(self.max_active_dims if max_active_dims is None else max_active_dims)
         prompt = self._resolve_prompt(prompt, prompt_name)
@@ -219,6 +223,7 @@ class SparseEncoder(EmbeddingModel):
             sparse.Strongest(active),
             batch_size,
             self.too_long if too_long is None else too_long,
+            limit,
         )
         result = self._infer(request, show=show_progress_bar, pool=pool, device=device, chunk_size=chunk_size)
         if not convert_to_sparse_tensor:

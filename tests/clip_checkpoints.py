@@ -15,21 +15,26 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from stonnx_export import export
 from tests.zoo.checkpoints import randomize
-from tests.zoo.table import IMAGE_MODELS, Size
+from tests.zoo.table import IMAGE_MODELS, ImageModelRow, Size
 from tests.zoo.tokenizers import CORPUS
 
 ROW = IMAGE_MODELS[0]
 IMAGE_SIZE = ROW.image_size[1]
-PREPROCESSOR: Mapping[str, Any] = {
-    **ROW.processor,
-    "size": {"shortest_edge": IMAGE_SIZE},
-    "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-}
+
+
+def preprocessor_of(row: ImageModelRow) -> dict[str, Any]:
+    """The settings of a row's image processor, at the size that is built."""
+    size = row.image_size[1]
+    return {**row.processor, "size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+
+
+PREPROCESSOR: Mapping[str, Any] = preprocessor_of(ROW)
 
 
 def write_clip(
     directory: Path,
     *,
+    row: ImageModelRow = ROW,
     preprocessor: Mapping[str, Any] | None = None,
     layout: str = "legacy",
     legacy_eos: bool = True,
@@ -41,16 +46,20 @@ def write_clip(
     tokenizer = _tokenizer()
     config = CLIPConfig(
         text_config={
-            **_sizes(ROW.text[1]),
+            **_sizes(row, row.text[1]),
             "vocab_size": len(tokenizer),
-            "max_position_embeddings": ROW.positions,
+            "max_position_embeddings": row.positions,
             # Checkpoints of before 2023 say 2, and the network takes the highest id instead.
             "eos_token_id": 2 if legacy_eos else tokenizer.eos_token_id,
             "bos_token_id": tokenizer.bos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
-        vision_config={**_sizes(ROW.vision[1]), "image_size": IMAGE_SIZE, "patch_size": ROW.patch_size[1]},
-        projection_dim=ROW.projection[1],
+        vision_config={
+            **_sizes(row, row.vision[1]),
+            "image_size": row.image_size[1],
+            "patch_size": row.patch_size[1],
+        },
+        projection_dim=row.projection[1],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -63,7 +72,7 @@ def write_clip(
             model.vision_model.embeddings.patch_embedding.weight *= 0.04
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(dict(preprocessor or PREPROCESSOR)))
+    (folder / "preprocessor_config.json").write_text(json.dumps(dict(preprocessor or preprocessor_of(row))))
     if layout != "plain":
         kind = {
             "legacy": "sentence_transformers.models.CLIPModel",
@@ -97,9 +106,9 @@ def clip_bundle(directory: Path) -> tuple[Path, Path]:
     return checkpoint, bundle
 
 
-def _sizes(size: Size) -> dict[str, object]:
+def _sizes(row: ImageModelRow, size: Size) -> dict[str, object]:
     return {
-        **ROW.config,
+        **row.config,
         "num_hidden_layers": size.layers,
         "hidden_size": size.hidden,
         "num_attention_heads": size.heads,

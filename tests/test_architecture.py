@@ -38,7 +38,7 @@ RUNTIME = (
 )
 # Those of the exporter, above all of these but what they are called from.
 EXPORTER = (
-    ("stages", "texts", "graph"),
+    ("stages", "texts", "pictures", "graph"),
     ("checkpoint", "passes"),
     ("heads",),
     ("originals",),
@@ -47,6 +47,7 @@ EXPORTER = (
     ("kernels",),
     ("recipes",),
     ("write", "recheck"),
+    ("image_graph",),
     ("pipeline",),
     ("__init__",),
 )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from stonnx._bundle.manifest import ImageTower, Scalar
 from stonnx._engine.engine import Engine

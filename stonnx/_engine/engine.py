@@ -123,7 +123,7 @@ class Engine:
             self._routes = routes(refused)
             probe.run_probe(bundle, self._routes)
 
-        def image_session(tower: ImageTower, refused: str, kernels: bool) -> Callable[[int | None], GraphSession]:
+        def image_session(tower: ImageTower, refused: str) -> Callable[[int | None], GraphSession]:
             def session(count: int | None) -> GraphSession:
                 return bundle.load_graph(
                     tower.graph,
@@ -147,7 +147,7 @@ class Engine:
 
         def load_images(tower: ImageTower, refused: str = "") -> ImageRoute:
             output = TASKS[self.manifest.task].output
-            route = ImageRoute(bundle, tower, image_session(tower, refused, kernels and not refused), limits, output)
+            route = ImageRoute(bundle, tower, image_session(tower, refused), limits, output)
             try:
                 probe.run_image_probe(bundle, route)
             except ProbeError as error:

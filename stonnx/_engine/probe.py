@@ -143,7 +143,7 @@ def write_image_vectors(directory: Path, routes: Sequence[ImageRoute]) -> None:
     with np.load(directory / FILE, allow_pickle=False) as arrays:
         known = {name: arrays[name] for name in arrays}
     own = {_image_key(route.session.form): route.run(image_pattern(route.spec)) for route in routes}
-    np.savez_compressed(directory / FILE, **known, **own)
+    np.savez_compressed(directory / FILE, **known, **own)  # type: ignore[arg-type]
 
 
 def _image_key(form: str) -> str:
@@ -161,7 +161,7 @@ def run_image_probe(bundle: Bundle, route: ImageRoute) -> None:
     if bundle.manifest.probe is None:
         return
     session = route.session
-    parts = [bundle.identity, session.device, session.version, session.form, session.kernels]
+    parts: list[Any] = [bundle.identity, session.device, session.version, session.form, session.kernels]
     parts += [cpu_name(), cpu_features(), _gpu(session.device)]
     identity = hashlib.sha256(json.dumps(["image", *parts]).encode()).hexdigest()
     if is_remembered(_PASSED, identity):

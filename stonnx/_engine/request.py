@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from stonnx._engine.call import BatchResult, Reduce, TooLong
 from stonnx._engine.engine import Engine
@@ -13,6 +16,8 @@ from stonnx._engine.stats import Counters
 from stonnx._text.tokens import Text
 
 _Result = TypeVar("_Result")
+# The most tokens of a text in one call; "whole": as many as the network reads. None: the limit of the model.
+Limit = int | Literal["whole"] | None
 
 
 class Collector(Protocol[_Result]):
@@ -40,6 +45,7 @@ class Request(Generic[_Result]):
         reduce: The function that reduces the outputs of a run, in the thread that ran it. None: keep the outputs.
         batch_size: Tokens of a run, padding included, in units that depend on the device.
         too_long: How to treat a text over the limit.
+        limit: The limit of this call.
     """
 
     texts: Sequence[Text]
@@ -50,6 +56,32 @@ class Request(Generic[_Result]):
     reduce: Reduce | None = None
     batch_size: int = 32
     too_long: TooLong = "truncate"
+    limit: Limit = None
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """The images of a call. It and everything in it can be pickled.
+
+    Attributes:
+        images: Each with its index among the inputs of the call, for messages; None: it is the only one.
+        batch_size: As in :class:`Request`: an image counts as its patches.
+    """
+
+    images: Sequence[tuple[int | None, Any]]
+    batch_size: int = 32
+
+
+def run_images(
+    engine: Engine, request: ImageRequest, advance: Callable[[int], Any] = lambda count: None
+) -> npt.NDArray[np.float32]:
+    """The vectors of the images of a request, at least one: float32 [images, dim].
+
+    Raises:
+        InvalidInputError, RunError: As for :meth:`ImageRoute.vectors`.
+    """
+    places, images = zip(*request.images, strict=True)
+    return engine.images.vectors(images, places, request.batch_size, advance)
 
 
 def run_request(
@@ -78,6 +110,7 @@ def run_request(
         task=request.task,
         prompt_length=route.excluded_tokens(request.prompt),
         too_long=request.too_long,
+        limit=request.limit,
         counters=counters,
         reduce=request.reduce,
     )

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from stonnx._engine.call import BatchResult, Budget, Call, Reduce, TooLong, run_
 from stonnx._engine.graph_session import GraphSession
 from stonnx._engine.runner import Runner
 from stonnx._engine.stats import Counters
-from stonnx._errors import BundleFormatError
+from stonnx._errors import BundleFormatError, InvalidArgumentError
 from stonnx._limits import Limits
 from stonnx._text.batching import (
     texts_per_batch,
@@ -33,6 +33,8 @@ from stonnx._text.tokens import Text, TokenIds
 _WARMUP_TOKENS = 512
 
 _USUAL_BATCH_SIZE = 32
+# The most limits of single calls whose tokenizers are kept.
+_MOST_LIMITS = 4
 
 
 class LoadedRoute:
@@ -54,6 +56,8 @@ class LoadedRoute:
         self.tokenizer = self._new_tokenizer(None, limits)
         # Those of queries and documents that have a limit or an expansion of their own, made on first use.
         self._tokenizers: dict[str, Tokenizer] = {}
+        # Those of calls that have a limit of their own.
+        self._limited: dict[int | str, Tokenizer] = {}
         self._max_batch_tokens, self._limits = max_batch_tokens, limits
         # The count of numbers that an output has for each text. The tokens bound outputs with a row for each token.
         self._numbers = {
@@ -80,8 +84,10 @@ class LoadedRoute:
         """The session that knows the graph's inputs, its device and its threads."""
         return self._runner.session
 
-    def tokenizer_of(self, task: str | None) -> Tokenizer:
-        """The tokenizer for texts that are called queries or documents."""
+    def tokenizer_of(self, task: str | None, limit: int | Literal["whole"] | None = None) -> Tokenizer:
+        """The tokenizer for texts that are called queries or documents, or of a call with a limit of its own."""
+        if limit is not None:
+            return self._tokenizer_with(limit)
         spec = self.spec.tokenizer
         own = {"query": spec.query_length, "document": spec.document_length}.get(task or "")
         if own is None and not (task == "query" and spec.expansion is not None):
@@ -92,6 +98,19 @@ class LoadedRoute:
         found = self._tokenizers[task]
         if own is None and found.max_seq_length != self.tokenizer.max_seq_length:
             found.max_seq_length = self.tokenizer.max_seq_length
+        return found
+
+    def _tokenizer_with(self, limit: int | Literal["whole"]) -> Tokenizer:
+        """The tokenizer that cuts texts at the limit of a call."""
+        found = self._limited.get(limit)
+        if found is None:
+            found = self._new_tokenizer(None, self._limits)
+            try:
+                found.max_seq_length = None if limit == "whole" else limit
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"processing_kwargs has max_length={limit}. {error}") from None
+            # A caller may have a limit of its own for each call.
+            self._limited = {**self._limited, limit: found} if len(self._limited) < _MOST_LIMITS else {limit: found}
         return found
 
     def _new_tokenizer(self, task: str | None, limits: Limits) -> Tokenizer:
@@ -129,6 +148,7 @@ class LoadedRoute:
         task: str | None = None,
         prompt_length: int = 0,
         too_long: TooLong = "truncate",
+        limit: int | Literal["whole"] | None = None,
         counters: Counters | None = None,
         reduce: Reduce | None = None,
     ) -> Iterator[BatchResult]:
@@ -141,18 +161,20 @@ class LoadedRoute:
             task: ``query`` or ``document``, if the texts are called that.
             prompt_length: Tokens at the beginning of each text that the pooling leaves out.
             too_long: ``error`` raises for a text over the limit; the others cut it.
+            limit: The most tokens of a text in this call; ``whole``: as many as the network reads. None: as always.
             counters: The counters to update.
             reduce: The function that reduces the outputs of a run, in the thread that ran it. None: keep the outputs.
 
         Raises:
             RunError: A run failed.
+            InvalidArgumentError: The network does not read so many tokens, or they are the special ones only.
             TextTooLongError: A text is over the limit. Of several, the one with the lowest index among those found.
         """
         if not texts:
             return iter(())
         counters = counters or Counters(len(texts))
         budget = self._budget(outputs, batch_size)
-        tokenizer, rows = self.tokenizer_of(task), self.query_rows(task)
+        tokenizer, rows = self.tokenizer_of(task, limit), self.query_rows(task)
         runner = self._runner_of(task)
         call = Call(tokenizer, runner, outputs, budget, prompt_length, rows, too_long, counters, reduce, self._limits)
         return call.results(texts)

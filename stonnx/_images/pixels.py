@@ -70,6 +70,27 @@ def pixel_values(image: Any, processor: ImageProcessor, index: int | None = None
     return np.ascontiguousarray(result)
 
 
+def sendable(image: Any, index: int | None = None) -> Any:
+    """An image that can go to another process, which reads it: a PIL image has its pixels.
+
+    Raises:
+        InvalidInputError: It is not an image, or one of pillow that cannot be read.
+    """
+    name = "The input" if index is None else f"Input {index}"
+    if is_pillow(image):
+        try:
+            image.load()
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise InvalidInputError(f"{name} is a PIL image that pillow cannot read: {error}.", index) from error
+    elif not isinstance(image, str | os.PathLike | np.ndarray) and not is_tensor(image):
+        raise _no_image(image, name, index)
+    return image
+
+
+def _no_image(image: Any, name: str, index: int | None) -> InvalidInputError:
+    return InvalidInputError(f"{name} is not an image but {type(image).__name__} ({image!r:.60}). {_ALLOWED}.", index)
+
+
 def _read(image: Any, processor: ImageProcessor, name: str, index: int | None) -> _Bytes:
     """The image in RGB: uint8 [3, height, width]."""
     import PIL.Image
@@ -106,7 +127,7 @@ def _read(image: Any, processor: ImageProcessor, name: str, index: int | None) -
         image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
         return _of_array(image, processor, name, index)
-    raise InvalidInputError(f"{name} is not an image but {type(image).__name__} ({image!r:.60}). {_ALLOWED}.", index)
+    raise _no_image(image, name, index)
 
 
 def _decoded(uri: str) -> io.BytesIO:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from stonnx._engine.request import Request
+from stonnx._engine.request import ImageRequest, Request
 from stonnx._engine.stats import CallStats
 
 logger = logging.getLogger("stonnx")
 
-_Result = TypeVar("_Result")
+_Request = TypeVar("_Request", Request[Any], ImageRequest)
 
 # Indices in a warning about truncated texts.
 _TEXTS_NAMED = 10
 
 
 @dataclass(frozen=True)
-class PoolCall(Generic[_Result]):
-    """A call as the processes of a pool get it: the request without its texts, which follow in chunks.
+class PoolCall(Generic[_Request]):
+    """A call as the processes of a pool get it: the request without its texts or images, which follow in chunks.
 
     Attributes:
         bundle: The identity of the caller's bundle: a pool answers only models of the bundle that it was started with.
@@ -30,7 +30,7 @@ class PoolCall(Generic[_Result]):
 
     bundle: str
     max_seq_lengths: Sequence[int | None]
-    request: Request[_Result]
+    request: _Request
 
 
 def is_same_device(one: str, other: str) -> bool:

@@ -12,6 +12,7 @@ from stonnx._errors import InvalidInputError, TextTooLongError, UnsupportedError
 from stonnx._limits import Limits
 from stonnx._model.model import Model
 from stonnx._model.old_arguments import accept_old_arguments
+from stonnx._text.messages import is_message
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -160,7 +161,8 @@ def _windows(inputs: Iterable[Any], limits: Limits) -> Iterator[list[Any]]:
     window: list[Any] = []
     characters = 0
     for item in inputs:
-        window.append(item)
+        # A list that begins with a message would be one input.
+        window.append([item] if is_message(item) else item)
         # Encoding finds an input that is not a text.
         parts = item if isinstance(item, tuple | list) else (item,)
         characters += sum(len(part) for part in parts if isinstance(part, str))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from stonnx._engine.engine import Engine
 from stonnx._errors import InvalidInputError, TextTooLongError, UnsupportedError
 from stonnx._images.inputs import MixedInputs, parse_mixed
 from stonnx._images.pixels import pixel_values
-from stonnx._progress import progress_bar
 from stonnx._text.chat import Chat
 from stonnx._text.inputs import parse_inputs
 
@@ -32,19 +31,12 @@ def parse_for(engine: Engine, inputs: Any, prompt: str | None, chat: Chat | None
     return MixedInputs(texts, [*range(len(texts))], [], [], single)
 
 
-def refuse_images(inputs: MixedInputs, output_value: str | None, *, in_processes: bool) -> None:
+def refuse_images(inputs: MixedInputs, output_value: str | None) -> None:
     """Raise UnsupportedError if a call with images asks for what only texts have."""
-    if not inputs.images:
-        return
-    if output_value != "sentence_embedding":
+    if inputs.images and output_value != "sentence_embedding":
         raise UnsupportedError(
             f"output_value={output_value!r} is for texts, and input {inputs.image_places[0]} is an image. Images have "
             "output_value='sentence_embedding' only."
-        )
-    if in_processes:
-        raise UnsupportedError(
-            f"A pool of processes encodes texts, and input {inputs.image_places[0]} is an image. Encode images without "
-            "pool and without a list of devices: all threads of this process work on them."
         )
 
 
@@ -66,15 +58,15 @@ def image_features(tower: ImageTower, inputs: MixedInputs) -> dict[str, Any] | N
 
 
 def image_rows(
-    engine: Engine,
     inputs: MixedInputs,
-    embed_texts: Callable[[], _Rows | None],
-    *,
     width: int,
-    batch_size: int,
-    show: bool | None,
+    embed_texts: Callable[[], _Rows | None],
+    embed_images: Callable[[Sequence[tuple[int | None, Any]]], _Rows],
 ) -> _Rows:
-    """The vectors of texts and images, in the order of the inputs: float32 [inputs, width]."""
+    """The vectors of texts and images, in the order of the inputs: float32 [inputs, width].
+
+    ``embed_images`` takes each image with its index, for messages.
+    """
     result = np.empty((len(inputs), width), dtype=np.float32)
     try:
         rows = embed_texts()
@@ -87,7 +79,6 @@ def image_rows(
         raise
     if rows is not None:
         result[inputs.text_places] = rows
-    places = [None] if inputs.single else inputs.image_places
-    with progress_bar(len(inputs.images), show, "image") as advance:
-        result[inputs.image_places] = engine.images.vectors(inputs.images, places, batch_size, advance)
+    places: Sequence[int | None] = [None] if inputs.single else inputs.image_places
+    result[inputs.image_places] = embed_images(list(zip(places, inputs.images, strict=True)))
     return result

@@ -10,30 +10,34 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from stonnx._arguments import check_choice, check_integer, check_text, check_texts, described
+from stonnx._arguments import check_choice, check_integer, check_prompts, check_text, check_texts
 from stonnx._bundle.bundle import open_bundle
+from stonnx._bundle.manifest import TokenizerSpec
 from stonnx._bundle.replaced import is_bundle
 from stonnx._device.device_options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.engine import Engine
-from stonnx._engine.request import Request, run_request
+from stonnx._engine.request import ImageRequest, Request, run_images, run_request
 from stonnx._engine.route import LoadedRoute
 from stonnx._engine.stats import CallStats, Counters
 from stonnx._errors import BundleIntegrityError, InvalidArgumentError, ModelNotFoundError, UnsupportedError
 from stonnx._hub.find import find_bundle
+from stonnx._images.pixels import sendable
 from stonnx._limits import Limits
-from stonnx._model.call import PoolCall, is_same_device, warn_of_truncation
+from stonnx._model.call import is_same_device, warn_of_truncation
 from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
 from stonnx._model.info import ModelInfo
-from stonnx._model.pool import Pool, borrowed, check_chunk_size, run_in_pool
+from stonnx._model.pool import Pool, check_chunk_size
 from stonnx._model.pooled import Pooled
+from stonnx._model.processing import take_limit
 from stonnx._model.serving import Servable
 from stonnx._progress import progress_bar
 from stonnx._tasks import TASKS, Task, TaskRow
 from stonnx._text.chat import Chat
 from stonnx._text.inputs import parse_inputs
-from stonnx._text.tokens import Text
+from stonnx._text.messages import is_message
 
 if TYPE_CHECKING:
     import tokenizers
@@ -89,7 +93,7 @@ class Model(Pooled, Servable, Compatibility):
         check_choice("too_long", too_long, get_args(TooLong))
         check_integer("max_batch_tokens", max_batch_tokens, optional=True)
         check_text("default_prompt_name", default_prompt_name)
-        _check_prompts(prompts)
+        check_prompts(prompts)
         refuse_torch_arguments(
             modules=modules,
             model_kwargs=model_kwargs,
@@ -186,13 +190,10 @@ class Model(Pooled, Servable, Compatibility):
             check_chunk_size(chunk_size)
             if not texts:
                 return None
-            call = PoolCall(self._engine.bundle.identity, self._engine.max_seq_lengths, replace(request, texts=()))
-            devices = device if isinstance(device, list) else None
-            with (
-                borrowed(pool, lambda: self.start_multi_process_pool(devices)) as used,
-                progress_bar(len(texts), show, self._row.unit) as advance,
-            ):
-                replies = run_in_pool(used, call, texts, chunk_size=chunk_size, advance=advance)
+            with self._pool_of(pool, device) as used:
+                assert used is not None
+                sent = replace(request, texts=())
+                replies = self._replies(sent, texts, unit=self._row.unit, show=show, pool=used, chunk_size=chunk_size)
             counters.add_parts([part for _, part in replies])
             result = request.collect.join([part for part, _ in replies])
         counters.finish()
@@ -201,15 +202,16 @@ class Model(Pooled, Servable, Compatibility):
             warn_of_truncation(counters.stats())
         return result
 
-    def _answer(self, call: PoolCall[_Result], texts: Sequence[Text]) -> tuple[_Result, Counters]:
-        """Do the work of a pool's process for :meth:`_infer` of the model that started it."""
-        if call.bundle != self._engine.bundle.identity:
-            raise InvalidArgumentError(
-                f"This pool was started by another model, {self._engine.manifest.source.name} from {self._directory}. "
-                "Start one with start_multi_process_pool() of the model that uses it."
-            )
-        self._engine.max_seq_lengths = call.max_seq_lengths
-        return run_request(self._engine, replace(call.request, texts=texts))
+    def _infer_images(
+        self, request: ImageRequest, *, show: bool | None, pool: Pool | None, chunk_size: int | None
+    ) -> npt.NDArray[np.float32]:
+        """The vectors of images, from this process or from a pool."""
+        if pool is None:
+            with progress_bar(len(request.images), show, "image") as advance:
+                return run_images(self._engine, request, advance)
+        images = [(place, sendable(image, place)) for place, image in request.images]
+        sent = replace(request, images=())
+        return np.concatenate(self._replies(sent, images, unit="image", show=show, pool=pool, chunk_size=chunk_size))
 
     @property
     def info(self) -> ModelInfo:
@@ -307,7 +309,7 @@ class Model(Pooled, Servable, Compatibility):
             inputs: Texts or pairs of texts.
             prompt: A text to put before each.
             **kwargs: ``task="query"`` or ``"document"`` picks the route of a model that has several, and the limits of
-                such texts.
+                such texts. ``processing_kwargs`` have a limit for this call.
 
         Returns:
             ``input_ids``, ``attention_mask`` and, if the network takes them, ``token_type_ids``: int64 arrays
@@ -315,15 +317,19 @@ class Model(Pooled, Servable, Compatibility):
             a chat template has a place for it. ``query_expansion_positions``: where tokens fill up queries, bool.
         """
         task = kwargs.pop("task", None)
+        limit, _ = take_limit(kwargs, self._tokenizer_spec(task), task, None)
         if kwargs:
-            raise InvalidArgumentError(f"preprocess does not take {', '.join(kwargs)}. Allowed: task.")
-        inputs = list(check_texts("inputs", inputs))
+            raise InvalidArgumentError(
+                f"preprocess does not take {', '.join(kwargs)}. Allowed: task, processing_kwargs."
+            )
+        # Here, a message is an input, also at the beginning of a list.
+        inputs = [[item] if is_message(item) else item for item in check_texts("inputs", inputs)]
         chat = self._chat(task)
         texts, _ = parse_inputs(inputs, prompt, chat)
         if not texts:
             return {}
         route = self._engine.route_of_call(task)
-        tokenizer = route.tokenizer_of(task)
+        tokenizer = route.tokenizer_of(task, limit)
         tokens = tokenizer.pad(tokenizer.encode(texts))
         features: dict[str, Any] = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
         if "token_type_ids" in route.session.inputs:
@@ -351,6 +357,11 @@ class Model(Pooled, Servable, Compatibility):
         """The chat template of the route of a call; None if there is none, or no such route, as the run will say."""
         route = self._engine.named_routes.get(task, self._route) if isinstance(task, str) else self._route
         return route.tokenizer.chat
+
+    def _tokenizer_spec(self, task: str | None = None) -> TokenizerSpec:
+        """The settings of the tokenizer of the route of a call, or of the default one."""
+        route = self._engine.named_routes.get(task, self._route) if isinstance(task, str) else self._route
+        return route.spec.tokenizer
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         if prompt is not None:
@@ -383,16 +394,3 @@ class Model(Pooled, Servable, Compatibility):
         if unknown:
             arguments = "argument" if len(unknown) == 1 else "arguments"
             raise InvalidArgumentError(f"{type(self).__name__} does not take the {arguments} {', '.join(unknown)}.")
-
-
-def _check_prompts(prompts: Any) -> None:
-    """Raise InvalidArgumentError unless prompts are texts by name; None stands for the model's own prompt."""
-    if prompts is None:
-        return
-    if not isinstance(prompts, Mapping):
-        raise InvalidArgumentError(f"prompts must be a dict of texts by name, got {described(prompts)}.")
-    for name, prompt in prompts.items():
-        if not isinstance(name, str) or not isinstance(prompt, str | None):
-            raise InvalidArgumentError(
-                f"prompts must be a dict of texts by name, got {described(prompt)} for the name {described(name)}."
-            )

@@ -8,6 +8,7 @@ import numpy as np
 
 from stonnx._errors import InvalidInputError
 from stonnx._text.chat import Chat
+from stonnx._text.messages import is_conversation, is_message, text_of
 from stonnx._text.tokens import Text
 
 _ALLOWED = "Allowed are str, a pair of str, or {'text': str}"
@@ -21,6 +22,7 @@ def parse_inputs(inputs: Any, prompt: str | None = None, chat: Chat | None = Non
 
     A list, a tuple and an array of strings are a batch. Everything else is one input. Within a batch, a pair of strings
     is one text pair, and the prompt goes before its first text. A chat template has a place of its own for the prompt.
+    With one, a chat message, and a list that begins with one, are an input too.
 
     Raises:
         InvalidInputError: An input or the prompt is not a text, or not valid Unicode; the error has the input's index.
@@ -39,21 +41,38 @@ def parse_inputs(inputs: Any, prompt: str | None = None, chat: Chat | None = Non
     _check_unicode(prompt, "The prompt")
     before = "" if chat is not None else prompt
     texts: list[Text] = []
+    prompts: list[str] = []
     for index, item in enumerate(items):
+        where = None if single else index
         if isinstance(item, dict) and item.keys() == {"text"}:
             item = item["text"]
-        where = None if single else index
+        prompts.append(prompt)
+        messages = [item] if is_message(item) else item if is_conversation(item) else []
+        if chat is not None and messages:
+            item, system = text_of(messages, _name(where), where)
+            if system is not None and prompt:
+                raise InvalidInputError(
+                    f"{_name(where)} has a system message, and the call has a prompt, which becomes one too. Leave out "
+                    "one of them.",
+                    where,
+                )
+            if system is not None:
+                prompts[-1] = _check_unicode(system, where)
         if isinstance(item, str):
             texts.append(before + _check_unicode(item, where))
         elif isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
             texts.append((before + _check_unicode(item[0], where), _check_unicode(item[1], where)))
         else:
             raise _not_text(item, where)
-    return texts if chat is None else [chat.render(text, prompt) for text in texts], single
+    if chat is None:
+        return texts, single
+    return [chat.render(text, each) for text, each in zip(texts, prompts, strict=True)], single
 
 
 def is_batch(inputs: Any) -> bool:
     """Whether an argument holds many inputs rather than one."""
+    if is_conversation(inputs):
+        return False
     if isinstance(inputs, np.ndarray):
         return inputs.ndim >= 1 and inputs.dtype.kind in ("U", "O")
     # `datasets.Column` is a sequence of its own kind; recognised by name, so that datasets need not be imported.
@@ -69,6 +88,8 @@ def _not_text(item: Any, index: int | None) -> InvalidInputError:
         remedy = "Decode bytes first: data.decode('utf-8')."
     elif type(item).__name__ in _MISSING or (isinstance(item, float | np.floating) and np.isnan(item)):
         remedy = "Missing values have to be dropped or replaced first, for example by ''."
+    elif is_message(item) or is_conversation(item):
+        remedy = "It is a chat message, and this model has no chat template: pass the text of it, its 'content'."
     elif isinstance(item, dict):
         remedy = "Pass only the text of it."
     elif index is None and hasattr(item, "__iter__"):
@@ -124,10 +145,13 @@ def parse_pairs(inputs: Any, prompt: str | None = None, chat: Chat | None = None
     items = inputs.tolist() if isinstance(inputs, np.ndarray) else inputs
     items = [items] if single else list(items)
     for index, item in enumerate(items):
+        if chat is not None and is_conversation(item):
+            continue
         is_pair = isinstance(item, list | tuple) and len(item) == 2
         if not is_pair or not all(isinstance(part, str) for part in item):
             raise _no_pair(item, None if single else index)
-    return parse_inputs(items, prompt, chat)[0], single
+    # A conversation alone is one input there, too, and its errors have no index.
+    return parse_inputs(items[0] if single and is_conversation(items[0]) else items, prompt, chat)[0], single
 
 
 def is_pair_batch(inputs: Any) -> bool:

@@ -147,4 +147,4 @@ def run_verify(arguments: argparse.Namespace) -> None:
 
 def _summary(manifest: Manifest) -> str:
     size = sum(entry.size for entry in manifest.files.values())
-    return f"{manifest.task}, {manifest.precision}, {size / 1e6:.1f} MB; {_fidelity(manifest)}"
+    return f"{manifest.task}, {manifest.precision}, {size / 1e6:.1f} MB; {_fidelity(manifest, manifest.fidelity)}"

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from stonnx._bundle.integrity import check_files
-from stonnx._bundle.manifest import MANIFEST_NAME, Kernels, Manifest, Source, TokenizerSpec, read_manifest
+from stonnx._bundle.manifest import (
+    MANIFEST_NAME,
+    Fidelity,
+    ImageTower,
+    Kernels,
+    Manifest,
+    Source,
+    TokenizerSpec,
+    read_manifest,
+)
 from stonnx._tasks import TASKS
 from stonnx.cli._arguments import require_bundle
 from stonnx.cli._commands import Commands
@@ -66,16 +75,16 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
             ("  longest text", f"{route.tokenizer.max_seq_length} tokens"),
             *_of_tasks(route.tokenizer),
         ]
-    if manifest.kernels is not None:
-        lines.append(("native kernels", _kernels(manifest.kernels)))
-        lines += [("  stock", f"{count} of its blocks: {reason}") for reason, count in manifest.kernels.stock.items()]
+    lines += _kernels(manifest.kernels)
     if manifest.fidelity is not None:
-        lines.append(("fidelity", _fidelity(manifest)))
+        lines.append(("fidelity", _fidelity(manifest, manifest.fidelity)))
         lines.append(("  compared with", f"{manifest.fidelity.compared_with}, {manifest.fidelity.texts} texts"))
         half = manifest.fidelity.as_loaded
         if half is not None:
             figures = f"cosine mean {half.cosine_mean:.6f}, lowest {half.cosine_min:.6f}"
             lines.append((f"  beside {half.dtype}", f"{figures}, as sentence-transformers loads the checkpoint"))
+    if manifest.image is not None:
+        lines += _of_images(manifest, manifest.image)
     lines.append(("files", f"{len(manifest.files)}, {size / 1e6:.1f} MB, hashes verified"))
     lines.append(("exported with", ", ".join(f"{name} {version}" for name, version in manifest.exporter.items())))
     return lines
@@ -97,8 +106,23 @@ def _named(source: Source) -> str:
     return source.name + (f" at {source.revision}" if source.revision else "")
 
 
-def _fidelity(manifest: Manifest) -> str:
-    fidelity = manifest.fidelity
+def _of_images(manifest: Manifest, tower: ImageTower) -> list[tuple[str, str]]:
+    """The graph that reads images."""
+    height, width = tower.inputs[0].shape[2:]
+    graphs = {name: manifest.files[name].size / 1e6 for name in manifest.graphs}
+    lines = [
+        ("graph (images)", f"{tower.graph}, opset {tower.opset}, {tower.precision}"),
+        ("  images", f"{height} x {width} pixels, the work of a text of {tower.tokens} tokens"),
+        ("  outputs", ", ".join(f"{spec.name} {list(spec.shape)}".replace("'", "") for spec in tower.outputs)),
+        ("  sizes", ", ".join(f"{name} {size:.1f} MB" for name, size in graphs.items())),
+        *_kernels(tower.kernels),
+    ]
+    if tower.fidelity is not None:
+        lines.append(("fidelity", f"{_fidelity(manifest, tower.fidelity)}, {tower.fidelity.texts} images"))
+    return lines
+
+
+def _fidelity(manifest: Manifest, fidelity: Fidelity | None) -> str:
     if fidelity is None:
         return "not verified"
     original = "PyTorch" if "PyTorch" in fidelity.compared_with else "the original"
@@ -111,9 +135,15 @@ def _fidelity(manifest: Manifest) -> str:
     return figures
 
 
-def _kernels(kernels: Kernels) -> str:
+def _kernels(kernels: Kernels | None) -> list[tuple[str, str]]:
+    """The blocks of the graphs that native kernels can run, and why they cannot run the others."""
+    if kernels is None:
+        return []
     blocks = ", ".join(f"{count} {name}" for name, count in kernels.blocks.items()) or "none of its blocks"
-    return f"can run {blocks} (operators of version {kernels.operators})"
+    return [
+        ("native kernels", f"can run {blocks} (operators of version {kernels.operators})"),
+        *(("  stock", f"{count} of its blocks: {reason}") for reason, count in kernels.stock.items()),
+    ]
 
 
 def _module(name: str, settings: Any) -> str:

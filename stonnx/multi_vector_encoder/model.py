@@ -15,6 +15,7 @@ from stonnx._errors import InvalidArgumentError
 from stonnx._model.embedding_model import EmbeddingModel, encode_for
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
+from stonnx._model.processing import take_limit
 from stonnx._results.token_pooling import BaseTokenPooling, HierarchicalTokenPooling
 from stonnx._results.token_rows import Finish, KeptRows, RowFeatures, TokenRows
 from stonnx._tasks import TASKS
@@ -168,6 +169,8 @@ class MultiVectorEncoder(EmbeddingModel):
             task: ``"query"`` or ``"document"``. None: the model's limit of all texts, and the skiplist of documents.
             too_long: How to treat a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
                 ``"error"``. None: :attr:`too_long`.
+            processing_kwargs: Arguments of the tokenizer for this call: ``{"text": {"max_length": 256}}`` and
+                ``{"text": {"truncation": False}}`` are followed.
 
         Returns:
             A list with a float32 array [rows, dimension] for each text, of unequal length; the array itself for a
@@ -180,7 +183,7 @@ class MultiVectorEncoder(EmbeddingModel):
             RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        too_long = kwargs.pop("too_long", None)
+        limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, kwargs.pop("too_long", None))
         if "convert_to_tensor" in kwargs:
             raise InvalidArgumentError(
                 f"{type(self).__name__} does not take the argument convert_to_tensor: texts have unequal numbers of "
@@ -207,6 +210,7 @@ class MultiVectorEncoder(EmbeddingModel):
             reduce=None if everything else KeptRows(),
             batch_size=batch_size,
             too_long=self.too_long if too_long is None else too_long,
+            limit=limit,
         )
         items = self._infer(request, show=show_progress_bar, pool=pool, device=device, chunk_size=chunk_size) or []
         return items[0] if single else items

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +145,14 @@ def tiny_feeds() -> Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]:
     return feeds
 
 
-@pytest.fixture
-def build_small(tiny_checkpoint: Path, tmp_path: Path) -> Build:
-    """``build_small(model_type, max_length=32, auto=AutoModel, **settings)``: a plain transformers checkpoint with
-    random weights."""
+@pytest.fixture(scope="session")
+def small_builder(tiny_checkpoint: Path) -> Callable[[Path], Build]:
+    """The function ``build_small``, for checkpoints in any directory."""
 
-    def build(model_type: str, max_length: int | None = 32, auto: Any = AutoModel, **settings: Any) -> Path:
-        directory = tmp_path / "checkpoint"
+    def build(
+        parent: Path, model_type: str, max_length: int | None = 32, auto: Any = AutoModel, **settings: Any
+    ) -> Path:
+        directory = parent / "checkpoint"
         backend = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
         backend.no_truncation()
         backend.no_padding()
@@ -171,4 +173,11 @@ def build_small(tiny_checkpoint: Path, tmp_path: Path) -> Build:
             auto.from_config(config).save_pretrained(directory)
         return directory
 
-    return build
+    return lambda parent: partial(build, parent)
+
+
+@pytest.fixture
+def build_small(small_builder: Callable[[Path], Build], tmp_path: Path) -> Build:
+    """``build_small(model_type, max_length=32, auto=AutoModel, **settings)``: a plain transformers checkpoint with
+    random weights."""
+    return small_builder(tmp_path)

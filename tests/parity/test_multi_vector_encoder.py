@@ -327,3 +327,16 @@ class TestTokenPooling:
         assert pooling.tasks == ["query"]
         assert pooling.pool(rows) is rows
         assert len(pooling.pool(rows, task="query")[0]) < 4
+
+
+def test_a_call_has_a_limit_of_its_own(native: tuple[MultiVectorEncoder, Original]) -> None:
+    ours, original = native
+    kwargs = {"text": {"max_length": 6}}
+    for method in ("encode_document", "encode"):
+        found, expected = (getattr(model, method)(TEXTS, processing_kwargs=kwargs) for model in native)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, np.asarray(other), atol=CLOSE)
+    assert original.encode_query(TEXTS[:1], processing_kwargs=kwargs) is not None
+    if ours.manifest.routes["default"].tokenizer.expansion is not None:
+        with pytest.raises(stonnx.UnsupportedError, match="fills up to a number of tokens of its own"):
+            ours.encode_query(TEXTS, processing_kwargs=kwargs)

@@ -569,6 +569,19 @@ class ImageModelRow:
     source: str = FACTS
 
 
+_CLIP_PROCESSOR: Mapping[str, object] = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "resample": 3,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
 # Each pair has the published size and the built one.
 IMAGE_MODELS: tuple[ImageModelRow, ...] = (
     ImageModelRow(
@@ -581,18 +594,33 @@ IMAGE_MODELS: tuple[ImageModelRow, ...] = (
         patch_size=(32, 16),
         positions=77,
         config={"hidden_act": "quick_gelu"},
-        processor={
-            "image_processor_type": "CLIPImageProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "resample": 3,
-            "do_center_crop": True,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
-        },
+        processor=_CLIP_PROCESSOR,
+        source=GENERAL,
+    ),
+    ImageModelRow(
+        "clip-ViT-B-16",
+        "clip",
+        text=(Size(12, 512, 8, 2048), Size(2, 128, 2, 256)),
+        vision=(Size(12, 768, 12, 3072), Size(2, 192, 3, 384)),
+        projection=(512, 64),
+        image_size=(224, 64),
+        patch_size=(16, 16),
+        positions=77,
+        config={"hidden_act": "quick_gelu"},
+        processor=_CLIP_PROCESSOR,
+        source=GENERAL,
+    ),
+    ImageModelRow(
+        "clip-ViT-L-14",
+        "clip",
+        text=(Size(12, 768, 12, 3072), Size(2, 192, 3, 384)),
+        vision=(Size(24, 1024, 16, 4096), Size(3, 256, 4, 512)),
+        projection=(768, 96),
+        image_size=(224, 42),
+        patch_size=(14, 14),
+        positions=77,
+        config={"hidden_act": "quick_gelu"},
+        processor=_CLIP_PROCESSOR,
         source=GENERAL,
     ),
 )

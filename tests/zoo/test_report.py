@@ -22,7 +22,10 @@ def test_every_row_of_the_table_has_its_figures() -> None:
     names = [row.name for row in (*ROWS, *late_interaction.ROWS)]
     assert [cells[0] for cells in FP32] == names
     assert [cells[0] for cells in INT8] == names
-    assert [cells[0] for cells in IMAGES] == [row.name for row in IMAGE_MODELS]
+    recipes = ("fp32", "bf16", "int8")
+    assert [(cells[0], cells[1]) for cells in IMAGES] == [
+        (row.name, dtype) for row in IMAGE_MODELS for dtype in recipes
+    ]
 
 
 @pytest.mark.parametrize("cells", FP32, ids=lambda cells: cells[0])
@@ -53,8 +56,13 @@ def test_a_row_of_int8_has_figures_or_a_reason(cells: list[str]) -> None:
         assert int(cells[5]) >= 0
 
 
-@pytest.mark.parametrize("cells", IMAGES, ids=lambda cells: cells[0])
-def test_a_row_of_images_has_its_figures(cells: list[str]) -> None:
-    texts, difference, images, other, batching = (float(cell) for cell in cells[2:])
-    assert min(texts, images) > 0.99999
-    assert max(difference, other, batching) < 1e-5
+@pytest.mark.parametrize("cells", IMAGES, ids=lambda cells: f"{cells[0]}-{cells[1]}")
+def test_a_row_of_images_has_its_figures_or_a_reason(cells: list[str]) -> None:
+    if cells[2].startswith("refused: "):
+        assert cells[1] != "fp32"
+        assert cells[3:] == [""] * 6
+        return
+    _, lowest, neighbours, _, of_images, neighbours_of_images, kept = (float(cell) for cell in cells[2:])
+    assert min(lowest, of_images) > {"fp32": 0.99999, "bf16": 0.9999, "int8": 0.98}[cells[1]]
+    assert min(neighbours, neighbours_of_images) >= 0.9
+    assert kept >= 0

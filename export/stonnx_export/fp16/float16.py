@@ -1,10 +1,10 @@
 """The network in half precision, for GPUs.
 
 Requires: a network before its heads are grafted on, and the largest magnitude of each of its :func:`values`. Ensures:
-everything computed from embedding tables, or from an image, is float16, weights included. Positions, masks and rotary angles depend on
-the inputs alone and stay float32. So do the sums of squares of RMS normalization, and every operator that reads or
-gives a value too large for half precision. The outputs are float32, so that pooling and everything after it is
-computed as in every other bundle.
+everything computed from embedding tables, or from an image, is float16, weights included. Positions, masks and rotary
+angles depend on the inputs alone and stay float32. So do the sums of squares of RMS normalization, and every operator
+that reads or gives a value too large for half precision. The outputs are float32, so that pooling and everything after
+it is computed as in every other bundle.
 """
 
 from __future__ import annotations

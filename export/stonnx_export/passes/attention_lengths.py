@@ -118,9 +118,7 @@ def _depends_on(value: ir.Value, source: ir.Value) -> bool:
     return False
 
 
-def _replace(
-    graph: ir.Graph, node: ir.Node, lengths: ir.Value | None, bias: ir.Value | None, *, causal: bool
-) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, lengths: ir.Value | None, bias: ir.Value | None, *, causal: bool) -> None:
     """Give a node the lengths of the texts, if there are any, instead of a mask, or make it causal.
 
     A bias for positions takes the place of the mask.

@@ -75,7 +75,9 @@ def _tokens(value: ir.Value) -> ir.Value | None:
 
 def _is_of_patches(node: ir.Node, patch: list[int]) -> bool:
     """Whether the windows of a convolution lie side by side, without borders around the image."""
-    given = {name: node.attributes[name].as_ints() for name in ("strides", "pads", "dilations") if name in node.attributes}
+    given = {
+        name: node.attributes[name].as_ints() for name in ("strides", "pads", "dilations") if name in node.attributes
+    }
     group = node.attributes["group"].as_int() if "group" in node.attributes else 1
     automatic = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
     return (

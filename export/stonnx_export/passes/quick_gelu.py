@@ -50,7 +50,7 @@ def _factor(sigmoid: ir.Node) -> tuple[ir.Value, float, ir.Node] | None:
 
 
 def _rewrite(graph: ir.Graph, sigmoid: ir.Node, x: ir.Value, factor: float, active: ir.Node) -> str:
-    """Move the factor of a quick GELU into weights. Returns the reason if that cannot be done; otherwise it is empty."""
+    """Move the factor of a quick GELU into weights. Returns the reason if that cannot be done, or an empty text."""
     add = x.producer()
     biased = add is not None and add.op_type == "Add"
     product: ir.Node | None = add

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._bundle.manifest import Fidelity, ImageTower
+from stonnx._bundle.manifest import ImageTower
 from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError
 from stonnx._images.pixels import pixel_values

@@ -150,9 +150,29 @@ def test_output_values(model: Any, images: list[Any]) -> None:
         model.encode(["a", images[0]], output_value=None)
 
 
-def test_no_images_in_a_pool(model: Any, images: list[Any]) -> None:
-    with pytest.raises(UnsupportedError, match="pool of processes encodes texts, and input 1"):
-        model.encode(["a", images[0]], device=["cpu"])
+def test_a_pool(model: Any, images: list[Any], tmp_path: Path) -> None:
+    """Texts and images in the processes of a pool, and a failing image, after which the pool goes on."""
+    inputs = [TEXTS[0], *images, TEXTS[3]]
+    expected = model.encode(inputs)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"nothing")
+    pool = model.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        for chunk_size in (None, 2):
+            np.testing.assert_allclose(model.encode(inputs, pool=pool, chunk_size=chunk_size), expected, **CLOSE)
+        with pytest.raises(InvalidInputError, match=r"Input 6, .*broken\.png'") as raised:
+            model.encode([*inputs[:-1], str(broken), TEXTS[3]], pool=pool, chunk_size=1)
+        assert raised.value.index == 6
+        with pytest.raises(InvalidInputError, match=r"Input 1 is not an image but bytes"):
+            model.encode(["a", {"image": b"bytes"}], pool=pool)
+        np.testing.assert_allclose(model.encode(images[2], pool=pool), expected[3], **CLOSE)
+    finally:
+        model.stop_multi_process_pool(pool)
+
+
+def test_a_list_of_devices(model: Any, images: list[Any]) -> None:
+    inputs = ["a", images[0], images[2]]
+    np.testing.assert_allclose(model.encode(inputs, device=["cpu"]), model.encode(inputs), **CLOSE)
 
 
 def test_errors_have_the_index_of_the_call(model: Any, images: list[Any], tmp_path: Path) -> None:

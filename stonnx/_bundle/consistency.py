@@ -136,6 +136,8 @@ def _check_tokenizer(place: str, route: Route, require: _Require) -> None:
     for value in spec.special_token_ids:
         require(0 <= value <= _MOST_TOKENS, f"{place}.special_token_ids", value, "token ids, from 0 on")
     if spec.chat is not None:
+        forms = set(spec.chat.contents)
+        require(bool(forms) and forms <= {"text", "parts"}, f"{place}.chat.contents", forms, "'text', 'parts' or both")
         for name in ("pair", "pair_with_prompt", "text", "text_with_prompt"):
             form = getattr(spec.chat, name)
             allowed = f"null, or literal texts in turn with {', '.join(_SLOTS)}"

@@ -65,6 +65,8 @@ class ChatTemplate:
     text_with_prompt: tuple[str, ...] | None = None
     # Whether a text that is cut gets the tokens back with which every text ends.
     restores_ending: bool = True
+    # The contents of chat messages that the template reads: "text" is a str, "parts" a list of {"type": "text", ...}.
+    contents: tuple[str, ...] = ("text",)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,11 @@ class Chat:
         return self._template.restores_ending
 
     @property
+    def contents(self) -> tuple[str, ...]:
+        """The contents of messages that the template reads: ``text`` is a str, ``parts`` a list with a part of text."""
+        return self._template.contents
+
+    @property
     def takes_pairs(self) -> bool:
         """Whether a pair of texts has a form."""
         return self._template.pair is not None

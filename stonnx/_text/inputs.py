@@ -49,7 +49,7 @@ def parse_inputs(inputs: Any, prompt: str | None = None, chat: Chat | None = Non
         prompts.append(prompt)
         messages = [item] if is_message(item) else item if is_conversation(item) else []
         if chat is not None and messages:
-            item, system = text_of(messages, _name(where), where)
+            item, system = text_of(messages, chat.contents, _name(where), where)
             if system is not None and prompt:
                 raise InvalidInputError(
                     f"{_name(where)} has a system message, and the call has a prompt, which becomes one too. Leave out "

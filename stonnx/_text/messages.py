@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 from stonnx._errors import InvalidInputError
 from stonnx._text.tokens import Text
 
+_CONTENTS = {"text": "a str", "parts": "a list with one part: [{'type': 'text', 'text': str}]"}
 # The roles of a conversation without its system message, and the input that becomes one.
 _TEXT, _PAIR = ("user",), ("query", "document")
 _ALLOWED = (
@@ -30,11 +31,12 @@ def is_conversation(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
     return isinstance(value, list) and bool(value) and is_message(value[0])
 
 
-def text_of(messages: Sequence[Any], name: str, index: int | None) -> tuple[Text, str | None]:
+def text_of(messages: Sequence[Any], contents: Sequence[str], name: str, index: int | None) -> tuple[Text, str | None]:
     """The text or the pair of texts of a conversation, and its system message.
 
     Args:
         messages: The messages.
+        contents: The forms of their contents that the template reads: ``text``, ``parts``.
         name: The input, for error messages.
         index: Its index; None: it is the only one.
 
@@ -49,29 +51,30 @@ def text_of(messages: Sequence[Any], name: str, index: int | None) -> tuple[Text
             f"written out, without Jinja, for a few conversations. {_ALLOWED}. Put earlier turns into the text.",
             index,
         )
-    contents = [_content(message, name, index) for message in messages]
-    system = contents.pop(0) if has_system else None
+    texts = [_content(message, contents, name, index) for message in messages]
+    system = texts.pop(0) if has_system else None
     if system == "":
         raise InvalidInputError(f"{name} has a system message without a text. Leave that message out.", index)
-    return contents[0] if len(contents) == 1 else (contents[0], contents[1]), system
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1]), system
 
 
-def _content(message: Mapping[str, Any], name: str, index: int | None) -> str:
-    """The text of a message: a str, or one part of the type ``text``."""
+def _content(message: Mapping[str, Any], contents: Sequence[str], name: str, index: int | None) -> str:
+    """The text of a message, in one of the forms that the template reads."""
     content, others = message["content"], sorted(message.keys() - {"role", "content"}, key=str)
     if others:
         raise InvalidInputError(
             f"{name} has a message with the key {others[0]!r}, which a bundle does not read. Allowed: role, content.",
             index,
         )
-    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+    if "text" in contents and isinstance(content, str):
+        return content
+    if "parts" in contents and isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
         part = content[0]
-        if part.keys() <= {"type", "text"} and part.get("type", "text") == "text":
-            content = part.get("text")
-    if not isinstance(content, str):
-        raise InvalidInputError(
-            f"{name} has a message whose content is {type(content).__name__} ({content!r:.60}). Allowed are a str, and "
-            "one part of a text: [{'type': 'text', 'text': str}].",
-            index,
-        )
-    return content
+        if part.keys() == {"type", "text"} and part["type"] == "text" and isinstance(part["text"], str):
+            return part["text"]
+    allowed = " or ".join(_CONTENTS[each] for each in contents)
+    raise InvalidInputError(
+        f"{name} has a message whose content is {type(content).__name__} ({content!r:.60}). This model's chat template "
+        f"reads {allowed}.",
+        index,
+    )

@@ -11,16 +11,20 @@ import sentence_transformers
 
 import stonnx
 from stonnx import InvalidInputError
+from stonnx._bundle.manifest import read_manifest
 from stonnx_export import export
 from tests.export.test_causal_rerankers import QUERY, with_answers, with_template
 
 pytestmark = pytest.mark.needs("sentence-transformers", "6", "LogitScore")
 
 TEMPLATE = "{% for message in messages %}{{ message.role }} : {{ message.content }} [SEP] {% endfor %}assistant :"
-PARTS = (
-    "{% for message in messages %}{{ message.role }} : {% for part in message.content %}{{ part.text }}{% endfor %} . "
-    "{% endfor %}"
+PARTS = "{% for message in messages %}{{ message.role }} : {{ message.content[0].text }} . {% endfor %}"
+BOTH = (
+    "{% for message in messages %}{{ message.role }} : {% if message.content is string %}{{ message.content }}"
+    "{% else %}{{ message.content[0]['text'] }}{% endif %} . {% endfor %}"
 )
+# The forms of contents that each reads.
+READS = {TEMPLATE: ("text",), PARTS: ("parts",), BOTH: ("parts", "text")}
 TEXT, LONG = "A man is playing a large flute.", "rain " * 80
 
 
@@ -35,18 +39,29 @@ CONVERSATIONS: dict[str, Any] = {
     "empty": [user("")],
     "cut": [user(LONG)],
     "cut with system": [SYSTEM, user(LONG)],
-    "parts": [user([{"type": "text", "text": TEXT}])],
-    "parts of both": [{**SYSTEM, "content": [{"type": "text", "text": "what"}]}, user(TEXT)],
 }
 
 
-@pytest.fixture(scope="module", params=[TEMPLATE, PARTS], ids=["flat", "structured"])
+@pytest.fixture(scope="module", params=READS, ids=["text", "parts", "both"])
 def both(request: pytest.FixtureRequest, make_chat: Any) -> tuple[Any, Any]:
-    """Ours and the original's model of dense vectors."""
+    """Ours and the original's model of dense vectors, with a template that reads messages in some form."""
     checkpoint, bundle = make_chat(request.param)
+    chat = read_manifest(bundle).routes["default"].tokenizer.chat
+    assert chat is not None
+    assert chat.contents == READS[request.param]
     original = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
     assert "message" in original.modalities
     return stonnx.SentenceTransformer(bundle), original
+
+
+def form_of(both: tuple[Any, Any], content: str) -> Any:
+    """A content in the form that the template reads."""
+    contents = both[0].manifest.routes["default"].tokenizer.chat.contents
+    return content if "text" in contents else [{"type": "text", "text": content}]
+
+
+def in_form(both: tuple[Any, Any], conversation: Any) -> Any:
+    return [{**message, "content": form_of(both, message["content"])} for message in conversation]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +79,7 @@ def make_chat(small_builder: Any, tmp_path_factory: pytest.TempPathFactory) -> A
 @pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_a_conversation(both: tuple[Any, Any], conversation: Any) -> None:
     ours, original = both
+    conversation = in_form(both, conversation)
     expected = original.encode(conversation)
     assert expected.ndim == 1
     np.testing.assert_allclose(ours.encode(conversation), expected, atol=1e-5)
@@ -74,19 +90,32 @@ def test_a_conversation(both: tuple[Any, Any], conversation: Any) -> None:
             np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+def test_either_form_if_the_template_reads_both(both: tuple[Any, Any]) -> None:
+    ours, original = both
+    parts = [user([{"type": "text", "text": TEXT}])]
+    for form, conversation in (("text", [user(TEXT)]), ("parts", parts)):
+        if form in ours.manifest.routes["default"].tokenizer.chat.contents:
+            np.testing.assert_allclose(ours.encode(conversation), original.encode(conversation), atol=1e-5)
+        else:
+            with pytest.raises(InvalidInputError, match="This model's chat template reads"):
+                ours.encode(conversation)
+
+
 def test_messages_and_texts_in_one_call(both: tuple[Any, Any]) -> None:
     ours, original = both
-    expected = np.stack([original.encode(each) for each in (TEXT, [user(TEXT)], [SYSTEM, user("rain")])])
-    np.testing.assert_allclose(ours.encode([TEXT, [user(TEXT)], [SYSTEM, user("rain")]]), expected, atol=1e-5)
-    np.testing.assert_allclose(ours.encode(user(TEXT)), original.encode(user(TEXT)), atol=1e-5)
-    np.testing.assert_allclose(np.concatenate([*ours.encode_stream(iter([user(TEXT), TEXT]))]), expected[:2], atol=1e-5)
-    assert ours.count_tokens([user(TEXT)]) == ours.count_tokens(TEXT)
+    message, system = in_form(both, [user(TEXT)]), in_form(both, [SYSTEM, user("rain")])
+    expected = np.stack([original.encode(each) for each in (TEXT, message, system)])
+    np.testing.assert_allclose(ours.encode([TEXT, message, system]), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.encode(*message), original.encode(*message), atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([*ours.encode_stream(iter([*message, TEXT]))]), expected[:2], atol=1e-5)
+    assert ours.count_tokens(message) == ours.count_tokens(TEXT)
 
 
 def test_preprocess_takes_each_message_as_an_input(both: tuple[Any, Any]) -> None:
-    ours, original = ([row.tolist() for row in model.preprocess([user(TEXT)])["input_ids"]] for model in both)
+    message = in_form(both, [user(TEXT)])
+    ours, original = ([row.tolist() for row in model.preprocess(message)["input_ids"]] for model in both)
     assert ours == original
-    assert ours == both[0].preprocess([[user(TEXT)]])["input_ids"].tolist()
+    assert ours == both[0].preprocess([message])["input_ids"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +134,12 @@ def test_preprocess_takes_each_message_as_an_input(both: tuple[Any, Any]) -> Non
     ],
 )
 def test_other_conversations_are_refused_by_name(both: tuple[Any, Any], wrong: Any, message: str) -> None:
+    wrong = [
+        {**each, "content": form_of(both, each["content"])}
+        if isinstance(each, dict) and isinstance(each["content"], str)
+        else each
+        for each in wrong
+    ]
     with pytest.raises(InvalidInputError, match=message):
         both[0].encode(wrong)
     with pytest.raises(InvalidInputError, match=message):
@@ -113,7 +148,7 @@ def test_other_conversations_are_refused_by_name(both: tuple[Any, Any], wrong: A
 
 def test_a_prompt_and_a_system_message_are_too_much(both: tuple[Any, Any]) -> None:
     with pytest.raises(InvalidInputError, match=r"^Input 1 has a system message, and the call has a prompt"):
-        both[0].encode(["a", [SYSTEM, user("a")]], prompt="b")
+        both[0].encode(["a", in_form(both, [SYSTEM, user("a")])], prompt="b")
 
 
 def test_a_model_without_a_template(minilm: Any) -> None:

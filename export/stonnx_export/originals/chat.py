@@ -45,6 +45,8 @@ _EXAMPLE = (
 )
 # A text, or a pair of texts, and a prompt or none, in the form of the template.
 _Render = Callable[[Text, str], str]
+# The content of a message, in another form.
+_Change = Callable[[Any], Any]
 
 
 def chat_template(module: Any, folder: Path, *, reads_pairs: bool) -> ChatTemplate | None:
@@ -62,19 +64,46 @@ def chat_template(module: Any, folder: Path, *, reads_pairs: bool) -> ChatTempla
     formatter, processor = module.input_formatter, module.processor
     probes = _probes(_sources(module, arguments))
 
-    def render(text: Text, prompt: str) -> str:
+    def render(text: Text, prompt: str, change: _Change = lambda content: content) -> str:
         messages = formatter.pair_to_messages(text) if isinstance(text, tuple) else formatter.to_message({"text": text})
         if prompt:
             (messages,) = formatter.prepend_prompt_to_messages([messages], prompt)
+        messages = [{**message, "content": change(message["content"])} for message in messages]
         return str(processor.apply_chat_template(messages, tokenize=False, **arguments))
 
     if reads_pairs:
         of_pairs = "query", "document"
         pair = _form(render, of_pairs, probes, folder)
-        return ChatTemplate(pair, _prompted(render, of_pairs, probes, folder), restores_ending=restores)
+        prompted = _prompted(render, of_pairs, probes, folder)
+        contents = _contents(render, of_pairs, prompted is not None, formatter.message_format)
+        return ChatTemplate(pair, prompted, restores_ending=restores, contents=contents)
     text = _form(render, ("text",), probes, folder)
     with_prompt = _prompted(render, ("text",), probes, folder)
-    return ChatTemplate(text=text, text_with_prompt=with_prompt, restores_ending=restores)
+    contents = _contents(render, ("text",), with_prompt is not None, formatter.message_format)
+    return ChatTemplate(text=text, text_with_prompt=with_prompt, restores_ending=restores, contents=contents)
+
+
+def _contents(
+    render: Callable[..., str], slots: Sequence[str], with_prompt: bool, message_format: str
+) -> tuple[str, ...]:
+    """The forms of a message's content that the template reads: its own one first, then the other if it reads that."""
+    own, other = ("parts", "text") if message_format == "structured" else ("text", "parts")
+    for probe, prompt in itertools.product(_PROBES, ("", *(["Is it so?"] if with_prompt else []))):
+        text = _text([probe] * len(slots))
+        try:
+            if render(text, prompt, _in_text if other == "text" else _in_parts) != render(text, prompt):
+                return (own,)
+        except Exception:  # of Jinja, or one that the template raises by itself
+            return (own,)
+    return own, other
+
+
+def _in_parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]
+
+
+def _in_text(content: list[dict[str, str]]) -> str:
+    return content[0]["text"]
 
 
 def _sources(module: Any, arguments: Mapping[str, Any]) -> list[str]:

@@ -135,11 +135,11 @@ def _check_tokenizer(place: str, route: Route, require: _Require) -> None:
         require(0 <= value <= _MOST_TOKENS, f"{place}.{field}", value, "a token id, from 0 on")
     for value in spec.special_token_ids:
         require(0 <= value <= _MOST_TOKENS, f"{place}.special_token_ids", value, "token ids, from 0 on")
-    if spec.chat is not None:
-        forms = set(spec.chat.contents)
+    for chat in () if spec.chat is None else filter(None, (spec.chat, spec.chat.of_query, spec.chat.of_document)):
+        forms = set(chat.contents)
         require(bool(forms) and forms <= {"text", "parts"}, f"{place}.chat.contents", forms, "'text', 'parts' or both")
         for name in ("pair", "pair_with_prompt", "text", "text_with_prompt"):
-            form = getattr(spec.chat, name)
+            form = getattr(chat, name)
             allowed = f"null, or literal texts in turn with {', '.join(_SLOTS)}"
             require(form is None or _is_form(form), f"{place}.chat.{name}", form, allowed)
     require(

@@ -67,6 +67,9 @@ class ChatTemplate:
     restores_ending: bool = True
     # The contents of chat messages that the template reads: "text" is a str, "parts" a list of {"type": "text", ...}.
     contents: tuple[str, ...] = ("text",)
+    # Templates that read the task only: the forms of texts that are called queries or documents.
+    of_query: ChatTemplate | None = None
+    of_document: ChatTemplate | None = None
 
 
 @dataclass(frozen=True)

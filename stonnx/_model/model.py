@@ -266,7 +266,7 @@ class Model(Pooled, Servable, Compatibility):
             >>> long = np.flatnonzero(counts > model.max_seq_length)  # doctest: +SKIP
         """
         tokenizer = self._engine.route_of_call(task).tokenizer
-        texts, single = parse_inputs(inputs, prompt, tokenizer.chat)
+        texts, single = parse_inputs(inputs, prompt, self._chat(task))
         counts = tokenizer.count(texts)
         return int(counts[0]) if single else counts
 
@@ -356,7 +356,7 @@ class Model(Pooled, Servable, Compatibility):
     def _chat(self, task: str | None = None) -> Chat | None:
         """The chat template of the route of a call; None if there is none, or no such route, as the run will say."""
         route = self._engine.named_routes.get(task, self._route) if isinstance(task, str) else self._route
-        return route.tokenizer.chat
+        return None if route.tokenizer.chat is None else route.tokenizer.chat.of(task)
 
     def _tokenizer_spec(self, task: str | None = None) -> TokenizerSpec:
         """The settings of the tokenizer of the route of a call, or of the default one."""

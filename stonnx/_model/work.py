@@ -69,7 +69,8 @@ class Work:
                         "SentenceTransformer.encode in Python.",
                         index,
                     )
-        return parse_inputs(items, self.prompt, self.route.tokenizer.chat)[0]
+        chat = self.route.tokenizer.chat
+        return parse_inputs(items, self.prompt, None if chat is None else chat.of(self.task))[0]
 
     def from_ids(self, ids: Sequence[int]) -> TokenIds:
         """A text as ids of this model's tokenizer.

@@ -51,6 +51,12 @@ class Chat:
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
         self._samples: dict[tuple[bool, str], tuple[str, ...]] = {}
+        forms = {"query": template.of_query, "document": template.of_document}
+        self._of_tasks = {task: Chat(form) for task, form in forms.items() if form is not None}
+
+    def of(self, task: str | None) -> Chat:
+        """The template for texts that are called queries or documents."""
+        return self._of_tasks.get(task or "", self)
 
     @property
     def restores_ending(self) -> bool:

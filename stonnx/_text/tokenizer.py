@@ -101,10 +101,13 @@ class Tokenizer:
         else:
             backend.enable_truncation(max_length, strategy="longest_first", direction=self._spec.truncation_side)
 
-    def prompted(self, texts: Sequence[Text], prompt: str) -> list[Text]:
-        """Texts with a prompt: before each, in a pair before its first text, or in its place in the chat template."""
+    def prompted(self, texts: Sequence[Text], prompt: str, task: str | None = None) -> list[Text]:
+        """Texts with a prompt: before each, in a pair before its first text, or in its place in the chat template.
+
+        ``task`` is ``query`` or ``document`` if they are called that, which the template may read.
+        """
         if self.chat is not None:
-            return [self.chat.render(text, prompt) for text in texts]
+            return [self.chat.of(task).render(text, prompt) for text in texts]
         return [prompt + text if isinstance(text, str) else (prompt + text[0], text[1]) for text in texts]
 
     def encode(

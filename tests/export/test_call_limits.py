@@ -29,7 +29,7 @@ FOLLOWED: list[dict[str, Any]] = [
     {"text": {"max_length": 12, "padding": "max_length"}},
     {"text": {"max_length": 12}, "common": {"max_length": 6, "return_tensors": "pt"}},
     {"text": {"truncation": False}},
-    {"common": {"truncation": False, "max_length": 4}},
+    {"common": {"truncation": False}},
     {"chat_template": {}, "image": {}},
 ]
 Make = Callable[[str], tuple[Any, Any]]

@@ -151,6 +151,29 @@ def test_a_prompt_and_a_system_message_are_too_much(both: tuple[Any, Any]) -> No
         both[0].encode(["a", in_form(both, [SYSTEM, user("a")])], prompt="b")
 
 
+def test_a_template_that_reads_the_task(make_chat: Any) -> None:
+    template = TEMPLATE.replace("assistant :", "{% if task == 'query' %}what is{% elif task %}the city{% endif %} :")
+    checkpoint, bundle = make_chat(template)
+    original = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
+    ours = stonnx.SentenceTransformer(bundle)
+    for prompt in (None, "rain"):
+        expected = {}
+        for method in ("encode", "encode_query", "encode_document"):
+            for inputs in (TEXT, LONG, "", [user(TEXT)]):
+                found, wanted = (getattr(model, method)(inputs, prompt=prompt) for model in (ours, original))
+                np.testing.assert_allclose(found, wanted, atol=1e-5)
+            expected[method] = ours.encode(TEXT, prompt=prompt) if method == "encode" else wanted
+        assert len({vector.tobytes() for vector in expected.values()}) == 3
+    texts = [TEXT, LONG]
+    np.testing.assert_array_equal(
+        np.concatenate([*ours.encode_stream(texts, task="query")]), ours.encode_query(texts, device=["cpu"])
+    )
+    assert ours.count_tokens(TEXT, task="document") == len(ours.preprocess([TEXT], task="document")["input_ids"][0])
+    work = ours.work(task="query")
+    (vector,) = work.run(work.tokenize(work.texts([TEXT])), alone=True)
+    np.testing.assert_allclose(vector, ours.encode_query(TEXT), atol=1e-6)
+
+
 def test_a_model_without_a_template(minilm: Any) -> None:
     for inputs in ([user("a")], [[user("a")]], user("a")):
         with pytest.raises(InvalidInputError, match="is a chat message, and this model has no chat template"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,23 @@ def chat_template(module: Any, folder: Path, *, reads_pairs: bool) -> ChatTempla
     settings = dict((module.processing_kwargs or {}).get("chat_template") or {})
     restores = bool(settings.get("restore_suffix", True))
     arguments = {name: value for name, value in settings.items() if name not in _NOT_RENDERED}
-    _refuse_changing(module, arguments, folder, reads_pairs)
+    _refuse_dates(module, arguments, folder)
+    found = _template(module, arguments, folder, reads_pairs)
+    declares_task = getattr(module, "_chat_template_declares_task", None)
+    if not reads_pairs and "task" not in arguments and declares_task is not None and declares_task():
+        query, document = (
+            _template(module, {"task": task, **arguments}, folder, reads_pairs) for task in ("query", "document")
+        )
+        found = replace(
+            found,
+            of_query=replace(query, restores_ending=restores),
+            of_document=replace(document, restores_ending=restores),
+        )
+    return replace(found, restores_ending=restores)
+
+
+def _template(module: Any, arguments: Mapping[str, Any], folder: Path, reads_pairs: bool) -> ChatTemplate:
+    """The forms of texts or pairs that a template gives with some arguments."""
     formatter, processor = module.input_formatter, module.processor
     probes = _probes(_sources(module, arguments))
 
@@ -71,16 +88,13 @@ def chat_template(module: Any, folder: Path, *, reads_pairs: bool) -> ChatTempla
         messages = [{**message, "content": change(message["content"])} for message in messages]
         return str(processor.apply_chat_template(messages, tokenize=False, **arguments))
 
+    slots = ("query", "document") if reads_pairs else ("text",)
+    plain = _form(render, slots, probes, folder)
+    prompted = _prompted(render, slots, probes, folder)
+    contents = _contents(render, slots, prompted is not None, formatter.message_format)
     if reads_pairs:
-        of_pairs = "query", "document"
-        pair = _form(render, of_pairs, probes, folder)
-        prompted = _prompted(render, of_pairs, probes, folder)
-        contents = _contents(render, of_pairs, prompted is not None, formatter.message_format)
-        return ChatTemplate(pair, prompted, restores_ending=restores, contents=contents)
-    text = _form(render, ("text",), probes, folder)
-    with_prompt = _prompted(render, ("text",), probes, folder)
-    contents = _contents(render, ("text",), with_prompt is not None, formatter.message_format)
-    return ChatTemplate(text=text, text_with_prompt=with_prompt, restores_ending=restores, contents=contents)
+        return ChatTemplate(pair=plain, pair_with_prompt=prompted, contents=contents)
+    return ChatTemplate(text=plain, text_with_prompt=prompted, contents=contents)
 
 
 def _contents(
@@ -134,18 +148,12 @@ def _probes(sources: Sequence[str]) -> tuple[str, ...]:
     return (*dict.fromkeys(found + around), "word " * max(numbers))
 
 
-def _refuse_changing(module: Any, arguments: Mapping[str, Any], folder: Path, reads_pairs: bool) -> None:
-    """Raise UnsupportedError for a template whose form is not the same in every call."""
+def _refuse_dates(module: Any, arguments: Mapping[str, Any], folder: Path) -> None:
+    """Raise UnsupportedError for a template whose form is not the same every day."""
     if any("strftime_now" in source for source in _sources(module, arguments)):
         raise UnsupportedError(
             f"The chat template of {folder} writes the date of the call (strftime_now), which a bundle cannot do. Put "
             "a date, or nothing, in its place: chat_template.jinja, or chat_template in tokenizer_config.json."
-        )
-    declares_task = getattr(module, "_chat_template_declares_task", None)
-    if not reads_pairs and declares_task is not None and declares_task():
-        raise UnsupportedError(
-            f"The chat template of {folder} reads the task of a text, query or document, which a bundle cannot do. "
-            "Write prompts for the two into config_sentence_transformers.json instead."
         )
 
 

@@ -86,7 +86,9 @@ def compare(
         compare_ids(route, original, name, texts, own)
         chat = route.spec.tokenizer.chat
         if chat is not None and (chat.pair_with_prompt or chat.text_with_prompt):
-            compare_ids(route, original, name, called, prompt=_INSTRUCTION)
+            tasks = [call.task for call in calls] if chat.of_query is not None else []
+            for task in {None, *tasks}:
+                compare_ids(route, original, name, called, task, _INSTRUCTION)
         for call in calls:
             compare_ids(route, original, name, called, call.task, call.prompt)
         shortened = limit is not None and limit > LONGEST
@@ -167,12 +169,12 @@ def outputs(
     """
     row = TASKS[task]
     if row.row_mask is not None:
-        called = route.tokenizer.prompted(texts, prompt)
+        called = route.tokenizer.prompted(texts, prompt, kind)
         pieces = [called] if batch_size > 1 else [[text] for text in called]
         found = [rows for piece in pieces for rows in rows_of_texts(route, row, None, piece, batch_size=batch_size)]
         return np.concatenate(found)
     result: dict[int, npt.NDArray[np.float32]] = {}
-    texts = route.tokenizer.prompted(texts, prompt)
+    texts = route.tokenizer.prompted(texts, prompt, kind)
     excluded = route.excluded_tokens(prompt)
     pieces = [texts] if batch_size > 1 else [[text] for text in texts]
     for start, piece in enumerate(pieces):

@@ -40,7 +40,7 @@ def compare_ids(
     more = [(each, "a b c") if isinstance(texts[0], tuple) else each for each in (written, long)]
     for text in [*texts, *more]:
         expected = original.token_ids(name, text, task, prompt)
-        (encoding,) = tokenizer.encode(tokenizer.prompted([text], prompt))
+        (encoding,) = tokenizer.encode(tokenizer.prompted([text], prompt, task))
         if [*encoding.ids] != expected:
             raise FidelityError(
                 f"The tokenizer differs from the original's for {f'the {task} ' if task else ''}{str(text)[:60]!r}: "

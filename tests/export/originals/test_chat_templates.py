@@ -141,7 +141,21 @@ def test_other_templates_are_refused_with_a_remedy(module: Any, template: str, m
     assert "chat_template.jinja" in str(error.value) or "Write a template" in str(error.value)
 
 
-def test_a_template_that_reads_the_task_is_refused(module: Any) -> None:
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if task == 'query' %}?{% endif %}"
-    with pytest.raises(UnsupportedError, match="reads the task of a text"):
-        chat_template(module(template, declares_task=True), FOLDER, reads_pairs=False)
+TASK = "{% for m in messages %}{{ m.content }}{% endfor %}{% if task == 'query' %}?{% elif task %}.{% endif %}"
+
+
+def test_a_template_that_reads_the_task_has_forms_for_each(module: Any) -> None:
+    found = chat_template(module(TASK, declares_task=True), FOLDER, reads_pairs=False)
+    assert found is not None
+    chat = Chat(found)
+    texts = [chat.of(task).render("a", "b ") for task in (None, "query", "document", "other")]
+    assert texts == ["b a", "b a?", "b a.", "b a"]
+    # A pair has no task, and one that the settings name is the same in every call.
+    settings = {"chat_template": {"task": "query"}}
+    fixed = chat_template(module(TASK, declares_task=True, processing_kwargs=settings), FOLDER, reads_pairs=False)
+    assert fixed is not None
+    assert fixed.of_query is None
+    assert Chat(fixed).of("document").render("a") == "a?"
+    pairs = chat_template(module(f"{QUERY} {DOCUMENT} {{{{ task }}}}", declares_task=True), FOLDER, reads_pairs=True)
+    assert pairs is not None
+    assert pairs.of_query is None

@@ -67,7 +67,7 @@ class ChatTemplate:
     restores_ending: bool = True
     # The contents of chat messages that the template reads: "text" is a str, "parts" a list of {"type": "text", ...}.
     contents: tuple[str, ...] = ("text",)
-    # Templates that read the task only: the forms of texts that are called queries or documents.
+    # If the template reads the task: the forms of texts that are called queries or documents.
     of_query: ChatTemplate | None = None
     of_document: ChatTemplate | None = None
 
@@ -162,11 +162,9 @@ class ImageTower:
     processor: ImageProcessor
     # The patches of an image and what the network adds to them: its work in the tokens of a text.
     tokens: int
-    # That of the graph, which may not be that of the graph of texts.
     precision: str
-    # Its `texts` are images.
+    # The `texts` of the report are images. The others are as in Route and in Manifest.
     fidelity: Fidelity | None = None
-    # As those of the graph of texts, in Route and in Manifest.
     saturation_safe: Mapping[str, Scalar] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     kernels: Kernels | None = None

@@ -78,9 +78,11 @@ class TestMiniLM:
     def test_how_often_each_pass_fires(self, manifest: Manifest) -> None:
         assert dict(manifest.rewrites) == {
             "shapes": 2,
+            "patches": 0,
             "fuse_attention": 0,
             "attention_lengths": 6,
             "attention_biases": 12,
+            "quick_gelu": 0,
             "fuse_rms_norm": 0,
             "residual_biases": 12,
             "first_token": 0,

@@ -75,7 +75,7 @@ def _without_padding(model: ir.Model, nodes: list[ir.Node]) -> PassResult:
     fired, declined = 0, []
     for node in nodes:
         if any(value is not None for value in node.inputs[3:]) or len(node.outputs) > 1:
-            declined.append(f"{node.name}: it has a mask, past keys or further outputs")
+            declined.append(f"{node.name}: it has a mask without attention_mask, past keys, or further outputs")
         elif _is_in_heads(node):
             _replace(model.graph, node, None, None, causal=is_causal(node))
             fired += 1

@@ -256,3 +256,13 @@ def test_the_probe_of_images(clip: tuple[Path, Path], monkeypatch: pytest.Monkey
     monkeypatch.setattr(probe, "image_pattern", lambda tower: -pattern(tower))
     with pytest.raises(ProbeError, match="gives images other vectors on this machine"):
         model.encode([picture()])
+
+
+def test_a_file_of_paths(model: Any, clip: tuple[Path, Path], images: list[Any], tmp_path: Path) -> None:
+    """``stonnx encode`` reads the lines of a file as encode does: the path of an image is an image."""
+    from stonnx.cli import main
+
+    (tmp_path / "lines.txt").write_text(f"{images[0]}\na ferry\n{tmp_path / 'missing.png'}\n", encoding="utf-8")
+    assert main(["encode", str(clip[1]), str(tmp_path / "lines.txt"), "-o", str(tmp_path / "vectors.npy")]) == 0
+    expected = model.encode([images[0], "a ferry", str(tmp_path / "missing.png")])
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, **CLOSE)

@@ -135,13 +135,14 @@ def test_kernels_that_fail_the_probe_are_not_used(
     if not isinstance(KERNELS, Library):
         pytest.skip("native kernels are not installed")
     from stonnx._engine import probe
-    from stonnx._engine.image_route import ImageRoute
 
-    run = ImageRoute.run
+    bundle = bundle_of("int8", checkpoint, shared_directory)
+    kind: Any = type(stonnx.SentenceTransformer(bundle)._engine.images)
+    run = kind.run
     monkeypatch.setattr(probe, "is_remembered", lambda *_: False)
     monkeypatch.setattr(probe, "remember", lambda *_: None)
-    monkeypatch.setattr(ImageRoute, "run", lambda self, *rest: (-1 if self.session.kernels else 1) * run(self, *rest))
-    model = stonnx.SentenceTransformer(bundle_of("int8", checkpoint, shared_directory))
+    monkeypatch.setattr(kind, "run", lambda self, *rest: (-1 if self.session.kernels else 1) * run(self, *rest))
+    model = stonnx.SentenceTransformer(bundle)
     session = model._engine.images.session
     assert session.kernels == ""
     assert "gives images other vectors" in session.fallbacks[-1]

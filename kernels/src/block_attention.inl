@@ -16,18 +16,36 @@ static void turn_heads(const AttentionBlock& b, const AttentionCall& c, float* r
   for (int head = 0; head < b.heads + b.kv_heads; head++, row += b.head_pad) {
     const float* gamma = head < b.heads ? b.q_gamma : b.k_gamma;
     if (gamma) {
-      float square = 0.f;
-      for (int i = 0; i < b.head_size; i++) square += row[i] * row[i];
-      const float by = 1.f / __builtin_sqrtf(square / static_cast<float>(b.head_size) + b.shared.epsilon);
-      for (int i = 0; i < b.head_size; i++) row[i] = row[i] * by * gamma[i];
+      vf square[2] = {set1(0.f), set1(0.f)};
+      for (int i = 0; i < b.head_pad; i += 2 * VL) {
+        const vf low = load(row + i), high = load(row + i + VL);
+        square[0] = fma(low, low, square[0]), square[1] = fma(high, high, square[1]);
+      }
+      const float mean = reduce_add(add(square[0], square[1])) / static_cast<float>(b.head_size);
+      const vf by = set1(1.f / __builtin_sqrtf(mean + b.shared.epsilon));
+      for (int i = 0; i < b.head_pad; i += VL) store(row + i, mul(mul(load(row + i), by), load(gamma + i)));
     }
-    if (!b.rotary) continue;
-    for (int i = 0; i < half; i++) {
-      float& x = row[b.rotary == 1 ? i : 2 * i];
-      float& y = row[b.rotary == 1 ? i + half : 2 * i + 1];
-      const float cosine = cosines[i * step], sine = sines[i * step], x0 = x, y0 = y;
-      x = x0 * cosine - y0 * sine;
-      y = y0 * cosine + x0 * sine;
+    if (b.rotary == 1) {
+      float *first = row, *second = row + half;
+      int i = 0;
+      for (; i + VL <= half; i += VL) {
+        const vf cosine = load(cosines + i), sine = load(sines + i), x = load(first + i), y = load(second + i);
+        store(first + i, sub(mul(x, cosine), mul(y, sine)));
+        store(second + i, fma(x, sine, mul(y, cosine)));
+      }
+      if (i < half) {
+        const int left = half - i;
+        const vf cosine = load_first(cosines + i, left), sine = load_first(sines + i, left);
+        const vf x = load_first(first + i, left), y = load_first(second + i, left);
+        store_first(first + i, sub(mul(x, cosine), mul(y, sine)), left);
+        store_first(second + i, fma(x, sine, mul(y, cosine)), left);
+      }
+    } else if (b.rotary == 2) {
+      for (int i = 0; i < half; i++) {
+        const float cosine = cosines[i * step], sine = sines[i * step], x = row[2 * i], y = row[2 * i + 1];
+        row[2 * i] = x * cosine - y * sine;
+        row[2 * i + 1] = y * cosine + x * sine;
+      }
     }
   }
 }

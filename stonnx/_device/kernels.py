@@ -164,7 +164,7 @@ def _choose_bfloat16(bundle: Kernels | None, precision: str) -> Choice:
 
 
 def _no_bfloat16(library: Library) -> str:
-    return f"those that run here ({library.variant}) cannot: it takes AVX512-BF16 or AMX"
+    return f"those that run here ({library.variant}) cannot: it takes AVX512-BF16 and AVX512-VBMI, or AMX"
 
 
 @functools.cache

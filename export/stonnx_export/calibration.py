@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Sample = Sequence[int] | npt.NDArray[np.float32]
 
 # Sequences of uniformly random token ids give ranges as good as those of real sentences (measured on all-MiniLM-L6-v2),
-# in any language and without any data.
+# in any language. They do not show which channels are large together: see calibration_texts.py.
 _SEQUENCES, _TOKENS = 64, 64
 # Punctuation is mixed in, because trained networks put their largest values on it, and on the first token. Every text
 # has some of it.
@@ -146,36 +147,40 @@ def tokens(
         yield {name: array[0] for name, array in zip(names, found, strict=True)}
 
 
-def channel_ranges(
-    model: ir.Model, values: Collection[ir.Value], samples: Sequence[Sample]
-) -> Mapping[str, npt.NDArray[np.float32]]:
-    """The largest magnitude [K] of each channel of float values [B, S, K], by the name of the value."""
-    largest: dict[str, npt.NDArray[np.float32]] = {}
-    for arrays in tokens(model, values, samples):
-        for name, array in arrays.items():
-            peak = np.abs(array).max(axis=0)
-            largest[name] = np.maximum(largest[name], peak) if name in largest else peak
-    return largest
+@dataclass(frozen=True)
+class Measured:
+    """Of a value [B, S, K] over many tokens: what its channels hold, and which of them go together."""
+
+    # The largest magnitude of each channel, [K].
+    peak: npt.NDArray[np.float32]
+    # The mean of ``x_i x_j`` over all tokens, [K, K]; None if it was not asked for.
+    moments: npt.NDArray[np.float32] | None
+    # How many tokens there were.
+    count: int
+
+    def merged(self, other: Measured) -> Measured:
+        """Of the tokens of both."""
+        count, moments = self.count + other.count, None
+        if self.moments is not None and other.moments is not None:
+            moments = (self.moments * self.count + other.moments * other.count) / np.float32(count)
+        return Measured(np.maximum(self.peak, other.peak), moments, count)
 
 
-def second_moments(
-    model: ir.Model, values: Mapping[ir.Value, npt.NDArray[np.float32] | None], samples: Sequence[Sample]
-) -> Mapping[str, npt.NDArray[np.float32]]:
-    """The mean of ``x_i x_j`` over all tokens, [K, K], by the name of the value.
-
-    The values are float, [B, S, K]. They are divided by the scales [K] of their channels if those are given.
-    """
-    scales = {str(value.name): scale for value, scale in values.items()}
-    sums: dict[str, npt.NDArray[np.float32]] = {}
-    counts = dict.fromkeys(scales, 0)
+def measure(
+    model: ir.Model,
+    values: Collection[ir.Value],
+    samples: Sequence[Sample],
+    with_moments: Collection[ir.Value] = (),
+) -> Mapping[str, Measured]:
+    """Measure float values [B, S, K] over all tokens, by the name of the value."""
+    names = {str(value.name) for value in with_moments}
+    found: dict[str, Measured] = {}
     for rows in _together(tokens(model, values, samples)):
         for name, array in rows.items():
-            scale = scales[name]
-            even = array if scale is None else array / scale
-            second = np.dot(even.T, even)
-            sums[name] = sums[name] + second if name in sums else second
-            counts[name] += len(array)
-    return {name: total / np.float32(counts[name]) for name, total in sums.items()}
+            moments = np.dot(array.T, array) / np.float32(len(array)) if name in names else None
+            new = Measured(np.abs(array).max(axis=0), moments, len(array))
+            found[name] = found[name].merged(new) if name in found else new
+    return found
 
 
 def _together(

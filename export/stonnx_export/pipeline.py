@@ -28,6 +28,7 @@ from stonnx._errors import FidelityError, InvalidArgumentError
 from stonnx._hub.download import missing_for_pytorch
 from stonnx._tasks import DTYPES, TASKS, Task
 from stonnx_export.calibration import random_sequences, read_texts, text_sequences
+from stonnx_export.calibration_texts import CALIBRATION_TEXTS
 from stonnx_export.checkpoint.modules import Transformer, is_code
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.checkpoint.repository_code import Trust
@@ -85,7 +86,7 @@ def export(
         output: Directory of the bundle. None: ``MODEL-DTYPE`` in the current directory.
         dtype: The recipe: see ``stonnx_export.RECIPES``.
         calibrate: A text file, one text in a line, from which int8 takes the ranges of its values. None: it takes them
-            from random tokens, which is as good for most models and does not need texts.
+            from texts of its own and from random tokens, which is as good for most models.
         pairs: A CSV file of scored pairs (text, text, number), for the drop of Spearman's correlation in the report.
         task: ``"embedding"``, ``"sparse"``, ``"rerank"`` or ``"multivector"``. None: the task of the checkpoint.
         source: ``"torch"`` takes the PyTorch weights; ``"onnx"`` takes the ONNX file that the checkpoint has in
@@ -258,10 +259,10 @@ def _calibrate(
     limit, tokenizer = text_limit(checkpoint, route, original), original.tokenizer(route)
     if limit is None or not isinstance(checkpoint.routes[route][0], Transformer):  # a table, and no products
         return quantization(graph, [])
-    random = random_sequences(tokenizer, limit)
+    known = [*text_sequences(tokenizer, CALIBRATION_TEXTS, limit), *random_sequences(tokenizer, limit)]
     if texts is None:
-        return quantization(graph, random, advance=advance)
-    return quantization(graph, text_sequences(tokenizer, texts, limit), random, advance)
+        return quantization(graph, known, advance=advance)
+    return quantization(graph, text_sequences(tokenizer, texts, limit), known, advance)
 
 
 def _quantize(

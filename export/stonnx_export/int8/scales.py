@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from stonnx._bundle.manifest import Scalar
 from stonnx._text.batching import consecutive
-from stonnx_export.calibration import TOKENS_TOGETHER, Sample, channel_ranges, second_moments, tokens
+from stonnx_export.calibration import TOKENS_TOGETHER, Measured, Sample, measure, tokens
 from stonnx_export.graph.read import NORMALIZATIONS, constant_array, last_dimension
 from stonnx_export.int8 import fast_gelu, flat_tokens, products, tables
 from stonnx_export.int8.products import Group
@@ -42,7 +42,8 @@ class Quantization:
     Args:
         model: The graph. It stays as it is.
         samples: The texts or images to calibrate with.
-        others: Further ones, whose values static scales have to hold as well: larger values are cut off.
+        others: Further ones, whose values static scales have to hold as well: larger values are cut off. Rounding takes
+            both.
         advance: Is told how many values of how many are measured: up to a minute for each in large models.
     """
 
@@ -55,11 +56,9 @@ class Quantization:
     ) -> None:
         self._model = model
         self._samples = samples
-        groups = products.groups(model)
-        self._names = [group.name for group in groups]
-        self._ranges = channel_ranges(model, [group.input for group in groups], samples) if groups else {}
-        normalized = [group.input for group in groups if _is_normalized(group.input)]
-        self._other_ranges = channel_ranges(model, normalized, others) if normalized and others else {}
+        self._others = others
+        self._names = [group.name for group in products.groups(model)]
+        self._ranges: dict[str, npt.NDArray[np.float32]] = {}
         self._static: dict[str, float] = {}
         self._codes: dict[str, npt.NDArray[np.int8]] = {}
         self._round(advance)
@@ -111,24 +110,31 @@ class Quantization:
 
     def _round(self, advance: Advance) -> None:
         """Round the weights of all products, and find the values that can have a static scale."""
+        # Smoothing divides the parameters of this copy. It also divides a product's columns if they are the values of
+        # attention; that does not change any of its codes.
         model = self._model.clone()
-        groups = [group for group in products.groups(model) if last_dimension(group.input) <= _MOST_INPUTS]
         smooth = products.Quantizer(self._ranges).smooth
-        # The values of the graph as it is, and the scales that divide them. Smoothing also divides a product's columns
-        # if they are the values of attention; that does not change any of its codes.
-        scales = {group.name: smooth(model.graph, group) for group in groups}
-        groups = [group for group in products.groups(self._model) if group.name in scales]
+        copies = {group.name: group for group in products.groups(model)}
         done = 0
-        for some in consecutive(groups, _memory, _MOMENTS):
-            found = second_moments(self._model, {group.input: scales[group.name] for group in some}, self._samples)
+        for some in consecutive(products.groups(self._model), _memory, _MOMENTS):
+            values = [group.input for group in some]
+            rounded = [value for value in values if last_dimension(value) <= _MOST_INPUTS]
+            found = measure(self._model, values, self._samples, rounded)
+            others = measure(self._model, values, self._others, rounded) if self._others else {}
             for group in some:
-                self._round_group(group, scales[group.name], found[str(group.input.name)])
+                name = str(group.input.name)
+                measured = found[name]
+                self._ranges[name] = measured.peak
+                scale = smooth(model.graph, copies[group.name])
+                self._round_group(group, scale, measured.merged(others[name]) if name in others else measured)
                 done += 1
-                advance(done, len(groups))
+                advance(done, len(self._names))
 
-    def _round_group(
-        self, group: Group, scale: npt.NDArray[np.float32] | None, moments: npt.NDArray[np.float32]
-    ) -> None:
+    def _round_group(self, group: Group, scale: npt.NDArray[np.float32] | None, measured: Measured) -> None:
+        if measured.moments is None:
+            return
+        scales = np.float32(1) if scale is None else scale
+        moments = measured.moments / scales / np.expand_dims(scales, -1)
         weights = [array for product in group.products if (array := constant_array(product.inputs[1])) is not None]
         # Side by side: all products that read a value need the same moments for their rounding.
         weight = np.concatenate(weights, axis=1)
@@ -141,9 +147,7 @@ class Quantization:
             for product, codes in zip(group.products, every, strict=True):
                 self._codes[str(product.outputs[0].name)] = np.ascontiguousarray(codes)
         if _is_normalized(group.input):
-            name = str(group.input.name)
-            ranges = np.maximum(self._ranges[name], self._other_ranges.get(name, 0))
-            peak = float((ranges if scale is None else ranges / scale).max())
+            peak = float((measured.peak / scales).max())
             # Rounding to steps costs a twelfth of a step's square for each value (Bennett, 1948).
             noise = float(np.square(weight).sum()) * (peak / products.range_of(group).steps) ** 2 / 12
             if noise <= _STATIC_NOISE * float(np.sum(weight * (moments @ weight))):

@@ -17,10 +17,9 @@ from stonnx._bundle.manifest import ChatTemplate
 from stonnx._errors import InvalidArgumentError
 from stonnx_export import calibration, export
 from stonnx_export.calibration import (
-    channel_ranges,
+    measure,
     random_sequences,
     read_texts,
-    second_moments,
     text_sequences,
     tokens,
 )
@@ -187,7 +186,7 @@ class TestRanges:
     def test_the_largest_magnitudes_of_all_texts(self) -> None:
         model = encoder()
         values = [node.inputs[0] for node in nodes_of(model, "MatMul")]
-        ranges = channel_ranges(model, values, self.SEQUENCES)
+        ranges = {name: found.peak for name, found in measure(model, values, self.SEQUENCES).items()}
         assert set(ranges) == {str(value.name) for value in values}
         # The same values as outputs of the graph.
         plain = encoder()
@@ -206,18 +205,30 @@ class TestRanges:
             np.testing.assert_allclose(ranges[name], array, rtol=1e-6)
         assert {len(array) for array in ranges.values()} == {HIDDEN, 2 * HIDDEN}
 
-    @pytest.mark.parametrize("even", [False, True])
-    def test_the_moments_of_all_tokens(self, even: bool) -> None:
+    def test_the_moments_of_all_tokens(self) -> None:
         model = encoder()
         values = [node.inputs[0] for node in nodes_of(model, "MatMul")]
-        rng = np.random.default_rng(0)
-        scales = {value: rng.uniform(0.5, 2, value.shape[-1]).astype(np.float32) if even else None for value in values}
-        moments = second_moments(model, scales, self.SEQUENCES)
-        for value, scale in scales.items():
+        measured = measure(model, values, self.SEQUENCES, values[:-1])
+        assert [measured[str(value.name)].moments is None for value in values] == [False] * (len(values) - 1) + [True]
+        for value in values[:-1]:
             rows = [arrays[str(value.name)] for arrays in tokens(model, [value], self.SEQUENCES)]
             assert [len(row) for row in rows] == [len(sequence) for sequence in self.SEQUENCES]
-            x = np.concatenate(rows).astype(np.float64) / (1 if scale is None else scale)
-            np.testing.assert_allclose(moments[str(value.name)], x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+            x = np.concatenate(rows).astype(np.float64)
+            np.testing.assert_allclose(measured[str(value.name)].moments, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+
+    def test_the_parts_make_the_whole(self) -> None:
+        """Texts in two lists, of different lengths, measure as in one."""
+        model = encoder()
+        values = [node.inputs[0] for node in nodes_of(model, "MatMul")]
+        whole, one, other = (
+            measure(model, values, sequences, values)
+            for sequences in (self.SEQUENCES, self.SEQUENCES[:1], self.SEQUENCES[1:])
+        )
+        for name, expected in whole.items():
+            merged = one[name].merged(other[name])
+            assert merged.count == expected.count == sum(map(len, self.SEQUENCES))
+            np.testing.assert_array_equal(merged.peak, expected.peak)
+            np.testing.assert_allclose(merged.moments, expected.moments, rtol=1e-4, atol=1e-5)
 
     def test_a_value_that_is_an_output_of_the_graph(self) -> None:
         model = encoder()
@@ -233,9 +244,9 @@ class TestRanges:
         if fails:
             monkeypatch.setattr(calibration, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
             with pytest.raises(OSError, match="disk full"):
-                channel_ranges(model, values, self.SEQUENCES)
+                measure(model, values, self.SEQUENCES)
         else:
-            channel_ranges(model, values, self.SEQUENCES)
+            measure(model, values, self.SEQUENCES)
         after = ir.to_proto(model)
         assert after.graph.node == before.graph.node
         assert after.graph.output == before.graph.output

@@ -154,7 +154,7 @@ class TestAllOrNothing:
         assert calls
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize("stage", ["channel_ranges", "_errors"])
+    @pytest.mark.parametrize("stage", ["measure", "_errors"])
     def test_killed(self, hostile_checkpoint: Path, hostile_original: TracedOnce, tmp_path: Path, stage: str) -> None:
         """What is left behind is hidden, is not a bundle, and goes with the next export."""
         ir.save(hostile_original.graph("default"), tmp_path / "traced.onnx")

@@ -18,6 +18,7 @@ from stonnx._bundle.integrity import check_files
 from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._errors import FidelityError
 from stonnx_export import RECIPES, export, pipeline
+from stonnx_export.calibration_texts import CALIBRATION_TEXTS
 from stonnx_export.int8 import scales
 from stonnx_export.int8.products import groups
 from stonnx_export.int8.scales import Quantization
@@ -142,14 +143,14 @@ class TestMixedPrecision:
     ) -> None:
         """Their ranges are others, and so are the weights."""
         seen = []
-        ranges = scales.channel_ranges
-        monkeypatch.setattr(scales, "channel_ranges", lambda *args: seen.append(args[2]) or ranges(*args))
+        measure = scales.measure
+        monkeypatch.setattr(scales, "measure", lambda *args: seen.append(args[2]) or measure(*args))
         with_tolerance(monkeypatch, cosine_mean=0.9)
         lines = [f"A man is playing {number} flutes in the park." for number in range(20)]
         (tmp_path / "texts.txt").write_text("\n".join(lines))
         given = export(hostile_checkpoint, tmp_path / "a", dtype="int8", calibrate=tmp_path / "texts.txt")
         without = export(hostile_checkpoint, tmp_path / "b", dtype="int8")
         assert seen[0] == [hostile_once.token_ids("default", line) for line in lines]
-        # Static scales hold random tokens as well.
-        assert [len(sequences) for sequences in seen[1:]] == [64, 64]
+        # Static scales hold other texts and random tokens as well.
+        assert [len(sequences) for sequences in seen[1:]] == [len(CALIBRATION_TEXTS) + 64] * 2
         assert (given / "model.onnx").read_bytes() != (without / "model.onnx").read_bytes()

@@ -133,8 +133,8 @@ class Quantization:
     def _round_group(self, group: Group, scale: npt.NDArray[np.float32] | None, measured: Measured) -> None:
         if measured.moments is None:
             return
-        scales = np.float32(1) if scale is None else scale
-        moments = measured.moments / scales / np.expand_dims(scales, -1)
+        scales = np.ones_like(measured.peak) if scale is None else scale
+        moments = measured.moments / scales / scales[:, None]
         weights = [array for product in group.products if (array := constant_array(product.inputs[1])) is not None]
         # Side by side: all products that read a value need the same moments for their rounding.
         weight = np.concatenate(weights, axis=1)

@@ -98,6 +98,15 @@ class TestMiniLM:
         assert manifest.kernels.blocks == {"AttentionInt8": 6, "FeedForwardInt8": 6}
         assert not manifest.kernels.stock
 
+    def test_kernels_on_sentences(self, model: stonnx.SentenceTransformer, minilm: stonnx.SentenceTransformer) -> None:
+        """The losses by rounded weights and activations show here: 0.99947 if random tokens alone calibrate."""
+        if not model.info.kernels:
+            pytest.skip("there are no native kernels")
+        expected, result = (one.encode(sentences()) for one in (minilm, model))
+        found = cosines(expected, result)
+        assert found.mean() >= 0.99954
+        assert found.min() >= 0.9985
+
     def test_sentences(self, model: stonnx.SentenceTransformer, minilm: stonnx.SentenceTransformer) -> None:
         expected, result = (one.encode(sentences()) for one in (minilm, model))
         found = cosines(expected, result)
@@ -119,7 +128,7 @@ class TestMiniLM:
         assert correlations[0] - correlations[1] <= 0.1
 
     def test_kernels_on_scored_pairs(self, model: stonnx.SentenceTransformer, pairs: dict[str, np.ndarray]) -> None:
-        """What is left of the weights' rounding shows here: with random tokens alone the mean is 0.99947."""
+        """With random tokens alone for calibration, the mean is 0.99947."""
         if not model.info.kernels:
             pytest.skip("there are no native kernels")
         result = model.encode(pairs["texts"].tolist())

@@ -42,7 +42,8 @@ def with_outliers(model: ir.Model) -> tuple[ir.Model, int]:
         readers = {use.node for use in group.input.uses()}
         if not readers <= set(group.products):  # a residual connection would need a multiplication
             continue
-        scales = smooth_channels.smooth(model.graph, group.input, group.products, channels ** (-1 / 0.65))
+        exponent = smooth_channels.exponent_of(group.products)
+        scales = smooth_channels.smooth(model.graph, group.input, group.products, channels ** (-1 / exponent))
         if scales is None:
             continue
         for product in group.products:

@@ -25,7 +25,7 @@ from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.read import constant_array
 from stonnx_export.int8 import products
 from stonnx_export.int8.products import Quantizer, groups
-from stonnx_export.int8.smooth_channels import smooth
+from stonnx_export.int8.smooth_channels import exponent_of, smooth
 
 Part = Callable[[GraphBuilder, ir.Value, np.random.Generator], ir.Value]
 
@@ -109,6 +109,27 @@ def multiply_rows(model: ir.Model, product: ir.Node, scales: np.ndarray) -> None
     weight = constant_array(product.inputs[1])
     assert weight is not None
     product.replace_input_with(1, GraphBuilder(model.graph).constant(weight * scales[:, None], "multiplied"))
+
+
+READERS: dict[str, tuple[Part, float]] = {
+    "queries, keys and values": (attention(HEADS), 0.95),
+    "shared keys and values": (attention(2), 0.95),
+    "GELU": (lambda op, x, rng: op.Gelu(linear(op, x, HIDDEN, rng)), 0.65),
+    "SwiGLU": (gated, 0.65),
+    "a residual connection": (
+        lambda op, x, rng: layer_norm(op, shaped(op.Add(x, linear(op, x, HIDDEN, rng)), *TOKENS, HIDDEN), rng),
+        0.65,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_reads_a_product_sets_the_exponent(name: str) -> None:
+    part, exponent = READERS[name]
+    _, value, _ = model_of(part)
+    first = next(node for node in value.graph if node.op_type == "MatMul")
+    every = [use.node for use in first.inputs[0].uses() if use.node.op_type == "MatMul"]
+    assert exponent_of(every) == exponent
 
 
 @pytest.mark.parametrize("read_by_others", [False, True])

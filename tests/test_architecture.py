@@ -38,11 +38,7 @@ RUNTIME = (
 )
 # Those of the exporter, above all of these but what they are called from.
 EXPORTER = (
-<<<<<<< HEAD
-    ("stages", "texts", "pictures", "graph"),
-=======
-    ("stages", "texts", "calibration_texts", "graph"),
->>>>>>> ba11d60 (int8: calibration adds 125 texts of many kinds to random tokens; one run measures ranges and moments)
+    ("stages", "texts", "pictures", "calibration_texts", "graph"),
     ("checkpoint", "passes"),
     ("heads",),
     ("originals",),

@@ -68,7 +68,7 @@ COUNTS = {
     # Those of queries and keys too; not the last one, which is an output.
     "Qwen/Qwen3-Embedding-0.6B": Counts(2, fuse_rms_norm=8, products=14, flat_tokens=14),
     # A layer with a window, and one without; keys and values of one head are too small to be quantized.
-    "google/embeddinggemma-300m": Counts(1, fuse_rms_norm=12, products=10, flat_tokens=17),
+    "google/embeddinggemma-300m": Counts(1, fuse_rms_norm=12, products=10, flat_tokens=17, blocks=2),
     "minishlab/potion-base-8M": Counts(0, products=0, flat_tokens=0, blocks=0),
     # The head of a masked language model has a GELU and two more products.
     "naver/splade-cocondenser-ensembledistil": Counts(2, 4, 4, fast_gelu=3, products=14),

@@ -130,6 +130,7 @@ static INLINE void softmax(float* scores, size_t pitch, int begin, int end, cons
 }
 
 // The text's first row is at `token`. Results of the head go to `to`, rows `to_pitch` apart.
+// Of `queries` rows, the first `length` are keys too, or all and more. Results are zero for a query whose range has no key.
 static void attend(const AttentionBlock& block, const AttentionCall& call, const Projected& projected, int token, int length, int queries,
                    int head, float* to, size_t to_pitch, const HeadMemory& m) {
   const int dims = block.head_pad, shared = head / (block.heads / block.kv_heads);
@@ -146,6 +147,10 @@ static void attend(const AttentionBlock& block, const AttentionCall& call, const
     int begin = 0, stop = length;
     if (block.window >= 0) begin = most(0, first - block.window) / 32 * 32, stop = least(stop, last + block.window + 1);
     if (block.causal) stop = least(stop, last + 1);
+    if (begin >= stop) {
+      for (int r = first; r <= last; r++) zero_floats(to + r * to_pitch + static_cast<size_t>(head) * dims, dims);
+      continue;
+    }
     const int end = round_up(stop, 32);
     const uint32_t* query = reinterpret_cast<const uint32_t*>(q + first * pitch);
     for (int j = begin; j < end; j += 32)
@@ -165,6 +170,8 @@ static void attend(const AttentionBlock& block, const AttentionCall& call, const
       softmax<4>(m.scores + static_cast<size_t>(r) * keys_pad, keys_pad, begin, end, from + r, until + r, block.scale, bias + r, reciprocal + r);
     for (; r < count; r++)
       softmax<1>(m.scores + static_cast<size_t>(r) * keys_pad, keys_pad, begin, end, from + r, until + r, block.scale, bias + r, reciprocal + r);
+    for (r = 0; r < count; r++)
+      if (from[r] >= until[r]) reciprocal[r] = 0.f;
     for (int d = 0; d < dims; d += 32) {
       mix_up_to(count, reinterpret_cast<const uint32_t*>(m.scores + begin), keys_pad,
                 m.values + static_cast<size_t>(d) * keys_pad + static_cast<size_t>(begin) * 32, stop - begin, 32, m.mixed, 32);

@@ -89,6 +89,7 @@ static INLINE bool wild(const uint32_t* rows, size_t panel_pitch, int count, int
 }
 
 // `projected` has the text's first row at `token`. Results of the head go to `to`, rows `to_pitch` apart.
+// Of `queries` rows, the first `length` are keys too, or all and more. Results are zero for a query whose range has no key.
 static void attend(const AttentionBlock& block, const AttentionCall& call, const Projected& projected, int token, int length, int queries,
                    int head, float* to, size_t to_pitch, const HeadMemory& m) {
   const int dims = block.head_pad, depth = dims / 2, shared = head / (block.heads / block.kv_heads);
@@ -109,6 +110,10 @@ static void attend(const AttentionBlock& block, const AttentionCall& call, const
     int begin = 0, stop = length;
     if (block.window >= 0) begin = most(0, first - block.window) / 32 * 32, stop = least(stop, last + block.window + 1);
     if (block.causal) stop = least(stop, last + 1);
+    if (begin >= stop) {
+      for (int r = first; r <= last; r++) zero_floats(to + r * to_pitch + static_cast<size_t>(head) * dims, dims);
+      continue;
+    }
     s.latest = 0, s.earliest = length;
     for (int r = 0; r < count; r++) {
       const int i = first + r;
@@ -138,6 +143,8 @@ static void attend(const AttentionBlock& block, const AttentionCall& call, const
     for (; r < count; r++)
       weigh<1>(m.scores + static_cast<size_t>(r) * keys_pad, m.weights + static_cast<size_t>(r) * keys_pad / 2, keys_pad, begin, end, half, by,
                top + r, reciprocal + r);
+    for (r = 0; r < count; r++)
+      if (s.from[r] >= s.until[r]) reciprocal[r] = 0.f;
     const int pairs = ((half ? length + 1 : end) - begin) / 2;
     for (int d = 0; d < dims; d += 32)
       mix(count, m.weights + begin / 2, keys_pad / 2, m.values + (static_cast<size_t>(d) * keys_pad + static_cast<size_t>(begin) * 32) / 2, pairs,

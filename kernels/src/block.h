@@ -85,6 +85,7 @@ struct AttentionCall {
   float* y;
   int64_t batch, seq, out_seq;
   const int64_t* lengths;         // [batch], checked; null: all of seq
+  const int64_t* attended;        // [batch], checked: the keys of each text; null: as many as its length
   const float *cosines, *sines;   // [positions][rotary_columns]
   int rotary_columns, rotary_dims;  // columns of the tables, dimensions that rotate
   const float* bias;              // scores' bias of text-independent shape, or null

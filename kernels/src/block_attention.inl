@@ -8,6 +8,11 @@ static INLINE int length_of(const AttentionCall& c, int64_t text) {
 
 static INLINE bool turns(const AttentionBlock& b) { return b.rotary || b.q_gamma || b.k_gamma; }
 
+// How many of a text's tokens are keys.
+static INLINE int keys_of(const AttentionCall& c, int64_t text) {
+  return static_cast<int>(c.attended ? c.attended[text] : length_of(c, text));
+}
+
 // RMS norms and rotation of the queries and keys of one token.
 static void turn_heads(const AttentionBlock& b, const AttentionCall& c, float* row, int position) {
   const int half = c.rotary_dims / 2, step = b.rotary == 2 && c.rotary_columns == c.rotary_dims ? 2 : 1;
@@ -122,7 +127,7 @@ static void attend_group(const AttentionBlock& b, const AttentionCall& c, const 
     }
     const int length = length_of(c, first + text);
     tiles_begin();
-    attend(b, c, m.projected, token, length, least(length, static_cast<int>(c.out_seq)),
+    attend(b, c, m.projected, token, keys_of(c, first + text), least(length, static_cast<int>(c.out_seq)),
            task % b.heads, m.mixed + static_cast<size_t>(row) * width, width, workers[worker]);
     tiles_end();
   });

@@ -18,7 +18,7 @@ bool float_as_bf16_in_new_sessions() { return float_as_bf16; }
 using namespace stonnx;
 
 const char* stonnx_kernels_version() { return STONNX_KERNELS_VERSION; }
-int stonnx_kernels_operators() { return 1; }
+int stonnx_kernels_operators() { return 2; }
 const char* stonnx_kernels_variant() {
   const Variant* v = variant_in_use();
   return v ? v->name : "";

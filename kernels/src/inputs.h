@@ -3,24 +3,26 @@
 
 namespace stonnx {
 
-constexpr int kExtras = 12;  // inputs for the body alone
+constexpr int kExtras = 12;  // inputs for the body alone, after kCount others
 
 namespace attention_input {
 enum : int {
   kX, kLengths, kTokenLimit, kPreGamma, kPreBeta, kWq, kSq, kBq, kWk, kSk, kBk, kWv, kSv, kBv, kQGamma, kKGamma, kCos, kSin,
-  kPositionBias, kWo, kSo, kBo, kOutGamma, kOutBeta, kResidualScale, kPostGamma, kPostBeta, kCount
+  kPositionBias, kWo, kSo, kBo, kOutGamma, kOutBeta, kResidualScale, kPostGamma, kPostBeta, kCount,
+  // After the extras: bundles from before it keep the places of theirs.
+  kAttended = kCount + kExtras, kAll
 };
 }  // namespace attention_input
 
 namespace feed_forward_input {
 enum : int {
   kX, kLengths, kPreGamma, kPreBeta, kWUp, kSUp, kBUp, kWGate, kSGate, kBGate, kWDown, kSDown, kBDown, kOutGamma, kOutBeta,
-  kResidualScale, kPostGamma, kPostBeta, kCount
+  kResidualScale, kPostGamma, kPostBeta, kCount, kAll = kCount + kExtras
 };
 }  // namespace feed_forward_input
 
 namespace vocabulary_input {
-enum : int { kX, kLengths, kTable, kScale, kCount };
+enum : int { kX, kLengths, kTable, kScale, kCount, kAll = kCount + kExtras };
 }  // namespace vocabulary_input
 
 constexpr const char* kAttentionNames[] = {

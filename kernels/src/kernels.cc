@@ -27,6 +27,15 @@ const char* read_texts(const View& x, const View& lengths, int width, int64_t* b
   return *batch * *seq < kMostRows ? nullptr : "x has too many rows";
 }
 
+const char* read_attended(const View& attended, int64_t batch, int64_t seq, const int64_t* lengths, const int64_t** to) {
+  if (!attended.there) return nullptr;
+  if (attended.rank != 1 || attended.dims[0] != batch) return "attended must have a number for each text";
+  *to = static_cast<const int64_t*>(attended.data);
+  for (int64_t i = 0; i < batch; i++)
+    if ((*to)[i] < 0 || (*to)[i] > (lengths ? lengths[i] : seq)) return "attended has a value below 0 or above the length of its text";
+  return nullptr;
+}
+
 const char* read_lengths(const View& lengths, int64_t batch, int64_t seq, const int64_t** to) {
   if (!lengths.there) return nullptr;
   *to = static_cast<const int64_t*>(lengths.data);
@@ -47,6 +56,7 @@ const char* prepare_call(const AttentionKernel& kernel, const View* inputs, Atte
   if (const char* wrong = read_texts(x, lengths, b.shared.width, &c.batch, &c.seq)) return wrong;
   c.x = static_cast<const float*>(x.data);
   if (const char* wrong = read_lengths(lengths, c.batch, c.seq, &c.lengths)) return wrong;
+  if (const char* wrong = read_attended(inputs[kAttended], c.batch, c.seq, c.lengths, &c.attended)) return wrong;
   c.out_seq = c.seq;
   if (inputs[kTokenLimit].there) {
     const View& limit = inputs[kTokenLimit];

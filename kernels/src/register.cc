@@ -74,13 +74,13 @@ void run_on_session(void* self, void (*work)(void*, size_t), size_t count, void*
 struct AttentionTraits {
   using Kernel = AttentionKernel;
   using Call = AttentionCall;
-  static constexpr int kInputs = attention_input::kCount;
+  static constexpr int kInputs = attention_input::kCount, kAll = attention_input::kAll;
   static constexpr const char* const* kNames = kAttentionNames;
   static constexpr int kWeights[] = {attention_input::kWq, attention_input::kWk, attention_input::kWv, attention_input::kWo};
-  static constexpr int kIntegers[] = {attention_input::kLengths, attention_input::kTokenLimit};
+  static constexpr int kIntegers[] = {attention_input::kLengths, attention_input::kTokenLimit, attention_input::kAttended};
   // Read at each call; everything else was read when the kernel was made.
   static constexpr int kRead[] = {attention_input::kX, attention_input::kLengths, attention_input::kTokenLimit, attention_input::kCos,
-                                  attention_input::kSin, attention_input::kPositionBias};
+                                  attention_input::kSin, attention_input::kPositionBias, attention_input::kAttended};
   static auto build(Node& node, Weights weights, Form form) { return build_attention(node, weights, form); }
   static bool run(const Kernel& k, const Call& c) { return k.variant->attention(k.made->block, c); }
 };
@@ -88,7 +88,7 @@ struct AttentionTraits {
 struct FeedForwardTraits {
   using Kernel = FeedForwardKernel;
   using Call = FeedForwardCall;
-  static constexpr int kInputs = feed_forward_input::kCount;
+  static constexpr int kInputs = feed_forward_input::kCount, kAll = feed_forward_input::kAll;
   static constexpr const char* const* kNames = kFeedForwardNames;
   static constexpr int kWeights[] = {feed_forward_input::kWUp, feed_forward_input::kWGate, feed_forward_input::kWDown};
   static constexpr int kIntegers[] = {feed_forward_input::kLengths};
@@ -100,7 +100,7 @@ struct FeedForwardTraits {
 struct VocabularyTraits {
   using Kernel = VocabularyKernel;
   using Call = VocabularyCall;
-  static constexpr int kInputs = vocabulary_input::kCount;
+  static constexpr int kInputs = vocabulary_input::kCount, kAll = vocabulary_input::kAll;
   static constexpr const char* const* kNames = kVocabularyNames;
   static constexpr int kWeights[] = {vocabulary_input::kTable};
   static constexpr int kIntegers[] = {vocabulary_input::kLengths};
@@ -132,12 +132,12 @@ ort::Status* create(const ort::CustomOp* op, const void*, const ort::KernelInfo*
 template <class T>
 ort::Status* compute(void* kernel, ort::KernelContext* context) {
   const auto& k = *static_cast<const typename T::Kernel*>(kernel);
-  View inputs[T::kInputs], out;
+  View inputs[T::kAll], out;
   size_t count = 0;
   if (ort::Status* status = ort::call(ort::kKernelContextGetInputCount, static_cast<const ort::KernelContext*>(context), &count)) return status;
   for (int i : T::kRead)
     if (static_cast<size_t>(i) < count && !read_view(context, static_cast<size_t>(i), &inputs[i]))
-      return ort::failure(ort::kFail, "stonnx.kernels: cannot read input %s", T::kNames[i]);
+      return ort::failure(ort::kFail, "stonnx.kernels: cannot read input %s", i < T::kInputs ? T::kNames[i] : "attended");
   typename T::Call call;
   if (const char* wrong = prepare_call(k, inputs, &call, &out)) return ort::failure(ort::kInvalidArgument, "stonnx.kernels: %s", wrong);
   ort::Value* value = nullptr;
@@ -157,12 +157,11 @@ template <class T>
 int input_type(const ort::CustomOp* op, size_t index) {
   const Weights weights = static_cast<const Operator*>(op)->weights;
   const int i = static_cast<int>(index);
-  if (i >= T::kInputs) return ort::kAny;
   for (int w : T::kWeights)
     if (i == w) return weights == Weights::kInt8 ? ort::kInt8 : weights == Weights::kFloat ? ort::kFloat : ort::kBFloat16;
   for (int w : T::kIntegers)
     if (i == w) return ort::kInt64;
-  return ort::kFloat;
+  return i < T::kInputs ? ort::kFloat : ort::kAny;
 }
 
 template <class T>
@@ -176,7 +175,7 @@ void describe(Operator& op, const char* name, const char* kind, int alias, Weigh
   op.name = [](const ort::CustomOp* o) -> const char* { return static_cast<const Operator*>(o)->alias; };
   op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };
   op.input_type = input_type<T>;
-  op.input_count = [](const ort::CustomOp*) -> size_t { return T::kInputs + kExtras; };
+  op.input_count = [](const ort::CustomOp*) -> size_t { return T::kAll; };
   op.output_type = [](const ort::CustomOp*, size_t) -> int { return ort::kFloat; };
   op.output_count = [](const ort::CustomOp*) -> size_t { return 1; };
   op.destroy = [](void* kernel) { delete static_cast<typename T::Kernel*>(kernel); };

@@ -137,9 +137,9 @@ int main(int argc, char** argv) {
   if (c.weights != Weights::kInt8 && !variant_in_use()->bf16) return fail("the variant has no bfloat16 products");
   if (c.op == 0)
     return run<AttentionKernel, AttentionCall>(
-        c, kAttentionNames, attention_input::kCount, build_attention,
+        c, kAttentionNames, attention_input::kAll, build_attention,
         [](const Variant* v, const AttentionKernel& k, const AttentionCall& call) { return v->attention(k.made->block, call); }, argv[2]);
   return run<FeedForwardKernel, FeedForwardCall>(
-      c, kFeedForwardNames, feed_forward_input::kCount, build_feed_forward,
+      c, kFeedForwardNames, feed_forward_input::kAll, build_feed_forward,
       [](const Variant* v, const FeedForwardKernel& k, const FeedForwardCall& call) { return v->feed_forward(k.made->block, call); }, argv[2]);
 }

@@ -19,14 +19,21 @@ from typing import Any
 from stonnx._bundle.manifest import Kernels
 from stonnx._errors import DeviceError, UnsupportedError
 
-# The version of kernels/OPERATORS.md that this runtime and its library speak.
-OPERATORS = 1
+# The version of kernels/OPERATORS.md up to which this runtime knows blocks.
+OPERATORS = 2
+# The first one whose attention computes rows that a text's tokens do not attend to.
+_ATTENDED = 2
 _PACKAGE = "stonnx_kernels"
 # Reasons why stock operators run open with this.
 WITHOUT = "without native kernels: "
 INSTALL = 'pip install "stonnx[kernels]"'
+UPGRADE = 'pip install -U "stonnx[kernels]"'
 # The library registers each operator under this many names: NAME, NAME_1 and so on.
 _MOST_BODIES = 24
+# The reason why older bundles of late interaction run without kernels.
+_SKIPS_PADDING = (
+    "the blocks of this bundle are from a version of stonnx whose kernels skip the tokens that fill up its queries"
+)
 _FLOAT_BLOCKS = ("AttentionFloat", "FeedForwardFloat")
 
 
@@ -35,7 +42,7 @@ class Library:
     """A usable library, and its properties.
 
     ``variant`` names the instructions that it uses here, of the ``variants`` that this CPU can run, best first;
-    ``bfloat16`` says whether they multiply bfloat16.
+    ``bfloat16`` says whether they multiply bfloat16. It runs blocks up to the version ``operators`` of their contract.
     """
 
     path: Path
@@ -43,6 +50,7 @@ class Library:
     variant: str
     variants: tuple[str, ...]
     bfloat16: bool
+    operators: int = OPERATORS
 
     @contextlib.contextmanager
     def session(
@@ -99,10 +107,10 @@ class Unusable:
 def find(operators: int = OPERATORS) -> Library | Unusable:
     """The library, if blocks of this version of the contract can run on it."""
     found = _load()
-    if isinstance(found, Library) and operators != OPERATORS:
+    if isinstance(found, Library) and operators > found.operators:
         return Unusable(
-            f"the bundle has blocks of version {operators}, and stonnx-kernels {found.version} runs version "
-            f"{OPERATORS}. Install the same version of stonnx as the bundle was exported with, or export it again",
+            f"the bundle has blocks of version {operators}, and stonnx-kernels {found.version} runs those up to "
+            f"version {found.operators}. Install a newer one: {UPGRADE}",
             unexpected=True,
         )
     return found
@@ -117,13 +125,14 @@ class Choice:
     fallback: str = ""
 
 
-def choose(bundle: Kernels | None, precision: str, *, bfloat16: bool) -> Choice:
+def choose(bundle: Kernels | None, precision: str, *, bfloat16: bool, reads_padding: bool = False) -> Choice:
     """Choose the kernels for the blocks of a bundle.
 
     Args:
         bundle: The manifest's entry about them.
         precision: The precision of the bundle.
         bfloat16: Whether float32 blocks should run in bfloat16.
+        reads_padding: Whether tokens fill up queries, and the queries' own tokens do not attend to them.
 
     Raises:
         UnsupportedError: They should, and the bundle does not have any.
@@ -131,9 +140,11 @@ def choose(bundle: Kernels | None, precision: str, *, bfloat16: bool) -> Choice:
     """
     blocks = bundle.blocks if bundle is not None else {}
     if bfloat16:
-        return _choose_bfloat16(bundle, precision)
+        return _choose_bfloat16(bundle, precision, reads_padding)
     if bundle is None or not blocks or precision == "float32":
         return Choice()
+    if reads_padding and bundle.operators < _ATTENDED:
+        return Choice(fallback=f"{WITHOUT}{_SKIPS_PADDING}. Export the model again with: stonnx export MODEL")
     found = find(bundle.operators)
     slow = " The blocks run in float32, as fast as those of a float32 bundle." if precision == "bfloat16" else ""
     if isinstance(found, Unusable):
@@ -144,11 +155,17 @@ def choose(bundle: Kernels | None, precision: str, *, bfloat16: bool) -> Choice:
     return Choice(found)
 
 
-def _choose_bfloat16(bundle: Kernels | None, precision: str) -> Choice:
-    if bundle is None or not any(bundle.blocks.get(name) for name in _FLOAT_BLOCKS) or precision != "float32":
-        reason = "it was exported before there were kernels" if bundle is None else "it has no float32 blocks for them"
-        if precision != "float32":
-            reason = f"its precision is {precision}"
+def _choose_bfloat16(bundle: Kernels | None, precision: str, reads_padding: bool) -> Choice:
+    reason = ""
+    if precision != "float32":
+        reason = f"its precision is {precision}"
+    elif bundle is None:
+        reason = "it was exported before there were kernels"
+    elif not any(bundle.blocks.get(name) for name in _FLOAT_BLOCKS):
+        reason = "it has no float32 blocks for them"
+    elif reads_padding and bundle.operators < _ATTENDED:
+        reason = _SKIPS_PADDING
+    if bundle is None or reason:
         raise UnsupportedError(
             f"device_options bfloat16=True runs the blocks of a float32 bundle with native kernels, and {reason}. "
             "Leave it out, or export a bundle for it: stonnx export MODEL --dtype bf16"
@@ -186,15 +203,13 @@ def _load() -> Library | Unusable:
         bfloat16 = bool(functions.stonnx_kernels_bf16())
     except (OSError, AttributeError) as error:  # the library is missing, made for another system, or another library
         return Unusable(f"stonnx-kernels {version} cannot be loaded: {error}. Install it again: {INSTALL}", True)
-    if own != version or operators != OPERATORS:
+    if own != version:
         return Unusable(
-            f"{path} is version {own} with operators {operators}, and the package says {version}, this stonnx needs "
-            f"operators {OPERATORS}. Install the two together: {INSTALL}",
-            unexpected=True,
+            f"{path} is version {own}, and the package says {version}. Install it again: {UPGRADE}", unexpected=True
         )
     if not variant:
         return Unusable(reason, unexpected=os.environ.get("STONNX_KERNELS") != "0")
-    return Library(path, version, variant, variants, bfloat16)
+    return Library(path, version, variant, variants, bfloat16, operators)
 
 
 @functools.cache

@@ -227,7 +227,9 @@ def _kernels_for(wanted: _Wanted, device: Device) -> native.Choice:
         return native.Choice()
     if wanted.refused:
         return native.Choice(fallback=wanted.refused)
-    return native.choose(wanted.facts.kernels, wanted.facts.precision, bfloat16=wanted.options.bfloat16)
+    facts = wanted.facts
+    reads_padding = any(spec.name == "query_rows" for spec in facts.inputs)
+    return native.choose(facts.kernels, facts.precision, bfloat16=wanted.options.bfloat16, reads_padding=reads_padding)
 
 
 def _load_stock(wanted: _Wanted, device: Device, form: str, providers: Any, without_kernels: str) -> _Loaded:

@@ -75,7 +75,7 @@ class Engine:
         check_task(self.manifest, bundle.directory / MANIFEST_NAME)
         require_features(self.manifest.requires_cpu_features, f"The bundle {bundle.directory}")
 
-        def load(route: Route, refused: str, kernels: bool) -> Callable[[int | None], GraphSession]:
+        def load(route: Route, refused: str) -> Callable[[int | None], GraphSession]:
             def session(count: int | None) -> GraphSession:
                 return bundle.load_graph(
                     route.graph,
@@ -99,14 +99,7 @@ class Engine:
 
         def routes(refused: str = "") -> dict[str, LoadedRoute]:
             return {
-                name: LoadedRoute(
-                    bundle,
-                    route,
-                    load(route, refused, kernels),
-                    max_batch_tokens,
-                    limits,
-                    load_stock=load(route, refused, kernels=False),
-                )
+                name: LoadedRoute(bundle, route, load(route, refused), max_batch_tokens, limits)
                 for name, route in self.manifest.routes.items()
             }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -47,8 +46,6 @@ class LoadedRoute:
         load: Callable[[int | None], GraphSession],
         max_batch_tokens: int | None,
         limits: Limits,
-        *,
-        load_stock: Callable[[int | None], GraphSession],
     ) -> None:
         self.spec = route
         file = route.tokenizer.file
@@ -66,11 +63,7 @@ class LoadedRoute:
             if all(isinstance(size, int) for size in spec.shape[1:])
         }
         shapes = {spec.name: spec.shape for spec in route.outputs}
-        weights = bundle.graph_bytes(route.graph)
-        self._runner = Runner(load, weights, limits, shapes)
-        # Made on first use, if at all: see _runner_of.
-        self._stock: Runner | None = None
-        self._make_stock = functools.partial(Runner, load_stock, weights, limits, shapes)
+        self._runner = Runner(load, bundle.graph_bytes(route.graph), limits, shapes)
         check_graph(route, self.session.required, self.session.output_shapes, bundle.directory / route.graph)
         pad = route.tokenizer.pad_token_id
         if pad and self.tokenizer.backend.id_to_token(pad) is None:
@@ -122,18 +115,6 @@ class LoadedRoute:
             return QueryTokenizer(spec.expansion, read, spec, path, limits.tokenized_characters)
         return Tokenizer(read, spec, path, limits.tokenized_characters)
 
-    def _runner_of(self, task: str | None) -> Runner:
-        """The runner for texts that are called queries or documents.
-
-        Native kernels skip what comes after the end of a text. If tokens fill up queries, and no other token attends to
-        them, they are there, and stock operators run: in a session of their own, with a copy of the weights.
-        """
-        reads_padding = task == "query" and "query_rows" in self.session.inputs
-        if not (reads_padding and self.session.kernels):
-            return self._runner
-        self._stock = self._stock or self._make_stock()
-        return self._stock
-
     def query_rows(self, task: str | None) -> int | None:
         """The number of rows that every query has at least; None for texts that are not called queries."""
         expansion = self.spec.tokenizer.expansion
@@ -175,8 +156,9 @@ class LoadedRoute:
         counters = counters or Counters(len(texts))
         budget = self._budget(outputs, batch_size)
         tokenizer, rows = self.tokenizer_of(task, limit), self.query_rows(task)
-        runner = self._runner_of(task)
-        call = Call(tokenizer, runner, outputs, budget, prompt_length, rows, too_long, counters, reduce, self._limits)
+        call = Call(
+            tokenizer, self._runner, outputs, budget, prompt_length, rows, too_long, counters, reduce, self._limits
+        )
         return call.results(texts)
 
     def run(
@@ -205,7 +187,7 @@ class LoadedRoute:
         """
         _, result = run_tokens(
             self.tokenizer_of(task),
-            self._runner_of(task),
+            self._runner,
             texts,
             outputs,
             prompt_length=prompt_length,
@@ -251,10 +233,8 @@ class LoadedRoute:
         for batch, sequence in dict.fromkeys([(1, 1), (1, limit), (largest, limit)]):
             ids = np.full((batch, sequence), self.spec.tokenizer.pad_token_id, dtype=np.int64)
             feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-            for runner in {self._runner, self._runner_of("query")}:
-                runner.warmup(outputs, feeds, free_memory=ids.size > budget.tokens)
+            self._runner.warmup(outputs, feeds, free_memory=ids.size > budget.tokens)
 
     def trim(self) -> None:
         """Give back unused memory."""
-        for runner in filter(None, (self._runner, self._stock)):
-            runner.trim()
+        self._runner.trim()

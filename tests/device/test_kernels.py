@@ -111,19 +111,36 @@ class TestFind:
         assert isinstance(found, native.Unusable)
         assert "stonnx_kernels_version" in found.reason
 
-    @pytest.mark.parametrize("changes", [{"version": b"0.0.9"}, {"operators": 2}])
-    def test_another_version(self, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        install(monkeypatch, FakeLibrary(**changes))
+    def test_another_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        install(monkeypatch, FakeLibrary(version=b"0.0.9"))
         found = native.find()
         assert isinstance(found, native.Unusable)
         assert found.unexpected
-        assert "Install the two together" in found.reason
+        assert "Install it again" in found.reason
 
-    def test_blocks_of_another_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_blocks_of_a_newer_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
         install(monkeypatch, FakeLibrary())
         choice = native.choose(Kernels(2, {"AttentionInt8": 1}), "int8", bfloat16=False)
         assert choice.library is None
         assert "version 2" in choice.fallback
+        assert "up to version 1" in choice.fallback
+        assert "pip install -U" in choice.fallback
+
+    def test_blocks_of_an_older_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        install(monkeypatch, FakeLibrary(operators=3))
+        choice = native.choose(Kernels(1, {"AttentionInt8": 1}), "int8", bfloat16=False)
+        assert choice.library is not None
+
+    def test_older_blocks_of_queries_that_are_filled_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Their kernels would skip what fills them up. Nothing runs them but stock operators."""
+        install(monkeypatch, FakeLibrary(operators=2, bf16=1))
+        old = native.choose(Kernels(1, {"AttentionInt8": 1}), "int8", bfloat16=False, reads_padding=True)
+        assert old.library is None
+        assert "fill up its queries. Export the model again" in old.fallback
+        new = native.choose(Kernels(2, {"AttentionInt8": 1}), "int8", bfloat16=False, reads_padding=True)
+        assert new.library is not None
+        with pytest.raises(UnsupportedError, match="fill up its queries"):
+            native.choose(FLOAT_BLOCKS, "float32", bfloat16=True, reads_padding=True)
 
     def test_turned_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whoever asked for that needs no warning."""
@@ -216,9 +233,7 @@ class TestSession:
         functions.stonnx_kernels_float_as_bf16 = lambda on: calls.append(("bf16", on))  # type: ignore[attr-defined]
         functions.stonnx_kernels_names = lambda names: calls.append(("names", names))  # type: ignore[attr-defined]
         install(monkeypatch, functions, LIBRARY=tmp_path / "nothing.so")
-        facts = GraphFacts(
-            precision="int8", kernels=Kernels(native.OPERATORS, {"AttentionInt8": 2, "FeedForwardInt8": 1})
-        )
+        facts = GraphFacts(precision="int8", kernels=Kernels(1, {"AttentionInt8": 2, "FeedForwardInt8": 1}))
         session = open_session(graph, device="cpu", threads=2, facts=facts)
         assert session.kernels == ""
         (reason,) = session.fallbacks

@@ -16,6 +16,7 @@ from small_graphs import graph_of, linear, random, shaped
 from stonnx._device import kernels as native
 from stonnx_export.calibration import options
 from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.graph.read import QUERY_ROWS
 from stonnx_export.int8 import products as products_module
 from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import bfloat16, outline
@@ -27,7 +28,7 @@ TOKENS = ("batch", "sequence")
 @dataclass(frozen=True)
 class Layer:
     """What a layer is like. ``norm`` is where the norms stand: behind the residual connections, or in front. What they
-    leave is as large as ``loud``."""
+    leave is as large as ``loud``. Tokens that no token attends to fill up a ``filled`` one's texts."""
 
     hidden: int = 64
     heads: int = 2
@@ -47,6 +48,7 @@ class Layer:
     position_bias: bool = False
     token_limit: bool = False
     loud: float = 1
+    filled: bool = False
     seed: int = 0
 
     def model(self) -> ir.Model:
@@ -54,6 +56,8 @@ class Layer:
         inputs = [(name, ir.DataType.INT64, TOKENS) for name in ("input_ids", "attention_mask")]
         model, op, (ids, mask) = graph_of(*inputs)
         rng = np.random.default_rng(self.seed)
+        if self.filled:
+            op.optional_input(QUERY_ROWS, np.array(-1, dtype=np.int64), ())
         lengths = op.ReduceSum(mask, op.vector([1]), keepdims=0)
         table = op.constant(random(rng, VOCABULARY, self.hidden), "embeddings")
         x = self._norm(op, shaped(op.Gather(table, ids), *TOKENS, self.hidden), rng)
@@ -103,7 +107,8 @@ class Layer:
             return shaped(cut, "batch", "tokens", int((value.shape or ())[2]))  # type: ignore[arg-type]
 
         rest = self._rest(op, ids, mask, lengths)
-        attributes: dict[str, Any] = {"scale": 1 / float(np.sqrt(self.head_size)), "is_causal": int(self.causal)}
+        causal = self.causal and not self.filled
+        attributes: dict[str, Any] = {"scale": 1 / float(np.sqrt(self.head_size)), "is_causal": int(causal)}
 
         def inside(read: ir.Value) -> ir.Value:
             widths = [heads * self.head_size for heads in (self.heads, self.kv_heads, self.kv_heads)]
@@ -136,6 +141,11 @@ class Layer:
             near = op.LessOrEqual(distance, op.scalar(self.window))
             real = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), op.vector([1, 2]))
             allowed = op.And(op.Unsqueeze(near, op.vector([0, 1])), real)
+            return (shaped(allowed, "batch", 1, "sequence", "sequence", dtype=ir.DataType.BOOL),)
+        if self.causal and self.filled:
+            before = op.LessOrEqual(op.Unsqueeze(positions, op.vector([0])), op.Unsqueeze(positions, op.vector([1])))
+            real = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), op.vector([1, 2]))
+            allowed = op.And(op.Unsqueeze(before, op.vector([0, 1])), real)
             return (shaped(allowed, "batch", 1, "sequence", "sequence", dtype=ir.DataType.BOOL),)
         if self.causal:
             return ()
@@ -291,6 +301,7 @@ class Compared:
         known = {value.name for value in [*session.get_inputs(), *session.get_overridable_initializers()]}
         (result,) = session.run(None, {name: array for name, array in feeds.items() if name in known})
         mask = feeds["attention_mask"][:, : result.shape[1], None] > 0
+        mask |= (np.arange(result.shape[1]) < feeds.get(QUERY_ROWS, -1))[:, None]
         zeroed: np.ndarray = np.where(mask, result, 0)
         return zeroed
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -125,6 +127,46 @@ class TestInvariance:
         assert not wrong
 
 
+class TestFilledUp:
+    """Tokens after the end of a query are rows of it, and no token attends to them."""
+
+    @pytest.mark.parametrize("name", ["BERT", "MPNet", "ModernBERT", "ModernBERT's window", "Qwen3"])
+    def test_against_the_body(self, name: str, dtype: str, library: native.Library) -> None:
+        layer = dataclasses.replace(KINDS[name], filled=True)
+        compared = Compared(layer, dtype, library)
+        assert compared.found.blocks.total() == 2, compared.found.stock
+        assert compared.found.operators == 2
+        for lengths in [(1,), (7, 2), (33, 1, 17, 64), (5, 64), (0, 3)]:
+            for rows in (-1, 0, 1, 16, 32, 64, 100):
+                check(compared, {**filled_feeds_of(lengths), "query_rows": np.array(rows)}, dtype)
+
+    def test_a_query_alone_padded_and_in_a_batch(self, dtype: str, library: native.Library) -> None:
+        compared, threaded = (
+            Compared(dataclasses.replace(KINDS["BERT"], filled=True), dtype, library, threads=threads)
+            for threads in (1, 3)
+        )
+        feeds = {**filled_feeds_of((19, 3, 40, 0)), "query_rows": np.array(32)}
+        together = compared.kernel(feeds)
+        np.testing.assert_array_equal(threaded.kernel(feeds), together)
+        for number, rows in enumerate((32, 32, 40, 32)):
+            alone = {key: array[number : number + 1, :rows] if array.ndim else array for key, array in feeds.items()}
+            np.testing.assert_array_equal(compared.kernel(alone)[0], together[number, :rows])
+
+    def test_what_fills_up_changes_no_other_row(self, dtype: str, library: native.Library) -> None:
+        compared = Compared(dataclasses.replace(KINDS["BERT"], filled=True), dtype, library)
+        feeds = filled_feeds_of((9, 4))
+        plain = {key: array[:, :9] for key, array in feeds.items()}
+        filled = compared.kernel({**feeds, "query_rows": np.array(64)})
+        np.testing.assert_array_equal(filled[0, :9], compared.kernel(plain)[0])
+        assert filled[0, 9:].any(axis=-1).all()
+
+
+def filled_feeds_of(lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """Texts of these lengths, of 64 rows at least, each of which is a token."""
+    feeds = feeds_of([64] * len(lengths))
+    return {**feeds, "attention_mask": feeds_of([*lengths, 64])["attention_mask"][:-1]}
+
+
 class TestEdges:
     def test_no_texts(self, dtype: str, library: native.Library) -> None:
         empty = np.zeros((0, 4), dtype=np.int64)
@@ -190,6 +232,7 @@ def layers(draw: st.DrawFn) -> Layer:
         causal=causal,
         window=window,
         position_bias=not causal and window is None and draw(st.booleans()),
+        filled=draw(st.booleans()),
         seed=draw(st.integers(0, 3)),
     )
 
@@ -200,8 +243,11 @@ def layers(draw: st.DrawFn) -> Layer:
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(layer=layers(), lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4))
-def test_fuzzed(layer: Layer, lengths: list[int], dtype: str, library: native.Library) -> None:
+@given(layer=layers(), lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4), rows=st.integers(-1, 80))
+def test_fuzzed(layer: Layer, lengths: list[int], rows: int, dtype: str, library: native.Library) -> None:
     compared = Compared(layer, dtype, library)
     assert compared.found.blocks, compared.found.stock
-    check(compared, feeds_of(lengths), dtype)
+    feeds = feeds_of(lengths)
+    if layer.filled:
+        feeds |= {"input_ids": feeds_of([max(lengths)] * len(lengths))["input_ids"], "query_rows": np.array(rows)}
+    check(compared, feeds, dtype)

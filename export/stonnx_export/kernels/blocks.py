@@ -23,6 +23,17 @@ _Attributes = dict[str, int | float | str]
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """The tokens of each text [B]: its own, and how many of its rows are results. None: the graph has no such texts.
+
+    The two are one value unless tokens fill up queries and no other token attends to them.
+    """
+
+    own: ir.Value | None
+    rows: ir.Value | None
+
+
+@dataclass(frozen=True)
 class Norm:
     """A normalization: its weights and settings."""
 
@@ -71,7 +82,7 @@ def endings(model: ir.Model) -> Iterator[Ending]:
             break
 
 
-def block(ending: Ending, lengths: ir.Value | None, windows: Windows, kinds: Collection[WeightKind]) -> Part:
+def block(ending: Ending, lengths: Lengths, windows: Windows, kinds: Collection[WeightKind]) -> Part:
     """The block with this ending.
 
     Raises:
@@ -79,15 +90,16 @@ def block(ending: Ending, lengths: ir.Value | None, windows: Windows, kinds: Col
     """
     attention = attention_of(ending.product.input, windows)
     if attention is not None:
-        inputs, attributes = _attention(attention, lengths)
+        inputs, attributes, last = _attention(attention, lengths)
         products, limit, mask = attention.products, attention.limit, attention.mask
         operator = "Attention"
     else:
         activated = _activated(ending.product.input)
         if activated is None:
             raise Declined("its product reads neither attention nor an activation")
-        inputs, attributes = activated.settings(lengths)
+        inputs, attributes = activated.settings(lengths.rows)
         products, limit, mask = activated.products, None, None
+        last = {}
         operator = "FeedForward"
     products = (*products, ending.product)
     found = {product.kind for product in products}
@@ -96,7 +108,7 @@ def block(ending: Ending, lengths: ir.Value | None, windows: Windows, kinds: Col
     if not found <= {*kinds}:
         raise Declined(f"its products are in {_PRECISIONS[products[0].kind]}")
     inputs |= _product(ending.product, "o" if attention is not None else "down")
-    return _around(operator, ending, products, inputs, attributes, limit, mask)
+    return replace(_around(operator, ending, products, inputs, attributes, limit, mask), last=last)
 
 
 def _around(
@@ -166,13 +178,13 @@ FEED_FORWARD_INPUTS = (
 )
 
 
-def _attention(attention: Attention, lengths: ir.Value | None) -> tuple[_Inputs, _Attributes]:
-    """The inputs and attributes of what stands between the norms."""
-    if attention.lengths is not None and attention.lengths is not lengths:
+def _attention(attention: Attention, lengths: Lengths) -> tuple[_Inputs, _Attributes, dict[str, ir.Value]]:
+    """The inputs and attributes of what stands between the norms, and the inputs that come last."""
+    if attention.lengths is not None and attention.lengths is not lengths.own:
         raise Declined("its attention has lengths of its own")
     query, key = attention.query, attention.key
     inputs: _Inputs = {
-        "lengths": lengths,
+        "lengths": lengths.rows,
         "token_limit": attention.limit,
         "q_gamma": query.gamma,
         "k_gamma": key.gamma,
@@ -198,7 +210,10 @@ def _attention(attention: Attention, lengths: ir.Value | None) -> tuple[_Inputs,
         raise Declined("its queries and keys are normalized differently")
     if query.epsilon is not None:
         attributes["epsilon"] = query.epsilon
-    return inputs, attributes
+    # Causal attention without lengths and mask reads all rows before a token's own.
+    bounded = attention.lengths is not None or attention.mask is not None
+    last = {"attended": lengths.own} if bounded and lengths.own is not None and lengths.own is not lengths.rows else {}
+    return inputs, attributes, last
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ class Part:
     """The part that becomes one node: everything that ``output`` is computed from, up to the inputs.
 
     ``inputs`` are in the order of the operator, None if one is left out. Further inputs that only the body needs follow
-    as ``extra_0``, ``extra_1`` ... . ``same_rows`` says that all its values have as many rows as its first input.
+    as ``extra_0``, ``extra_1`` ... , and ``last`` are those of the operator that come after all of these. ``same_rows``
+    says that all its values have as many rows as its first input.
     """
 
     operator: str
@@ -46,6 +47,7 @@ class Part:
     attributes: Mapping[str, int | float | str]
     output: ir.Value
     same_rows: bool
+    last: Mapping[str, ir.Value] = field(default_factory=dict)
 
 
 class Declined(Exception):  # noqa: N818 - an answer, not a failure
@@ -144,6 +146,8 @@ class _Body:
         self._values: dict[ir.Value, ir.Value] = {
             actual: formal for formal, actual in zip(self._formals, self.actuals, strict=True) if actual is not None
         }
+        last = [ir.Value(name=name) for name in part.last]
+        self._values |= dict(zip(part.last.values(), last, strict=True))
         for value in part.extras:
             self._extra(value)
         self._nodes: list[ir.Node] = []
@@ -153,6 +157,12 @@ class _Body:
             self._copy(node)
         if len(self.actuals) - len(part.inputs) > _MOST_EXTRAS:
             raise Declined(f"its body needs more than {_MOST_EXTRAS} further inputs")
+        if last:
+            for index in range(len(self.actuals) - len(part.inputs), _MOST_EXTRAS):
+                self._formals.append(ir.Value(name=f"extra_{index}"))
+                self.actuals.append(None)
+            self._formals += last
+            self.actuals += part.last.values()
 
     def function(self, opsets: Mapping[str, int]) -> ir.Function:
         """The function, which does not have a name yet."""

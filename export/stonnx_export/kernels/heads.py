@@ -44,7 +44,7 @@ class Attention:
     window: int | None
     lengths: ir.Value | None
     position_bias: ir.Value | None
-    # The mask of a window: the operator has the width, and the body reads the mask.
+    # The mask of a window, or a causal one: the operator has an attribute for it, and the body reads the mask.
     mask: ir.Value | None
 
     @property
@@ -76,13 +76,14 @@ def attention_of(value: ir.Value, windows: Windows) -> Attention | None:
         raise Declined("its attention has past keys, or bounds its scores")
     heads, kv_heads = (_number_of_heads(node, name, part) for name, part in (("q", query), ("kv", key)))
     one, two, three = (heads_of(part) for part in (query, key, values))
-    position_bias, window = None, None
+    position_bias, window, causal = None, None, is_causal(node)
     if mask is not None and mask.dtype == ir.DataType.FLOAT:
         position_bias = mask
     elif mask is not None:
         window = windows.width(mask)
-        if window is None:
+        if window is None and not windows.is_causal(mask):
             raise Declined("its mask is neither padding nor a window around each token")
+        causal = causal or window is None
     if two.limit is not None or three.limit is not None:
         raise Declined("its keys are those of the first tokens only")
     if (one.part, two.part, three.part) not in ((None, None, None), (0, 1, 2)):
@@ -100,10 +101,9 @@ def attention_of(value: ir.Value, windows: Windows) -> Attention | None:
         kv_heads = two.product.shape[1] // head_size
     attribute = node.attributes.get("scale")
     scale = attribute.as_float() if attribute is not None else 1 / math.sqrt(head_size)
-    causal = is_causal(node)
-    window_mask = mask if window is not None else None
+    read_by_body = mask if position_bias is None else None
     return Attention(
-        one, two, three, heads, kv_heads, head_size, scale, causal, window, lengths, position_bias, window_mask
+        one, two, three, heads, kv_heads, head_size, scale, causal, window, lengths, position_bias, read_by_body
     )
 
 

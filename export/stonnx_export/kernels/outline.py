@@ -17,17 +17,18 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from stonnx._bundle.manifest import Kernels
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.pass_result import PassResult
-from stonnx_export.graph.read import IMAGE_INPUT, constant_array, input_named
+from stonnx_export.graph.read import IMAGE_INPUT, QUERY_ROWS, constant_array, input_named
 from stonnx_export.kernels import rows
-from stonnx_export.kernels.blocks import block, endings
+from stonnx_export.kernels.blocks import Lengths, block, endings
 from stonnx_export.kernels.functions import Declined, Outliner
 from stonnx_export.kernels.products import WeightKind
 from stonnx_export.kernels.vocabulary import vocabularies
 from stonnx_export.kernels.window import Windows
 
 _NAME = "outline"
-# The version of kernels/OPERATORS.md by which blocks are outlined.
-OPERATORS = 1
+# The version of kernels/OPERATORS.md by which blocks are outlined; and that of blocks that compute more rows of a text
+# than those that its tokens attend to.
+_OPERATORS, _OPERATORS_WITH_ATTENDED = 1, 2
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Outline:
 
     blocks: Counter[str]
     stock: Counter[str]
+    operators: int = _OPERATORS
 
     @property
     def result(self) -> PassResult:
@@ -47,7 +49,8 @@ def kernels(outlines: Sequence[Outline]) -> Kernels | None:
     """The manifest's entry about the kernels of a bundle's graphs; None if no graph has any such block."""
     blocks = sum((found.blocks for found in outlines), Counter[str]())
     stock = sum((found.stock for found in outlines), Counter[str]())
-    return Kernels(OPERATORS, dict(blocks), dict(stock)) if blocks or stock else None
+    operators = max((found.operators for found in outlines), default=_OPERATORS)
+    return Kernels(operators, dict(blocks), dict(stock)) if blocks or stock else None
 
 
 def run(model: ir.Model, kinds: Collection[WeightKind]) -> Outline:
@@ -70,7 +73,7 @@ def run(model: ir.Model, kinds: Collection[WeightKind]) -> Outline:
             stock[str(reason)] += 1
         else:
             blocks[part.operator] += 1
-    for kind, part in vocabularies(model, lengths):
+    for kind, part in vocabularies(model, lengths.own):
         if kind not in kinds:
             continue
         try:
@@ -83,10 +86,21 @@ def run(model: ir.Model, kinds: Collection[WeightKind]) -> Outline:
         outliner.finish()
     RemoveUnusedNodesPass()(model)
     graph.sort()
-    return Outline(blocks, stock)
+    return Outline(blocks, stock, _OPERATORS if lengths.own is lengths.rows else _OPERATORS_WITH_ATTENDED)
 
 
-def _lengths(graph: ir.Graph) -> ir.Value | None:
+def _lengths(graph: ir.Graph) -> Lengths:
+    """The numbers of tokens of each text, and of its rows that are results."""
+    own, query_rows, ids = _own_tokens(graph), input_named(graph, QUERY_ROWS), input_named(graph, "input_ids")
+    if own is None or query_rows is None or ids is None:
+        return Lengths(own, own)
+    node = own.producer()
+    assert node is not None
+    op = GraphBuilder(graph, before=list(graph)[list(graph).index(node) + 1])
+    return Lengths(own, op.Max(own, op.Min(query_rows, op.Shape(ids, start=1, end=2))))
+
+
+def _own_tokens(graph: ir.Graph) -> ir.Value | None:
     """The number of tokens of each text. Attention reads it already, or it is made for the kernels."""
     mask = input_named(graph, "attention_mask")
     if mask is None:

@@ -1,4 +1,7 @@
-"""Masks that let each token see those near it. Running the part of the graph that computes one shows its distance."""
+"""Masks that let each token see those near it, or those before it.
+
+Running the part of the graph that computes a mask shows which tokens it allows.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from stonnx_export.graph.part import part_of
+from stonnx_export.graph.read import QUERY_ROWS, input_named
+from stonnx_export.passes.attention_lengths import kind_of_mask
 
 # Right-padded texts on which a mask is probed. The last ones are longer than any window that kernels are worth for.
 _PROBES = ((1,), (5, 2), (40, 7), (700, 40))
@@ -16,13 +21,22 @@ class Windows:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
+        # Whether rows after the end of a text are results, which do not attend to each other.
+        self._reads_padding = input_named(model.graph, QUERY_ROWS) is not None
         self._known: dict[ir.Value, int | None] = {}
+        self._causal: dict[ir.Value, bool] = {}
 
     def width(self, mask: ir.Value) -> int | None:
         """w, if token i of a text sees its tokens j with ``abs(i - j) <= w`` and no others; else None."""
         if mask not in self._known:
             self._known[mask] = self._probe(mask)
         return self._known[mask]
+
+    def is_causal(self, mask: ir.Value) -> bool:
+        """Whether a token of a text sees its tokens up to itself, and no others."""
+        if mask not in self._causal:
+            self._causal[mask] = kind_of_mask(self._model, mask, self._reads_padding) == "causal"
+        return self._causal[mask]
 
     def _probe(self, mask: ir.Value) -> int | None:
         part = part_of(self._model, mask)
@@ -45,8 +59,9 @@ class Windows:
                 return None
             reach = int(np.broadcast_to(distance, seen.shape)[seen].max())
             expected = (distance <= reach) & real[:, None, :]
-            # Queries that are padding do not matter: nothing reads their rows.
-            if not np.array_equal(allowed[real], expected[real]):
+            # Otherwise, queries that are padding do not matter: nothing reads their rows.
+            read = np.ones_like(real) if self._reads_padding else real
+            if not np.array_equal(allowed[read], expected[read]):
                 return None
             found.append(reach)
         # A short text ends before the window does. The longest text must be longer than the window.

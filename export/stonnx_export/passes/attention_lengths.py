@@ -49,7 +49,7 @@ def run(model: ir.Model) -> PassResult:
             continue
         bias, mask = _position_bias(mask, mask_input)
         if mask not in kinds:
-            kinds[mask] = _kind_of_mask(model, mask, reads_padding)
+            kinds[mask] = kind_of_mask(model, mask, reads_padding)
         kind = kinds[mask]
         if (bias is not None or reads_padding) and kind != "padding":
             kind = None
@@ -175,7 +175,7 @@ def _swaps_heads(transpose: ir.Node) -> bool:
     return tuple(transpose.attributes["perm"].as_ints()) == (0, 2, 1, 3)
 
 
-def _kind_of_mask(model: ir.Model, mask: ir.Value, reads_padding: bool) -> str | None:
+def kind_of_mask(model: ir.Model, mask: ir.Value, reads_padding: bool) -> str | None:
     """``"padding"``, ``"causal"``, or None if the mask is something else or depends on more than the inputs.
 
     ``reads_padding``: the rows of padding count, too.

@@ -79,7 +79,7 @@ double stonnx_kernels_bench(int hidden, int inner, int heads, int tokens, int bf
   const Variant* variant = variant_in_use();
   if (!variant || (bf16 && !variant->bf16) || hidden < 1 || inner < 1 || heads < 1 || tokens < 1 || hidden % heads) return -1;
   const Weights weights = bf16 ? Weights::kBFloat16 : Weights::kInt8;
-  const Form form = bf16 ? Form::kBFloat16 : variant->int8_form;
+  const Layout layout = layout_of(*variant, weights);
   MadeUp a, f;
   {
     using namespace attention_input;
@@ -96,8 +96,8 @@ double stonnx_kernels_bench(int hidden, int inner, int heads, int tokens, int bf
     f.vector(kPostGamma, hidden, 1.f), f.vector(kPostBeta, hidden, 0.f);
   }
   Node attention_node(a, kAttentionNames), feed_node(f, kFeedForwardNames);
-  const auto attention = build_attention(attention_node, weights, form);
-  const auto feed = build_feed_forward(feed_node, weights, form);
+  const auto attention = build_attention(attention_node, weights, layout);
+  const auto feed = build_feed_forward(feed_node, weights, layout);
   if (!attention || !feed) return -1;
   const size_t count = static_cast<size_t>(tokens) * hidden;
   std::vector<float> x(count), y(count), z(count);

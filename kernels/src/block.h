@@ -13,12 +13,18 @@ enum class Form : int {
   kBFloat16,  // 32 bfloat16 a step; dot products of two
 };
 
+// How weights lie: `group` bytes of a column lie together, the dot products of an instruction.
+struct Layout {
+  Form form;
+  int group;  // 4, or 8
+};
+
 constexpr int kPanel = 32;       // columns of a panel of weights
 constexpr int kStepBytes = 64;   // bytes of one row in a step
 constexpr int kHeadMultiple = 32;  // heads are padded to this width
 
 // A product with a constant matrix. Padding (rows, columns, heads) has zero weights, scales and biases.
-// weights: [n_pad / 32 panels][steps][2 halves][16 groups of inputs][16 columns][4 bytes].
+// weights: [n_pad / 32 panels][steps][2 halves][64 / group groups of inputs][16 columns][group bytes].
 struct Linear {
   int k, n;             // as computed with: inputs and outputs with padded heads, without other padding
   int k_pad, n_pad;     // to whole steps and whole panels
@@ -113,6 +119,7 @@ struct VocabularyCall {
 struct Variant {
   const char* name;
   Form int8_form;
+  int group;          // of Layout
   bool bf16;          // runs bfloat16 products
   const char* (*missing)();  // what the CPU lacks, or null
   // false: no memory

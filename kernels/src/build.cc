@@ -149,7 +149,7 @@ struct AttentionParts {
   Norms norms;
   Tensor q_gamma, k_gamma;
   AttentionBlock block;
-  Form form;
+  Layout layout;
 };
 
 bool fill_attention(Attention& to, const AttentionParts& parts) {
@@ -168,8 +168,8 @@ bool fill_attention(Attention& to, const AttentionParts& parts) {
     pack_norms(to.pool, filling, parts.norms, b.shared);
     b.q_gamma = pack_vector(to.pool, filling, parts.q_gamma, size, pad);
     b.k_gamma = pack_vector(to.pool, filling, parts.k_gamma, size, pad);
-    b.qkv = pack(to.pool, filling, parts.form, qkv, identity(b.shared.width), (b.heads + 2 * b.kv_heads) * pad);
-    b.out = pack(to.pool, filling, parts.form, out, rows, b.shared.width);
+    b.qkv = pack(to.pool, filling, parts.layout, qkv, identity(b.shared.width), (b.heads + 2 * b.kv_heads) * pad);
+    b.out = pack(to.pool, filling, parts.layout, out, rows, b.shared.width);
     if (!filling && !to.pool.allocate()) return false;
   }
   return true;
@@ -180,7 +180,7 @@ struct FeedForwardParts {
   Norms norms;
   int fused;
   FeedForwardBlock block;
-  Form form;
+  Layout layout;
 };
 
 bool fill_feed_forward(FeedForward& to, const FeedForwardParts& parts) {
@@ -193,8 +193,8 @@ bool fill_feed_forward(FeedForward& to, const FeedForwardParts& parts) {
   for (int first = 0; first < b.shared.width; first += kPanel) add_columns(down, parts.down, 0, b.shared.width, first);
   for (int filling = 0; filling < 2; filling++) {
     pack_norms(to.pool, filling, parts.norms, b.shared);
-    b.up = pack(to.pool, filling, parts.form, up, identity(b.shared.width), b.inner);
-    b.down = pack(to.pool, filling, parts.form, down, identity(b.inner), b.shared.width);
+    b.up = pack(to.pool, filling, parts.layout, up, identity(b.shared.width), b.inner);
+    b.down = pack(to.pool, filling, parts.layout, down, identity(b.inner), b.shared.width);
     if (!filling && !to.pool.allocate()) return false;
   }
   return true;
@@ -203,7 +203,7 @@ bool fill_feed_forward(FeedForward& to, const FeedForwardParts& parts) {
 struct VocabularyParts {
   Matrix table;
   VocabularyBlock block;
-  Form form;
+  Layout layout;
 };
 
 bool fill_vocabulary(Vocabulary& to, const VocabularyParts& parts) {
@@ -212,7 +212,7 @@ bool fill_vocabulary(Vocabulary& to, const VocabularyParts& parts) {
   std::vector<PanelSource> panels;
   for (int first = 0; first < words; first += kPanel) add_columns(panels, parts.table, 0, words, first);
   for (int filling = 0; filling < 2; filling++) {
-    b.product = pack(to.pool, filling, parts.form, panels, identity(b.width), words);
+    b.product = pack(to.pool, filling, parts.layout, panels, identity(b.width), words);
     if (!filling && !to.pool.allocate()) return false;
   }
   return true;
@@ -224,10 +224,14 @@ constexpr int64_t kMostWords = 1 << 20;
 
 }  // namespace
 
-std::shared_ptr<Attention> build_attention(Node& node, Weights weights, Form form) {
+Layout layout_of(const Variant& variant, Weights weights) {
+  return {weights == Weights::kInt8 ? variant.int8_form : Form::kBFloat16, variant.group};
+}
+
+std::shared_ptr<Attention> build_attention(Node& node, Weights weights, Layout layout) {
   using namespace attention_input;
   AttentionParts parts{};
-  parts.form = form;
+  parts.layout = layout;
   AttentionBlock& b = parts.block;
   b.heads = static_cast<int>(node.integer("heads", 0, 1, 1024));
   b.kv_heads = static_cast<int>(node.integer("kv_heads", b.heads, 1, 1024));
@@ -260,7 +264,7 @@ std::shared_ptr<Attention> build_attention(Node& node, Weights weights, Form for
   parts.norms = read_norms(node, b.shared, static_cast<int>(width), index);
   if (!node.ok()) return nullptr;
   Key key;
-  key.add(form), key.add(weights), key.add(b.heads), key.add(b.kv_heads), key.add(b.head_size), key.add(b.scale), key.add(b.causal);
+  key.add(layout.form), key.add(layout.group), key.add(weights), key.add(b.heads), key.add(b.kv_heads), key.add(b.head_size), key.add(b.scale), key.add(b.causal);
   key.add(b.window), key.add(b.rotary), key.add(b.rotary_dims), key.add(b.shared.rms), key.add(b.shared.epsilon);
   add_matrix(key, parts.q), add_matrix(key, parts.k), add_matrix(key, parts.v), add_matrix(key, parts.out);
   add_norms(key, parts.norms), key.add(parts.q_gamma), key.add(parts.k_gamma);
@@ -269,10 +273,10 @@ std::shared_ptr<Attention> build_attention(Node& node, Weights weights, Form for
   return made;
 }
 
-std::shared_ptr<FeedForward> build_feed_forward(Node& node, Weights weights, Form form) {
+std::shared_ptr<FeedForward> build_feed_forward(Node& node, Weights weights, Layout layout) {
   using namespace feed_forward_input;
   FeedForwardParts parts{};
-  parts.form = form;
+  parts.layout = layout;
   FeedForwardBlock& b = parts.block;
   const std::string activation = node.text("activation");
   const char* const names[] = {"gelu", "gelu_tanh", "relu", "silu"};
@@ -298,17 +302,17 @@ std::shared_ptr<FeedForward> build_feed_forward(Node& node, Weights weights, For
   b.inner_pad = padded(b.inner, kPanel);
   b.gated = parts.fused || parts.gate.weight.data;
   Key key;
-  key.add(form), key.add(weights), key.add(b.activation), key.add(parts.fused), key.add(b.shared.rms), key.add(b.shared.epsilon);
+  key.add(layout.form), key.add(layout.group), key.add(weights), key.add(b.activation), key.add(parts.fused), key.add(b.shared.rms), key.add(b.shared.epsilon);
   add_matrix(key, parts.up), add_matrix(key, parts.gate), add_matrix(key, parts.down), add_norms(key, parts.norms);
   auto made = shared(key, parts, fill_feed_forward);
   if (!made) node.fail("no memory for the weights");
   return made;
 }
 
-std::shared_ptr<Vocabulary> build_vocabulary(Node& node, Weights weights, Form form) {
+std::shared_ptr<Vocabulary> build_vocabulary(Node& node, Weights weights, Layout layout) {
   using namespace vocabulary_input;
   VocabularyParts parts{};
-  parts.form = form;
+  parts.layout = layout;
   VocabularyBlock& b = parts.block;
   b.bf16 = weights != Weights::kInt8;
   Matrix& m = parts.table;
@@ -322,7 +326,7 @@ std::shared_ptr<Vocabulary> build_vocabulary(Node& node, Weights weights, Form f
   b.width = static_cast<int>(width);
   b.width_pad = padded(b.width, 64);
   Key key;
-  key.add(form), key.add(weights);
+  key.add(layout.form), key.add(layout.group), key.add(weights);
   add_matrix(key, m);
   auto made = shared(key, parts, fill_vocabulary);
   if (!made) node.fail("no memory for the weights");

@@ -10,6 +10,9 @@ namespace stonnx {
 
 enum class Weights : int { kInt8, kBFloat16, kFloat };
 
+// How a variant wants weights.
+Layout layout_of(const Variant& variant, Weights weights);
+
 struct Attention {
   AttentionBlock block{};
   Pool pool;
@@ -26,8 +29,8 @@ struct Vocabulary {
 };
 
 // Null, with node.error(), if the node makes no sense.
-std::shared_ptr<Attention> build_attention(Node& node, Weights weights, Form form);
-std::shared_ptr<FeedForward> build_feed_forward(Node& node, Weights weights, Form form);
-std::shared_ptr<Vocabulary> build_vocabulary(Node& node, Weights weights, Form form);
+std::shared_ptr<Attention> build_attention(Node& node, Weights weights, Layout layout);
+std::shared_ptr<FeedForward> build_feed_forward(Node& node, Weights weights, Layout layout);
+std::shared_ptr<Vocabulary> build_vocabulary(Node& node, Weights weights, Layout layout);
 
 }  // namespace stonnx

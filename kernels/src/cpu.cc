@@ -65,6 +65,11 @@ const char* baseline_missing() { return avx2_missing(); }
 
 #elif defined(__aarch64__)
 const char* neon_dot_missing() { return getauxval(AT_HWCAP) >> 20 & 1 ? nullptr : "the dot product instructions (asimddp)"; }
+const char* neon_i8mm_missing() {
+  if (const char* missing = neon_dot_missing()) return missing;
+  // Armv8.6 has both; bits 13 and 14 of AT_HWCAP2.
+  return (getauxval(AT_HWCAP2) >> 13 & 3) == 3 ? nullptr : "the matrix instructions for 8 bits and bfloat16 (i8mm, bf16)";
+}
 const char* baseline_missing() { return neon_dot_missing(); }
 #else
 const char* baseline_missing() { return "x86-64 or AArch64"; }

@@ -10,5 +10,6 @@ const char* avx512_vnni_missing();
 const char* avx512_bf16_missing();
 const char* amx_missing();
 const char* neon_dot_missing();
+const char* neon_i8mm_missing();
 
 }  // namespace stonnx

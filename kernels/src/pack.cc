@@ -33,31 +33,37 @@ uint16_t bfloat16(float x) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// One panel: `Group` inputs of a column lie in 4 bytes.
-template <class From, class To, To (*Convert)(From)>
+// One panel, in which `Bytes` bytes of a column lie together.
+template <class From, class To, To (*Convert)(From), int Bytes>
 void fill_panel(uint8_t* to, const PanelSource& source, const std::vector<int>& rows, int steps, int32_t* sums) {
-  constexpr int kGroup = 4 / sizeof(To);
+  constexpr int kGroup = Bytes / sizeof(To), kGroups = kStepBytes / Bytes, kHalf = kPanel / 2 * Bytes;
   const From* weight = static_cast<const From*>(source.matrix->weight.data);
   const bool transposed = source.matrix->transposed;
   const int64_t columns = source.matrix->weight.dims[1], down = transposed ? 1 : columns, right = transposed ? columns : 1;
   for (int step = 0; step < steps; step++) {
-    for (int group = 0; group < 16; group++) {
-      To four[kPanel][kGroup] = {};
+    for (int group = 0; group < kGroups; group++) {
+      To values[kPanel][kGroup] = {};
       for (int i = 0; i < kGroup; i++) {
-        const size_t input = static_cast<size_t>(step * 16 + group) * kGroup + i;
+        const size_t input = static_cast<size_t>(step * kGroups + group) * kGroup + i;
         const int row = input < rows.size() ? rows[input] : -1;
         if (row < 0) continue;
         const From* from = weight + row * down + source.column * right;
         for (int c = 0; c < source.count; c++) {
           const From value = from[c * right];
-          four[c][i] = Convert(value);
+          values[c][i] = Convert(value);
           if (sums) sums[c] += static_cast<int32_t>(value);
         }
       }
-      memcpy(to + static_cast<size_t>(step) * 2048 + group * kStepBytes, four, kStepBytes);
-      memcpy(to + static_cast<size_t>(step) * 2048 + 1024 + group * kStepBytes, four[16], kStepBytes);
+      memcpy(to + static_cast<size_t>(step) * 2048 + group * kHalf, values, kHalf);
+      memcpy(to + static_cast<size_t>(step) * 2048 + 1024 + group * kHalf, values[16], kHalf);
     }
   }
+}
+
+template <class From, class To, To (*Convert)(From)>
+void fill(int group, uint8_t* to, const PanelSource& source, const std::vector<int>& rows, int steps, int32_t* sums) {
+  if (group == 8) return fill_panel<From, To, Convert, 8>(to, source, rows, steps, sums);
+  fill_panel<From, To, Convert, 4>(to, source, rows, steps, sums);
 }
 
 int8_t same8(int8_t x) { return x; }
@@ -66,7 +72,8 @@ uint16_t same16(uint16_t x) { return x; }
 
 }  // namespace
 
-Linear pack(Pool& pool, bool filling, Form form, const std::vector<PanelSource>& panels, const std::vector<int>& rows, int n) {
+Linear pack(Pool& pool, bool filling, Layout layout, const std::vector<PanelSource>& panels, const std::vector<int>& rows, int n) {
+  const Form form = layout.form;
   Linear l{};
   l.k = static_cast<int>(rows.size());
   l.n = n;
@@ -86,13 +93,13 @@ Linear pack(Pool& pool, bool filling, Form form, const std::vector<PanelSource>&
     int32_t sums[kPanel] = {};
     uint8_t* to = weights + p * l.steps * 2048;
     if (form == Form::kInt8)
-      fill_panel<int8_t, int8_t, same8>(to, source, rows, l.steps, sums);
+      fill<int8_t, int8_t, same8>(layout.group, to, source, rows, l.steps, sums);
     else if (form == Form::kInt16)
-      fill_panel<int8_t, int16_t, wider>(to, source, rows, l.steps, sums);
+      fill<int8_t, int16_t, wider>(layout.group, to, source, rows, l.steps, sums);
     else if (m.weight.type == ort::kFloat)
-      fill_panel<float, uint16_t, bfloat16>(to, source, rows, l.steps, nullptr);
+      fill<float, uint16_t, bfloat16>(layout.group, to, source, rows, l.steps, nullptr);
     else
-      fill_panel<uint16_t, uint16_t, same16>(to, source, rows, l.steps, nullptr);
+      fill<uint16_t, uint16_t, same16>(layout.group, to, source, rows, l.steps, nullptr);
     for (int c = 0; c < kPanel; c++) {
       const bool used = c < source.count;
       const size_t at = p * kPanel + c;

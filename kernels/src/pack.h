@@ -35,7 +35,7 @@ class Pool {
 };
 
 // rows[i]: the matrix's row that input i of the product reads, or -1. `n`: outputs, with padded heads.
-Linear pack(Pool& pool, bool filling, Form form, const std::vector<PanelSource>& panels, const std::vector<int>& rows, int n);
+Linear pack(Pool& pool, bool filling, Layout layout, const std::vector<PanelSource>& panels, const std::vector<int>& rows, int n);
 
 // A vector with zeros to `padded`; null if it is missing.
 const float* pack_vector(Pool& pool, bool filling, const Tensor& vector, int size, int padded);

@@ -81,7 +81,7 @@ struct AttentionTraits {
   // Read at each call; everything else was read when the kernel was made.
   static constexpr int kRead[] = {attention_input::kX, attention_input::kLengths, attention_input::kTokenLimit, attention_input::kCos,
                                   attention_input::kSin, attention_input::kPositionBias, attention_input::kAttended};
-  static auto build(Node& node, Weights weights, Form form) { return build_attention(node, weights, form); }
+  static auto build(Node& node, Weights weights, Layout layout) { return build_attention(node, weights, layout); }
   static bool run(const Kernel& k, const Call& c) { return k.variant->attention(k.made->block, c); }
 };
 
@@ -93,7 +93,7 @@ struct FeedForwardTraits {
   static constexpr int kWeights[] = {feed_forward_input::kWUp, feed_forward_input::kWGate, feed_forward_input::kWDown};
   static constexpr int kIntegers[] = {feed_forward_input::kLengths};
   static constexpr int kRead[] = {feed_forward_input::kX, feed_forward_input::kLengths};
-  static auto build(Node& node, Weights weights, Form form) { return build_feed_forward(node, weights, form); }
+  static auto build(Node& node, Weights weights, Layout layout) { return build_feed_forward(node, weights, layout); }
   static bool run(const Kernel& k, const Call& c) { return k.variant->feed_forward(k.made->block, c); }
 };
 
@@ -105,7 +105,7 @@ struct VocabularyTraits {
   static constexpr int kWeights[] = {vocabulary_input::kTable};
   static constexpr int kIntegers[] = {vocabulary_input::kLengths};
   static constexpr int kRead[] = {vocabulary_input::kX, vocabulary_input::kLengths};
-  static auto build(Node& node, Weights weights, Form form) { return build_vocabulary(node, weights, form); }
+  static auto build(Node& node, Weights weights, Layout layout) { return build_vocabulary(node, weights, layout); }
   static bool run(const Kernel& k, const Call& c) { return k.variant->vocabulary(k.made->block, c); }
 };
 
@@ -117,8 +117,7 @@ ort::Status* create(const ort::CustomOp* op, const void*, const ort::KernelInfo*
   try {
     if (!variant) return ort::failure(ort::kFail, "stonnx.kernels: %s", variant_reason());
     Node node(source, T::kNames);
-    const Form form = self.weights == Weights::kInt8 ? variant->int8_form : Form::kBFloat16;
-    auto made = T::build(node, self.weights, form);
+    auto made = T::build(node, self.weights, layout_of(*variant, self.weights));
     if (!made)
       return ort::failure(ort::kInvalidArgument, "stonnx.kernels::%s (node '%s'): %s", self.alias, source.node_name().c_str(),
                           node.error().c_str());

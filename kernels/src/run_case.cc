@@ -98,7 +98,7 @@ template <class Kernel, class Call, class Made, class Run>
 int run(Case& c, const char* const* names, int inputs, Made build, Run go, const char* result) {
   const Variant* variant = variant_in_use();
   Node node(c, names);
-  Kernel kernel{build(node, c.weights, c.weights == Weights::kInt8 ? variant->int8_form : Form::kBFloat16), variant, c.threads};
+  Kernel kernel{build(node, c.weights, layout_of(*variant, c.weights)), variant, c.threads};
   if (!kernel.made) return fail(node.error());
   std::vector<View> views(static_cast<size_t>(inputs));
   for (const auto& [index, t] : c.tensors) {

@@ -1,4 +1,7 @@
 // The end of every variant's file: its functions and its entry in the table.
+#ifndef GROUP_BYTES
+#define GROUP_BYTES 4
+#endif
 namespace {
 
 bool attention(const AttentionBlock& b, const AttentionCall& c) {
@@ -25,5 +28,5 @@ bool vocabulary(const VocabularyBlock& b, const VocabularyCall& c) {
 }  // namespace
 
 extern const Variant VARIANT;
-const Variant VARIANT = {VARIANT_NAME,    HAS_INT16 ? Form::kInt16 : Form::kInt8, HAS_BF16, VARIANT_MISSING, attention, feed_forward,
-                         vocabulary};
+const Variant VARIANT = {VARIANT_NAME, HAS_INT16 ? Form::kInt16 : Form::kInt8, GROUP_BYTES, HAS_BF16, VARIANT_MISSING, attention,
+                         feed_forward, vocabulary};

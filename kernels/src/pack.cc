@@ -37,7 +37,8 @@ uint16_t bfloat16(float x) {
 template <class From, class To, To (*Convert)(From), int Bytes>
 void fill_panel(uint8_t* to, const PanelSource& source, const std::vector<int>& rows, int steps, int32_t* sums) {
   constexpr int kGroup = Bytes / sizeof(To), kGroups = kStepBytes / Bytes, kHalf = kPanel / 2 * Bytes;
-  const From* weight = static_cast<const From*>(source.matrix->weight.data);
+  // Not aligned if the weights are mapped from a file.
+  const uint8_t* weight = static_cast<const uint8_t*>(source.matrix->weight.data);
   const bool transposed = source.matrix->transposed;
   const int64_t columns = source.matrix->weight.dims[1], down = transposed ? 1 : columns, right = transposed ? columns : 1;
   for (int step = 0; step < steps; step++) {
@@ -47,9 +48,10 @@ void fill_panel(uint8_t* to, const PanelSource& source, const std::vector<int>& 
         const size_t input = static_cast<size_t>(step * kGroups + group) * kGroup + i;
         const int row = input < rows.size() ? rows[input] : -1;
         if (row < 0) continue;
-        const From* from = weight + row * down + source.column * right;
+        const uint8_t* from = weight + (row * down + source.column * right) * sizeof(From);
         for (int c = 0; c < source.count; c++) {
-          const From value = from[c * right];
+          From value;
+          memcpy(&value, from + c * right * sizeof(From), sizeof value);
           values[c][i] = Convert(value);
           if (sums) sums[c] += static_cast<int32_t>(value);
         }

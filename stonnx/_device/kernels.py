@@ -124,6 +124,12 @@ class Choice:
     float_as_bfloat16: bool = False
     fallback: str = ""
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of weights for which the library has operators, as the names of operators end."""
+        bfloat16 = self.library is not None and self.library.bfloat16
+        return ("Int8", *(["BFloat16"] if bfloat16 else []), *(["Float"] if self.float_as_bfloat16 else []))
+
 
 def choose(bundle: Kernels | None, precision: str, *, bfloat16: bool, reads_padding: bool = False) -> Choice:
     """Choose the kernels for the blocks of a bundle.

@@ -15,6 +15,7 @@ import numpy as np
 from stonnx._bundle.manifest import Scalar
 from stonnx._device import kernels as native
 from stonnx._device import nvidia, saturation, tensorrt
+from stonnx._device.block_weights import BlockWeights
 from stonnx._device.cpus import available_cpus, require_threads
 from stonnx._device.device_options import DeviceOptions
 from stonnx._device.facts import GraphFacts
@@ -244,14 +245,17 @@ def _load_with_kernels(wanted: _Wanted, device: Device, form: str, providers: An
     try:
         blocks = facts.kernels.blocks if facts.kernels is not None else None
         as_bfloat16 = choice.float_as_bfloat16
+        weights = BlockWeights(wanted.ort, wanted.graph, choice.kinds)
+        weights.use(settings)
         with library.session(settings, wanted.threads, float_as_bfloat16=as_bfloat16, blocks=blocks):
             inference, held = _inference(wanted, settings, form, providers)
+        weights.give_back()
     except Exception as error:  # onnxruntime's errors share no public base class
         reason = f"stonnx-kernels {library.version} does not load {wanted.name}: {error}"
         if choice.float_as_bfloat16:
             raise DeviceError(f"device_options bfloat16=True needs native kernels, and {reason}") from error
         return _load_stock(wanted, device, form, providers, f"{native.WITHOUT}{reason}")
-    return _Loaded(inference, held, library.variant)
+    return _Loaded(inference, [*held, weights], library.variant)
 
 
 def _inference(wanted: _Wanted, settings: Any, form: str, providers: Any) -> tuple[Any, list[Any]]:

@@ -109,8 +109,8 @@ def test_a_text_does_not_depend_on_its_batch(name: str, dtype: str, bundles: Bun
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("name", [STANFORD, ATTENDED, CAUSAL])
-def test_native_kernels_give_what_stock_operators_give(name: str, dtype: str, bundles: Bundles) -> None:
-    """Kernels run int8 as it is, and float32 in bfloat16."""
+def test_native_kernels_give_what_float32_gives(name: str, dtype: str, bundles: Bundles) -> None:
+    """Kernels run int8 as it is, and float32 in bfloat16, both of queries and of documents."""
     library = native.find()
     if isinstance(library, native.Unusable):
         pytest.skip(f"there are no native kernels: {library.reason}")
@@ -125,9 +125,13 @@ def test_native_kernels_give_what_stock_operators_give(name: str, dtype: str, bu
     by_stock = Engine(bundle, device="cpu", threads=1, kernels=False).route()
     assert by_kernels.session.kernels == library.variant
     assert by_stock.session.kernels == ""
+    in_float32 = Engine(open_bundle(bundles(name, "fp32")), device="cpu", threads=1, kernels=False).route()
     for task, texts in (("query", QUERIES), ("document", DOCUMENTS), (None, DOCUMENTS)):
-        found, expected = (rows_of_texts(route, TASKS["multivector"], task, texts) for route in (by_kernels, by_stock))
-        close = cosines(found, expected)
+        found, expected, exact = (
+            rows_of_texts(route, TASKS["multivector"], task, texts) for route in (by_kernels, by_stock, in_float32)
+        )
+        # In 8 bits, single rows of stock operators are further from float32 than those of kernels.
+        close = cosines(found, exact)
         assert close.mean() >= (0.9999 if bfloat16 else RECIPES["int8"].tolerance["multivector"]["cosine_mean"])
         assert close.min() >= (0.999 if bfloat16 else 0.98)
         # Kernels run queries too, with the tokens that fill them up.

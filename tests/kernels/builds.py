@@ -1,4 +1,4 @@
-"""Builds of the library that only tests need: with AMX emulated, and with sanitizers."""
+"""Builds of the library that only tests need: with AMX emulated, with sanitizers, and for another architecture."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ def can_build() -> bool:
 
 def build(directory: Path, *options: str) -> Path:
     """Build the library with options of CMake, as ``STONNX_SANITIZE=ON``; the package that has it."""
-    flags = [f"-D{option}" for option in options]
-    subprocess.run(["cmake", "-S", ROOT / "kernels", "-B", directory / "build", *flags], check=True)
-    subprocess.run(["cmake", "--build", directory / "build", "--parallel", "2"], check=True)
+    _make(directory / "build", *options)
     package = directory / "site" / "stonnx_kernels"
     shutil.copytree(ROOT / "kernels" / "stonnx_kernels", package, dirs_exist_ok=True)
     shutil.copy(directory / "build" / "libstonnx_kernels.so", package)
     return package
+
+
+def build_cases(directory: Path, *options: str) -> Path:
+    """Build the program that runs one operator without onnxruntime."""
+    _make(directory, "STONNX_CASES=ON", *options)
+    return directory / "stonnx_kernels_case"
+
+
+def _make(directory: Path, *options: str) -> None:
+    flags = [f"-D{option}" for option in options]
+    subprocess.run(["cmake", "-S", ROOT / "kernels", "-B", directory, *flags], check=True)
+    subprocess.run(["cmake", "--build", directory, "--parallel", "2"], check=True)

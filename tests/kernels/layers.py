@@ -20,6 +20,7 @@ from stonnx_export.graph.read import QUERY_ROWS
 from stonnx_export.int8 import products as products_module
 from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import bfloat16, outline
+from stonnx_export.passes import fuse_rms_norm
 
 VOCABULARY = 64
 TOKENS = ("batch", "sequence")
@@ -37,6 +38,7 @@ class Layer:
     inner: int = 128
     norm: str = "post"
     rms: bool = False
+    pieces: bool = False
     biases: bool = True
     activation: str = "gelu"
     gated: bool = False
@@ -80,6 +82,8 @@ class Layer:
         weights = [op.constant(np.float32(self.loud) * (1 + random(rng, width, scale=0.3)), "gamma")]
         if not self.rms:
             weights.append(op.constant(random(rng, width, scale=0.3), "beta"))
+        if self.pieces:
+            return _rms_norm(op, x, weights[0])
         kind = op.RMSNormalization if self.rms else op.LayerNormalization
         return shaped(kind(x, *weights, axis=-1, epsilon=1e-6), *x.shape)
 
@@ -170,7 +174,10 @@ class Layer:
         value = shaped(op.Reshape(part, shape), *TOKENS, heads, size)
         if self.head_norms and tables is not None:
             gamma = op.constant(1 + random(rng, size, scale=0.3), "gamma")
-            value = shaped(op.RMSNormalization(value, gamma, axis=-1, epsilon=1e-6), *TOKENS, heads, size)
+            if self.pieces:
+                value = _rms_norm(op, value, gamma)
+            else:
+                value = shaped(op.RMSNormalization(value, gamma, axis=-1, epsilon=1e-6), *TOKENS, heads, size)
         value = shaped(op.Transpose(value, perm=[0, 2, 1, 3]), "batch", heads, "sequence", size)
         if self.rotary and tables is not None:
             value = self._rotated(op, value, tables)
@@ -230,6 +237,13 @@ class Layer:
         return op.Gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
 
 
+def _rms_norm(op: GraphBuilder, x: ir.Value, gamma: ir.Value) -> ir.Value:
+    """The norm in pieces, as the tracer has it."""
+    square = shaped(op.ReduceMean(op.Pow(x, op.constant(np.array(2, np.float32), "two")), op.vector([-1]), keepdims=1))
+    root = op.Sqrt(op.Add(square, op.constant(np.array(1e-6, np.float32), "epsilon")))
+    return shaped(op.Mul(gamma, shaped(op.Mul(x, op.Reciprocal(root)), *(x.shape or ()))), *(x.shape or ()))
+
+
 def _counts(op: GraphBuilder, ids: ir.Value) -> list[ir.Value]:
     """The numbers of texts and of tokens, [1] each, as the tracer has them."""
     return [op.Shape(ids, start=index, end=index + 1) for index in (0, 1)]
@@ -265,6 +279,8 @@ class Compared:
     ) -> None:
         plain = layer.model()
         model = plain.clone()
+        if dtype != "fp32":  # as the recipes do
+            fuse_rms_norm.run(model)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(products_module, "_SMALLEST", 1)
             patch.setattr(bfloat16, "_SMALLEST", 1)

@@ -26,6 +26,10 @@ KINDS = {
         norm="pre", rms=True, biases=False, activation="silu", gated=True, rotary=True, head_norms=True, causal=True,
         heads=4, kv_heads=2,
     ),
+    "RMS norms in pieces": Layer(
+        norm="pre", rms=True, pieces=True, biases=False, activation="silu", gated=True, rotary=True, head_norms=True,
+        causal=True, heads=4, kv_heads=2,
+    ),
     "every head has keys": Layer(norm="pre", rms=True, activation="silu", gated=True, rotary=True, causal=True),
     "GELU with tanh": Layer(activation="gelu_tanh"),
     "ReLU": Layer(activation="relu"),
@@ -212,7 +216,7 @@ def layers(draw: st.DrawFn) -> Layer:
     kv_heads = draw(st.integers(1, 3))
     heads = kv_heads * draw(st.integers(1, 3))
     head_size = 2 * draw(st.integers(1, 20))
-    rotary = draw(st.booleans())
+    rotary, rms = draw(st.booleans()), draw(st.booleans())
     causal = draw(st.booleans())
     window = draw(st.none() | st.integers(0, 9)) if not causal else None
     return Layer(
@@ -222,7 +226,8 @@ def layers(draw: st.DrawFn) -> Layer:
         head_size=head_size,
         inner=draw(st.integers(2, 150)),
         norm=draw(st.sampled_from(["pre", "post"])),
-        rms=draw(st.booleans()),
+        rms=rms,
+        pieces=rms and draw(st.booleans()),
         biases=draw(st.booleans()),
         activation=draw(st.sampled_from(["gelu", "gelu_tanh", "relu", "silu"])),
         gated=draw(st.booleans()),

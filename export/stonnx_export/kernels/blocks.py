@@ -16,6 +16,7 @@ from stonnx_export.kernels.functions import Declined, Part
 from stonnx_export.kernels.heads import Attention, attention_of
 from stonnx_export.kernels.products import Product, WeightKind, product_of, unshaped, vector_factor
 from stonnx_export.kernels.window import Windows
+from stonnx_export.passes.fuse_rms_norm import rms_norm_of
 
 _PRECISIONS: Mapping[WeightKind, str] = {"Float": "float32", "BFloat16": "bfloat16", "Int8": "8 bits"}
 _Inputs = dict[str, ir.Value | None]
@@ -55,7 +56,10 @@ class Ending:
 
 
 def norm_of(value: ir.Value | None) -> Norm | None:
-    """The normalization that a value is the result of, over its channels; else None."""
+    """The normalization that a value is the result of, over its channels, as one operator or in pieces; else None."""
+    pieces = rms_norm_of(value)
+    if pieces is not None:
+        return Norm(pieces.gamma, None, True, pieces.epsilon, pieces.input)
     node = value.producer() if value is not None else None
     if node is None or node.op_type not in NORMALIZATIONS or len(node.outputs) != 1:
         return None

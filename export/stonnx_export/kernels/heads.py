@@ -11,6 +11,7 @@ from stonnx_export.graph.read import caps_scores, constant_array, is_causal
 from stonnx_export.kernels.functions import Declined
 from stonnx_export.kernels.products import Product, product_of, unshaped
 from stonnx_export.kernels.window import Windows
+from stonnx_export.passes.fuse_rms_norm import rms_norm_of
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,10 @@ def _table(value: ir.Value) -> ir.Value:
 
 
 def _normalized(value: ir.Value) -> Heads | None:
-    """The RMS norm of each head."""
+    """The RMS norm of each head, as one operator or in pieces."""
+    pieces = rms_norm_of(value)
+    if pieces is not None:
+        return replace(heads_of(pieces.input), gamma=pieces.gamma, epsilon=pieces.epsilon)
     node = value.producer()
     if node is None or node.op_type != "RMSNormalization" or node.inputs[0] is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import struct
 import subprocess
@@ -163,6 +164,9 @@ class TestResults:
     ) -> None:
         expected = feed_forward_case(tmp_path / "case", kind, hidden, inner, rows)
         self._check(programs, tmp_path / "case", variant, kind, expected)
+        if kind == _INT8:  # the same sums, and the same steps around them
+            found = (run(programs["max"], tmp_path / "case", name) for name in ("neon_dot", "neon_i8mm"))
+            np.testing.assert_array_equal(*found)
 
     def _check(
         self, programs: Mapping[str, list[str]], case: Path, variant: str, kind: int, expected: np.ndarray
@@ -170,9 +174,9 @@ class TestResults:
         found = run(programs["max"], case, variant)
         assert found.shape == expected.shape
         assert distance(found, expected) < (0.02 if kind == _INT8 else 0.01)
-        if kind == _INT8:
+        if variant == "neon_dot" and platform.machine() == "x86_64":
             # Sums of codes are exact. The last bits of what comes before and after may turn a code over.
-            assert distance(found, run(programs["here"], case)) < 3e-3
+            assert distance(found, run(programs["here"], case, "avx2")) < 3e-3
 
 
 class TestChoice:

@@ -45,7 +45,7 @@ static INLINE void write_codes(const float* x, int width, const Coding& coding, 
 #endif
   } else {
 #if HAS_BF16
-    for (int i = 0; i < width; i += 32, to += stride) to_bf16(to, load(x + i), load(x + i + VL));
+    for (int i = 0; i < width; i += 32, to += stride) to_bf16(to, x + i);
 #endif
   }
 }

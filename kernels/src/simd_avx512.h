@@ -88,6 +88,7 @@ INLINE void transpose16(const uint32_t* from, size_t stride, uint32_t* to) {
 #ifdef __AVX512BF16__
 // 32 floats to 32 bfloat16, rounded to the nearest even.
 INLINE void to_bf16(void* to, vf low, vf high) { _mm512_storeu_si512(to, (vi)_mm512_cvtne2ps_pbh(high, low)); }
+INLINE void to_bf16(void* to, const float* x) { to_bf16(to, load(x), load(x + 16)); }
 // Two rows of 32 bfloat16 to 32 pairs.
 INLINE void pair_rows(const uint32_t* a, const uint32_t* b, uint32_t* to) {
   const vi first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,

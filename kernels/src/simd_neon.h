@@ -80,18 +80,8 @@ INLINE void transpose16(const uint32_t* from, size_t stride, uint32_t* to) {
 }
 
 #if HAS_BF16
-// Rounded to the nearest even.
-INLINE void store_bf16(uint16_t* to, vf v) { vst1_u16(to, vreinterpret_u16_bf16(vcvt_bf16_f32(v))); }
-// 32 floats to 32 bfloat16.
+// 32 floats to 32 bfloat16, rounded to the nearest even.
 INLINE void to_bf16(uint8_t* to, const float* x) {
-  for (int i = 0; i < 32; i += 4) store_bf16(reinterpret_cast<uint16_t*>(to) + i, load(x + i));
-}
-// Two rows of 32 bfloat16 to 32 pairs.
-INLINE void pair_rows(const uint16_t* a, const uint16_t* b, uint32_t* to) {
-  for (int i = 0; i < 32; i += 8) {
-    const uint16x8_t x = vld1q_u16(a + i), y = vld1q_u16(b + i);
-    vst1q_u32(to + i, vreinterpretq_u32_u16(vzip1q_u16(x, y)));
-    vst1q_u32(to + i + 4, vreinterpretq_u32_u16(vzip2q_u16(x, y)));
-  }
+  for (int i = 0; i < 32; i += 4) vst1_u16(reinterpret_cast<uint16_t*>(to) + i, vreinterpret_u16_bf16(vcvt_bf16_f32(load(x + i))));
 }
 #endif

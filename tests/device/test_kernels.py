@@ -122,23 +122,17 @@ class TestFind:
         install(monkeypatch, FakeLibrary())
         choice = native.choose(Kernels(2, {"AttentionInt8": 1}), "int8", bfloat16=False)
         assert choice.library is None
-        assert "version 2" in choice.fallback
-        assert "up to version 1" in choice.fallback
-        assert "pip install -U" in choice.fallback
-
-    def test_blocks_of_an_older_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        install(monkeypatch, FakeLibrary(operators=3))
-        choice = native.choose(Kernels(1, {"AttentionInt8": 1}), "int8", bfloat16=False)
-        assert choice.library is not None
+        assert "blocks of version 2" in choice.fallback
+        assert "up to version 1. Install a newer one: pip install -U" in choice.fallback
 
     def test_older_blocks_of_queries_that_are_filled_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Their kernels would skip what fills them up. Nothing runs them but stock operators."""
-        install(monkeypatch, FakeLibrary(operators=2, bf16=1))
-        old = native.choose(Kernels(1, {"AttentionInt8": 1}), "int8", bfloat16=False, reads_padding=True)
-        assert old.library is None
+        """Their kernels would skip what fills them up. Other old blocks run, and new ones."""
+        install(monkeypatch, FakeLibrary(operators=3, bf16=1))
+        old = native.choose(INT8_BLOCKS, "int8", bfloat16=False, reads_padding=True)
         assert "fill up its queries. Export the model again" in old.fallback
-        new = native.choose(Kernels(2, {"AttentionInt8": 1}), "int8", bfloat16=False, reads_padding=True)
-        assert new.library is not None
+        assert native.choose(INT8_BLOCKS, "int8", bfloat16=False).library is not None
+        new = Kernels(2, {"AttentionInt8": 1})
+        assert native.choose(new, "int8", bfloat16=False, reads_padding=True).library is not None
         with pytest.raises(UnsupportedError, match="fill up its queries"):
             native.choose(FLOAT_BLOCKS, "float32", bfloat16=True, reads_padding=True)
 

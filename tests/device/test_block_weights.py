@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from kernels.layers import Compared, Layer, feeds_of
+from kernels.test_operators import skip_without_bfloat16
 
 from stonnx._bundle.manifest import Kernels
 from stonnx._device import block_weights
@@ -18,8 +20,6 @@ from stonnx._device.facts import GraphFacts
 from stonnx._device.opening import open_session
 from stonnx._device.session import Session
 
-from .layers import Compared, Layer, feeds_of
-from .test_operators import skip_without_bfloat16
 
 LAYER = Layer(hidden=256, heads=4, head_size=64, kv_heads=4, inner=512)
 PRECISIONS = {"int8": "int8", "bf16": "bfloat16", "fp32": "float32"}
@@ -110,7 +110,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from kernels.layers import feeds_of
-from kernels.test_block_weights import opened
+from device.test_block_weights import opened
 graph = Path(sys.argv[1])
 session = opened(graph, sys.argv[2])
 feeds = feeds_of((30, 5))

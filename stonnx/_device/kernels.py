@@ -187,7 +187,8 @@ def _choose_bfloat16(bundle: Kernels | None, precision: str, reads_padding: bool
 
 
 def _no_bfloat16(library: Library) -> str:
-    return f"those that run here ({library.variant}) cannot: it takes AVX512-BF16 and AVX512-VBMI, or AMX, or bf16 of AArch64"
+    needed = "AVX512-BF16 and AVX512-VBMI, or AMX, or bf16 of AArch64"
+    return f"those that run here ({library.variant}) cannot: it takes {needed}"
 
 
 @functools.cache

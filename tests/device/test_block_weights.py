@@ -20,7 +20,6 @@ from stonnx._device.facts import GraphFacts
 from stonnx._device.opening import open_session
 from stonnx._device.session import Session
 
-
 LAYER = Layer(hidden=256, heads=4, head_size=64, kv_heads=4, inner=512)
 PRECISIONS = {"int8": "int8", "bf16": "bfloat16", "fp32": "float32"}
 

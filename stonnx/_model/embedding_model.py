@@ -34,6 +34,10 @@ def encode_for(
 
     ``more`` is what its docstring says beside the prompt, ``renamed`` the new name of each old keyword.
     """
+    signature = inspect.signature(encode)
+    # The method says which task it is.
+    kept = [parameter for name, parameter in signature.parameters.items() if name != "task"]
+    further = [each.name for each in kept if each.kind is each.POSITIONAL_OR_KEYWORD][4:]
 
     @functools.wraps(cast(Callable[..., Any], encode))
     def method(
@@ -45,11 +49,12 @@ def encode_for(
         **options: Any,
     ) -> Any:
         name = self._prompt_name(task, prompt_name, prompt)
-        return self.encode(inputs, name, prompt, *arguments, task=task, **options)
+        if len(arguments) > len(further):
+            raise TypeError(f"encode_{task} takes {len(further) + 3} arguments by position, not {len(arguments) + 3}.")
+        # By keyword, as in the original: a subclass may have an encode of its own.
+        given = dict(zip(further, arguments, strict=False))
+        return self.encode(inputs=inputs, prompt_name=name, prompt=prompt, task=task, **given, **options)
 
-    # The method says which task it is.
-    signature = inspect.signature(encode)
-    kept = [parameter for name, parameter in signature.parameters.items() if name != "task"]
     method.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     method.__name__ = f"encode_{task}"
     method.__qualname__ = method.__qualname__.replace("encode", method.__name__)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import PIL.Image
 import torch
 
 from stonnx._bundle.manifest import ImageProcessor
@@ -46,6 +45,8 @@ class ImageOriginal:
         self.processor = self._read(settings, where)
 
     def _read(self, settings: Mapping[str, Any], where: str) -> ImageProcessor:
+        import PIL.Image  # an extra: most exports read no images
+
         normalize = settings["do_normalize"]
         common: dict[str, Any] = {
             "size": _size(settings["size"], where) if settings["do_resize"] else None,

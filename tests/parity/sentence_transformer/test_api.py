@@ -218,3 +218,20 @@ def test_progress_bar(
         assert captured.out == ""
         printed.append("100%" in captured.err)
     assert printed[0] == printed[1] == (show if show is not None else level <= logging.INFO)
+
+
+def test_a_subclass_with_an_encode_of_its_own(prompted: tuple[Any, Any]) -> None:
+    """encode_query and encode_document pass everything by keyword, as in the original."""
+    seen = []
+    for model in prompted:
+        kind = type("Own", (type(model),), {"encode": lambda self, inputs, **options: (inputs, options)})
+        own = kind.__new__(kind)
+        own.__dict__.update(model.__dict__)
+        inputs, options = own.encode_query(["a"], None, None, 16, normalize_embeddings=True)
+        chosen = ("prompt_name", "prompt", "batch_size", "normalize_embeddings", "task")
+        seen.append((inputs, {name: options[name] for name in chosen}))
+    assert seen[0] == seen[1]
+    with pytest.raises(TypeError, match="takes 13 arguments by position, not 14"):
+        prompted[0].encode_query(*["a"] * 14)
+    with pytest.raises(TypeError, match="batch_size"):
+        prompted[0].encode_query(["a"], None, None, 16, batch_size=8)

@@ -231,7 +231,7 @@ def test_a_subclass_with_an_encode_of_its_own(prompted: tuple[Any, Any]) -> None
         chosen = ("prompt_name", "prompt", "batch_size", "normalize_embeddings", "task")
         seen.append((inputs, {name: options[name] for name in chosen}))
     assert seen[0] == seen[1]
-    with pytest.raises(TypeError, match="takes 13 arguments by position, not 14"):
-        prompted[0].encode_query(*["a"] * 14)
+    with pytest.raises(TypeError, match="arguments by position, not 40"):
+        prompted[0].encode_query(*["a"] * 40)
     with pytest.raises(TypeError, match="batch_size"):
         prompted[0].encode_query(["a"], None, None, 16, batch_size=8)

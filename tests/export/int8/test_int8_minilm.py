@@ -98,44 +98,26 @@ class TestMiniLM:
         assert manifest.kernels.blocks == {"AttentionInt8": 6, "FeedForwardInt8": 6}
         assert not manifest.kernels.stock
 
-    def test_kernels_on_sentences(self, model: stonnx.SentenceTransformer, minilm: stonnx.SentenceTransformer) -> None:
-        """The losses by rounded weights and activations show here: 0.99947 if random tokens alone calibrate."""
-        if not model.info.kernels:
-            pytest.skip("there are no native kernels")
-        expected, result = (one.encode(sentences()) for one in (minilm, model))
-        found = cosines(expected, result)
-        assert found.mean() >= 0.99954
-        assert found.min() >= 0.9985
-
     def test_sentences(self, model: stonnx.SentenceTransformer, minilm: stonnx.SentenceTransformer) -> None:
         expected, result = (one.encode(sentences()) for one in (minilm, model))
         found = cosines(expected, result)
-        assert found.mean() >= 0.999
-        assert found.min() >= 0.994
+        # 0.99919 if random tokens alone calibrate.
+        assert found.mean() >= 0.99925
+        assert found.min() >= 0.9965
         assert neighbours_overlap(expected, result) >= 0.97
 
     def test_scored_pairs(self, model: stonnx.SentenceTransformer, pairs: dict[str, np.ndarray]) -> None:
         result = model.encode(pairs["texts"].tolist())
         found = cosines(pairs["expected"], result)
-        assert found.mean() >= 0.999
-        assert found.min() >= 0.994
-        assert neighbours_overlap(pairs["expected"], result) >= 0.95
+        assert found.mean() >= 0.99925
+        assert found.min() >= 0.9955
+        assert neighbours_overlap(pairs["expected"], result) >= 0.96
         correlations = [
             100 * spearman(cosines(*(vectors[numbers] for numbers in pairs["pairs"].T)), pairs["scores"])
             for vectors in (pairs["expected"], result)
         ]
         assert correlations[0] > 80
         assert correlations[0] - correlations[1] <= 0.1
-
-    def test_kernels_on_scored_pairs(self, model: stonnx.SentenceTransformer, pairs: dict[str, np.ndarray]) -> None:
-        """With random tokens alone for calibration, the mean is 0.99947."""
-        if not model.info.kernels:
-            pytest.skip("there are no native kernels")
-        result = model.encode(pairs["texts"].tolist())
-        found = cosines(pairs["expected"], result)
-        assert found.mean() >= 0.99951
-        assert found.min() >= 0.9965  # of one sentence, which kernels move by 0.0006
-        assert neighbours_overlap(pairs["expected"], result) >= 0.97
 
     def test_the_form_that_cannot_saturate(
         self, safe_model: stonnx.SentenceTransformer, minilm: stonnx.SentenceTransformer

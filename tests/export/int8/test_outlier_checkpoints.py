@@ -1,4 +1,4 @@
-"""int8 of an encoder like all-mpnet-base-v2 that has the outliers of trained ones, with and without native kernels."""
+"""int8 of an encoder like all-mpnet-base-v2 that has the outliers of trained ones, in its stock form."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def manifest(bundle: Path) -> Manifest:
     return read_manifest(bundle)
 
 
-def test_stock_operators(manifest: Manifest) -> None:
-    """On odd texts too: the report is made without kernels."""
+def test_the_report(manifest: Manifest) -> None:
+    """On odd texts too."""
     assert manifest.fidelity is not None
     assert manifest.fidelity.cosine_mean >= MEAN
     assert manifest.fidelity.cosine_min >= LOWEST
 
 
-def test_as_it_runs_here(checkpoint: Path, bundle: Path) -> None:
+def test_sentences(checkpoint: Path, bundle: Path) -> None:
     texts = sentences()
     expected = SentenceTransformer(str(checkpoint), device="cpu").encode(texts)
     found = cosines(expected, stonnx.SentenceTransformer(bundle, device="cpu").encode(texts))

@@ -13,8 +13,8 @@ from stonnx_export.calibration import Sample
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
-from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import outline
+from stonnx_export.lower_precision import LowerPrecision
 from stonnx_export.originals.images import ImageOriginal
 from stonnx_export.passes import PassResult
 from stonnx_export.pictures import calibration_pictures
@@ -38,7 +38,7 @@ class ImageGraph:
         self._original, self._checkpoint, self._recipe = original, checkpoint, recipe
         self._graph = original.graph()
         self._results: list[PassResult] = []
-        self._quantization: Quantization | None = None
+        self._lowered: LowerPrecision | None = None
         self._reference: ImageReference | None = None
 
     def build(self) -> None:
@@ -53,16 +53,16 @@ class ImageGraph:
         finish(graph)
 
     def calibrate(self, advance: Advance) -> None:
-        """Choose the scales of a recipe that quantizes."""
-        if self._recipe.quantization is not None:
-            self._quantization = self._recipe.quantization(self._graph, self._samples(), advance=advance)
+        """Prepare the precision of weights that the recipe gives."""
+        if self._recipe.precision_of_weights is not None:
+            self._lowered = self._recipe.precision_of_weights(self._graph, self._samples(), advance=advance)
 
     def write(self, directory: Path) -> ImageTower:
         """Write the graph. Returns its entry in the manifest."""
         graph, more = self._graph, list[PassResult]()
         safe: dict[str, Scalar] = {}
-        if self._quantization is not None:
-            graph, more, safe = self._quantization.apply()
+        if self._lowered is not None:
+            graph, more, safe = self._lowered.apply()
             graph.graph.sort()
         outlined = outline.run(graph, self._recipe.outline)
         kept = [name for result in self._results for name in result.kept]
@@ -72,7 +72,7 @@ class ImageGraph:
             directory,
             precision=self._recipe.precision,
             saturation_safe=safe,
-            kept=(*kept, *(self._quantization.kept if self._quantization is not None else ())),
+            kept=(*kept, *(self._lowered.kept if self._lowered is not None else ())),
             kernels=outline.kernels([outlined]),
             rewrites=count([*self._results, *more, outlined.result]),
         )
@@ -89,9 +89,9 @@ class ImageGraph:
         return verify_images(engine, self._original, self._reference, tolerance, name)
 
     @property
-    def quantizations(self) -> dict[str, Quantization]:
-        """The quantization, if there is one, under the name that stands for it in messages."""
-        return {} if self._quantization is None else {"images": self._quantization}
+    def lowered(self) -> dict[str, LowerPrecision]:
+        """The form of a lower precision, if there is one, under the name that stands for it in messages."""
+        return {} if self._lowered is None else {"images": self._lowered}
 
     def _samples(self) -> list[Sample]:
         images: list[npt.NDArray[np.float32]] = self._original.pixels(calibration_pictures(self._original.patches + 1))

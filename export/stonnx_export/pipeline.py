@@ -39,6 +39,8 @@ from stonnx_export.heads.rows import add_query_rows, row_mask_of
 from stonnx_export.image_graph import ImageGraph
 from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import outline
+from stonnx_export.kernels.bfloat16 import HalfWeights
+from stonnx_export.lower_precision import LowerPrecision
 from stonnx_export.originals.load import SourceKind, commit_of, find_checkpoint, open_checkpoint, whole_checkpoint
 from stonnx_export.originals.original import Original
 from stonnx_export.originals.text_limits import text_limit
@@ -116,7 +118,8 @@ def export(
         raise InvalidArgumentError(
             f"source {source!r} is not known. Allowed: {', '.join(typing.get_args(SourceKind))}."
         )
-    if calibrate is not None and recipe.quantization is None:
+    lower = recipe.precision_of_weights
+    if calibrate is not None and (lower is None or not lower.calibrates):
         raise InvalidArgumentError(f"calibrate is for recipes that quantize, and {dtype} does not. Leave it out.")
     texts = read_texts(calibrate) if calibrate is not None else None
     scored = read_pairs(pairs) if pairs is not None else None
@@ -151,11 +154,11 @@ def export(
             ]
             if images is not None:
                 images.build()
-        quantizations = {}
-        if recipe.quantization is not None:
-            with stage("calibrating") as advance:
-                quantizations = {
-                    route: _calibrate(recipe.quantization, graph, checkpoint, route, original, texts, advance)
+        lowered: dict[str, LowerPrecision] = {}
+        if lower is not None:
+            with stage(lower.stage) as advance:
+                lowered = {
+                    route: _calibrate(lower, graph, checkpoint, route, original, texts, advance)
                     for route, graph in graphs.items()
                 }
                 if images is not None:
@@ -165,11 +168,11 @@ def export(
         known: dict[str, npt.NDArray[np.float32]] = {}
         while True:
             with stage("writing the files"):
-                built, more, safe = _quantize(graphs, quantizations)
+                built, more, safe = _lower(graphs, lowered)
                 outlines = [outline.run(graph, recipe.outline) for graph in built.values()]
                 routes = write_routes(built, safe, rows, checkpoint, original, staging)
                 kept = tuple(name for result in results for name in result.kept)
-                kept += tuple(name for quantization in quantizations.values() for name in quantization.kept)
+                kept += tuple(name for precision in lowered.values() for name in precision.kept)
                 manifest = _manifest(checkpoint, routes, recipe, origin, kept, original.loaded, staging)
                 manifest = dataclasses.replace(manifest, kernels=outline.kernels(outlines))
                 if images is not None:
@@ -193,7 +196,7 @@ def export(
             except ToleranceError as error:
                 # A graph that is close enough stays as it is.
                 of_images = images is not None and isinstance(error, ImageToleranceError)
-                far = images.quantizations if images is not None and of_images else quantizations
+                far = images.lowered if images is not None and of_images else lowered
                 if not _keep_more(far, stage):
                     raise FidelityError(f"{error} Nothing was written.{_worst_layers(far)}") from None
                 clear(staging)
@@ -248,50 +251,52 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
 
 
 def _calibrate(
-    quantization: type[Quantization],
+    lower: type[Quantization] | type[HalfWeights],
     graph: ir.Model,
     checkpoint: Checkpoint,
     route: str,
     original: Original,
     texts: list[str] | None,
     advance: Advance,
-) -> Quantization:
+) -> LowerPrecision:
     limit, tokenizer = text_limit(checkpoint, route, original), original.tokenizer(route)
     if limit is None or not isinstance(checkpoint.routes[route][0], Transformer):  # a table, and no products
-        return quantization(graph, [])
+        return lower(graph, [])
     known = [*text_sequences(tokenizer, CALIBRATION_TEXTS, limit), *random_sequences(tokenizer, limit)]
-    if texts is None:
-        return quantization(graph, known, advance=advance)
-    return quantization(graph, text_sequences(tokenizer, texts, limit), known, advance)
+    if texts is None or lower is not Quantization:
+        return lower(graph, known, advance=advance)
+    return Quantization(graph, text_sequences(tokenizer, texts, limit), known, advance)
 
 
-def _quantize(
-    graphs: dict[str, ir.Model], quantizations: dict[str, Quantization]
+def _lower(
+    graphs: dict[str, ir.Model], lowered: dict[str, LowerPrecision]
 ) -> tuple[dict[str, ir.Model], list[PassResult], dict[str, dict[str, Scalar]]]:
-    """The graphs to write, the results of quantizing, and each route's values that are safe from saturation."""
+    """The graphs to write, the results of lowering them, and each route's values that are safe from saturation."""
     built, results, safe = dict(graphs), [], {}
-    for route, quantization in quantizations.items():
-        built[route], more, safe[route] = quantization.apply()
+    for route, precision in lowered.items():
+        built[route], more, safe[route] = precision.apply()
         built[route].graph.sort()
         results += more
     return built, results, safe
 
 
-def _keep_more(quantizations: dict[str, Quantization], stage: Stages) -> bool:
+def _keep_more(lowered: dict[str, LowerPrecision], stage: Stages) -> bool:
     """Keep more layers in float32; False if there is nothing more to keep."""
-    if not quantizations:
+    if not lowered:
         return False
-    static = any(quantization.has_static_scales for quantization in quantizations.values())
-    with stage("giving every token a scale of its own" if static else "finding the layers that lose most") as advance:
-        more = [quantization.keep_more(advance) for quantization in quantizations.values()]
+    static = any(precision.has_static_scales for precision in lowered.values())
+    search = next(iter(lowered.values())).search
+    with stage("giving every token a scale of its own" if static else search) as advance:
+        more = [precision.keep_more(advance) for precision in lowered.values()]
         return any(more)
 
 
-def _worst_layers(quantizations: dict[str, Quantization]) -> str:
-    worst = [quantization.worst for quantization in quantizations.values() if quantization.worst]
+def _worst_layers(lowered: dict[str, LowerPrecision]) -> str:
+    worst = [precision.worst for precision in lowered.values() if precision.worst]
     if not worst:
         return ""
+    calibrate = any(precision.calibrates for precision in lowered.values())
     return (
         f" Half of its layers were kept in float32 already; the one that loses most is {', '.join(worst)}. Export it "
-        "with --dtype fp32, or calibrate with texts of your own: --calibrate FILE"
+        f"with --dtype fp32{', or calibrate with texts of your own: --calibrate FILE' if calibrate else ''}"
     )

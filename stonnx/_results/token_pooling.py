@@ -66,7 +66,7 @@ class BaseTokenPooling(ABC):
         if isinstance(embeddings, list):
             if embeddings and embeddings[0].ndim != 2:
                 raise InvalidArgumentError(
-                    f"list entries must be arrays [rows, dimension], got the shape {tuple(embeddings[0].shape)}."
+                    f"list entries must be 2D: arrays [rows, dimension], got the shape {tuple(embeddings[0].shape)}."
                 )
             return [self.pool_one(rows) for rows in embeddings]
         if not (isinstance(embeddings, np.ndarray) or is_tensor(embeddings)):
@@ -76,7 +76,8 @@ class BaseTokenPooling(ABC):
             )
         if embeddings.ndim != 3:
             raise InvalidArgumentError(
-                f"A padded array must be 3D, [texts, rows, dimension], got the shape {tuple(embeddings.shape)}."
+                f"Tensor input must be 3D: an array or tensor [texts, rows, dimension], got the shape "
+                f"{tuple(embeddings.shape)}."
             )
         if padding_side not in _SIDES:
             raise InvalidArgumentError(f"padding_side must be 'left' or 'right', got {padding_side!r}.")

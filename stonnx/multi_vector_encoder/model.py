@@ -186,8 +186,8 @@ class MultiVectorEncoder(EmbeddingModel):
         limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, kwargs.pop("too_long", None))
         if "convert_to_tensor" in kwargs:
             raise InvalidArgumentError(
-                f"{type(self).__name__} does not take the argument convert_to_tensor: texts have unequal numbers of "
-                "vectors, so there is nothing to stack. Leave it out: encoding returns a list of arrays."
+                f"{type(self).__name__}.encode() has no `convert_to_tensor`: texts have unequal numbers of vectors, so "
+                "there is nothing to stack. Leave it out: encoding returns a list of arrays."
             )
         self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         if output_value not in ("token_embeddings", None):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from stonnx._arguments import check_integer
 from stonnx._arrays import FloatArray, is_tensor, result_like, to_array, to_float
-from stonnx._errors import InvalidArgumentError, UnsupportedError
+from stonnx._errors import ArgumentTypeError, InvalidArgumentError, UnsupportedError
 
 logger = logging.getLogger("stonnx")
 
@@ -74,7 +74,7 @@ def maxsim(
     if not len(queries) or not len(documents):
         return cast(FloatArray, like_input(scores))
     dimension = _check_dimensions(queries, documents)
-    rows = np.concatenate([query.rows.reshape(-1, dimension) for query in queries])
+    rows = np.concatenate([query.rows.reshape(len(query.rows), dimension) for query in queries])
     weights = np.concatenate([query.weights for query in queries])
     starts = np.cumsum([0, *(len(query.rows) for query in queries)])
     for first, last, block, lengths in _blocks(documents, dimension, len(rows), chunk_elements):
@@ -116,17 +116,18 @@ def maxsim_pairwise(
         array([2.5], dtype=float32)
     """
     _check_device(device)
+    check_integer("chunk_elements", chunk_elements, least=None, optional=True)
     queries, documents = _items(a, a_mask, "a"), _items(b, b_mask, "b")
     if len(queries) != len(documents):
         raise InvalidArgumentError(
-            f"Pairs need as many queries as documents, got {len(queries)} and {len(documents)}. "
-            "maxsim() scores every query with every document."
+            f"Pairs need the same number of items on both sides, got {len(queries)} and {len(documents)}. maxsim() "
+            "scores every query with every document."
         )
     scores = np.zeros(len(queries), dtype=np.float32)
     if len(queries):
         dimension = _check_dimensions(queries, documents)
         for number, (query, document) in enumerate(zip(queries, documents, strict=True)):
-            rows = query.rows.reshape(-1, dimension)
+            rows = query.rows.reshape(len(query.rows), dimension)
             if len(document.rows):
                 best = _best(rows, document.rows, np.array([len(document.rows)]))[:, 0]
                 scores[number] = (best * query.weights).sum(dtype=np.float32)
@@ -229,11 +230,11 @@ def _masks(mask: Any, arrays: Sequence[npt.NDArray[Any]], name: str) -> list[npt
         rows = list(np.atleast_2d(whole))
         widest = whole.shape[-1] if whole.ndim else 0
     else:
-        raise InvalidArgumentError(
+        raise ArgumentTypeError(
             f"{name} must be an array, a tensor, or a list of masks for each item, got {type(mask).__name__}."
         )
     if widest != width:
-        raise InvalidArgumentError(f"{name} is for {widest} rows, and the longest item has {width}.")
+        raise InvalidArgumentError(f"{name} covers {widest} tokens, and the longest item has {width} rows.")
     if len(rows) == 1:
         rows *= len(arrays)
     if len(rows) != len(arrays):
@@ -301,7 +302,8 @@ def _fill_empty(scores: npt.NDArray[np.float32], documents: Sequence[_Item]) -> 
     empty = np.array([not len(document.rows) for document in documents])
     if empty.any():
         logger.warning(
-            "%d documents have no row that counts, the first at index %d. Their score is %.0e.",
+            "%d documents have no row that counts, the first at index %d. Their score is %.0e. Usual causes: a mask "
+            "that excludes everything, or skiplist_words or keep_only_token_ids of the model that leave no token.",
             int(empty.sum()),
             int(empty.argmax()),
             _EMPTY_DOCUMENT_SCORE,

@@ -1,24 +1,31 @@
-"""Late interaction in fp16 and int8 beside the original: rows, ranks by MaxSim; and native kernels, in bfloat16 too."""
+"""Late interaction in fp16, bf16 and int8 beside the original: rows, ranks by MaxSim; and native kernels."""
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder as Original
 from zoo.late_interaction import build_late_checkpoint, row
 
 from stonnx import DeviceOptions, MultiVectorEncoder
 from stonnx._bundle.bundle import open_bundle
+from stonnx._bundle.manifest import Fidelity, read_manifest
 from stonnx._device import kernels as native
 from stonnx._engine.engine import Engine
 from stonnx._engine.probe import rows_of_texts
+from stonnx._errors import FidelityError
 from stonnx._tasks import TASKS
 from stonnx.util import maxsim
 from stonnx_export import RECIPES, export
-from stonnx_export.verify.figures import spearman
+from stonnx_export.verify.figures import ToleranceError, check, measure, spearman
 
 pytestmark = pytest.mark.needs("sentence-transformers", "6.2", "the class MultiVectorEncoder")
 
@@ -29,8 +36,11 @@ STANFORD, ATTENDED, PYLATE, CAUSAL = (
     "lightonai/GTE-ModernColBERT-v1",
     "zoo/late-interaction-causal",
 )
-# The verification refuses bf16 for each, and fp16 for the third: a few of some thousand rows are below 0.9999.
-EXPORTED = [(STANFORD, "fp16"), (STANFORD, "int8"), (ATTENDED, "fp16"), (ATTENDED, "int8"), (PYLATE, "int8")]
+EXPORTED = [
+    *((STANFORD, dtype) for dtype in ("fp16", "int8")),
+    *((ATTENDED, dtype) for dtype in ("bf16", "int8")),
+    *((PYLATE, dtype) for dtype in ("fp16", "bf16", "int8")),
+]
 # Not the texts by which the exporter verifies.
 PASSAGES = (Path(__file__).parents[2] / "examples" / "passages.txt").read_text(encoding="utf-8").splitlines()
 DOCUMENTS = [*PASSAGES, "", "Die Fähre verlässt den Hafen im Morgengrauen.", " ".join(PASSAGES)]
@@ -85,13 +95,19 @@ def cosines(some: Rows, others: Rows) -> np.ndarray:
 def test_rows_and_ranks_are_within_the_bounds_of_the_recipe(
     name: str, dtype: str, bundles: Bundles, originals: Originals
 ) -> None:
+    """By stock operators, as the exporter measures it."""
     bounds = RECIPES[dtype].tolerance["multivector"]
-    model = MultiVectorEncoder(bundles(name, dtype), threads=1)
-    found, expected = (model.encode_query(QUERIES), model.encode_document(DOCUMENTS)), originals(name)
+    bundle = open_bundle(bundles(name, dtype))
+    route, prompts = Engine(bundle, device="cpu", threads=1, kernels=False).route(), bundle.manifest.prompts
+    found = [
+        rows_of_texts(route, TASKS["multivector"], task, [f"{prompts[task]}{text}" for text in texts])
+        for task, texts in (("query", QUERIES), ("document", DOCUMENTS))
+    ]
+    expected = originals(name)
     for mine, theirs in zip(found, expected, strict=True):
         close = cosines(mine, theirs)
-        assert close.mean() >= bounds.get("cosine_mean", bounds.get("cosine_min"))
-        assert close.min() >= bounds.get("cosine_min", 0)
+        assert close.mean() >= bounds["cosine_mean"]
+        assert np.percentile(close, 1) >= bounds.get("cosine_p1", 0)
     scores = [maxsim(queries, documents) for queries, documents in (found, expected)]
     correlations = [spearman(mine, theirs) for mine, theirs in zip(*scores, strict=True)]
     assert min(correlations) >= bounds["rank_correlation"]
@@ -107,6 +123,69 @@ def test_a_text_does_not_depend_on_its_batch(name: str, dtype: str, bundles: Bun
         assert cosines(encode(texts), alone).min() >= RECIPES[dtype].tolerance["multivector"]["invariance_cosine"]
 
 
+def test_weights_that_harm_the_ranks_stay_in_float32(bundles: Bundles) -> None:
+    """In bf16, the ranks of this checkpoint change if all weights are rounded."""
+    bundle = bundles(PYLATE, "bf16")
+    manifest = read_manifest(bundle)
+    types = {str(value.name): value.dtype for value in ir.load(bundle / "model.onnx").graph.initializers.values()}
+    assert manifest.kept
+    assert {types[name] for name in manifest.kept} == {ir.DataType.FLOAT}
+    narrow = [name for name, dtype in types.items() if dtype == ir.DataType.BFLOAT16]
+    assert len(narrow) >= len(manifest.kept)
+    assert f"In float32 for accuracy: the weights `{manifest.kept[0]}`" in (bundle / "README.md").read_text("utf-8")
+    assert manifest.fidelity is not None
+    assert manifest.fidelity.rank_correlation is not None
+    assert manifest.fidelity.rank_correlation >= 0.999
+
+
+def test_ranks_that_change_are_refused(tmp_path: Path) -> None:
+    """Weights around a large number that normalizations take out again: exact in float32, lost in bfloat16.
+
+    More than half of the weights are so, which is what the exporter keeps in float32 at most.
+    """
+    checkpoint = shutil.copytree(build_late_checkpoint(row(STANFORD), tmp_path), tmp_path / "hostile")
+    weights = load_file(checkpoint / "model.safetensors")
+    hostile = tuple(
+        f"{name}.weight"
+        for name in ("query", "key", "value", "intermediate.dense", "word_embeddings", "position_embeddings")
+    )
+    for name, weight in weights.items():
+        if "LayerNorm" in name:
+            weight.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif name.endswith(hostile):
+            weight += 16
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        FidelityError, match=r"rank correlation of the scores 0\.9.*Half of its layers were kept"
+    ) as raised:
+        export(checkpoint, tmp_path / "bundle", dtype="bf16")
+    assert "--calibrate" not in str(raised.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize(("figure", "value"), [("rank_correlation", 0.97), ("neighbours_overlap", 0.89)])
+def test_other_ranks_are_refused_whatever_the_rows_are(dtype: str, figure: str, value: float) -> None:
+    bounds = RECIPES[dtype].tolerance["multivector"]
+    same = Fidelity("the original", 333, 1.0, 1.0, 0.0, 0.0, bounds, 1.0, 1.0, 1.0, None, 1.0)
+    check(same)
+    with pytest.raises(ToleranceError, match="allowed is at least"):
+        check(dataclasses.replace(same, **{figure: value}))
+
+
+def test_a_single_row_may_be_far_away_and_one_in_fifty_may_not() -> None:
+    """A row is one of many terms of a score."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((5000, 16)).astype(np.float32)
+    bounds = RECIPES["bf16"].tolerance["multivector"]
+    for step, refused in ((5000, False), (50, True)):
+        other = rows.copy()
+        other[::step] += 0.05 * rng.standard_normal(other[::step].shape)
+        report = measure(rows, other, other, other[np.newaxis, :1], bounds, "the original")
+        with pytest.raises(ToleranceError, match="1st percentile") if refused else nullcontext():
+            check(report)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("name", [STANFORD, ATTENDED, CAUSAL])
 def test_native_kernels_give_what_float32_gives(name: str, dtype: str, bundles: Bundles) -> None:
@@ -114,13 +193,13 @@ def test_native_kernels_give_what_float32_gives(name: str, dtype: str, bundles: 
     library = native.find()
     if isinstance(library, native.Unusable):
         pytest.skip(f"there are no native kernels: {library.reason}")
-    bfloat16 = dtype == "fp32"
+    bfloat16 = dtype != "int8"
     if bfloat16 and not library.bfloat16:
         pytest.skip("this CPU does not multiply bfloat16")
     bundle = open_bundle(bundles(name, dtype))
-    if bfloat16 and not (bundle.manifest.kernels and "AttentionFloat" in bundle.manifest.kernels.blocks):
+    if dtype == "fp32" and not (bundle.manifest.kernels and "AttentionFloat" in bundle.manifest.kernels.blocks):
         pytest.skip("kernels have no float32 block of this network")
-    options = DeviceOptions(bfloat16=True) if bfloat16 else None
+    options = DeviceOptions(bfloat16=True) if dtype == "fp32" else None
     by_kernels = Engine(bundle, device="cpu", threads=1, device_options=options).route()
     by_stock = Engine(bundle, device="cpu", threads=1, kernels=False).route()
     assert by_kernels.session.kernels == library.variant

@@ -119,10 +119,10 @@ def test_a_document_without_rows(caplog: pytest.LogCaptureFixture) -> None:
         (lambda: util.maxsim(ragged([2]), ragged([2]), a_mask=3), "a_mask must be an array"),
         (
             lambda: util.maxsim(ragged([2]), ragged([2]), b_mask=np.ones((1, 3))),
-            "for 3 rows, and the longest item has 2",
+            "covers 3 tokens, and the longest item has 2 rows",
         ),
         (lambda: util.maxsim(ragged([2] * 3), ragged([2]), a_mask=np.ones((2, 2))), "has 2 items for 3"),
-        (lambda: util.maxsim_pairwise(ragged([2]), ragged([2, 2])), "as many queries as documents, got 1 and 2"),
+        (lambda: util.maxsim_pairwise(ragged([2]), ragged([2, 2])), "same number of items on both sides, got 1 and 2"),
     ],
 )
 def test_refused(call: Any, message: str) -> None:
@@ -134,3 +134,18 @@ def test_another_device() -> None:
     with pytest.raises(UnsupportedError, match="on the CPU, not on 'cuda'"):
         util.maxsim(ragged([2]), ragged([2]), device="cuda")
     assert util.maxsim(ragged([2]), ragged([2]), device=torch.device("cpu")).shape == (1, 1)
+
+
+def test_kinds_of_errors_are_those_of_the_original() -> None:
+    for module in (util, original):
+        with pytest.raises(TypeError, match="a_mask"):
+            module.maxsim(ragged([2]), ragged([2]), a_mask="not a mask")
+        for function in (module.maxsim, module.maxsim_pairwise):
+            with pytest.raises(TypeError):
+                function(ragged([2]), ragged([2]), chunk_elements="all")
+
+
+@pytest.mark.parametrize("name", ["maxsim", "maxsim_pairwise", "mean_maxsim"])
+def test_vectors_without_dimensions(name: str) -> None:
+    found, expected = both(name, ragged([2], dimension=0), ragged([3], dimension=0))
+    np.testing.assert_array_equal(found, expected)

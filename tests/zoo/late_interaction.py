@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
 from tokenizers import AddedToken
 from torch import nn
@@ -135,6 +135,48 @@ def row(name: str) -> LateRow:
 def build_late_checkpoint(late: LateRow, directory: Path, *, seed: int = 0) -> Path:
     """The row's checkpoint below `directory`, built there if it is not there yet."""
     return built_once(directory, f"{late.slug}-{seed}", seed, lambda scratch: _write(late, scratch, seed))
+
+
+def build_routed_checkpoint(
+    directory: Path,
+    *,
+    inside: Literal["dense", "networks", "everything"] = "dense",
+    names: tuple[str, str] = ("query", "document"),
+    width: int = 24,
+    pooled: bool = False,
+    seed: int = 0,
+) -> Path:
+    """A checkpoint at `directory` whose queries and documents pass other modules, in a Router.
+
+    `inside` says which modules the routes have of their own: the projection, the network too, or all. `width` and
+    `pooled` are about the second route.
+    """
+    plain = directory.with_name(f"{directory.name}-plain")
+    checkpoints.write_backbone(ModelRow("zoo/routed", BERT, "legacy"), plain, seed)
+    expansion = {"strategy": "fixed", "length": 16, "attend": False, "token": None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = [Transformer(str(plain), query_expansion=expansion), Transformer(str(plain), document_length=40)]
+        if inside == "dense":
+            networks = [Transformer(str(plain), query_expansion=expansion, document_length=40)]
+        size = networks[0].get_embedding_dimension()
+        options = {"bias": False, "activation_function": nn.Identity(), "module_input_name": "token_embeddings"}
+        routes: list[list[nn.Module]] = [[Dense(size, columns, **options)] for columns in (24, width)]
+    ends: list[list[nn.Module]] = [
+        [MultiVectorMask(skiplist_words=words), Normalize(module_input_name="token_embeddings")]
+        for words in ([], [".", ","])
+    ]
+    if inside != "dense":
+        routes = [[network, *route] for network, route in zip(networks, routes, strict=True)]
+    if inside == "everything":
+        routes = [route + end for route, end in zip(routes, ends, strict=True)]
+    if pooled:
+        routes[1].append(HierarchicalTokenPooling(2.0))
+    router = Router(dict(zip(names, routes, strict=True)), default_route=names[1])
+    before, after = networks if inside == "dense" else [], [] if inside == "everything" else ends[1]
+    model = MultiVectorEncoder(modules=[*before, router, *after], device="cpu", prompts={"query": "q: "})
+    model.save_pretrained(str(directory), create_model_card=False)
+    return directory
 
 
 def _write(late: LateRow, directory: Path, seed: int) -> None:

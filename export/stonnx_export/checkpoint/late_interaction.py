@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import ExportError, UnsupportedError
 from stonnx_export.checkpoint.files import damage_named, optional_object, read_object
 from stonnx_export.checkpoint.module_files import query_expansion, transformer_file, transformer_settings
@@ -57,6 +58,14 @@ class LateInteraction:
     prompts: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class LateRoutes:
+    """The chain of each route, and the prompts of the model."""
+
+    chains: dict[str, tuple[Module, ...]]
+    prompts: Mapping[str, str]
+
+
 def is_late_interaction(directory: Path, raw: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is one of late interaction by its own account.
 
@@ -80,24 +89,66 @@ def weights_beside_network(directory: Path, chain: tuple[Module, ...]) -> tuple[
 
 def read_late_interaction(
     directory: Path,
-    folder: Path,
+    folders: Mapping[str, Path],
     raw: Mapping[str, Any],
     prompts: Mapping[str, str],
-    chain: tuple[Module, ...],
-) -> LateInteraction:
-    """Complete the chain of a checkpoint as the original does.
+    chains: Mapping[str, tuple[Module, ...]],
+) -> LateRoutes:
+    """Complete the chains of a checkpoint as the original does.
 
     Args:
         directory: The checkpoint.
-        folder: The folder of its network.
+        folders: The folder of the network of each route.
         raw: Its config_sentence_transformers.json.
         prompts: The prompts in that file.
-        chain: The modules that modules.json names.
+        chains: The modules that modules.json names, for each route.
 
     Raises:
         UnsupportedError: It lacks its projection, or has a module that cannot be exported for this task.
         ExportError: A setting has a value that sentence-transformers refuses, too.
     """
+    if {*chains} != {DEFAULT_ROUTE} and raw.get("model_type") != "MultiVectorEncoder":
+        raise UnsupportedError(
+            f"{directory} has a Router, and its config_sentence_transformers.json does not say that it is a "
+            "MultiVectorEncoder. sentence-transformers would look for the layers of such a checkpoint outside the "
+            "Router. Load it in sentence-transformers as a MultiVectorEncoder, save it, and export that."
+        )
+    others = [name for name in chains if name not in (DEFAULT_ROUTE, "query", "document")]
+    if others:
+        raise UnsupportedError(
+            f"{directory} has a Router with the route {others[0]!r}. In a MultiVectorEncoder, the routes 'query' and "
+            "'document' can be exported, and one for all other texts. Give the routes these names, and save the model."
+        )
+    found = {name: _read_route(directory, folders[name], raw, prompts, chain) for name, chain in chains.items()}
+    first = next(iter(found.values()))
+    for name, route in found.items():
+        _check_agreement(directory, name, route.chain, first.chain)
+    return LateRoutes({name: route.chain for name, route in found.items()}, first.prompts)
+
+
+def _check_agreement(directory: Path, name: str, chain: tuple[Module, ...], first: tuple[Module, ...]) -> None:
+    """Raise UnsupportedError if a route gives vectors that those of another route cannot be compared with."""
+    poolings, expected = ([m for m in some if isinstance(m, HierarchicalTokenPooling)] for some in (chain, first))
+    if poolings != expected:
+        raise UnsupportedError(
+            f"{directory} has a Router with a HierarchicalTokenPooling in some routes. It can be exported after the "
+            "Router, for all routes: its tasks say which texts it pools."
+        )
+    widths = [next((len(m.weight) for m in reversed(some) if isinstance(m, Dense)), None) for some in (chain, first)]
+    if widths[0] != widths[1]:
+        raise UnsupportedError(
+            f"{directory} has a Router whose route {name!r} gives vectors of {widths[0]} dimensions, and another one "
+            f"of {widths[1]}. Queries and documents must have the same dimension to be compared."
+        )
+
+
+def _read_route(
+    directory: Path,
+    folder: Path,
+    raw: Mapping[str, Any],
+    prompts: Mapping[str, str],
+    chain: tuple[Module, ...],
+) -> LateInteraction:
     first = chain[0]
     if not isinstance(first, Transformer) or first.code is not None:
         raise UnsupportedError(

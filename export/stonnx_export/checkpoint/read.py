@@ -130,14 +130,8 @@ def read_checkpoint(directory: Path, task: Task | None = None, trust: Trust | No
     task = _checked_task(directory, task, raw, config, routes)
     settings = read_settings(directory, task)
     if task == "multivector":
-        if {*routes} != {DEFAULT_ROUTE}:
-            raise UnsupportedError(
-                f"{directory} has a Router, which cannot be exported in a MultiVectorEncoder: queries and documents "
-                "must pass the same modules. Save the modules of each route as a MultiVectorEncoder of its own, and "
-                "export both: one encodes queries, the other documents."
-            )
-        found_late = read_late_interaction(directory, folder, raw, settings.prompts, routes[DEFAULT_ROUTE])
-        routes = {DEFAULT_ROUTE: found_late.chain}
+        found_late = read_late_interaction(directory, folders, raw, settings.prompts, routes)
+        routes = found_late.chains
         settings = dataclasses.replace(settings, prompts=found_late.prompts)
     else:
         refuse_expansion(routes, folders)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from stonnx._bundle.manifest import Scalar
 from stonnx._text.batching import consecutive
-from stonnx_export.calibration import TOKENS_TOGETHER, Measured, Sample, measure, tokens
+from stonnx_export.calibration import TOKENS_TOGETHER, Measured, Sample, measure
 from stonnx_export.graph.read import NORMALIZATIONS, constant_array, last_dimension
 from stonnx_export.int8 import fast_gelu, flat_tokens, products, tables
 from stonnx_export.int8.products import Group
 from stonnx_export.int8.rounding import compensated
+from stonnx_export.lower_precision import Lowered, LowerPrecision
 from stonnx_export.passes import PassResult
 from stonnx_export.stages import Advance, untold
-
-# Shares of the products that stay in float32, one after the other, until the tolerance holds.
-_SHARES = (1 / 8, 1 / 4, 1 / 2)
-
-# Samples on which the error that a layer makes is measured.
-_SAMPLES = 16
 
 # A static scale may cost a product this share of its energy: a cosine of 0.9999. In all-MiniLM-L6-v2 it costs 0.0001
 # to 0.0002, twice to six times as much as scales of tokens.
@@ -36,7 +29,7 @@ _MOST_INPUTS = 4096
 _MOMENTS = 1 << 30
 
 
-class Quantization:
+class Quantization(LowerPrecision):
     """A float32 graph, with everything that its int8 form is made from.
 
     Args:
@@ -47,6 +40,10 @@ class Quantization:
         advance: Is told how many values of how many are measured: up to a minute for each in large models.
     """
 
+    stage = "calibrating"
+    search = "finding the layers that lose most"
+    calibrates = True
+
     def __init__(
         self,
         model: ir.Model,
@@ -54,20 +51,18 @@ class Quantization:
         others: Sequence[Sample] = (),
         advance: Advance = untold,
     ) -> None:
-        self._model = model
-        self._samples = samples
+        super().__init__(model, samples)
         self._others = others
         self._names = [group.name for group in products.groups(model)]
         self._ranges: dict[str, npt.NDArray[np.float32]] = {}
         self._static: dict[str, float] = {}
         self._codes: dict[str, npt.NDArray[np.int8]] = {}
         self._round(advance)
-        self._worst_first: list[str] = []
-        self.kept: tuple[str, ...] = ()
 
-    def apply(self) -> tuple[ir.Model, list[PassResult], dict[str, Scalar]]:
-        """The int8 graph, what the passes did, and the values that make it safe from saturation."""
-        return self._quantized(self.kept)
+    @property
+    def names(self) -> Sequence[str]:
+        """The groups of products that read the same value."""
+        return self._names
 
     @property
     def has_static_scales(self) -> bool:
@@ -80,27 +75,13 @@ class Quantization:
         The result is False if nothing is left to do.
         ``advance`` is told how many of how many layers have been measured.
         """
-        if not self._names:
-            return False
         if self._static:
             self._static = {}
             return True
-        if not self._worst_first:
-            errors = self._errors(advance)
-            self._worst_first = sorted(errors, key=lambda name: -errors[name])
-        counts = sorted({math.ceil(share * len(self._names)) for share in _SHARES})
-        count = next((count for count in counts if count > len(self.kept)), None)
-        if count is None:
-            return False
-        self.kept = tuple(self._worst_first[:count])
-        return True
+        return super().keep_more(advance)
 
-    @property
-    def worst(self) -> str | None:
-        """The layer whose quantization changes the result most, once that has been measured."""
-        return self._worst_first[0] if self._worst_first else None
-
-    def _quantized(self, keep: Collection[str]) -> tuple[ir.Model, list[PassResult], dict[str, Scalar]]:
+    def lowered(self, keep: Collection[str]) -> Lowered:
+        """The int8 graph, what the passes did, and the values that make it safe from saturation."""
         model = self._model.clone()
         quantizer = products.Quantizer(self._ranges, keep, self._static, self._codes)
         # Static products have taken in the biases before their GELU.
@@ -152,23 +133,6 @@ class Quantization:
             noise = float(np.square(weight).sum()) * (peak / products.range_of(group).steps) ** 2 / 12
             if noise <= _STATIC_NOISE * float(np.sum(weight * (moments @ weight))):
                 self._static[group.name] = peak
-
-    def _errors(self, advance: Advance) -> dict[str, float]:
-        """The error of the result, relative to its variance, with each layer quantized alone."""
-        expected = self._run(self._model)
-        spread = float(np.square(expected - expected.mean(axis=0)).sum()) or 1.0
-        errors = {}
-        for number, name in enumerate(self._names, start=1):
-            model, _, _ = self._quantized([other for other in self._names if other != name])
-            errors[name] = float(np.square(self._run(model) - expected).sum()) / spread
-            advance(number, len(self._names))
-        return errors
-
-    def _run(self, model: ir.Model) -> npt.NDArray[np.float64]:
-        model.graph.sort()
-        output = model.graph.outputs[0]
-        rows = [arrays[str(output.name)] for arrays in tokens(model, [output], self._samples[:_SAMPLES])]
-        return np.stack(rows).astype(np.float64)
 
 
 def _memory(group: Group) -> int:

@@ -1,5 +1,7 @@
 """Weights and embedding tables stored in bfloat16: they take half the size, and kernels multiply them as they are.
 
+Those that change the result most stay in float32 if the tolerance is missed otherwise.
+
 Requires: products ``x W``, lookups in tables, and products with rows of a table (see ``passes/splade_chunks``), in
 float32. Ensures: each large W and table is bfloat16, and a ``Cast`` turns it into float32, which onnxruntime computes
 once, at load. So all arithmetic stays in float32 unless a kernel runs. Only the weights are rounded, each by at most
@@ -8,28 +10,50 @@ once, at load. So all arithmetic stays in float32 unless a kernel runs. Only the
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from stonnx_export.calibration import Sample
 from stonnx_export.graph.builder import GraphBuilder
+from stonnx_export.lower_precision import Lowered, LowerPrecision
 from stonnx_export.passes import PassResult
+from stonnx_export.stages import Advance, untold
 
 _NAME = "bfloat16"
 # Smaller weights are not worth a node each.
 _SMALLEST = 4096
 
 
-def run(model: ir.Model) -> PassResult:
-    """Rewrite a model in place. ``fired`` counts the weights and tables."""
+class HalfWeights(LowerPrecision):
+    """A float32 graph whose weights and tables can be stored in bfloat16."""
+
+    stage = "storing weights in bfloat16"
+    search = "finding the weights that lose most in bfloat16"
+    calibrates = False
+
+    def __init__(self, model: ir.Model, samples: Sequence[Sample], advance: Advance = untold) -> None:
+        super().__init__(model, samples)
+        self._names = [str(weight.name) for weight, _, _ in _weights(model.graph)]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The weights and tables."""
+        return self._names
+
+    def lowered(self, keep: Collection[str]) -> Lowered:
+        """The graph in bfloat16, and what the pass did."""
+        model = self._model.clone()
+        return model, [run(model, keep)], {}
+
+
+def run(model: ir.Model, keep: Collection[str] = ()) -> PassResult:
+    """Rewrite a model in place, except for some weights. ``fired`` counts the weights and tables."""
     graph, fired = model.graph, 0
-    for weight in list(graph.initializers.values()):
-        tensor = weight.const_value
-        if tensor is None or weight.is_graph_input() or tensor.dtype != ir.DataType.FLOAT or tensor.size < _SMALLEST:
-            continue
-        lookups = [use.node for use in weight.uses() if use.node.op_type == "Gather" and use.idx == 0]
-        products = [(use.node, use.idx) for use in weight.uses() if _multiplies(use.node, use.idx)]
-        if len(tensor.shape) != 2 or len(products) + len(lookups) < len(weight.uses()):
+    for weight, lookups, products in _weights(graph):
+        if weight.name in keep:
             continue
         stored = _stored(graph, weight)
         for lookup in lookups:
@@ -44,6 +68,20 @@ def run(model: ir.Model) -> PassResult:
         fired += 1
     RemoveUnusedNodesPass()(model)
     return PassResult(_NAME, fired)
+
+
+def _weights(graph: ir.Graph) -> list[tuple[ir.Value, list[ir.Node], list[tuple[ir.Node, int]]]]:
+    """Each weight that can be stored in bfloat16, the lookups of its rows, and the products and their inputs."""
+    found = []
+    for weight in graph.initializers.values():
+        tensor = weight.const_value
+        if tensor is None or weight.is_graph_input() or tensor.dtype != ir.DataType.FLOAT or tensor.size < _SMALLEST:
+            continue
+        lookups = [use.node for use in weight.uses() if use.node.op_type == "Gather" and use.idx == 0]
+        products = [(use.node, use.idx) for use in weight.uses() if _multiplies(use.node, use.idx)]
+        if len(tensor.shape) == 2 and 0 < len(products) + len(lookups) == len(weight.uses()):
+            found.append((weight, lookups, products))
+    return found
 
 
 def _multiplies(node: ir.Node, index: int) -> bool:

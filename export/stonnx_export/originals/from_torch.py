@@ -57,7 +57,7 @@ class TorchOriginal:
             self._model = _load(checkpoint)
         self._chats: dict[str, ChatTemplate | None] = {}
         # Clusters of vectors are not what the graph gives, and hide how close it is.
-        self._poolings = [(module, module.tasks) for module in self._model if hasattr(module, "pool_factor")]
+        self._poolings = [(module, module.tasks) for module in self._model.modules() if hasattr(module, "pool_factor")]
         self._pool(on=False)
         self._setting = _SETTINGS.get(checkpoint.task)
         self._value = getattr(self._model, self._setting) if self._setting else None

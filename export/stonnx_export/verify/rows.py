@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._bundle.manifest import Fidelity, Manifest
+from stonnx._bundle.manifest import DEFAULT_ROUTE, Fidelity, Manifest
 from stonnx._engine.engine import Engine
 from stonnx._engine.probe import rows_of_texts
 from stonnx._engine.route import LoadedRoute
@@ -39,14 +39,15 @@ def compare_rows(
         FidelityError: Ids differ, or the number of a text's vectors, so that nothing else can be compared.
     """
     manifest = engine.manifest
-    name = manifest.default_route
-    route = engine.route(name)
     expected: _Rows = []
     batched: _Rows = []
     alone: _Rows = []
     padded: list[_Rows] = []
     of_sentences: dict[str, tuple[_Rows, _Rows]] = {}
-    for task in (None, "query", "document"):
+    tasks: list[str | None] = [task for task in ("query", "document") if {task, DEFAULT_ROUTE} & {*manifest.routes}]
+    for task in tasks if manifest.needs_task else [None, *tasks]:
+        route = engine.route(task)
+        name = task if task is not None and task in manifest.routes else manifest.default_route
         texts = _texts(route, task)
         prompt = _prompt(manifest, task)
         called = [in_front(prompt, text) for text in texts]
@@ -68,7 +69,9 @@ def compare_rows(
         tolerance,
         original.name,
     )
-    overlap, correlation = _ranks(of_sentences["query"], of_sentences["document"])
+    # A Router may read only one of them; then its vectors are compared with each other.
+    queries, documents = (of_sentences.get(task) or of_sentences[tasks[0] or ""] for task in ("query", "document"))
+    overlap, correlation = _ranks(queries, documents)
     return dataclasses.replace(report, texts=len(expected), neighbours_overlap=overlap, rank_correlation=correlation)
 
 

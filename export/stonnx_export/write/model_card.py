@@ -164,7 +164,8 @@ def _kept(manifest: Manifest) -> str:
     more = len(manifest.kept) - _MOST_NAMES
     names += f" and {more} more" if more > 0 else ""
     if manifest.precision != "float16":
-        return f"\nIn float32 for accuracy: the matrix products {names}.\n" if names else ""
+        what = "weights" if manifest.precision == "bfloat16" else "matrix products"
+        return f"\nIn float32 for accuracy: the {what} {names}.\n" if names else ""
     text = """
 The figures were measured on the CPU, where onnxruntime computes half precision in float32: a GPU, which rounds every
 result, is a little further away. The probe in the bundle checks it there.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from zoo.late_interaction import build_late_checkpoint, row
+from zoo.late_interaction import build_late_checkpoint, build_routed_checkpoint, row
 
 import stonnx
 from stonnx_export import export
@@ -199,22 +199,28 @@ class TestRefused:
         with pytest.raises(stonnx.ExportError, match="query_length must be a number of tokens or null, found '32'"):
             read_checkpoint(directory)
 
-    def test_a_router(self, make: Make) -> None:
-        directory = make(NATIVE)
-        modules = json.loads((directory / "modules.json").read_text())
-        first, rest = modules[0], modules[1:]
-        router = {**first, "path": "", "type": "sentence_transformers.base.modules.Router"}
-        (directory / "modules.json").write_text(json.dumps([router, *rest]))
-        types = {"0_Transformer": first["type"]}
-        structure = {"query": ["0_Transformer"], "document": ["0_Transformer"]}
-        (directory / "router_config.json").write_text(
-            json.dumps({"types": types, "structure": structure, "parameters": {}})
-        )
-        (directory / "0_Transformer").mkdir()
-        for name in ("sentence_bert_config.json", "config.json"):
-            shutil.copy(directory / name, directory / "0_Transformer")
-        with pytest.raises(stonnx.UnsupportedError, match=r"has a Router.*Save the modules of each route as a Multi"):
-            read_checkpoint(directory)
+    @pytest.mark.parametrize(
+        ("names", "model_type", "other", "said"),
+        [
+            (("query", "document"), "SentenceTransformer", {}, "has a Router, and its config_sentence_transformers"),
+            (("query", "title"), "MultiVectorEncoder", {}, "the route 'title'.*'query' and 'document' can be exported"),
+            (("query", "document"), "MultiVectorEncoder", {"width": 12}, "of 12 dimensions, and another one of 24"),
+            (
+                ("query", "document"),
+                "MultiVectorEncoder",
+                {"pooled": True, "inside": "everything"},
+                "HierarchicalTokenPooling in some routes",
+            ),
+        ],
+    )
+    def test_a_router(
+        self, names: tuple[str, str], model_type: str, other: dict[str, Any], said: str, tmp_path: Path
+    ) -> None:
+        directory = build_routed_checkpoint(tmp_path / "checkpoint", names=names, **other)
+        file = directory / "config_sentence_transformers.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": model_type}))
+        with pytest.raises(stonnx.UnsupportedError, match=said):
+            read_checkpoint(directory, "multivector")
 
     def test_an_onnx_file(self, make: Make, tmp_path: Path) -> None:
         directory = make(STANFORD)

@@ -166,6 +166,24 @@ class LambdaTokenPooling(BaseTokenPooling):
         return self.pool_fn(embedding)
 
 
+class TensorTokenPooling(BaseTokenPooling):
+    """A pooling of sentence-transformers, which takes torch tensors, for arrays."""
+
+    def __init__(self, pooling: Any) -> None:
+        super().__init__(tasks=getattr(pooling, "tasks", None))
+        self.pooling = pooling
+
+    def applies_to(self, task: str | None) -> bool:
+        """What that pooling says."""
+        return bool(self.pooling.applies_to(task))
+
+    def pool_one(self, embedding: Any, **kwargs: Any) -> Any:
+        """What that pooling returns, as an array."""
+        from stonnx._results.dense import to_torch
+
+        return to_array(self.pooling.pool_one(to_torch(embedding)))
+
+
 def _cluster_means(rows: Rows, count: int) -> Rows:
     """The means of so many clusters of rows, in the order of the clusters' numbers."""
     try:

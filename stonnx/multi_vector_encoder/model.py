@@ -16,7 +16,7 @@ from stonnx._model.embedding_model import EmbeddingModel, encode_for
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._model.processing import take_limit
-from stonnx._results.token_pooling import BaseTokenPooling, HierarchicalTokenPooling
+from stonnx._results.token_pooling import BaseTokenPooling, HierarchicalTokenPooling, TensorTokenPooling
 from stonnx._results.token_rows import Finish, KeptRows, RowFeatures, TokenRows
 from stonnx._tasks import TASKS
 from stonnx._text.inputs import parse_inputs
@@ -165,7 +165,8 @@ class MultiVectorEncoder(EmbeddingModel):
             pool: Encode in the processes that :meth:`start_multi_process_pool` started; ``device`` is not used then.
             chunk_size: Texts that a process gets at a time. None: a tenth of its share, at most 5,000.
             token_pooling: Makes fewer vectors of a text's, as
-                :class:`~stonnx.multi_vector_encoder.modules.HierarchicalTokenPooling`, if it is for such texts.
+                :class:`~stonnx.multi_vector_encoder.modules.HierarchicalTokenPooling`, if it is for such texts. One
+                of sentence-transformers, which gets and gives tensors, works too.
             task: ``"query"`` or ``"document"``. None: the model's limit of all texts, and the skiplist of documents.
             too_long: How to treat a text of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
                 ``"error"``. None: :attr:`too_long`.
@@ -196,7 +197,7 @@ class MultiVectorEncoder(EmbeddingModel):
             )
         if task is not None:
             check_choice("task", task, ("query", "document"))
-        self._check_pooling(token_pooling, task)
+        token_pooling = self._checked_pooling(token_pooling, task)
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = parse_inputs(inputs, prompt, self._chat(task))
         finish = Finish(self._poolings, normalize_embeddings and output_value is not None, token_pooling)
@@ -222,18 +223,21 @@ class MultiVectorEncoder(EmbeddingModel):
         "Texts are cut to the model's length of documents, and words of its skiplist have no vector.",
     )
 
-    def _check_pooling(self, pooling: Any, task: str | None) -> None:
+    def _checked_pooling(self, pooling: Any, task: str | None) -> BaseTokenPooling | None:
         if pooling is None:
-            return
+            return None
         if not isinstance(pooling, BaseTokenPooling):
-            raise InvalidArgumentError(
-                f"token_pooling must be one of stonnx.multi_vector_encoder.modules, got {described(pooling)}."
-            )
+            if not (callable(getattr(pooling, "pool_one", None)) and callable(getattr(pooling, "applies_to", None))):
+                raise InvalidArgumentError(
+                    f"token_pooling must be one of stonnx.multi_vector_encoder.modules, got {described(pooling)}."
+                )
+            pooling = TensorTokenPooling(pooling)
         if self._poolings and pooling.applies_to(task):
             logger.warning(
-                "This model pools the vectors of tokens by itself, and token_pooling pools what is left once more. "
-                "Leave it out to have the model's own pooling alone."
+                "token_pooling is compounding with the model's own pooling: it pools the vectors that are left once "
+                "more. Leave it out to have the model's own pooling alone."
             )
+        return pooling
 
     def _finish(self) -> Finish:
         return Finish(self._poolings)

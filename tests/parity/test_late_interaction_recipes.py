@@ -11,9 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+
+pytest.importorskip("sentence_transformers", "6.2", reason="earlier versions lack the class MultiVectorEncoder")
+
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder as Original
-from zoo.late_interaction import build_late_checkpoint, row
+from zoo.late_checkpoints import build_late_checkpoint
+from zoo.late_interaction import row
 
 from stonnx import DeviceOptions, MultiVectorEncoder
 from stonnx._bundle.bundle import open_bundle
@@ -26,8 +30,6 @@ from stonnx._tasks import TASKS
 from stonnx.util import maxsim
 from stonnx_export import RECIPES, export
 from stonnx_export.verify.figures import ToleranceError, check, measure, spearman
-
-pytestmark = pytest.mark.needs("sentence-transformers", "6.2", "the class MultiVectorEncoder")
 
 # Tokens fill up the queries of the first two. Those of the first are not attended to, those of the second are.
 STANFORD, ATTENDED, PYLATE, CAUSAL = (

@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("sentence_transformers", "6.2", reason="earlier versions lack the class MultiVectorEncoder")
+
 import torch
 from sentence_transformers import MultiVectorEncoder as Original
 from sentence_transformers.multi_vector_encoder import modules as original_modules
-from zoo.late_interaction import ROWS, LateRow, build_late_checkpoint, row
+from zoo.late_checkpoints import build_late_checkpoint
+from zoo.late_interaction import ROWS, LateRow, row
 
 import stonnx
 from stonnx import MultiVectorEncoder
 from stonnx._bundle.manifest import read_manifest
 from stonnx.multi_vector_encoder.modules import HierarchicalTokenPooling, LambdaTokenPooling
 from stonnx_export import export
-
-pytestmark = pytest.mark.needs("sentence-transformers", "6.2", "the class MultiVectorEncoder")
 
 TEXTS = [
     "What is the capital of Portugal?",
@@ -299,6 +301,23 @@ class TestTokenPooling:
         assert_close(ours.encode_query(TEXTS, token_pooling=mine), theirs.encode_query(TEXTS, token_pooling=other))
         (features,) = ours.encode_document(["a longer text"], token_pooling=mine, output_value=None)
         assert features["token_embeddings"].shape[0] == len(features["attention_mask"])
+
+    def test_one_of_the_original(self, models: Models, caplog: pytest.LogCaptureFixture) -> None:
+        """It takes tensors and gives tensors."""
+        ours, theirs = models("zoo/late-interaction-pooled")
+        pooling = original_modules.HierarchicalTokenPooling(3)
+        with caplog.at_level("WARNING", "stonnx"):
+            assert_close(ours.encode_query(TEXTS, token_pooling=pooling), theirs.encode_query(TEXTS))
+            assert not caplog.records
+            found = ours.encode_document(TEXTS, token_pooling=pooling)
+        assert_close(found, theirs.encode_document(TEXTS, token_pooling=pooling))
+        assert "compounding with the model's own pooling" in caplog.text
+        pool = ours.start_multi_process_pool(["cpu", "cpu"])
+        try:
+            pooled = ours.encode_document(TEXTS, token_pooling=pooling, pool=pool)
+        finally:
+            ours.stop_multi_process_pool(pool)
+        assert [rows.shape for rows in pooled] == [rows.shape for rows in found]
 
     def test_of_a_function(self, native: tuple[MultiVectorEncoder, Original]) -> None:
         ours, _ = native

@@ -7,14 +7,15 @@ from typing import Literal
 
 import numpy as np
 import pytest
+
+pytest.importorskip("sentence_transformers", "6.2", reason="earlier versions lack the class MultiVectorEncoder")
+
 from sentence_transformers import MultiVectorEncoder as Original
-from zoo.late_interaction import build_routed_checkpoint
+from zoo.late_checkpoints import build_routed_checkpoint
 
 from stonnx import MultiVectorEncoder
 from stonnx._bundle.manifest import read_manifest
 from stonnx_export import export
-
-pytestmark = pytest.mark.needs("sentence-transformers", "6.2", "the class MultiVectorEncoder")
 
 TEXTS = ["What is the capital of Portugal?", "", "a. b, c.", "word " * 100]
 

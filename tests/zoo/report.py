@@ -19,8 +19,9 @@ from stonnx._errors import FidelityError
 from stonnx_export import export
 
 from . import ROWS, build_checkpoint
+from .late_checkpoints import build_late_checkpoint
 from .late_interaction import ROWS as LATE_ROWS
-from .late_interaction import LateRow, build_late_checkpoint
+from .late_interaction import LateRow
 from .table import IMAGE_MODELS, ImageModelRow
 
 _HEAD = """# Models that are tested

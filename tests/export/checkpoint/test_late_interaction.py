@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("sentence_transformers", "6.2", reason="earlier versions lack the class MultiVectorEncoder")
+
 from safetensors.torch import load_file, save_file
-from zoo.late_interaction import build_late_checkpoint, build_routed_checkpoint, row
+from zoo.late_checkpoints import build_late_checkpoint, build_routed_checkpoint
+from zoo.late_interaction import row
 
 import stonnx
 from stonnx_export import export

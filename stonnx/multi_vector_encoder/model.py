@@ -226,18 +226,20 @@ class MultiVectorEncoder(EmbeddingModel):
     def _checked_pooling(self, pooling: Any, task: str | None) -> BaseTokenPooling | None:
         if pooling is None:
             return None
-        if not isinstance(pooling, BaseTokenPooling):
-            if not (callable(getattr(pooling, "pool_one", None)) and callable(getattr(pooling, "applies_to", None))):
-                raise InvalidArgumentError(
-                    f"token_pooling must be one of stonnx.multi_vector_encoder.modules, got {described(pooling)}."
-                )
-            pooling = TensorTokenPooling(pooling)
-        if self._poolings and pooling.applies_to(task):
+        if isinstance(pooling, BaseTokenPooling):
+            checked = pooling
+        elif callable(getattr(pooling, "pool_one", None)) and callable(getattr(pooling, "applies_to", None)):
+            checked = TensorTokenPooling(pooling)
+        else:
+            raise InvalidArgumentError(
+                f"token_pooling must be one of stonnx.multi_vector_encoder.modules, got {described(pooling)}."
+            )
+        if self._poolings and checked.applies_to(task):
             logger.warning(
                 "token_pooling is compounding with the model's own pooling: it pools the vectors that are left once "
                 "more. Leave it out to have the model's own pooling alone."
             )
-        return pooling
+        return checked
 
     def _finish(self) -> Finish:
         return Finish(self._poolings)

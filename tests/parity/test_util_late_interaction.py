@@ -142,7 +142,7 @@ def test_kinds_of_errors_are_those_of_the_original() -> None:
             module.maxsim(ragged([2]), ragged([2]), a_mask="not a mask")
         for function in (module.maxsim, module.maxsim_pairwise):
             with pytest.raises(TypeError):
-                function(ragged([2]), ragged([2]), chunk_elements="all")
+                function(ragged([2, 3]), ragged([4, 1]), chunk_elements="all")
 
 
 @pytest.mark.parametrize("name", ["maxsim", "maxsim_pairwise", "mean_maxsim"])

@@ -43,6 +43,7 @@ EXPORTER = (
     ("heads",),
     ("originals",),
     ("calibration",),
+    ("lower_precision",),
     ("fp16", "int8", "verify"),
     ("kernels",),
     ("recipes",),

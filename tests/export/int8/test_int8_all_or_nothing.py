@@ -127,10 +127,10 @@ class TestAllOrNothing:
         ("step", "error"),
         [
             ("_calibrate", KeyboardInterrupt()),
-            ("_quantize", RuntimeError("boom")),
+            ("_lower", RuntimeError("boom")),
             ("keep_more", KeyboardInterrupt()),
             ("clear", RuntimeError("boom")),
-            ("second _quantize", OSError(errno.ENOSPC, "No space left on device")),
+            ("second _lower", OSError(errno.ENOSPC, "No space left on device")),
         ],
         ids=str,
     )

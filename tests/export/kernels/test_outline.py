@@ -20,6 +20,7 @@ from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.int8 import products as products_module
 from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import functions, outline
+from stonnx_export.kernels.bfloat16 import HalfWeights
 from stonnx_export.passes import splade_chunks
 
 Feeds = Callable[[tuple[int, ...]], Mapping[str, np.ndarray]]
@@ -228,6 +229,8 @@ class TestZoo:
         original = TracedOnce(read_checkpoint(build_checkpoint(model, tmp_path), model.task))
         graph = original.graph("default")
         pipeline._build(graph, original._checkpoint, "default", original, RECIPES[dtype])
+        if dtype == "bf16":
+            graph, _, _ = HalfWeights(graph, []).apply()
         graph.graph.sort()
         copy = graph.clone()
         found = outline.run(copy, RECIPES[dtype].outline)

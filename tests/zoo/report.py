@@ -60,7 +60,7 @@ _IMAGES = """
 Models of two towers, which both have the precision of the recipe. The pixels of 64 images are those of the original's
 processor on pillow, to the last bit; otherwise the export would have been refused. The images are made up, because no
 photographs come with the exporter: waves, slopes, clouds, noise and drawn shapes, of many sizes and modes. `neighbours`
-is the share of ten nearest neighbours that stay the same, `kept` the matrix products that stay in float32 for accuracy.
+is the share of ten nearest neighbours that stay the same, `kept` the products or weights that stay in float32.
 
 | model | recipe | texts: cosine mean | lowest | neighbours | images: cosine mean | lowest | neighbours | kept |
 |---|---|---|---|---|---|---|---|---|

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes.common import InlinePass
 
-from stonnx_export.calibration import options
+from stonnx_export.calibration.measure import options
 from stonnx_export.graph.builder import OPSET, GraphBuilder
 
 VOCABULARY, HIDDEN, HEADS, INTERMEDIATE = 50, 32, 4, 64

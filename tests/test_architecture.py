@@ -38,7 +38,7 @@ RUNTIME = (
 )
 # Those of the exporter, above all of these but what they are called from.
 EXPORTER = (
-    ("stages", "texts", "pictures", "calibration_texts", "graph"),
+    ("stages", "texts", "graph"),
     ("checkpoint", "passes"),
     ("heads",),
     ("originals",),

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from stonnx._bundle.manifest import ImageTower, Scalar
 from stonnx._engine.engine import Engine
-from stonnx_export.calibration import Sample
+from stonnx_export.calibration.measure import Sample
+from stonnx_export.calibration.pictures import calibration_pictures
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
@@ -17,7 +18,6 @@ from stonnx_export.kernels import outline
 from stonnx_export.lower_precision import LowerPrecision
 from stonnx_export.originals.images import ImageOriginal
 from stonnx_export.passes import PassResult
-from stonnx_export.pictures import calibration_pictures
 from stonnx_export.recipes import Recipe
 from stonnx_export.stages import Advance
 from stonnx_export.verify.images import ImageReference, verify_images

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from stonnx._bundle.manifest import Scalar
-from stonnx_export.calibration import Sample, tokens
+from stonnx_export.calibration.measure import Sample, tokens
 from stonnx_export.passes import PassResult
 from stonnx_export.stages import Advance, untold
 

@@ -27,8 +27,8 @@ from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError, InvalidArgumentError
 from stonnx._hub.download import missing_for_pytorch
 from stonnx._tasks import DTYPES, TASKS, Task
-from stonnx_export.calibration import random_sequences, read_texts, text_sequences
-from stonnx_export.calibration_texts import CALIBRATION_TEXTS
+from stonnx_export.calibration.measure import random_sequences, read_texts, text_sequences
+from stonnx_export.calibration.texts import CALIBRATION_TEXTS
 from stonnx_export.checkpoint.modules import Transformer, is_code
 from stonnx_export.checkpoint.read import Checkpoint
 from stonnx_export.checkpoint.repository_code import Trust

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from stonnx._tasks import Task
-from stonnx_export.calibration import Sample
+from stonnx_export.calibration.measure import Sample
 from stonnx_export.fp16.lowering import to_float16
 from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels.bfloat16 import HalfWeights

@@ -14,7 +14,7 @@ import pytest
 from small_graphs import graph_of, linear, random, shaped
 
 from stonnx._device import kernels as native
-from stonnx_export.calibration import options
+from stonnx_export.calibration.measure import options
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.read import QUERY_ROWS
 from stonnx_export.int8 import products as products_module

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from stonnx._device.wheels import import_onnxruntime
-from stonnx_export.calibration import Sample, options, random_sequences, text_sequences
+from stonnx_export.calibration.measure import Sample, options, random_sequences, text_sequences
 from stonnx_export.fp16 import float16
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.read import IMAGE_INPUT

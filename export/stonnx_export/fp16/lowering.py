@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from stonnx_export.calibration import Sample
+from stonnx_export.calibration.measure import Sample
 from stonnx_export.fp16 import float16, half_range
 from stonnx_export.graph.pass_result import PassResult
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from stonnx._text.batching import consecutive
-from stonnx_export.calibration import TOKENS_TOGETHER, Measured, Sample, measure
+from stonnx_export.calibration.measure import TOKENS_TOGETHER, Measured, Sample, measure
 from stonnx_export.graph.read import NORMALIZATIONS, constant_array, last_dimension
 from stonnx_export.int8 import fast_gelu, flat_tokens, products, tables
 from stonnx_export.int8.products import Group

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from stonnx_export.calibration import Sample
+from stonnx_export.calibration.measure import Sample
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.lower_precision import Lowered, LowerPrecision
 from stonnx_export.passes import PassResult

@@ -14,7 +14,7 @@ from stonnx._bundle.manifest import ImageTower
 from stonnx._engine.engine import Engine
 from stonnx._errors import FidelityError
 from stonnx._images.pixels import pixel_values
-from stonnx_export.pictures import pictures
+from stonnx_export.calibration.pictures import pictures
 from stonnx_export.verify.figures import ToleranceError, check, measure, neighbours_overlap
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from stonnx import cli
 from stonnx._bundle.manifest import ChatTemplate
 from stonnx._errors import InvalidArgumentError
 from stonnx_export import calibration, export
-from stonnx_export.calibration import (
+from stonnx_export.calibration.measure import (
     measure,
     random_sequences,
     read_texts,

@@ -18,7 +18,7 @@ from stonnx._bundle.integrity import check_files
 from stonnx._bundle.manifest import Manifest, read_manifest
 from stonnx._errors import FidelityError
 from stonnx_export import RECIPES, export, pipeline
-from stonnx_export.calibration_texts import CALIBRATION_TEXTS
+from stonnx_export.calibration.texts import CALIBRATION_TEXTS
 from stonnx_export.int8 import scales
 from stonnx_export.int8.products import groups
 from stonnx_export.int8.scales import Quantization

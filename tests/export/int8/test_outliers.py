@@ -16,7 +16,7 @@ from small_graphs import run_as_it_is
 from zoo import build_checkpoint, row
 
 from stonnx_export import RECIPES, pipeline
-from stonnx_export.calibration import random_sequences
+from stonnx_export.calibration.measure import random_sequences
 from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.graph.builder import GraphBuilder
 from stonnx_export.graph.read import constant_array

@@ -12,7 +12,7 @@ from small_graphs import VOCABULARY, encoder, nodes_of, run_as_it_is
 
 from stonnx._errors import InvalidArgumentError
 from stonnx_export import export
-from stonnx_export.calibration import tokens
+from stonnx_export.calibration.measure import tokens
 from stonnx_export.graph.read import constant_array
 from stonnx_export.int8 import scales
 from stonnx_export.int8.scales import Quantization

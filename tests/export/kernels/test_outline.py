@@ -15,7 +15,7 @@ from small_graphs import HEADS, HIDDEN, INTERMEDIATE, encoder, nodes_of, random,
 from zoo import build_checkpoint, row
 
 from stonnx_export import RECIPES, pipeline
-from stonnx_export.calibration import options
+from stonnx_export.calibration.measure import options
 from stonnx_export.checkpoint.read import read_checkpoint
 from stonnx_export.int8 import products as products_module
 from stonnx_export.int8.scales import Quantization

@@ -20,8 +20,8 @@ from stonnx._device.kernels import Library, find
 from stonnx._engine.engine import Engine
 from stonnx.cli.info import describe
 from stonnx_export import export, recipes
+from stonnx_export.calibration.pictures import calibration_pictures, pictures
 from stonnx_export.int8.scales import Quantization
-from stonnx_export.pictures import calibration_pictures, pictures
 from stonnx_export.recheck import verify_bundle
 from tests.clip_checkpoints import clip_bundle, write_clip
 

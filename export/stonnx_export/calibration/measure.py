@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Sample = Sequence[int] | npt.NDArray[np.float32]
 
 # Sequences of uniformly random token ids give ranges as good as those of real sentences (measured on all-MiniLM-L6-v2),
-# in any language. They do not show which channels are large together: see calibration_texts.py.
+# in any language. They do not show which channels are large together: see texts.py.
 _SEQUENCES, _TOKENS = 64, 64
 # Punctuation is mixed in, because trained networks put their largest values on it, and on the first token. Every text
 # has some of it.

@@ -34,6 +34,7 @@ def with_settings(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 class TestSettings:
+    @pytest.mark.needs("sentence-transformers", "6", "a default for similarities that it does not know")
     @pytest.mark.parametrize("name", ["dot_score", "MaxSim", "maxsim", "cos_sim", 7])
     def test_an_unknown_similarity(
         self, with_settings: Callable[..., Path], name: Any, caplog: pytest.LogCaptureFixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,15 @@ from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
 from stonnx_export.kernels import outline
 from stonnx_export.lower_precision import LowerPrecision
-from stonnx_export.originals.images import ImageOriginal
 from stonnx_export.passes import PassResult
 from stonnx_export.recipes import Recipe
 from stonnx_export.stages import Advance
 from stonnx_export.verify.images import ImageReference, verify_images
 from stonnx_export.write.bundle import write_image_tower
 from stonnx_export.write.finish import count, finish
+
+if TYPE_CHECKING:
+    from stonnx_export.originals.images import ImageOriginal
 
 
 class ImageGraph:

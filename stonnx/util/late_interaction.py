@@ -120,8 +120,9 @@ def maxsim_pairwise(
     queries, documents = _items(a, a_mask, "a"), _items(b, b_mask, "b")
     if len(queries) != len(documents):
         raise InvalidArgumentError(
-            f"Pairs need the same number of items on both sides, got {len(queries)} and {len(documents)}. maxsim() "
-            "scores every query with every document."
+            f"a and b, queries and documents, must hold the same number of items to score as pairs, got {len(queries)} "
+            f"and {len(documents)}. "
+            "maxsim() scores every query with every document."
         )
     scores = np.zeros(len(queries), dtype=np.float32)
     if len(queries):

@@ -45,6 +45,7 @@ BLOCKS = [
 def directory(minilm_bundle: Path, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with bundles under the names that the pages use: one real, two small ones of the same kind."""
     from zoo import build_checkpoint, late_interaction, row
+    from zoo.late_checkpoints import build_late_checkpoint
 
     from stonnx_export import export
 
@@ -54,7 +55,7 @@ def directory(minilm_bundle: Path, shared_directory: Path, tmp_path_factory: pyt
         checkpoint = build_checkpoint(row(name), shared_directory / "zoo")
         export(checkpoint, directory / f"{name.partition('/')[2]}-fp32", name=name)
     late = late_interaction.row("answerdotai/answerai-colbert-small-v1")
-    checkpoint = late_interaction.build_late_checkpoint(late, shared_directory / "late")
+    checkpoint = build_late_checkpoint(late, shared_directory / "late")
     export(checkpoint, directory / f"{late.name.partition('/')[2]}-fp32", name=late.name)
     if importlib.util.find_spec("PIL") is not None:
         from PIL import Image

@@ -150,13 +150,13 @@ class TestThePass:
         assert np.abs(values - as_on_a_gpu(model, feeds)).max() <= 0.01
 
     def test_a_network_without_a_table_is_left_alone(self) -> None:
-        model, op, (x,) = graph_of(("x", FLOAT, ("batch", HIDDEN)))
-        output = op.MatMul(x, op.constant(np.eye(HIDDEN, dtype=np.float32)))
+        model, op, (x,) = graph_of(("x", ir.DataType.INT64, ("batch", HIDDEN)))
+        output = op.MatMul(op.Cast(x, to=FLOAT), op.constant(np.eye(HIDDEN, dtype=np.float32)))
         op.name_output(output, "output", ("batch", HIDDEN))
         model.graph.outputs.append(output)
         assert float16.values(model) == []
         assert float16.run(model, {}) == PassResult("float16", 0)
-        assert [node.op_type for node in model.graph] == ["MatMul"]
+        assert [node.op_type for node in model.graph] == ["Cast", "MatMul"]
 
 
 def squared(op: GraphBuilder, x: ir.Value) -> ir.Value:

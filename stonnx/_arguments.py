@@ -46,11 +46,11 @@ def check_text(name: str, value: Any) -> None:
         raise ArgumentTypeError(f"{name} must be a str or None, got {described(value)}.")
 
 
-def check_choice(name: str, value: Any, allowed: Collection[str]) -> None:
-    """Raise InvalidArgumentError unless a value is one of some strings."""
+def check_choice(name: str, value: Any, allowed: Collection[str], *, advice: str = "") -> None:
+    """Raise InvalidArgumentError unless a value is one of some strings. The message ends with the advice."""
     if not isinstance(value, str) or value not in allowed:
         kind = InvalidArgumentError if isinstance(value, str) else ArgumentTypeError
-        raise kind(f"{name} must be one of {', '.join(map(repr, allowed))}, got {described(value)}.")
+        raise kind(f"{name} must be one of {', '.join(map(repr, allowed))}, got {described(value)}. {advice}".rstrip())
 
 
 def check_callable(name: str, value: Any) -> None:
@@ -94,3 +94,13 @@ def check_prompts(prompts: Any) -> None:
             raise InvalidArgumentError(
                 f"prompts must be a dict of texts by name, got {described(prompt)} for the name {described(name)}."
             )
+
+
+def check_no_more(model: str, method: str, options: Collection[str]) -> None:
+    """Raise InvalidArgumentError for keyword arguments that a method does not have, in the words of the original."""
+    if options:
+        raise InvalidArgumentError(
+            f"{model}.{method}() has been called with additional keyword arguments that this model does not use: "
+            f"{list(options)}. As per {model}.get_model_kwargs(), this model does not accept any additional keyword "
+            "arguments."
+        )

@@ -207,7 +207,8 @@ class SparseEncoder(EmbeddingModel):
             RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        task, too_long = kwargs.pop("task", None), kwargs.pop("too_long", None)
+        inputs, task = self._take_task(inputs, kwargs.pop("task", None))
+        too_long = kwargs.pop("too_long", None)
         limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, too_long)
         self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         active = self._check_active_dims(self.max_active_dims if max_active_dims is None else max_active_dims)

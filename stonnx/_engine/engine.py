@@ -160,7 +160,7 @@ class Engine:
             InvalidArgumentError: The model has routes, but not one for the task.
         """
         if task and task not in self._routes and DEFAULT_ROUTE not in self._routes:
-            raise InvalidArgumentError(f"There is no route for the task {task!r}. Allowed: {', '.join(self._routes)}.")
+            raise InvalidArgumentError(f"No route found for task type {task!r}. Available routes: {self._tasks}")
         default = self.manifest.default_route
         return self._routes.get(task or default) or self._routes[default]
 
@@ -169,10 +169,16 @@ class Engine:
         check_text("task", task)
         if self.manifest.needs_task and not task:
             raise InvalidArgumentError(
-                "This model has a route for each kind of text, and none is the default. Call encode_query or "
-                f"encode_document, or pass task=...: {', '.join(self.manifest.routes)}."
+                f"Could not determine route for task={task!r}, modality='text'. Available routes: {self._tasks}. "
+                "None is the default: call encode_query or encode_document, or pass task=... to encode."
             )
         return self.route(task)
+
+    @property
+    def _tasks(self) -> str:
+        """The routes in the words of the original."""
+        *others, last = (f"task={name!r}" for name in self._routes)
+        return f"{', '.join(others)} and {last}" if others else last
 
     @property
     def images(self) -> ImageRoute:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from stonnx._arguments import check_choice, check_texts
+from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import InvalidInputError, TextTooLongError, UnsupportedError
 from stonnx._limits import Limits
 from stonnx._model.model import Model
 from stonnx._model.old_arguments import accept_old_arguments
+from stonnx._text.inputs import take_task
 from stonnx._text.messages import is_message
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -151,8 +153,14 @@ class EmbeddingModel(Model):
     @similarity_fn_name.setter
     def similarity_fn_name(self, value: str | None) -> None:
         name = self._row.similarity if value is None else getattr(value, "value", value)
-        check_choice("similarity_fn_name", name, self.SUPPORTED_SIMILARITY_FN_NAMES)
+        # The usual reason is the function of the other kind of model.
+        advice = "Use MultiVectorEncoder for MaxSim." if str(name).endswith("maxsim") else ""
+        check_choice("similarity_fn_name", name, self.SUPPORTED_SIMILARITY_FN_NAMES, advice=advice)
         self._similarity_fn_name = str(name)
+
+    def _take_task(self, inputs: Any, task: str | None) -> tuple[Any, str | None]:
+        """The inputs and the task of a call. If the model has routes, inputs may name the task themselves."""
+        return (inputs, task) if task is not None or DEFAULT_ROUTE in self._engine.named_routes else take_task(inputs)
 
     def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
         """The prompt of a query or a document if the caller does not name one."""

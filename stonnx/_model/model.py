@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._arguments import check_choice, check_integer, check_prompts, check_text, check_texts
+from stonnx._arguments import check_choice, check_integer, check_no_more, check_prompts, check_text, check_texts
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.manifest import TokenizerSpec
 from stonnx._bundle.replaced import is_bundle
@@ -138,7 +138,8 @@ class Model(Pooled, Servable, Compatibility):
         self.default_prompt_name = manifest.default_prompt_name if default_prompt_name is None else default_prompt_name
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise InvalidArgumentError(
-                f"default_prompt_name {self.default_prompt_name!r} is not among the prompts: {list(self.prompts)}."
+                f"Default prompt name {self.default_prompt_name!r} not found in the configured prompts dictionary "
+                f"with keys {list(self.prompts)}."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -366,14 +367,19 @@ class Model(Pooled, Servable, Compatibility):
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         if prompt is not None:
             if prompt_name is not None:
-                logger.warning("Both prompt and prompt_name were given: prompt_name=%r is ignored.", prompt_name)
+                logger.warning(
+                    "Provide either a `prompt`, a `prompt_name`, or neither, but not both. "
+                    "Ignoring the `prompt_name` in favor of `prompt`."
+                )
             return prompt
         name = self.default_prompt_name if prompt_name is None else prompt_name
         check_text("prompt_name", name)
         if name is None:
             return None
         if name not in self.prompts:
-            raise InvalidArgumentError(f"prompt_name {name!r} is not among the prompts: {list(self.prompts)}.")
+            raise InvalidArgumentError(
+                f"Prompt name {name!r} not found in the configured prompts dictionary with keys {list(self.prompts)}."
+            )
         return self.prompts[name]
 
     def _check_call(
@@ -391,6 +397,4 @@ class Model(Pooled, Servable, Compatibility):
                 f"This model was loaded for {self.device!r} and cannot move to {device!r} for one call. "
                 f"Load it again with device={device!r}."
             )
-        if unknown:
-            arguments = "argument" if len(unknown) == 1 else "arguments"
-            raise InvalidArgumentError(f"{type(self).__name__} does not take the {arguments} {', '.join(unknown)}.")
+        check_no_more(type(self).__name__, "predict" if self._row.gives_labels else "encode", unknown)

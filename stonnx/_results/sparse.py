@@ -183,12 +183,12 @@ def read_sparse(embeddings: Any) -> tuple[CsrArray, bool]:
 
     if not (isinstance(embeddings, np.ndarray) or is_sparse(embeddings) or is_tensor(embeddings)):
         raise InvalidInputError(
-            f"Embeddings have to be a scipy sparse array, a numpy array or a torch tensor, found "
-            f"{type(embeddings).__name__}. Stack a list of rows first: scipy.sparse.vstack(rows, format='csr')."
+            f"Expected torch.Tensor, numpy.ndarray or a scipy sparse array, got {type(embeddings).__name__}. "
+            "Stack a list of rows first: scipy.sparse.vstack(rows, format='csr')."
         )
     if embeddings.ndim not in (1, 2):
         raise InvalidArgumentError(
-            f"Embeddings have the shape {tuple(embeddings.shape)}; one vector [dim] or a matrix [rows, dim] is allowed."
+            f"Input tensor must be 1D or 2D: a vector [dim] or a matrix [rows, dim], got {embeddings.ndim}D."
         )
     scipy_sparse()
     return as_csr(to_float(to_array(embeddings))), embeddings.ndim == 1

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from stonnx._errors import InvalidInputError
+from stonnx._errors import InvalidArgumentError, InvalidInputError
 from stonnx._text.chat import Chat
 from stonnx._text.messages import is_conversation, is_message, text_of
 from stonnx._text.tokens import Text
 
 _ALLOWED = "Allowed are str, a pair of str, or {'text': str}"
+
+# The kinds of input that a dictionary can name.
+_KINDS = {"text", "image", "audio", "video", "message"}
 
 # None, and pandas' own values for it other than NaN; recognised by name, so that pandas need not be imported.
 _MISSING = ("NoneType", "NAType", "NaTType")
@@ -77,6 +80,33 @@ def is_batch(inputs: Any) -> bool:
         return inputs.ndim >= 1 and inputs.dtype.kind in ("U", "O")
     # `datasets.Column` is a sequence of its own kind; recognised by name, so that datasets need not be imported.
     return isinstance(inputs, list | tuple) or type(inputs).__module__.startswith("datasets.")
+
+
+def take_task(inputs: Any) -> tuple[Any, str | None]:
+    """The inputs of a call, and their task if they name it: ``{"query": text}``, as was usual for models with routes.
+
+    Raises:
+        InvalidArgumentError: They name several tasks.
+
+    Example:
+        >>> take_task([{"query": "a"}, {"query": "b"}])
+        (['a', 'b'], 'query')
+        >>> take_task(["a", "b"])
+        (['a', 'b'], None)
+    """
+    items = [inputs] if isinstance(inputs, dict) else inputs if isinstance(inputs, list | tuple) else []
+    if not all(isinstance(item, dict) and not is_message(item) for item in items):
+        return inputs, None
+    names = {name for item in items for name in item}
+    if not names or names & _KINDS:
+        return inputs, None
+    if len(names) > 1:
+        raise InvalidArgumentError(
+            "You cannot pass a list of dictionaries with different task types. Pass the texts of each task in a call "
+            "of their own, with encode_query, encode_document or task=..."
+        )
+    (task,) = names
+    return (inputs[task] if isinstance(inputs, dict) else [item[task] for item in items]), task
 
 
 def _not_text(item: Any, index: int | None) -> InvalidInputError:

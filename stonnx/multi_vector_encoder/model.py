@@ -184,6 +184,7 @@ class MultiVectorEncoder(EmbeddingModel):
             RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
+        inputs, task = self._take_task(inputs, task)
         limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, kwargs.pop("too_long", None))
         if "convert_to_tensor" in kwargs:
             raise InvalidArgumentError(

@@ -196,7 +196,7 @@ class TestCalls:
             ({"convert_to_tensor": True}, "nothing to stack"),
             ({"batch_size": 0}, "batch_size must be a positive integer"),
             ({"output_value": "sentence_embedding"}, "output_value 'sentence_embedding' is not known"),
-            ({"truncate_dim": 8}, "does not take the argument truncate_dim"),
+            ({"truncate_dim": 8}, r"does not use: \['truncate_dim'\]"),
             ({"token_pooling": "mean"}, "token_pooling must be one of stonnx.multi_vector_encoder.modules"),
         ],
     )

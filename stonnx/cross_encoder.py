@@ -303,7 +303,8 @@ class CrossEncoder(Model):
         """
         if self.num_labels != 1:
             raise InvalidArgumentError(
-                f"rank works for models with one label, and this one has {self.num_labels}. Use predict with pairs."
+                "CrossEncoder.rank() only works for models with num_labels=1. Consider using CrossEncoder.predict() "
+                f"with input pairs instead. This model has {self.num_labels} labels."
             )
         check_integer("top_k", top_k, least=0, optional=True)
         if not isinstance(query, str):

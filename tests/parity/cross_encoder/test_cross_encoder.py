@@ -152,7 +152,7 @@ def test_ranking_takes_any_documents(one: stonnx.CrossEncoder) -> None:
 
 
 def test_ranking_refuses_what_gives_no_order(one: stonnx.CrossEncoder, three: stonnx.CrossEncoder) -> None:
-    with pytest.raises(ValueError, match="num_labels=1.*This model has 3 labels"):
+    with pytest.raises(ValueError, match=r"num_labels=1.*This model has 3 labels"):
         three.rank(QUERY, DOCUMENTS)
     with pytest.raises(TypeError, match="single str"):
         one.rank(QUERY, "the river")

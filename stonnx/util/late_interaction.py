@@ -121,8 +121,7 @@ def maxsim_pairwise(
     if len(queries) != len(documents):
         raise InvalidArgumentError(
             f"a and b, queries and documents, must hold the same number of items to score as pairs, got {len(queries)} "
-            f"and {len(documents)}. "
-            "maxsim() scores every query with every document."
+            f"and {len(documents)}. maxsim() scores every query with every document."
         )
     scores = np.zeros(len(queries), dtype=np.float32)
     if len(queries):

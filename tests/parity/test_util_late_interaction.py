@@ -122,7 +122,7 @@ def test_a_document_without_rows(caplog: pytest.LogCaptureFixture) -> None:
             "covers 3 tokens, and the longest item has 2 rows",
         ),
         (lambda: util.maxsim(ragged([2] * 3), ragged([2]), a_mask=np.ones((2, 2))), "has 2 items for 3"),
-        (lambda: util.maxsim_pairwise(ragged([2]), ragged([2, 2])), "same number of items on both sides, got 1 and 2"),
+        (lambda: util.maxsim_pairwise(ragged([2]), ragged([2, 2])), "same number of items to score as pairs, got 1"),
     ],
 )
 def test_refused(call: Any, message: str) -> None:

@@ -46,13 +46,17 @@ struct State {
         reason = "";
         return true;
       }
-      if (*name) return none("STONNX_KERNELS=" + std::string(name) + ": the CPU lacks " + missing + "; it can run: " +
-                             (here.empty() ? "none" : here));
+      if (*name) return none("STONNX_KERNELS=" + std::string(name) + ": the CPU lacks " + missing + "; it can run: " + known());
     }
     if (!*name) return none(std::string("the CPU lacks ") + baseline_missing());
+    return none("STONNX_KERNELS=" + std::string(name) + " is not a variant; this CPU can run: " + known());
+  }
+
+  std::string known() const {
+    if (here.empty()) return "none. Unset STONNX_KERNELS";
     std::string all;
-    for (const Variant* v : kVariants) all += (all.empty() ? "" : ", ") + std::string(v->name);
-    return none("STONNX_KERNELS=" + std::string(name) + " is none of 0, " + all);
+    for (const char letter : here) all += letter == ',' ? ", " : std::string(1, letter);
+    return all + ". Set STONNX_KERNELS to one of these, or unset it";
   }
 
   bool none(const std::string& why) {

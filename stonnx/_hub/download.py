@@ -113,6 +113,8 @@ def download(
             said = f"{typed!r} is not a directory here. As the name of a model it stands for {name}, which"
         where = "in the local cache" if local_files_only else "on the Hub or in the local cache"
         found = f"was not found {where}: {str(error).splitlines()[0]}"
+        if HF_HUB_OFFLINE and not local_files_only:
+            found = "is not in the local cache. HF_HUB_OFFLINE is set, so the Hub was not asked."
         if isinstance(error, _NoAnswerError):
             found = f"is not in the local cache, and {error}"
         raise ModelNotFoundError(

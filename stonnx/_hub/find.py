@@ -68,7 +68,7 @@ def find_bundle(
             return exported(name, local_identity(path), task, dtype)
         raise ModelNotFoundError(
             f"{name} is not a model: it has neither {MANIFEST_NAME} (a bundle) nor {' or '.join(CHECKPOINT_FILES)} "
-            "(a checkpoint that `stonnx export` turns into a bundle)."
+            "(a checkpoint). Make a bundle with: stonnx export MODEL -o DIRECTORY"
         )
     if not name or name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")):
         raise ModelNotFoundError(f"{name!r} is not a directory here, and not a Hub id of the form organization/name.")

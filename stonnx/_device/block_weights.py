@@ -1,15 +1,18 @@
-"""The weights of blocks that native kernels run, mapped from the graph's file instead of copied.
+"""The weights of blocks that native kernels run, in memory that is given back when they are packed.
 
 Kernels pack these weights when the session is made, and never read them again, but onnxruntime keeps its copy for as
-long as the session lives. So onnxruntime gets the pages of the file instead, and the system gets their memory back
-when the session is made. Only weights that nothing but kernels reads are mapped: a file that somebody cuts off later
-cannot harm a run. If something should read them all the same, the system brings the pages back from the file.
+long as the session lives. So onnxruntime gets memory of ours instead, and when the session is made, the file takes the
+place of that memory. Only weights that nothing but kernels reads are treated like this. If something should read them
+all the same, the system brings them back from the file. They are read, and not mapped, before: if somebody cut the file
+off while they are packed, a page that is not there any more would end the process.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +27,7 @@ _OPERATOR = re.compile(r"[A-Za-z]+?(Int8|BFloat16|Float)(_\d+)?")
 _TYPES: Mapping[int, type[np.generic]] = {1: np.float32, 3: np.int8, 16: np.uint16}
 # Smaller ones are not worth an object each.
 _SMALLEST = 1 << 16
+_MAP_FIXED = 0x10  # Linux on all architectures that have kernels; Python's mmap has no name for it
 
 
 class _Tensor(NamedTuple):
@@ -35,31 +39,52 @@ class _Tensor(NamedTuple):
 
 
 class BlockWeights:
-    """The mapped weights of a graph.
+    """The weights of a graph that only kernels read.
 
     Args:
         ort: onnxruntime.
         graph: The ONNX file.
         kinds: The ends of the names of operators that kernels run: ``Int8``, ``BFloat16``, ``Float``.
+
+    Raises:
+        OSError: The file cannot be read, or was cut off meanwhile.
     """
 
     def __init__(self, ort: Any, graph: Path, kinds: Collection[str]) -> None:
-        with graph.open("rb") as file:
-            self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = graph.open("rb")
+        size = self._file.seek(0, 2)
+        self._file.seek(0)
+        self._memory = mmap.mmap(-1, size)
+        if self._file.readinto(self._memory) != size:
+            self._file.close()
+            raise OSError(f"{graph.name} was cut off while it was read")
         self.values = {
-            each.name: _value(ort, np.frombuffer(self._file, np.uint8, each.end - each.start, each.start), each)
-            for each in _weights(self._file, kinds)
+            each.name: _value(ort, np.frombuffer(self._memory, np.uint8, each.end - each.start, each.start), each)
+            for each in _weights(self._memory, kinds)
         }
 
     def use(self, settings: Any) -> None:
-        """Have a session that is made with these settings read the mapped weights. They must live as long as it."""
+        """Have a session that is made with these settings read these weights. They must live as long as it."""
         for name, value in self.values.items():
             settings.add_initializer(name, value)
 
     def give_back(self) -> None:
-        """Give the memory of the pages back to the system."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._file.madvise(mmap.MADV_DONTNEED)
+        """Put the file in the place of the memory, which goes back to the system."""
+        if sys.platform == "linux":
+            _map_over(self._memory, self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file. Nothing can be given back after that."""
+        self._file.close()
+
+
+def _map_over(memory: mmap.mmap, descriptor: int) -> None:
+    """Map a file at the address of memory of the same size. Without success the memory stays as it is."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc.mmap(address, len(memory), mmap.PROT_READ, mmap.MAP_PRIVATE | _MAP_FIXED, descriptor, 0)
 
 
 def _value(ort: Any, data: np.ndarray[Any, np.dtype[np.uint8]], tensor: _Tensor) -> Any:

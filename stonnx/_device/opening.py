@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections import Counter
@@ -245,11 +246,11 @@ def _load_with_kernels(wanted: _Wanted, device: Device, form: str, providers: An
     try:
         blocks = facts.kernels.blocks if facts.kernels is not None else None
         as_bfloat16 = choice.float_as_bfloat16
-        weights = BlockWeights(wanted.ort, wanted.graph, choice.kinds)
-        weights.use(settings)
-        with library.session(settings, wanted.threads, float_as_bfloat16=as_bfloat16, blocks=blocks):
-            inference, held = _inference(wanted, settings, form, providers)
-        weights.give_back()
+        with contextlib.closing(BlockWeights(wanted.ort, wanted.graph, choice.kinds)) as weights:
+            weights.use(settings)
+            with library.session(settings, wanted.threads, float_as_bfloat16=as_bfloat16, blocks=blocks):
+                inference, held = _inference(wanted, settings, form, providers)
+            weights.give_back()
     except Exception as error:  # onnxruntime's errors share no public base class
         reason = f"stonnx-kernels {library.version} does not load {wanted.name}: {error}"
         if choice.float_as_bfloat16:

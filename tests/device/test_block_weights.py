@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +102,30 @@ def test_weights_that_something_else_reads_are_copied(graph: Path, dtype: str, t
 def test_blocks_that_no_kernel_runs_keep_their_weights(graph: Path, dtype: str) -> None:
     from stonnx._device.wheels import import_onnxruntime
 
-    assert not block_weights.BlockWeights(import_onnxruntime(), graph, ()).values
+    with contextlib.closing(block_weights.BlockWeights(import_onnxruntime(), graph, ())) as weights:
+        assert not weights.values
+
+
+_CUT_OFF_MEANWHILE = """
+import os, sys
+from pathlib import Path
+from stonnx._device import block_weights
+from stonnx._device.wheels import import_onnxruntime
+graph = Path(sys.argv[1])
+kind = {"int8": "Int8", "bf16": "BFloat16", "fp32": "Float"}[sys.argv[2]]
+weights = block_weights.BlockWeights(import_onnxruntime(), graph, [kind])
+before = {name: value.numpy() for name, value in weights.values.items()} if kind != "BFloat16" else {}
+os.truncate(graph, 10)
+assert len(weights.values) == 6 and all(array.any() for array in before.values())
+print("fine")
+"""
+
+
+def test_a_file_that_is_cut_off_while_kernels_pack(graph: Path, dtype: str, tmp_path: Path) -> None:
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes(graph.read_bytes())
+    run = subprocess.run([sys.executable, "-c", _CUT_OFF_MEANWHILE, copy, dtype], capture_output=True, text=True)
+    assert run.stdout.strip() == "fine", run.stderr[-2000:]
 
 
 _CUT_OFF = """

@@ -191,7 +191,7 @@ def test_errors_of_a_call(one: stonnx.CrossEncoder) -> None:
         one.predict(PAIRS, normalize=True)
     with pytest.raises(ValueError, match="batch_size"):
         one.predict(PAIRS, batch_size=0)
-    with pytest.raises(ValueError, match="prompt_name 'absent'"):
+    with pytest.raises(ValueError, match="Prompt name 'absent' not found"):
         one.predict(PAIRS, prompt_name="absent")
 
 

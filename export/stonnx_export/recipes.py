@@ -75,7 +75,7 @@ _OUTPUTS: tuple[Pass, ...] = (first_token.run, splade_chunks.run)
 _INVARIANT = 0.999999
 # The bounds of a text's vectors of tokens in 16 bits. Other tasks have 0.9999 for the worst of about 170 texts. Here
 # ten thousand rows are compared, and each is one of many terms of a score: 99 of 100 rows must have that, and their
-# mean, which a few lost rows would lower. docs/guide.md has the reasons.
+# mean, which a few lost rows would lower. docs/kernels.md has the reasons.
 _ROWS_OF_16_BITS = {"cosine_mean": 0.9999, "cosine_p1": 0.9999, "neighbours_overlap": 0.98, "rank_correlation": 0.999}
 
 

@@ -158,7 +158,12 @@ def ggmbed(model: Path, task: Task) -> Encode:
 
     # The pooling is that of all-MiniLM-L6-v2, which it would recognise by its name.
     embedder = Embedder(str(model), num_threads=CORES, pooling_mode="mean")
-    return lambda texts: embedder.encode(list(texts), max_length=MAX_TOKENS[task])
+
+    def encode(texts: Inputs, batch_size: int = 0) -> Any:
+        del batch_size  # it has batches of its own
+        return embedder.encode(list(texts), max_length=MAX_TOKENS[task])
+
+    return encode
 
 
 def candding(model: Path, task: Task) -> Encode:

@@ -183,12 +183,12 @@ def read_sparse(embeddings: Any) -> tuple[CsrArray, bool]:
 
     if not (isinstance(embeddings, np.ndarray) or is_sparse(embeddings) or is_tensor(embeddings)):
         raise InvalidInputError(
-            f"Expected torch.Tensor, numpy.ndarray or a scipy sparse array, got {type(embeddings).__name__}. "
-            "Stack a list of rows first: scipy.sparse.vstack(rows, format='csr')."
+            "embeddings: Expected torch.Tensor, numpy.ndarray or a scipy sparse array, got "
+            f"{type(embeddings).__name__}. Stack a list of rows first: scipy.sparse.vstack(rows, format='csr')."
         )
     if embeddings.ndim not in (1, 2):
         raise InvalidArgumentError(
-            f"Input tensor must be 1D or 2D: a vector [dim] or a matrix [rows, dim], got {embeddings.ndim}D."
+            f"embeddings: Input tensor must be 1D or 2D: vector [dim] or matrix [rows, dim], got {embeddings.ndim}D."
         )
     scipy_sparse()
     return as_csr(to_float(to_array(embeddings))), embeddings.ndim == 1

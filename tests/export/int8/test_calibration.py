@@ -12,10 +12,11 @@ from small_graphs import HIDDEN, VOCABULARY, encoder, nodes_of, run_as_it_is
 from zoo.table import TokenizerKind
 from zoo.tokenizers import build_tokenizer
 
+import stonnx_export.calibration.measure as measuring
 from stonnx import cli
 from stonnx._bundle.manifest import ChatTemplate
 from stonnx._errors import InvalidArgumentError
-from stonnx_export import calibration, export
+from stonnx_export import export
 from stonnx_export.calibration.measure import (
     measure,
     random_sequences,
@@ -242,7 +243,7 @@ class TestRanges:
         before = ir.to_proto(model)
         values = [node.inputs[0] for node in nodes_of(model, "MatMul")]
         if fails:
-            monkeypatch.setattr(calibration, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+            monkeypatch.setattr(measuring, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
             with pytest.raises(OSError, match="disk full"):
                 measure(model, values, self.SEQUENCES)
         else:

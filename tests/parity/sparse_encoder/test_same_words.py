@@ -44,13 +44,20 @@ def test_default_prompts_that_are_not_there(bundle: Path) -> None:
 def test_a_prompt_besides_a_name(
     model: stonnx.SparseEncoder, original: Any, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
-    with caplog.at_level(logging.WARNING):
+    with (
+        caplog.at_level(logging.WARNING),
+        caplog.at_level(logging.WARNING, "sentence_transformers"),
+        caplog.at_level(logging.WARNING, "stonnx"),
+    ):
         getattr(original, method)(["a"], prompt="x: ", prompt_name="query")
         expected = [record.message for record in caplog.records]
         caplog.clear()
         getattr(model, method)(["a"], prompt="x: ", prompt_name="query")
-    assert [record.message for record in caplog.records] == expected
-    assert len(expected) == 1
+    words = "Provide either a `prompt`, a `prompt_name`, or neither, but not both. "
+    words += "Ignoring the `prompt_name` in favor of `prompt`."
+    assert [record.message for record in caplog.records] == [words]
+    # Other tests of the process may have silenced the original.
+    assert expected in ([words], [])
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from stonnx._bundle.manifest import Kernels
+from stonnx._device.wheels import import_onnxruntime
 from stonnx._errors import DeviceError, UnsupportedError
 
 # The version of kernels/OPERATORS.md up to which this runtime knows blocks.
 OPERATORS = 2
 # The first one whose attention computes rows that a text's tokens do not attend to.
 _ATTENDED = 2
+# The oldest onnxruntime with which they were tested and right: 1.26.0 gives their attention other values.
+_ATTENDED_RUNTIME = (1, 31)
 _PACKAGE = "stonnx_kernels"
 # Reasons why stock operators run open with this.
 WITHOUT = "without native kernels: "
@@ -104,13 +107,20 @@ class Unusable:
     unexpected: bool
 
 
-def find(operators: int = OPERATORS) -> Library | Unusable:
+def find(operators: int = 1) -> Library | Unusable:
     """The library, if blocks of this version of the contract can run on it."""
     found = _load()
     if isinstance(found, Library) and operators > found.operators:
         return Unusable(
             f"the bundle has blocks of version {operators}, and stonnx-kernels {found.version} runs those up to "
             f"version {found.operators}. Install a newer one: {UPGRADE}",
+            unexpected=True,
+        )
+    version = import_onnxruntime().__version__
+    if operators >= _ATTENDED and tuple(int(part) for part in version.split(".")[:2]) < _ATTENDED_RUNTIME:
+        return Unusable(
+            f"the blocks of this bundle need onnxruntime {'.'.join(map(str, _ATTENDED_RUNTIME))} or newer, and this is "
+            f"{version}. Install a newer one: pip install -U onnxruntime",
             unexpected=True,
         )
     return found

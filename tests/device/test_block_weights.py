@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -109,6 +110,7 @@ def test_blocks_that_no_kernel_runs_keep_their_weights(graph: Path, dtype: str) 
 _CUT_OFF_MEANWHILE = """
 import os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from stonnx._device import block_weights
 from stonnx._device.wheels import import_onnxruntime
 graph = Path(sys.argv[1])
@@ -131,6 +133,7 @@ def test_a_file_that_is_cut_off_while_kernels_pack(graph: Path, dtype: str, tmp_
 _CUT_OFF = """
 import os, sys
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, {tests!r})
 from kernels.layers import feeds_of
 from device.test_block_weights import opened
@@ -153,3 +156,14 @@ def test_a_file_that_is_cut_off_later(graph: Path, dtype: str, tmp_path: Path) -
     program = _CUT_OFF.format(tests=str(Path(__file__).parents[1]))
     run = subprocess.run([sys.executable, "-c", program, copy, dtype], capture_output=True, text=True)
     assert run.stdout.strip() == "fine", run.stderr[-2000:]
+
+
+def test_an_onnxruntime_that_is_too_old_for_attended_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime 1.26 gives attention with the input ``attended`` other values than the body has."""
+    if isinstance(found := native.find(), native.Unusable):
+        pytest.skip(f"there are no native kernels: {found.reason}")
+    monkeypatch.setattr(native, "import_onnxruntime", lambda: SimpleNamespace(__version__="1.30.2"))
+    assert isinstance(native.find(1), native.Library)
+    old = native.find(2)
+    assert isinstance(old, native.Unusable)
+    assert "need onnxruntime 1.31 or newer, and this is 1.30.2" in old.reason

@@ -110,19 +110,22 @@ class Unusable:
 def find(operators: int = 1) -> Library | Unusable:
     """The library, if blocks of this version of the contract can run on it."""
     found = _load()
-    if isinstance(found, Library) and operators > found.operators:
+    if isinstance(found, Unusable):
+        return found
+    if operators > found.operators:
         return Unusable(
             f"the bundle has blocks of version {operators}, and stonnx-kernels {found.version} runs those up to "
             f"version {found.operators}. Install a newer one: {UPGRADE}",
             unexpected=True,
         )
-    version = import_onnxruntime().__version__
-    if operators >= _ATTENDED and tuple(int(part) for part in version.split(".")[:2]) < _ATTENDED_RUNTIME:
-        return Unusable(
-            f"the blocks of this bundle need onnxruntime {'.'.join(map(str, _ATTENDED_RUNTIME))} or newer, and this is "
-            f"{version}. Install a newer one: pip install -U onnxruntime",
-            unexpected=True,
-        )
+    if operators >= _ATTENDED:
+        version = import_onnxruntime().__version__
+        if tuple(int(part) for part in version.split(".")[:2]) < _ATTENDED_RUNTIME:
+            return Unusable(
+                f"the blocks of this bundle need onnxruntime {'.'.join(map(str, _ATTENDED_RUNTIME))} or newer, and "
+                f"this is {version}. Install a newer one: pip install -U onnxruntime",
+                unexpected=True,
+            )
     return found
 
 

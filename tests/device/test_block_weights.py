@@ -167,3 +167,10 @@ def test_an_onnxruntime_that_is_too_old_for_attended_keys(monkeypatch: pytest.Mo
     old = native.find(2)
     assert isinstance(old, native.Unusable)
     assert "need onnxruntime 1.31 or newer, and this is 1.30.2" in old.reason
+
+
+def test_an_old_onnxruntime_without_kernels_is_nothing_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    off = native.Unusable("it is not installed", unexpected=False)
+    monkeypatch.setattr(native, "_load", lambda: off)
+    monkeypatch.setattr(native, "import_onnxruntime", lambda: SimpleNamespace(__version__="1.30.2"))
+    assert native.find(2) is off

@@ -19,12 +19,7 @@ from stonnx._engine.runner import Outputs, Runner
 from stonnx._engine.stats import Counters
 from stonnx._errors import TextTooLongError, TokenIdError, TokenizerError
 from stonnx._limits import Limits
-from stonnx._text.batching import (
-    Duplicates,
-    plan_batches,
-    share_of_budget,
-    windows,
-)
+from stonnx._text.batching import Duplicates, plan_batches, share_of_budget, windows
 from stonnx._text.tokenizer import Tokenizer
 from stonnx._text.tokens import Text, TokenBatch
 
@@ -129,13 +124,13 @@ class Call:
         efforts = list(map(self._tokenizer.effort, texts)) if len(texts) > 1 else []
         if len(texts) > self._limits.first_window or sum(efforts) > self._limits.window_characters:
             workers = self._runner.workers(sum(efforts) // _CHARACTERS_PER_TOKEN)
-            with closing(self._planned_ahead(texts, efforts, self._tokens_of_run(workers))) as batches:
+            with closing(self._planned_ahead(texts, efforts, workers)) as batches:
                 yield from self._run_all(batches, workers, alone=workers == 1)
             return
         everything = self._tokenize(texts, np.arange(len(texts)))
         tokens = sum(map(len, everything.encodings))
         workers = self._runner.workers(tokens) if len(texts) > 1 else 1
-        plan = self._plan(everything, share_of_budget(tokens, self._tokens_of_run(workers), workers))
+        plan = self._plan(everything, share_of_budget(tokens, self._tokens_of_run(workers), workers), workers)
         alone = workers == 1 or len(plan) == 1
         if len(plan) == 1 and self._runner.can_run_here(tokens):
             # Single texts come here: they do not need a thread.
@@ -154,12 +149,13 @@ class Call:
         """The most tokens of a run, if so many go side by side."""
         return self._budget.thread_tokens if self._runner.is_on_one_thread(workers) else self._budget.tokens
 
-    def _planned_ahead(self, texts: Sequence[Text], efforts: Sequence[int], tokens: int) -> Generator[_Batch]:
+    def _planned_ahead(self, texts: Sequence[Text], efforts: Sequence[int], workers: int) -> Generator[_Batch]:
         """The batches of many texts. While the batches of one window run, the next window is tokenized.
 
         Both release the lock of the interpreter.
         """
         stopped, limits = threading.Event(), self._limits
+        tokens = self._tokens_of_run(workers)
 
         def tokenize(numbers: npt.NDArray[np.intp]) -> Future[_Batch]:
             some = [texts[number] for number in numbers]
@@ -172,7 +168,7 @@ class Call:
                 ready = following.result()
                 following = tokenize(numbers)
                 yield from self._plan(ready, tokens)
-            yield from self._plan(following.result(), tokens)
+            yield from self._plan(following.result(), tokens, workers)
         finally:
             stopped.set()
             wait([following], limits.patience_seconds)
@@ -203,12 +199,14 @@ class Call:
         found = numbers[[position]]
         return int(found[0] if self._duplicates is None else self._duplicates.spread(found)[0][0])
 
-    def _plan(self, piece: _Batch, max_tokens: int) -> list[_Batch]:
+    def _plan(self, piece: _Batch, max_tokens: int, last_for: int = 1) -> list[_Batch]:
+        """The batches of some texts. ``last_for``: how many workers have no others after these."""
         if len(piece.numbers) == 1:
             return [piece]
+        lengths = list(map(len, piece.encodings))
         return [
             _Batch(piece.numbers[part], [piece.encodings[position] for position in part], piece.truncated[part])
-            for part in plan_batches(list(map(len, piece.encodings)), max_tokens, self._budget.texts)
+            for part in plan_batches(lengths, max_tokens, self._budget.texts, last_for, limit=self._budget.tokens)
         ]
 
     def _run(self, batch: _Batch, control: RunControl | None, alone: bool) -> _Run:

@@ -134,7 +134,39 @@ def test_duplicates(texts: list[Any], data: Any) -> None:
     assert sorted(seen) == list(range(len(texts)))
 
 
+@settings(deadline=None)
+@given(lengths=lengths_of_texts, workers=st.integers(1, 6), max_texts=st.none() | st.integers(1, 10))
+def test_few_batches_for_several_workers(lengths: list[int], workers: int, max_texts: int | None) -> None:
+    plain = plan_batches(lengths, 320, max_texts)
+    batches = plan_batches(lengths, 320, max_texts, workers)
+    assert concatenated(batches) == concatenated(plain)
+    for batch in batches:
+        assert 1 <= len(batch) <= (max_texts or len(batch))
+        assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= 400
+    assert duration(batches, lengths, workers) <= duration(plain, lengths, workers)
+    limited = plan_batches(lengths, 320, max_texts, workers, limit=330)
+    assert max((len(batch) * lengths[batch[0]] for batch in limited if len(batch) > 1), default=0) <= 330
+    few = plan_batches(lengths, 40, max_texts, workers, limit=64)
+    assert max((len(batch) * lengths[batch[0]] for batch in few if len(batch) > 1), default=0) <= 50
+
+
+def duration(batches: list[Any], lengths: list[int], workers: int) -> int:
+    """When the last worker is done, with 30 tokens for each run."""
+    done = [0] * workers
+    for batch in batches:
+        done[done.index(min(done))] += len(batch) * lengths[batch[0]] + 30
+    return max(done)
+
+
+@pytest.mark.parametrize(
+    ("texts", "workers", "expected"), [(10, 2, [5, 5]), (12, 2, [3] * 4), (8, 4, [2] * 4), (20, 1, [4] * 5)]
+)
+def test_no_worker_waits_long(texts: int, workers: int, expected: list[int]) -> None:
+    assert list(map(len, plan_batches([70] * texts, 320, workers=workers))) == expected
+
+
 def test_nothing_to_do() -> None:
+    assert plan_batches([], 10, workers=2) == []
     assert plan_batches([], 10) == []
     assert list(windows([], 1, 1, 1)) == []
     assert Duplicates([]).distinct == []

@@ -24,8 +24,8 @@ from stonnx._errors import DeviceError, UnsupportedError
 OPERATORS = 2
 # The first one whose attention computes rows that a text's tokens do not attend to.
 _ATTENDED = 2
-# The oldest onnxruntime with which they were tested and right: 1.26.0 gives their attention other values.
-_ATTENDED_RUNTIME = (1, 31)
+# The oldest onnxruntime with which they are right: 1.26.0 and 1.27.0 give their attention other values.
+_ATTENDED_RUNTIME = (1, 28)
 _PACKAGE = "stonnx_kernels"
 # Reasons why stock operators run open with this.
 WITHOUT = "without native kernels: "

@@ -159,18 +159,18 @@ def test_a_file_that_is_cut_off_later(graph: Path, dtype: str, tmp_path: Path) -
 
 
 def test_an_onnxruntime_that_is_too_old_for_attended_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime 1.26 gives attention with the input ``attended`` other values than the body has."""
+    """onnxruntime 1.26 and 1.27 give attention with the input ``attended`` other values than the body has."""
     if isinstance(found := native.find(), native.Unusable):
         pytest.skip(f"there are no native kernels: {found.reason}")
-    monkeypatch.setattr(native, "import_onnxruntime", lambda: SimpleNamespace(__version__="1.30.2"))
+    monkeypatch.setattr(native, "import_onnxruntime", lambda: SimpleNamespace(__version__="1.27.2"))
     assert isinstance(native.find(1), native.Library)
     old = native.find(2)
     assert isinstance(old, native.Unusable)
-    assert "need onnxruntime 1.31 or newer, and this is 1.30.2" in old.reason
+    assert "need onnxruntime 1.28 or newer, and this is 1.27.2" in old.reason
 
 
 def test_an_old_onnxruntime_without_kernels_is_nothing_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     off = native.Unusable("it is not installed", unexpected=False)
     monkeypatch.setattr(native, "_load", lambda: off)
-    monkeypatch.setattr(native, "import_onnxruntime", lambda: SimpleNamespace(__version__="1.30.2"))
+    monkeypatch.setattr(native, "import_onnxruntime", lambda: SimpleNamespace(__version__="1.27.2"))
     assert native.find(2) is off

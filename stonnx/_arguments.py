@@ -2,42 +2,83 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from stonnx._errors import ArgumentTypeError, InvalidArgumentError, InvalidInputError
 
 
-def check_integer(
-    name: str, value: Any, *, least: int | None = 1, most: int | None = None, optional: bool = False
-) -> None:
-    """Raise InvalidArgumentError unless a value is an integer within bounds, or None if that is allowed.
+def as_integer(value: Any) -> int | None:
+    """The Python integer of an integer of any library, which has ``__index__``. None: it is not one, or a boolean.
+
+    Calculations need Python's: a numpy integer of 8 bits overflows, and an array of one cannot be a key of a dict.
 
     Example:
-        >>> check_integer("top_k", 3)
+        >>> as_integer(np.uint8(32)), as_integer(np.array(32)), as_integer(32.0), as_integer(True)
+        (32, 32, None, None)
+    """
+    # A boolean tensor has __index__ too.
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def device_name(device: Any) -> str:
+    """The name of a device: of a number that of the GPU, as in PyTorch. ``torch.device`` has its name as str."""
+    number = as_integer(device)
+    return str(device) if number is None else f"cuda:{number}"
+
+
+@overload
+def check_integer(name: str, value: Any, *, least: int | None = 1, most: int | None = None) -> int: ...
+@overload
+def check_integer(
+    name: str, value: Any, *, least: int | None = 1, most: int | None = None, optional: Literal[True]
+) -> int | None: ...
+def check_integer(
+    name: str, value: Any, *, least: int | None = 1, most: int | None = None, optional: bool = False
+) -> int | None:
+    """The value as a Python integer. Raise InvalidArgumentError unless it is an integer within bounds.
+
+    Args:
+        name: The name of the argument.
+        value: An integer of any library; see :func:`as_integer`.
+        least: The least allowed value. None: any.
+        most: The highest allowed value. None: any.
+        optional: Whether None is allowed too.
+
+    Example:
+        >>> check_integer("top_k", np.int64(3))
+        3
         >>> check_integer("top_k", 1.5, optional=True)
         Traceback (most recent call last):
         stonnx._errors.ArgumentTypeError: top_k must be a positive integer or None, got 1.5.
     """
     if value is None and optional:
-        return
-    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not integer or (least is not None and value < least) or (most is not None and value > most):
+        return None
+    number = as_integer(value)
+    if number is None or (least is not None and number < least) or (most is not None and number > most):
         allowed = {None: "an integer", 1: "a positive integer"}.get(least, f"an integer of {least} or more")
         allowed += "" if most is None else f", at most {most}"
-        kind = InvalidArgumentError if integer else ArgumentTypeError
+        kind = ArgumentTypeError if number is None else InvalidArgumentError
         allowed += " or None" if optional else ""
         raise kind(f"{name} must be {allowed}, got {described(value)}.")
+    return number
 
 
-def check_number(name: str, value: Any) -> None:
-    """Raise InvalidArgumentError unless a value is a real number other than NaN."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not number or value != value:
-        kind = InvalidArgumentError if number else ArgumentTypeError
+def check_number(name: str, value: Any) -> float:
+    """The value as a Python number. Raise InvalidArgumentError unless it is a real one other than NaN."""
+    number = float(value) if isinstance(value, float | np.floating) else as_integer(value)
+    if number is None or number != number:
+        kind = ArgumentTypeError if number is None else InvalidArgumentError
         raise kind(f"{name} must be a number, got {described(value)}.")
+    return number
 
 
 def check_text(name: str, value: Any) -> None:

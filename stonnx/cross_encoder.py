@@ -237,7 +237,7 @@ class CrossEncoder(Model):
             PoolError: A process of the pool died, or the pool was stopped.
         """
         limit, too_long = take_limit(kwargs, self._tokenizer_spec(), None, kwargs.pop("too_long", None))
-        self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
+        batch_size = self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         activation = self._activation if activation_fn is None else resolve_activation(activation_fn)
         prompt = self._resolve_prompt(prompt, prompt_name)
         pairs, single = parse_pairs(inputs, prompt, self._chat())
@@ -306,7 +306,7 @@ class CrossEncoder(Model):
                 "CrossEncoder.rank() only works for models with num_labels=1. Consider using CrossEncoder.predict() "
                 f"with input pairs instead. This model has {self.num_labels} labels."
             )
-        check_integer("top_k", top_k, least=0, optional=True)
+        top_k = check_integer("top_k", top_k, least=0, optional=True)
         if not isinstance(query, str):
             raise InvalidInputError(f"query must be a str, got {described(query)}.")
         texts = list(check_texts("documents", documents))

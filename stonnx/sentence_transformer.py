@@ -216,7 +216,7 @@ class SentenceTransformer(EmbeddingModel):
         inputs, task = self._take_task(inputs, kwargs.pop("task", None))
         too_long = kwargs.pop("too_long", None)
         limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, too_long)
-        self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
+        batch_size = self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         if precision is not None and precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision {precision!r} is not supported. Allowed: {', '.join(PRECISIONS)}.")
         if output_value not in ("sentence_embedding", "token_embeddings", None):
@@ -234,8 +234,8 @@ class SentenceTransformer(EmbeddingModel):
         texts, single = parsed.texts, parsed.single
         too_long = self.too_long if too_long is None else too_long
         where: dict[str, Any] = {"show": show_progress_bar, "pool": pool, "device": device, "chunk_size": chunk_size}
-        check_integer("truncate_dim", truncate_dim, least=None, optional=True)  # below 1 as in the original
-        width = self.truncate_dim if truncate_dim is None else truncate_dim
+        width = check_integer("truncate_dim", truncate_dim, least=None, optional=True)  # below 1 as in the original
+        width = self.truncate_dim if width is None else width
         if output_value == "sentence_embedding":
             rows = Rows(self._engine.manifest.embedding_dimension or 0)
             outputs = [self._row.output]
@@ -338,8 +338,7 @@ class SentenceTransformer(EmbeddingModel):
 
     @truncate_dim.setter
     def truncate_dim(self, value: int | None) -> None:
-        check_integer("truncate_dim", value, least=None, optional=True)
-        self._truncate_dim = value
+        self._truncate_dim = check_integer("truncate_dim", value, least=None, optional=True)
 
     def get_embedding_dimension(self) -> int | None:
         """Number of dimensions of the vectors, after ``truncate_dim``."""

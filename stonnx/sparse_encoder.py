@@ -210,7 +210,7 @@ class SparseEncoder(EmbeddingModel):
         inputs, task = self._take_task(inputs, kwargs.pop("task", None))
         too_long = kwargs.pop("too_long", None)
         limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, too_long)
-        self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
+        batch_size = self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         active = self._check_active_dims(self.max_active_dims if max_active_dims is None else max_active_dims)
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = parse_inputs(inputs, prompt, self._chat(task))
@@ -304,7 +304,7 @@ class SparseEncoder(EmbeddingModel):
             >>> model.decode(model.encode("lovely weather"), top_k=2)  # doctest: +SKIP
             [('weather', 2.76), ('lovely', 2.58)]
         """
-        check_integer("top_k", top_k, optional=True)
+        top_k = check_integer("top_k", top_k, optional=True)
         matrix, single = sparse.read_sparse(embeddings)
         token: Callable[[int], Any] = self.tokenizer.id_to_token
         decoded = []
@@ -339,13 +339,13 @@ class SparseEncoder(EmbeddingModel):
         return next((module.settings.get("k") for module in modules if module.type == "SparseAutoEncoder"), None)
 
     def _check_active_dims(self, value: int | None) -> int | None:
-        check_integer("max_active_dims", value, optional=True)
-        if value is None:
+        active = check_integer("max_active_dims", value, optional=True)
+        if active is None:
             return None
         limit = self._active_dims_of_graph
-        if limit is not None and value > limit:
+        if limit is not None and active > limit:
             raise UnsupportedError(
-                f"max_active_dims={value} is more than the {limit} values that this bundle's graph gives. For more, "
+                f"max_active_dims={active} is more than the {limit} values that this bundle's graph gives. For more, "
                 "set k in the config.json of the checkpoint's SparseAutoEncoder and export it again."
             )
-        return int(value)
+        return active

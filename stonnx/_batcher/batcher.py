@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from stonnx._arguments import check_integer
 from stonnx._batcher.scheduler import Answer, Scheduler
 from stonnx._batcher.workers import Load
 from stonnx._errors import InvalidArgumentError, InvalidInputError
@@ -46,8 +47,7 @@ class Batcher:
     def __init__(self, model: Model, *, max_queued_tokens: int | None = None) -> None:
         if not isinstance(model, Model):
             raise InvalidArgumentError(f"Batcher takes a model of stonnx, got {type(model).__name__}.")
-        if max_queued_tokens is not None and (isinstance(max_queued_tokens, bool) or max_queued_tokens < 1):
-            raise InvalidArgumentError(f"max_queued_tokens must be positive or None, got {max_queued_tokens!r}.")
+        max_queued_tokens = check_integer("max_queued_tokens", max_queued_tokens, optional=True)
         self.model = model
         self._scheduler = Scheduler(model.work_slots, max_queued_tokens=max_queued_tokens)
 

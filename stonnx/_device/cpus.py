@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from stonnx._arguments import as_integer
 from stonnx._device.control_groups import control_groups, lines
 from stonnx._errors import InvalidArgumentError, UnsupportedError
 
@@ -79,18 +80,19 @@ def _flags() -> frozenset[str]:
     return frozenset(line.group(1).split()) if line else frozenset()
 
 
-def require_threads(count: int) -> None:
-    """Check that this process may start so many threads: onnxruntime waits forever for those that it cannot start.
+def require_threads(count: int) -> int:
+    """The number of threads, if this process may start so many: onnxruntime waits forever for those that it cannot.
 
     Raises:
         InvalidArgumentError: The count is not a number of threads, or the system does not allow so many.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidArgumentError(f"threads must be a positive integer or None, got {count!r}.")
+    given, count = count, as_integer(count) or 0
+    if count < 1:
+        raise InvalidArgumentError(f"threads must be a positive integer or None, got {given!r}.")
     if count > _MOST_THREADS:
         raise InvalidArgumentError(f"threads must be a positive integer or None, up to {_MOST_THREADS:,}; got {count}.")
     if count == 1:  # the calling thread
-        return
+        return count
     gate, started = threading.Event(), []
     try:
         # A few more: threads of the test itself may still end when the real ones start.
@@ -108,6 +110,7 @@ def require_threads(count: int) -> None:
         gate.set()
         for thread in started:
             thread.join()
+    return count
 
 
 def require_features(features: Sequence[str], what: str) -> None:

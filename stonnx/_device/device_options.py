@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from stonnx._arguments import as_integer
 from stonnx._errors import InvalidArgumentError
 
 
@@ -35,9 +35,12 @@ class DeviceOptions:
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        limit: Any = self.memory_limit
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0):
-            raise InvalidArgumentError(f"memory_limit must be a positive number of bytes or None, got {limit!r}.")
+        if self.memory_limit is not None:
+            limit = as_integer(self.memory_limit)
+            if limit is None or limit <= 0:
+                given = self.memory_limit
+                raise InvalidArgumentError(f"memory_limit must be a positive number of bytes or None, got {given!r}.")
+            object.__setattr__(self, "memory_limit", limit)
         for name in ("cuda_graphs", "build", "bfloat16"):
             value = getattr(self, name)
             if not isinstance(value, bool):

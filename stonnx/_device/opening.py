@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stonnx._arguments import device_name
 from stonnx._bundle.manifest import Scalar
 from stonnx._device import kernels as native
 from stonnx._device import nvidia, saturation, tensorrt
@@ -87,9 +88,8 @@ def open_session(
     """
     ort = import_onnxruntime()
     # Only `None` means "choose for me". `device=0` is a GPU in PyTorch and must not silently become the CPU.
-    devices = devices_for(None if device is None else str(device), ort.get_available_providers())
-    threads = available_cpus() if threads is None else threads
-    require_threads(threads)
+    devices = devices_for(None if device is None else device_name(device), ort.get_available_providers())
+    threads = require_threads(available_cpus() if threads is None else threads)
     wanted = _Wanted(
         ort,
         graph,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from stonnx._arguments import check_text
+from stonnx._arguments import check_text, device_name
 from stonnx._bundle.bundle import Bundle
 from stonnx._bundle.consistency import check_task
 from stonnx._bundle.manifest import DEFAULT_ROUTE, MANIFEST_NAME, ImageTower, Manifest, Route
@@ -70,7 +70,7 @@ class Engine:
         if not isinstance(device_options, DeviceOptions | None):
             raise InvalidArgumentError(f"device_options must be stonnx.DeviceOptions or None, got {device_options!r}.")
         if device_options is not None:
-            device_options.check(None if device is None else str(device))
+            device_options.check(None if device is None else device_name(device))
         self.manifest: Manifest = bundle.manifest
         check_task(self.manifest, bundle.directory / MANIFEST_NAME)
         require_features(self.manifest.requires_cpu_features, f"The bundle {bundle.directory}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from stonnx._arguments import check_integer
 from stonnx._errors import InvalidArgumentError, InvalidInputError
 from stonnx._files import inputs
 from stonnx._files.encode_rows import encode_rows
@@ -127,8 +128,7 @@ def encode_file(
         [[1.0, 0.5], [2.0, 0.5], [0.0, 0.5]]
     """
     started = time.perf_counter()
-    if window < 1:
-        raise InvalidArgumentError(f"window is {window}; it must be 1 or more.")
+    window = check_integer("window", window)
     if dtype not in DTYPES:
         raise InvalidArgumentError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}.")
     read_as, write_as = _formats(kind, source, output, input_format, output_format)

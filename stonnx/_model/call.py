@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from stonnx._arguments import device_name
 from stonnx._engine.request import ImageRequest, Request
 from stonnx._engine.stats import CallStats
 
@@ -33,9 +34,9 @@ class PoolCall(Generic[_Request]):
     request: _Request
 
 
-def is_same_device(one: str, other: str) -> bool:
-    """``cuda`` and ``cuda:0`` are the same."""
-    return one.removesuffix(":0") == other.removesuffix(":0")
+def is_same_device(one: Any, other: str) -> bool:
+    """Whether a device of a call is that of a model: ``cuda``, ``cuda:0`` and 0 are the same."""
+    return device_name(one).removesuffix(":0") == other.removesuffix(":0")
 
 
 def warn_of_truncation(stats: CallStats) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from stonnx._arguments import device_name
 from stonnx._errors import UnsupportedError
 from stonnx._model.call import is_same_device
 from stonnx._text.inputs import is_batch
@@ -70,7 +71,7 @@ class Compatibility:
         Raises:
             UnsupportedError: Another device, or a dtype.
         """
-        name = f"cuda:{device}" if isinstance(device, int) else str(device)  # torch.device has its name as str
+        name = device_name(device)
         if not is_same_device(name, self.device):
             raise UnsupportedError(
                 f"This model was loaded for {self.device!r} and cannot move to {name!r}. Load it again for another "

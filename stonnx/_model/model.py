@@ -91,7 +91,7 @@ class Model(Pooled, Servable, Compatibility):
         device_options: DeviceOptions | None,
     ) -> None:
         check_choice("too_long", too_long, get_args(TooLong))
-        check_integer("max_batch_tokens", max_batch_tokens, optional=True)
+        max_batch_tokens = check_integer("max_batch_tokens", max_batch_tokens, optional=True)
         check_text("default_prompt_name", default_prompt_name)
         check_prompts(prompts)
         refuse_torch_arguments(
@@ -188,7 +188,7 @@ class Model(Pooled, Servable, Compatibility):
                 with progress_bar(len(texts), show, self._row.unit) as advance:
                     result, counters = run_request(self._engine, request, advance)
         else:
-            check_chunk_size(chunk_size)
+            chunk_size = check_chunk_size(chunk_size)
             if not texts:
                 return None
             with self._pool_of(pool, device) as used:
@@ -383,18 +383,16 @@ class Model(Pooled, Servable, Compatibility):
         return self.prompts[name]
 
     def _check_call(
-        self,
-        batch_size: int,
-        device: str | list[str] | None,
-        too_long: TooLong | None,
-        unknown: Mapping[str, Any],
-    ) -> None:
-        check_integer("batch_size", batch_size)
+        self, batch_size: int, device: str | list[str] | None, too_long: TooLong | None, unknown: Mapping[str, Any]
+    ) -> int:
+        """The batch size of a call as a Python integer, after the arguments that all calls have in common."""
+        batch_size = check_integer("batch_size", batch_size)
         if too_long is not None:
             check_choice("too_long", too_long, get_args(TooLong))
-        if device is not None and not isinstance(device, list) and not is_same_device(str(device), self.device):
+        if device is not None and not isinstance(device, list) and not is_same_device(device, self.device):
             raise UnsupportedError(
                 f"This model was loaded for {self.device!r} and cannot move to {device!r} for one call. "
                 f"Load it again with device={device!r}."
             )
         check_no_more(type(self).__name__, "predict" if self._row.gives_labels else "encode", unknown)
+        return batch_size

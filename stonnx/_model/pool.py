@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from stonnx._arguments import check_integer
+from stonnx._arguments import check_integer, device_name
 from stonnx._device.cpus import available_cpus
 from stonnx._device.device_options import DeviceOptions
 from stonnx._errors import InvalidArgumentError, PoolError, TextTooLongError, TokenIdError, TokenizerError
@@ -171,9 +171,9 @@ def borrowed(pool: Pool | None, start: Callable[[], Pool]) -> Iterator[Pool]:
         stop_pool(temporary)
 
 
-def check_chunk_size(chunk_size: int | None) -> None:
-    """Raise InvalidArgumentError unless a chunk size is a positive integer or None."""
-    check_integer("chunk_size", chunk_size, optional=True)
+def check_chunk_size(chunk_size: int | None) -> int | None:
+    """The chunk size. Raise InvalidArgumentError unless it is a positive integer or None."""
+    return check_integer("chunk_size", chunk_size, optional=True)
 
 
 def default_chunk_size(texts: int, workers: int) -> int:
@@ -221,7 +221,7 @@ def plan_workers(target_devices: Any, own_device: str, options: Mapping[str, Any
     if target_devices is None:
         devices = ["cpu"] * min(_POOL_PROCESSES, cpus) if own_device == "cpu" else [own_device]
     elif isinstance(target_devices, list | tuple) and target_devices:
-        devices = [str(device) for device in target_devices]
+        devices = [device_name(device) for device in target_devices]
     else:
         raise InvalidArgumentError(
             f"The devices of a pool must be a list with at least one, such as ['cpu', 'cpu']; got {target_devices!r}."

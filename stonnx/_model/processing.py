@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from stonnx._arguments import described
+from stonnx._arguments import as_integer, described
 from stonnx._bundle.manifest import TokenizerSpec
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Limit
@@ -78,6 +78,7 @@ def take_limit(
         )
     if truncation in _CUTS_NOTHING:
         return "whole", "error"
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
+    limit = as_integer(length)
+    if length is not None and limit is None:
         raise InvalidArgumentError(f"processing_kwargs must have an integer as max_length; got {described(length)}.")
-    return length, too_long
+    return limit, too_long

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._arguments import check_callable, check_integer, check_number
+from stonnx._arguments import as_integer, check_callable, check_integer, check_number
 from stonnx._arrays import is_tensor, result_like, to_array
 from stonnx._errors import InvalidArgumentError, MissingDependencyError
 
@@ -120,14 +120,14 @@ class HierarchicalTokenPooling(BaseTokenPooling):
         tasks: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(tasks=tasks)
-        check_number("pool_factor", pool_factor)
+        pool_factor = check_number("pool_factor", pool_factor)
         if pool_factor < 1:
             raise InvalidArgumentError(f"pool_factor must be >= 1, got {pool_factor}.")
-        if isinstance(num_protected_tokens, int) and num_protected_tokens < 0:
-            raise InvalidArgumentError(f"num_protected_tokens must be >= 0, got {num_protected_tokens}.")
-        check_integer("num_protected_tokens", num_protected_tokens, least=0)
+        protected = as_integer(num_protected_tokens)
+        if protected is not None and protected < 0:
+            raise InvalidArgumentError(f"num_protected_tokens must be >= 0, got {protected}.")
         self.pool_factor = pool_factor
-        self.num_protected_tokens = num_protected_tokens
+        self.num_protected_tokens = check_integer("num_protected_tokens", num_protected_tokens, least=0)
         self.normalize_embeddings = normalize_embeddings
 
     def pool_one(self, embedding: Any, **kwargs: Any) -> Any:

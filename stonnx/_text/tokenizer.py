@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from stonnx._arguments import as_integer
 from stonnx._background import in_background
 from stonnx._bundle.manifest import TokenizerSpec
 from stonnx._errors import InvalidArgumentError, TokenIdError, TokenizerError
@@ -78,21 +79,16 @@ class Tokenizer:
             if value is None:
                 return
         special = self._special_tokens(self.backend, is_pair=False)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | np.integer)
-            or value <= special
-            or (limit and value > limit)
-        ):
+        length = as_integer(value)
+        if length is None or length <= special or (limit and length > limit):
             bounds = f"more than the {special} special tokens" + (f" and at most {limit} positions" if limit else "")
             raise InvalidArgumentError(f"max_seq_length must be an integer, {bounds}; got {value!r}.")
-        value = int(value)
         # Another thread may be using the tokenizer, and changing it then fails. So this swaps in a fresh one.
         content = self._read()
         with readable(self._path):
             fresh = tokenizers.Tokenizer.from_buffer(content)
-            self._configure(fresh, value)
-        self._current = fresh, value
+            self._configure(fresh, length)
+        self._current = fresh, length
 
     def _configure(self, backend: tokenizers.Tokenizer, max_length: int | None) -> None:
         backend.no_padding()

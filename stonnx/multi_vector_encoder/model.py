@@ -191,7 +191,7 @@ class MultiVectorEncoder(EmbeddingModel):
                 f"{type(self).__name__}.encode() has no `convert_to_tensor`: texts have unequal numbers of vectors, so "
                 "there is nothing to stack. Leave it out: encoding returns a list of arrays."
             )
-        self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
+        batch_size = self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         if output_value not in ("token_embeddings", None):
             raise InvalidArgumentError(
                 f"output_value {output_value!r} is not known. Allowed: 'token_embeddings', None."

@@ -33,9 +33,9 @@ def nearest(
 
     The matrices may have any real dtype. ``like_input`` converts a chunk to the kind that ``score_function`` expects.
     """
-    check_integer("query_chunk_size", query_chunk_size)
-    check_integer("corpus_chunk_size", corpus_chunk_size)
-    check_integer("top_k", top_k, least=0)
+    query_chunk_size = check_integer("query_chunk_size", query_chunk_size)
+    corpus_chunk_size = check_integer("corpus_chunk_size", corpus_chunk_size)
+    top_k = check_integer("top_k", top_k, least=0)
     check_callable("score_function", score_function)
     if not queries.shape[0] or not corpus.shape[0] or not top_k:
         return np.empty((queries.shape[0], 0)), np.empty((queries.shape[0], 0), np.intp)

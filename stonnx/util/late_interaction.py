@@ -67,7 +67,7 @@ def maxsim(
         array([[1. , 2.5]], dtype=float32)
     """
     _check_device(device)
-    check_integer("chunk_elements", chunk_elements, least=None, optional=True)
+    chunk_elements = check_integer("chunk_elements", chunk_elements, least=None, optional=True)
     queries, documents = _items(a, a_mask, "a"), _items(b, b_mask, "b")
     like_input = _result_like(a, b)
     scores = np.zeros((len(queries), len(documents)), dtype=np.float32)
@@ -116,7 +116,7 @@ def maxsim_pairwise(
         array([2.5], dtype=float32)
     """
     _check_device(device)
-    check_integer("chunk_elements", chunk_elements, least=None, optional=True)
+    chunk_elements = check_integer("chunk_elements", chunk_elements, least=None, optional=True)
     queries, documents = _items(a, a_mask, "a"), _items(b, b_mask, "b")
     if len(queries) != len(documents):
         raise InvalidArgumentError(

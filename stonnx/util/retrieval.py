@@ -119,7 +119,7 @@ def paraphrase_mining(
         >>> paraphrase_mining(FirstLetter(), ["ant", "bee", "ape"])[0]
         [1.0, 0, 2]
     """
-    _check_mining(query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function)
+    _checked_mining(query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function)
     if isinstance(model, str) or not callable(getattr(model, "encode", None)):
         raise InvalidArgumentError(f"model must have a method encode, got {described(model)}.")
     check_texts("sentences", sentences)
@@ -167,7 +167,9 @@ def paraphrase_mining_embeddings(
         >>> paraphrase_mining_embeddings([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], max_pairs=1)
         [[1.0, 0, 2]]
     """
-    _check_mining(query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function)
+    query_chunk_size, corpus_chunk_size, max_pairs, top_k = _checked_mining(
+        query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function
+    )
     rows = as_rows(to_array(embeddings))
     if score_function is cos_sim:
         rows, score_function = unit_rows(to_float(rows)), dot_score
@@ -202,14 +204,16 @@ def paraphrase_mining_embeddings(
     ]
 
 
-def _check_mining(
+def _checked_mining(
     query_chunk_size: int, corpus_chunk_size: int, max_pairs: int, top_k: int, score_function: ScoreFunction
-) -> None:
-    check_integer("query_chunk_size", query_chunk_size)
-    check_integer("corpus_chunk_size", corpus_chunk_size)
-    check_integer("max_pairs", max_pairs, least=0)
-    check_integer("top_k", top_k, least=0)
+) -> tuple[int, int, int, int]:
     check_callable("score_function", score_function)
+    return (
+        check_integer("query_chunk_size", query_chunk_size),
+        check_integer("corpus_chunk_size", corpus_chunk_size),
+        check_integer("max_pairs", max_pairs, least=0),
+        check_integer("top_k", top_k, least=0),
+    )
 
 
 def community_detection(
@@ -244,9 +248,9 @@ def community_detection(
         >>> community_detection([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [3.0, 0.0]], min_community_size=2)
         [[0, 3, 2]]
     """
-    check_number("threshold", threshold)
-    check_integer("min_community_size", min_community_size)
-    check_integer("batch_size", batch_size)
+    threshold = check_number("threshold", threshold)
+    min_community_size = check_integer("min_community_size", min_community_size)
+    batch_size = check_integer("batch_size", batch_size)
     rows = to_matrix(embeddings)
     check_finite("embeddings", rows)
     unit = unit_rows(rows)

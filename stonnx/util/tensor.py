@@ -64,7 +64,7 @@ def truncate_embeddings(embeddings: Embeddings, truncate_dim: int | None) -> Any
         array([[1., 0., 0.],
                [0., 1., 0.]])
     """
-    check_integer("truncate_dim", truncate_dim, optional=True)
+    truncate_dim = check_integer("truncate_dim", truncate_dim, optional=True)
     array = _vectors(embeddings)
     if is_sparse(array):
         return _like_input(embeddings, array[:, :truncate_dim])
@@ -99,7 +99,7 @@ def select_max_active_dims(embeddings: Embeddings, max_active_dims: int | None) 
         array([[ 0. , -3. ,  2. ],
                [ 0. ,  0.5,  0. ]])
     """
-    check_integer("max_active_dims", max_active_dims, optional=True)
+    max_active_dims = check_integer("max_active_dims", max_active_dims, optional=True)
     if max_active_dims is None:
         return embeddings
     array = to_float(_vectors(embeddings))

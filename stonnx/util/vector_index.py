@@ -178,9 +178,8 @@ def _search(
         raise InvalidArgumentError(
             f"corpus_precision {precision!r} is not supported with {library.name}; use {', '.join(library.precisions)}."
         )
-    check_integer("top_k", top_k, most=_MOST_HITS)
-    check_integer("rescore_multiplier", rescore_multiplier, most=_MOST_HITS)
-    top_k, rescore_multiplier = int(top_k), int(rescore_multiplier)  # faiss takes no numpy integers
+    top_k = check_integer("top_k", top_k, most=_MOST_HITS)
+    rescore_multiplier = check_integer("rescore_multiplier", rescore_multiplier, most=_MOST_HITS)
     if index is None:
         codes = as_rows(to_array(corpus_embeddings))
         to_float(codes[:0])  # for its error, if they hold no numbers

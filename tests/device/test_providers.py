@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_onnxruntime import CPU, CUDA, CUDA_OPTIONS, DRIVER, OPENVINO, TENSORRT, FakeRuntime, Machine, opened
 
@@ -264,9 +265,15 @@ def test_an_openvino_wheel_that_does_not_say_what_runs_where(machine: Machine, m
     assert runtime.asked == []
 
 
-@pytest.mark.parametrize("device", [0, False, 1], ids=repr)
-def test_numbers_are_no_devices(device: Any, machine: Machine) -> None:
-    # 0 is the first GPU in PyTorch: it must not become the CPU because it is false.
+@pytest.mark.parametrize("device", [0, 1, np.int64(0)], ids=repr)
+def test_numbers_are_gpus(device: Any, machine: Machine) -> None:
+    # As in PyTorch: 0 must not become the CPU because it is false.
+    machine.runtime()
+    assert opened(device).device == f"cuda:{device}"
+
+
+@pytest.mark.parametrize("device", [False, True, 0.0, -1], ids=repr)
+def test_what_is_not_a_device(device: Any, machine: Machine) -> None:
     machine.runtime()
     with pytest.raises(InvalidArgumentError, match="is not known"):
         opened(device)

@@ -87,7 +87,7 @@ def test_text_field_and_explicit_formats(tmp_path: Path) -> None:
         ("out.npy", {"output_format": "csv"}, "output_format is 'csv'; allowed are npy, parquet, jsonl"),
         ("out.npz", {}, r"output_format is 'npz'; an array \[n, dim\] fits into npy, parquet"),
         ("out.npy", {"input_format": "xml"}, "input_format is 'xml'; allowed are lines, jsonl"),
-        ("out.npy", {"window": 0}, "window is 0"),
+        ("out.npy", {"window": 0}, "window must be a positive integer, got 0"),
         ("out.npy", {"dtype": "float16"}, "dtype is 'float16'; allowed are float32, int8, uint8"),
         ("out.npy", {"identity": {"model": object()}}, "identity cannot become JSON"),
         ("in.txt", {"output_format": "npy", "overwrite": True}, "both read and written"),

@@ -15,7 +15,7 @@ from stonnx._bundle.held_file import CAN_HOLD, HeldFile
 from stonnx._bundle.integrity import check_integrity
 from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from stonnx._bundle.replaced import existing, is_bundle
-from stonnx._errors import BundleError, ModelNotFoundError
+from stonnx._errors import BundleError, BundleFormatError, ModelNotFoundError
 
 # Each further attempt means that yet another export took the place of the one before.
 _ATTEMPTS = 100
@@ -54,17 +54,31 @@ class Bundle:
 
         Raises:
             BundleIntegrityError: The graph, or a file that it takes weights from, has changed since it was verified.
+            BundleFormatError: Such a file is a link to another directory.
         """
         weights = self._weights()
         if not weights:
             return self._files[name].use(lambda place: load(Path(place)))
         # The graph names these files, and onnxruntime looks for them beside the graph.
         files = [self._files[name], *weights]
+        self._check_links(name, weights)
         before = [file.check_before(by_name=True) for file in files]
         result = load(self.directory / name)
         for file, identity in zip(files, before, strict=True):
             file.check_after(identity, by_name=True)
         return result
+
+    def _check_links(self, graph: str, weights: list[HeldFile]) -> None:
+        """Refuse links that onnxruntime does not follow, and does not say how to mend."""
+        # The Hub cache keeps the files themselves in another directory: all of them in the same one.
+        allowed = {self.directory.resolve(), (self.directory / graph).resolve().parent}
+        for file in weights:
+            real = file.path.resolve()
+            if not any(real.is_relative_to(place) for place in allowed):
+                raise BundleFormatError(
+                    f"{file.path} is a link to {real}, and onnxruntime reads weights from the directory of their graph "
+                    f"only. Copy the file itself there: cp --remove-destination {real} {file.path}"
+                )
 
     def graph_bytes(self, name: str) -> int:
         """The size of a graph's weights. Weights of over 2 GB are in files beside the graph, named after it."""

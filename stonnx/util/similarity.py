@@ -243,8 +243,9 @@ def _by_row(a: Embeddings, b: Embeddings, score: Callable[[Matrix, Matrix], Floa
     a, b = (value if hasattr(value, "ndim") else to_array(value) for value in (a, b))
     rows_a, rows_b = to_matrix(a), to_matrix(b)
     check_same_width(rows_a, rows_b)
-    count = max(rows_a.shape[0], rows_b.shape[0])
-    if {rows_a.shape[0], rows_b.shape[0]} - {1, count}:
+    counts = {rows_a.shape[0], rows_b.shape[0]}
+    count = max(counts - {1}, default=1)
+    if counts - {1, count}:
         raise InvalidArgumentError(
             f"The embeddings have {rows_a.shape[0]} and {rows_b.shape[0]} rows; row by row they need equally many, or "
             "one on a side. To compare all rows with all rows use the function without pairwise_ in its name."
@@ -262,7 +263,8 @@ def _by_row(a: Embeddings, b: Embeddings, score: Callable[[Matrix, Matrix], Floa
         scores = np.empty(count, np.result_type(rows_a, rows_b))
         for block in blocks(rows_a):
             scores[block] = score(rows_a[block], rows_b[block])
-    are_vectors = a.ndim == 1 and b.ndim == 1
+    # An empty list is no vectors, not a vector of no dimensions.
+    are_vectors = a.ndim == 1 and b.ndim == 1 and count == 1
     return like_input(scores.reshape(()) if are_vectors else scores)
 
 

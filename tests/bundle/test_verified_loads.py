@@ -18,7 +18,7 @@ from toy_bundles import dense_bundle, dense_graph, toy_table, write_bundle
 
 import stonnx._bundle.bundle
 import stonnx._bundle.held_file
-from stonnx import BundleIntegrityError, SentenceTransformer
+from stonnx import BundleFormatError, BundleIntegrityError, SentenceTransformer
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.held_file import CAN_HOLD, HeldFile
 from stonnx._bundle.integrity import hash_files
@@ -233,18 +233,13 @@ def test_a_write_while_it_is_loaded(directory: Path, load: int, monkeypatch: pyt
         SentenceTransformer(directory, threads=2).warmup()
 
 
-@pytest.mark.parametrize("name", ["default.onnx", "default.onnx.data"])
-@pytest.mark.parametrize("change", ["replaced", "written to", "removed"])
-def test_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: str) -> None:
-    """onnxruntime finds them by their names, so that these must still lead to what was verified."""
+def _with_weights_beside(directory: Path) -> Path:
+    """A bundle whose graph takes its weights from another file, as those of over 2 GB do."""
     import onnx
 
-    monkeypatch.setenv("STONNX_HOME", str(tmp_path / "home"))
-    directory = dense_bundle(tmp_path / "bundle")
-    graph = onnx.load(directory / "default.onnx")
-    expected = SentenceTransformer(directory).encode(TEXTS)
+    dense_bundle(directory)
     onnx.save(
-        graph,
+        onnx.load(directory / "default.onnx"),
         directory / "default.onnx",
         save_as_external_data=True,
         location="default.onnx.data",
@@ -254,6 +249,16 @@ def test_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     files = hash_files(directory, ["default.onnx", "default.onnx.data", "tokenizer.json"])
     data["files"] = {name: vars(entry) for name, entry in files.items()}
     (directory / "stonnx.json").write_text(json.dumps(data))
+    return directory
+
+
+@pytest.mark.parametrize("name", ["default.onnx", "default.onnx.data"])
+@pytest.mark.parametrize("change", ["replaced", "written to", "removed"])
+def test_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: str) -> None:
+    """onnxruntime finds them by their names, so that these must still lead to what was verified."""
+    monkeypatch.setenv("STONNX_HOME", str(tmp_path / "home"))
+    expected = SentenceTransformer(dense_bundle(tmp_path / "plain")).encode(TEXTS)
+    directory = _with_weights_beside(tmp_path / "bundle")
     model = SentenceTransformer(directory, threads=2)
     np.testing.assert_array_equal(model.encode(TEXTS), expected)
     if change == "removed":
@@ -267,6 +272,29 @@ def test_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (directory / name).write_bytes(content)
     with pytest.raises(BundleIntegrityError, match="has changed" if change == "written to" else "replaced or removed"):
         model.warmup()
+
+
+def test_links_to_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub cache has all files in another directory. A link of the weights alone is refused by onnxruntime."""
+    monkeypatch.setenv("STONNX_HOME", str(tmp_path / "home"))
+    blobs = _with_weights_beside(tmp_path / "blobs")
+    expected = SentenceTransformer(blobs).encode(TEXTS)
+    cached, linked = tmp_path / "cached", tmp_path / "linked"
+    cached.mkdir()
+    for file in blobs.iterdir():
+        (cached / file.name).symlink_to(file)
+    np.testing.assert_array_equal(SentenceTransformer(cached).encode(TEXTS), expected)
+    shutil.copytree(blobs, linked)
+    weights = linked / "default.onnx.data"
+    weights.unlink()
+    weights.symlink_to(blobs / weights.name)
+    with pytest.raises(BundleFormatError, match=r"default\.onnx\.data is a link to .*blobs.*cp --remove-destination "):
+        SentenceTransformer(linked)
+    (linked / "inside").mkdir()
+    shutil.copy(blobs / weights.name, linked / "inside")
+    weights.unlink()
+    weights.symlink_to(linked / "inside" / weights.name)
+    np.testing.assert_array_equal(SentenceTransformer(linked).encode(TEXTS), expected)
 
 
 @pytest.mark.skipif(not CAN_HOLD, reason="this system opens files by their names only")

@@ -339,3 +339,22 @@ def test_numpy_input_imports_neither_torch_nor_scipy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+@pytest.mark.parametrize("empty", [[], (), np.zeros(0, np.float32), np.zeros((0, 0), np.float32)], ids=repr)
+def test_no_pairs(name: str, empty: Any) -> None:
+    """An empty list is no vectors. The original makes one score of 0 of two of them, or ends in an IndexError."""
+    scores = getattr(util, name)(empty, empty)
+    assert isinstance(scores, np.ndarray)
+    assert scores.shape == (0,)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+@pytest.mark.parametrize("other", [np.ones((0, 4), np.float32), np.ones((1, 4), np.float32)])
+def test_no_rows_and_one(name: str, other: Any) -> None:
+    none = np.ones((0, 4), np.float32)
+    for pair in ((none, other), (other, none)):
+        assert getattr(util, name)(*pair).shape == tuple(getattr(original, name)(*pair).shape) == (0,)
+    with pytest.raises(InvalidArgumentError, match="0 and 2 rows"):
+        getattr(util, name)(none, np.ones((2, 4), np.float32))

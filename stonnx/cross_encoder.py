@@ -19,7 +19,7 @@ from stonnx._model.model import Model
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._model.processing import take_limit
-from stonnx._results.activations import ACTIVATIONS, Activation, resolve_activation, softmax
+from stonnx._results.activations import ACTIVATIONS, Activation, activated, finish_scores, resolve_activation
 from stonnx._results.dense import Rows, to_torch
 from stonnx._tasks import TASKS
 from stonnx._text.inputs import is_pair_batch, parse_pairs
@@ -253,7 +253,7 @@ class CrossEncoder(Model):
         logits = self._infer(request, show=show_progress_bar, pool=pool, device=device, chunk_size=chunk_size)
         scores: npt.NDArray[Any] = np.array([])
         if logits is not None:
-            scores = _finish(logits, activation, bool(apply_softmax))
+            scores = finish_scores(activated(logits, activation), self.num_labels, bool(apply_softmax))
         if convert_to_tensor:
             tensor = to_torch(scores.astype(np.float32, copy=False))
             return tensor[0] if single else tensor
@@ -347,6 +347,9 @@ class CrossEncoder(Model):
         """Old name of :attr:`activation_fn`."""
         return self.activation_fn
 
+    def _other_activation(self) -> Activation | None:
+        return self._activation
+
     @property
     def num_labels(self) -> int:
         """Number of scores for a pair."""
@@ -367,19 +370,3 @@ class CrossEncoder(Model):
     @max_length.setter
     def max_length(self, value: int | None) -> None:
         self.max_seq_length = value
-
-
-def _finish(
-    scores: npt.NDArray[np.float32], activation: Activation | None, apply_softmax: bool
-) -> npt.NDArray[np.float32]:
-    """Activation, then [pairs, 1] to [pairs], then softmax, in the order of sentence-transformers."""
-    pairs, labels = scores.shape
-    if activation is not None:
-        scores = np.asarray(activation(scores), dtype=np.float32)
-        if scores.shape[:1] != (pairs,):
-            raise InvalidArgumentError(
-                f"activation_fn must return a row for each of the {pairs} pairs, and returned the shape {scores.shape}."
-            )
-    if labels == 1 and scores.ndim > 1:
-        scores = scores.squeeze(-1)
-    return softmax(scores, dim=1) if apply_softmax and scores.ndim > 1 else scores

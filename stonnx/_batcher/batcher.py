@@ -9,14 +9,15 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from stonnx._arguments import check_integer
+from stonnx._arguments import check_integer, check_number, check_texts, described
 from stonnx._batcher.scheduler import Answer, Scheduler
 from stonnx._batcher.workers import Load
 from stonnx._errors import InvalidArgumentError, InvalidInputError
+from stonnx._model.call import warn_of_truncation
 from stonnx._model.embedding_model import EmbeddingModel
 from stonnx._model.model import Model
 from stonnx._model.work import Work
-from stonnx._results.activations import softmax
+from stonnx._results.activations import finish_scores
 from stonnx._results.dense import Precision, finish_embeddings
 from stonnx._results.sparse import CsrRows, SparseRows
 from stonnx._results.token_rows import Finish
@@ -63,7 +64,7 @@ class Batcher:
         precision: Precision = "float32",
         timeout: float | None = None,
         bulk: bool | None = None,
-        truncate: bool = True,
+        truncate: bool | None = None,
     ) -> Any:
         """The result of ``model.encode`` for these arguments.
 
@@ -74,7 +75,7 @@ class Batcher:
             normalize_embeddings, truncate_dim, precision: As for the model; dense vectors only.
             timeout: After this many seconds, texts that have not run are dropped, and DeadlineError is raised.
             bulk: Whether other requests go first. None: if there are more than 8 texts.
-            truncate: Cut texts that are too long, instead of raising TextTooLongError.
+            truncate: Cut texts that are too long, instead of raising TextTooLongError. None: see ``model.too_long``.
 
         Raises:
             OverloadedError: Too many tokens wait; ``retry_after`` says when to try again.
@@ -86,6 +87,7 @@ class Batcher:
             raise InvalidArgumentError("encode is for models that give vectors. This one scores pairs: use predict.")
         work = self.model.work(prompt_name=prompt_name, prompt=prompt, task=task)
         is_single = not is_batch(inputs)
+        truncate_dim = check_integer("truncate_dim", truncate_dim, least=None, optional=True)
         answer = await self._compute(work, work.texts([inputs] if is_single else inputs), timeout, bulk, truncate)
         if isinstance(self.model, SparseEncoder):
             return _sparse(self.model, answer, is_single)
@@ -116,7 +118,7 @@ class Batcher:
         apply_softmax: bool = False,
         timeout: float | None = None,
         bulk: bool | None = None,
-        truncate: bool = True,
+        truncate: bool | None = None,
     ) -> Any:
         """The result of ``model.predict`` for these arguments: the scores of a pair, or of a list of pairs.
 
@@ -132,22 +134,20 @@ class Batcher:
         answer = await self._compute(work, pairs, timeout, bulk, truncate)
         if not answer.rows:
             return np.array([])
-        scores = np.stack(answer.rows)
-        if scores.shape[1] == 1:
-            scores = scores[:, 0]
-        elif apply_softmax:
-            scores = softmax(scores, dim=1)
+        scores = finish_scores(np.stack(answer.rows), self.model.num_labels, apply_softmax)
         return scores[0] if is_single else scores
 
     async def rank(
         self, query: str, documents: Sequence[str], *, top_k: int | None = None, **options: Any
     ) -> list[dict[str, int | float]]:
         """The result of ``model.rank``: documents by descending score. ``options`` are those of :meth:`predict`."""
-        if isinstance(documents, str):
-            raise InvalidInputError("documents is a single str, and must be a list of them: pass [document].")
+        top_k = check_integer("top_k", top_k, least=0, optional=True)
+        if not isinstance(query, str):
+            raise InvalidInputError(f"query must be a str, got {described(query)}.")
+        texts = check_texts("documents", documents)
         if isinstance(self.model, CrossEncoder) and self.model.num_labels != 1:
             raise InvalidArgumentError(f"rank needs a model with one label, and this one has {self.model.num_labels}.")
-        scores = (await self.predict([(query, document) for document in documents], **options)).tolist()
+        scores = (await self.predict([(query, text) for text in texts], **options)).tolist()
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:top_k]
         return [{"corpus_id": index, "score": scores[index]} for index in order]
 
@@ -168,10 +168,14 @@ class Batcher:
         self.close()
 
     async def _compute(
-        self, work: Work, texts: Sequence[Any], timeout: float | None, bulk: bool | None, truncate: bool
+        self, work: Work, texts: Sequence[Any], timeout: float | None, bulk: bool | None, truncate: bool | None
     ) -> Answer:
-        deadline = None if timeout is None else time.perf_counter() + timeout
-        return await self._scheduler.compute(work, texts, bulk=bulk, deadline=deadline, truncate=truncate)
+        deadline = None if timeout is None else time.perf_counter() + check_number("timeout", timeout)
+        cut = self.model.too_long != "error" if truncate is None else truncate
+        answer = await self._scheduler.compute(work, texts, bulk=bulk, deadline=deadline, truncate=cut)
+        if truncate is None and self.model.too_long == "warn":
+            warn_of_truncation(answer.truncated, len(texts))
+        return answer
 
 
 def _sparse(model: SparseEncoder, answer: Answer, is_single: bool) -> Any:

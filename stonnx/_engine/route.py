@@ -65,12 +65,14 @@ class LoadedRoute:
         shapes = {spec.name: spec.shape for spec in route.outputs}
         self._runner = Runner(load, bundle.graph_bytes(route.graph), limits, shapes)
         check_graph(route, self.session.required, self.session.output_shapes, bundle.directory / route.graph)
-        pad = route.tokenizer.pad_token_id
-        if pad and self.tokenizer.backend.id_to_token(pad) is None:
-            raise BundleFormatError(
-                f"{bundle.directory / MANIFEST_NAME}: pad_token_id is {pad}, and {file} has no such token. "
-                f"{EXPORT_AGAIN}"
-            )
+        expansion = route.tokenizer.expansion
+        used = {"pad_token_id": route.tokenizer.pad_token_id, "expansion.token_id": expansion and expansion.token_id}
+        for name, token in used.items():
+            if token and self.tokenizer.backend.id_to_token(token) is None:
+                raise BundleFormatError(
+                    f"{bundle.directory / MANIFEST_NAME}: {name} is {token}, and {file} has no such token. "
+                    f"{EXPORT_AGAIN}"
+                )
 
     @property
     def session(self) -> GraphSession:

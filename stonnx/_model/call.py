@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from stonnx._arguments import device_name
 from stonnx._engine.request import ImageRequest, Request
-from stonnx._engine.stats import CallStats
 
 logger = logging.getLogger("stonnx")
 
@@ -39,15 +41,15 @@ def is_same_device(one: Any, other: str) -> bool:
     return device_name(one).removesuffix(":0") == other.removesuffix(":0")
 
 
-def warn_of_truncation(stats: CallStats) -> None:
-    """Log which texts of a call were cut, if any were."""
-    if len(stats.truncated):
-        some = ", ".join(map(str, stats.truncated[:_TEXTS_NAMED]))
-        more = ", ..." if len(stats.truncated) > _TEXTS_NAMED else ""
+def warn_of_truncation(truncated: Sequence[int] | npt.NDArray[np.int64], texts: int) -> None:
+    """Log which of so many texts of a call were cut, if any were."""
+    if len(truncated):
+        some = ", ".join(map(str, truncated[:_TEXTS_NAMED]))
+        more = ", ..." if len(truncated) > _TEXTS_NAMED else ""
         logger.warning(
             "%d of %d texts have more tokens than the model reads and lost their end: %s%s",
-            len(stats.truncated),
-            stats.texts,
+            len(truncated),
+            texts,
             some,
             more,
         )

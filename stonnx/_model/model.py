@@ -200,7 +200,8 @@ class Model(Pooled, Servable, Compatibility):
         counters.finish()
         self._last.counters = counters
         if request.too_long == "warn":
-            warn_of_truncation(counters.stats())
+            stats = counters.stats()
+            warn_of_truncation(stats.truncated, stats.texts)
         return result
 
     def _infer_images(

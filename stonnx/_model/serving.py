@@ -10,6 +10,7 @@ from stonnx._bundle.manifest import Manifest
 from stonnx._engine import probe as bundle_probe
 from stonnx._errors import InvalidArgumentError
 from stonnx._model.work import Work
+from stonnx._results.activations import Activation
 from stonnx._results.token_rows import Finish
 from stonnx._text.inputs import parse_inputs
 from stonnx._text.tokens import Text, Token
@@ -50,8 +51,9 @@ class Servable:
             prompt: The prompt itself; wins over ``prompt_name``.
             task: ``"query"`` or ``"document"``, with the prompts of ``encode_query`` and ``encode_document``.
         """
+        activation = self._other_activation() if output is None else None
         if output is None:
-            output = self._row.result
+            output = self._row.result if activation is None else self._row.output
         check_text("output", output)
         if task is not None:
             check_choice("task", task, ("query", "document"))
@@ -65,9 +67,9 @@ class Servable:
         active = self._kept_dims()
         # Queries and documents of late interaction have different masks, so they do not share a run.
         row_mask = self._row.row_mask
-        group = (route, output, length, active, task if row_mask else None)
+        group = (route, output, length, active, task if row_mask else None, id(activation))
         images = self.manifest.image is not None
-        return Work(route, output, resolved, length, active, task, row_mask, self._finish(), group, images)
+        return Work(route, output, resolved, length, active, task, row_mask, self._finish(), group, images, activation)
 
     @property
     def manifest(self) -> Manifest:
@@ -104,6 +106,10 @@ class Servable:
     def _finish(self) -> Finish:
         """What is done to the vectors of a text's tokens, if these are the result."""
         return Finish()
+
+    def _other_activation(self) -> Activation | None:
+        """The function of logits that replaces the one in the graph, if these are the result. None: nothing does."""
+        return None
 
     def _kept_dims(self) -> int | None:
         """How many values of a sparse vector are kept; None: all."""

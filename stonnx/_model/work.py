@@ -11,6 +11,7 @@ import numpy as np
 from stonnx._engine.route import LoadedRoute
 from stonnx._errors import InvalidArgumentError, InvalidInputError
 from stonnx._images.inputs import is_data_uri
+from stonnx._results.activations import Activation, activated
 from stonnx._results.sparse import SparseRows
 from stonnx._results.token_rows import Finish, Ragged
 from stonnx._text.inputs import parse_inputs
@@ -41,6 +42,7 @@ class Work:
         finish: What is done to these vectors.
         group: Two works whose texts may go in one run have an equal group.
         reads_images: Whether the model reads images too. A work is for texts, and refuses images.
+        activation: The function that makes scores of the output. None: the output is the result.
     """
 
     route: LoadedRoute
@@ -53,6 +55,7 @@ class Work:
     finish: Finish
     group: Hashable
     reads_images: bool = False
+    activation: Activation | None = None
 
     def texts(self, inputs: Sequence[Any]) -> list[Text]:
         """Inputs, checked, with the prompt before each.
@@ -117,7 +120,7 @@ class Work:
         if self.output == "token_embeddings":
             return [row[: len(text)] for row, text in zip(array, texts, strict=True)]
         if self.output != "sparse_embedding":
-            return list(array)
+            return list(activated(array, self.activation))
         rows = SparseRows.of(array).strongest(self.max_active_dims)
         ends = np.cumsum(rows.counts)
         return [

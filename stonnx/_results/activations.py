@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from stonnx._errors import UnsupportedError
+from stonnx._errors import InvalidArgumentError, UnsupportedError
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Activation: TypeAlias = Callable[[FloatArray], Any]
@@ -271,3 +271,23 @@ def _unknown(found: str) -> UnsupportedError:
         f"The activation {found} is not known. Allowed are the names {names}; the classes {classes}, as objects or as "
         "paths; and functions that take and return numpy arrays."
     )
+
+
+def activated(logits: FloatArray, activation: Activation | None) -> FloatArray:
+    """The scores of logits [pairs, labels]; None: they are scores already."""
+    if activation is None:
+        return logits
+    scores = np.asarray(activation(logits), dtype=np.float32)
+    if scores.shape[:1] != logits.shape[:1]:
+        raise InvalidArgumentError(
+            f"activation_fn must return a row for each of the {len(logits)} pairs, and returned the shape "
+            f"{scores.shape}."
+        )
+    return scores
+
+
+def finish_scores(scores: FloatArray, labels: int, apply_softmax: bool) -> FloatArray:
+    """Scores after the activation: [pairs, 1] to [pairs], then softmax, in the order of sentence-transformers."""
+    if labels == 1 and scores.ndim > 1:
+        scores = scores.squeeze(-1)
+    return softmax(scores, dim=1) if apply_softmax and scores.ndim > 1 else scores

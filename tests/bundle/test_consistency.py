@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from toy_bundles import dense_bundle, dense_graph, pair_graph, toy_table, write_bundle
+from toy_bundles import dense_bundle, dense_graph, pair_graph, rows_bundle, toy_table, write_bundle
 
-from stonnx import BundleFormatError, CrossEncoder, RunError, SentenceTransformer
+from stonnx import BundleFormatError, CrossEncoder, MultiVectorEncoder, RunError, SentenceTransformer
 from stonnx._bundle.bundle import open_bundle
 from stonnx._bundle.integrity import hash_files
 
@@ -97,6 +97,23 @@ def test_contradictions_of_rerankers(tmp_path: Path, place: str, value: Any, mes
     change(bundle, place, value)
     with pytest.raises(BundleFormatError, match=message):
         CrossEncoder(bundle)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("token_id", -1, "token_id is -1"),
+        ("token_id", 100_000, "token_id is 100000, and tokenizer.json has no such token"),
+        ("length", 0, "length is 0"),
+        ("length", 100_000, "length is 100000, allowed is up to"),
+    ],
+)
+def test_contradictions_of_expansions(tmp_path: Path, field: str, value: int, message: str) -> None:
+    bundle = rows_bundle(tmp_path / "bundle")
+    assert MultiVectorEncoder(bundle).encode_query("the sun").shape[1] == 8
+    change(bundle, f"{TOKENIZER}.expansion.{field}", value)
+    with pytest.raises(BundleFormatError, match=rf"expansion\.{message}"):
+        MultiVectorEncoder(bundle)
 
 
 @pytest.mark.parametrize(("size", "left"), [(100, 8), (5, 5), (0, 0), (-3, 5)])

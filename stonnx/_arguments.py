@@ -137,11 +137,13 @@ def check_prompts(prompts: Any) -> None:
             )
 
 
-def check_no_more(model: str, method: str, options: Collection[str]) -> None:
+def check_no_more(model: str, method: str, options: Collection[str], known: Collection[str]) -> None:
     """Raise InvalidArgumentError for keyword arguments that a method does not have, in the words of the original."""
     if options:
+        allowed = "this model does not accept any additional keyword arguments"
+        if known:
+            allowed = f"the valid additional keyword arguments are: {list(known)}"
         raise InvalidArgumentError(
             f"{model}.{method}() has been called with additional keyword arguments that this model does not use: "
-            f"{list(options)}. As per {model}.get_model_kwargs(), this model does not accept any additional keyword "
-            "arguments."
+            f"{list(options)}. As per {model}.get_model_kwargs(), {allowed}."
         )

@@ -4,6 +4,7 @@ Each one names the fault, the allowed values, and a remedy. Each is also the bui
 
     StonnxError
     ├── ModelNotFoundError        (FileNotFoundError)   a name or path without a bundle or checkpoint
+    │   └── ModelFileError        (NotADirectoryError)  the path of a file
     ├── BundleError               (ValueError)          a bundle that cannot be used
     │   ├── BundleFormatError                           its manifest is not a manifest, or of a newer schema
     │   └── BundleIntegrityError  (OSError)             a file is missing, truncated or changed
@@ -35,6 +36,10 @@ class StonnxError(Exception):
 
 class ModelNotFoundError(StonnxError, FileNotFoundError):
     """A name or path does not lead to a model."""
+
+
+class ModelFileError(ModelNotFoundError, NotADirectoryError):
+    """A path that should be the directory of a model is that of a file."""
 
 
 class BundleError(StonnxError, ValueError):

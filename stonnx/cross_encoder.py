@@ -15,6 +15,7 @@ from stonnx._device.device_options import DeviceOptions
 from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
 from stonnx._errors import BundleFormatError, InvalidArgumentError, InvalidInputError, UnsupportedError
+from stonnx._model.modality_errors import naming_modalities
 from stonnx._model.model import Model
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
@@ -221,6 +222,7 @@ class CrossEncoder(Model):
             chunk_size: Pairs that a process gets at a time. None: a tenth of its share, at most 5,000.
             too_long: How to treat a pair of more tokens than the model reads: ``"truncate"``, ``"warn"`` or
                 ``"error"``. None: :attr:`too_long`.
+            task: Chooses the form of a chat template that reads it.
             processing_kwargs: Arguments of the tokenizer for this call: ``{"text": {"max_length": 256}}`` and
                 ``{"text": {"truncation": False}}`` are followed.
 
@@ -236,16 +238,19 @@ class CrossEncoder(Model):
             RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        limit, too_long = take_limit(kwargs, self._tokenizer_spec(), None, kwargs.pop("too_long", None))
+        task = kwargs.pop("task", None)
+        limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, kwargs.pop("too_long", None))
         batch_size = self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         activation = self._activation if activation_fn is None else resolve_activation(activation_fn)
         prompt = self._resolve_prompt(prompt, prompt_name)
-        pairs, single = parse_pairs(inputs, prompt, self._chat())
+        with naming_modalities(self, inputs):
+            pairs, single = parse_pairs(inputs, prompt, self._chat(task))
         request = Request(
             pairs,
             [self._row.result if activation is None else self._row.output],
             Rows(self.num_labels),
             prompt,
+            task,
             batch_size=batch_size,
             too_long=self.too_long if too_long is None else too_long,
             limit=limit,

@@ -20,6 +20,7 @@ from stonnx._errors import InvalidArgumentError, UnsupportedError
 from stonnx._images.inputs import parse_mixed
 from stonnx._model.embedding_model import EmbeddingModel, encode_for
 from stonnx._model.images import image_features, image_rows, parse_for, refuse_images
+from stonnx._model.modality_errors import naming_modalities, why_not
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool, check_chunk_size
 from stonnx._model.processing import take_limit
@@ -106,9 +107,13 @@ class SentenceTransformer(EmbeddingModel):
         device_options: DeviceOptions | None = None,
     ) -> None:
         if use_auth_token is not None:
-            warnings.warn("use_auth_token is deprecated, use token instead.", FutureWarning, stacklevel=2)
+            warnings.warn(
+                "The `use_auth_token` argument is deprecated, use `token` instead.", FutureWarning, stacklevel=2
+            )
             if token is not None:
-                raise InvalidArgumentError("Both token and use_auth_token were given. Pass only token.")
+                raise InvalidArgumentError(
+                    "Both `token` and `use_auth_token` are specified. Please only specify the `token` argument."
+                )
             token = use_auth_token
         super().__init__(
             model_name_or_path,
@@ -213,7 +218,7 @@ class SentenceTransformer(EmbeddingModel):
             RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        inputs, task = self._take_task(inputs, kwargs.pop("task", None))
+        inputs, task = self._take_task(inputs, kwargs.pop("task", None), kwargs)
         too_long = kwargs.pop("too_long", None)
         limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, too_long)
         batch_size = self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
@@ -229,7 +234,8 @@ class SentenceTransformer(EmbeddingModel):
                 "ask for 'sentence_embedding' or 'token_embeddings'."
             )
         prompt = self._resolve_prompt(prompt, prompt_name)
-        parsed = parse_for(self._engine, inputs, prompt, self._chat(task))
+        with naming_modalities(self, inputs):
+            parsed = parse_for(self._engine, inputs, prompt, self._chat(task))
         refuse_images(parsed, output_value)
         texts, single = parsed.texts, parsed.single
         too_long = self.too_long if too_long is None else too_long
@@ -293,7 +299,8 @@ class SentenceTransformer(EmbeddingModel):
         """
         if self._engine.manifest.image is not None:
             inputs = list(check_texts("inputs", inputs))
-            features = image_features(self._engine.manifest.image, parse_mixed(inputs))
+            with naming_modalities(self, inputs, are_many=True):
+                features = image_features(self._engine.manifest.image, parse_mixed(inputs), why_not(self, inputs))
             if features is not None:
                 return features
         return super().preprocess(inputs, prompt, **kwargs)

@@ -15,6 +15,7 @@ from stonnx._engine.call import TooLong
 from stonnx._engine.request import Collector, Request
 from stonnx._errors import BundleFormatError, UnsupportedError
 from stonnx._model.embedding_model import EmbeddingModel, encode_for
+from stonnx._model.modality_errors import naming_modalities
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._model.processing import take_limit
@@ -207,13 +208,14 @@ class SparseEncoder(EmbeddingModel):
             RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        inputs, task = self._take_task(inputs, kwargs.pop("task", None))
+        inputs, task = self._take_task(inputs, kwargs.pop("task", None), kwargs)
         too_long = kwargs.pop("too_long", None)
         limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, too_long)
         batch_size = self._check_call(batch_size, device if pool is None else None, too_long, kwargs)
         active = self._check_active_dims(self.max_active_dims if max_active_dims is None else max_active_dims)
         prompt = self._resolve_prompt(prompt, prompt_name)
-        texts, single = parse_inputs(inputs, prompt, self._chat(task))
+        with naming_modalities(self, inputs):
+            texts, single = parse_inputs(inputs, prompt, self._chat(task))
         collect: Collector[Any] = (sparse.CsrMatrix if convert_to_sparse_tensor else sparse.DenseMatrix)(self._width)
         request = Request(
             texts,

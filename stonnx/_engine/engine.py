@@ -170,7 +170,8 @@ class Engine:
         if self.manifest.needs_task and not task:
             raise InvalidArgumentError(
                 f"Could not determine route for task={task!r}, modality='text'. Available routes: {self._tasks}. "
-                "None is the default: call encode_query or encode_document, or pass task=... to encode."
+                "Consider specifying the `task` parameter in `model.encode`, or setting a default route in the "
+                "`Router`. encode_query and encode_document specify it."
             )
         return self.route(task)
 

@@ -12,10 +12,7 @@ from pathlib import Path
 from stonnx._bundle.bundle import Bundle, open_bundle
 from stonnx._bundle.manifest import MANIFEST_NAME
 from stonnx._bundle.replaced import is_bundle
-from stonnx._errors import (
-    ModelNotFoundError,
-    UnsupportedError,
-)
+from stonnx._errors import ModelFileError, ModelNotFoundError, UnsupportedError
 from stonnx._hub.download import CHECKPOINT_FILES, download
 from stonnx._hub.first_use import exported, local_identity
 from stonnx._hub.names import full_name
@@ -60,7 +57,7 @@ def find_bundle(
     path = Path(name)
     if path.is_file():
         there = f" instead: {path.parent}" if is_bundle(path.parent) else ", which `stonnx export` makes, or a Hub id."
-        raise ModelNotFoundError(f"{name} is a file. Pass the directory of a bundle{there}")
+        raise ModelFileError(f"Path {name} is a file, not a directory. Pass the directory of a bundle{there}")
     if name and is_bundle(path):  # an empty name would be the working directory
         return _with_dtype(open_bundle(path), dtype)
     if name and path.is_dir():

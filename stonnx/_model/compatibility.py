@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from stonnx._arguments import device_name
+from stonnx._bundle.manifest import DEFAULT_ROUTE
 from stonnx._errors import UnsupportedError
 from stonnx._model.call import is_same_device
+from stonnx._model.old_arguments import warn_once
 from stonnx._text.inputs import is_batch
+from stonnx._text.modalities import Modality, supports
 
 if TYPE_CHECKING:
     from stonnx._engine.engine import Engine
@@ -100,20 +103,29 @@ class Compatibility:
         return "onnx"
 
     def get_model_kwargs(self) -> list[str]:
-        """Further keyword arguments that ``encode`` takes for this model: none."""
-        return []
+        """Further keyword arguments of ``encode``: those that choose the route of a model that has several."""
+        return [] if DEFAULT_ROUTE in self._engine.named_routes else ["task", "modality"]
 
     @property
-    def modalities(self) -> list[str]:
-        """The kinds of input that the model reads: text, and image for a model of CLIP's kind."""
-        return ["text"] if self._engine.manifest.image is None else ["text", "image"]
+    def modalities(self) -> list[Modality]:
+        """The kinds of input that the model reads.
 
-    def supports(self, modality: str) -> bool:
-        """Whether the model reads a modality."""
-        return modality in self.modalities
+        They are ``text``, ``image`` for a model of CLIP's kind, and ``message`` for one with a chat template.
+        """
+        manifest = self._engine.manifest
+        more = {
+            "image": manifest.image is not None,
+            "message": any(route.tokenizer.chat is not None for route in manifest.routes.values()),
+        }
+        return ["text", *(name for name, there in more.items() if there)]
+
+    def supports(self, modality: Modality) -> bool:
+        """Whether the model reads a modality, or several in one input, such as ``("image", "text")``."""
+        return supports(modality, self.modalities)
 
     def tokenize(self, texts: Sequence[Any], **kwargs: Any) -> dict[str, Any]:
         """Old name of :meth:`preprocess`."""
+        warn_once("The `tokenize` method is deprecated, please use `preprocess` instead.")
         return self.preprocess(texts, **kwargs)
 
     def is_singular_input(self, inputs: Any) -> bool:
@@ -170,10 +182,11 @@ class Compatibility:
             raise AttributeError(said, name=name, obj=self)
 
 
-def refuse_torch_arguments(*, backend: str, trust_remote_code: bool, **arguments: Any) -> None:
+def refuse_torch_arguments(*, modules: Any, backend: str, trust_remote_code: bool, **arguments: Any) -> None:
     """Raise for arguments that would change how the PyTorch model is built: a bundle is built already.
 
     Args:
+        modules: Ignored with a warning, as in the original, because the model has a name.
         backend: ``"onnx"``, or ``"torch"``, which code written for sentence-transformers may pass.
         trust_remote_code: Has no effect, which is logged.
         **arguments: The others, by name. Each must be empty.
@@ -181,6 +194,11 @@ def refuse_torch_arguments(*, backend: str, trust_remote_code: bool, **arguments
     Raises:
         UnsupportedError: An argument would change the result.
     """
+    if modules is not None:
+        logger.warning(
+            "Both `model_name_or_path` and `modules` were provided. The model is that of `model_name_or_path`, so the "
+            "`modules` argument is ignored."
+        )
     for name, value in arguments.items():
         if value:
             raise UnsupportedError(

@@ -158,9 +158,21 @@ class EmbeddingModel(Model):
         check_choice("similarity_fn_name", name, self.SUPPORTED_SIMILARITY_FN_NAMES, advice=advice)
         self._similarity_fn_name = str(name)
 
-    def _take_task(self, inputs: Any, task: str | None) -> tuple[Any, str | None]:
-        """The inputs and the task of a call. If the model has routes, inputs may name the task themselves."""
-        return (inputs, task) if task is not None or DEFAULT_ROUTE in self._engine.named_routes else take_task(inputs)
+    def _take_task(self, inputs: Any, task: str | None, options: dict[str, Any]) -> tuple[Any, str | None]:
+        """The inputs and the task of a call. If the model has routes, inputs may name the task themselves.
+
+        ``modality`` is taken from the further options of the call. A route may be chosen by it in the original, and the
+        routes of a bundle are those of texts.
+        """
+        routed = DEFAULT_ROUTE not in self._engine.named_routes
+        if options.get("modality") == "text":
+            del options["modality"]
+        elif "modality" in options and routed:
+            raise UnsupportedError(
+                f"modality={options['modality']!r} asks for another route than texts have, and a bundle has those of "
+                "texts. Leave modality out, or pass 'text'."
+            )
+        return take_task(inputs) if task is None and routed else (inputs, task)
 
     def _prompt_name(self, task: str | None, prompt_name: str | None, prompt: str | None) -> str | None:
         """The prompt of a query or a document if the caller does not name one."""

@@ -40,8 +40,10 @@ def refuse_images(inputs: MixedInputs, output_value: str | None) -> None:
         )
 
 
-def image_features(tower: ImageTower, inputs: MixedInputs) -> dict[str, Any] | None:
+def image_features(tower: ImageTower, inputs: MixedInputs, mixed: str) -> dict[str, Any] | None:
     """The network's input for images: ``pixel_values`` float32 [images, 3, height, width]. None: there are none.
+
+    ``mixed`` is what an error says of texts beside them.
 
     Raises:
         UnsupportedError: There are texts beside them.
@@ -50,7 +52,8 @@ def image_features(tower: ImageTower, inputs: MixedInputs) -> dict[str, Any] | N
         return None
     if inputs.texts:
         raise UnsupportedError(
-            "preprocess takes texts or images, because the network reads them in different forms. Call it for each."
+            "preprocess takes texts or images, because the network reads them in different forms. Call it for each. "
+            f"{mixed}".rstrip()
         )
     numbered = zip(inputs.images, inputs.image_places, strict=True)
     rows = [pixel_values(image, tower.processor, place) for image, place in numbered]

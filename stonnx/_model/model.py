@@ -29,6 +29,7 @@ from stonnx._limits import Limits
 from stonnx._model.call import is_same_device, warn_of_truncation
 from stonnx._model.compatibility import Compatibility, refuse_torch_arguments
 from stonnx._model.info import ModelInfo
+from stonnx._model.modality_errors import naming_modalities
 from stonnx._model.pool import Pool, check_chunk_size
 from stonnx._model.pooled import Pooled
 from stonnx._model.processing import take_limit
@@ -327,7 +328,8 @@ class Model(Pooled, Servable, Compatibility):
         # Here, a message is an input, also at the beginning of a list.
         inputs = [[item] if is_message(item) else item for item in check_texts("inputs", inputs)]
         chat = self._chat(task)
-        texts, _ = parse_inputs(inputs, prompt, chat)
+        with naming_modalities(self, inputs, are_many=True):
+            texts, _ = parse_inputs(inputs, prompt, chat)
         if not texts:
             return {}
         route = self._engine.route_of_call(task)
@@ -395,5 +397,6 @@ class Model(Pooled, Servable, Compatibility):
                 f"This model was loaded for {self.device!r} and cannot move to {device!r} for one call. "
                 f"Load it again with device={device!r}."
             )
-        check_no_more(type(self).__name__, "predict" if self._row.gives_labels else "encode", unknown)
+        method = "predict" if self._row.gives_labels else "encode"
+        check_no_more(type(self).__name__, method, unknown, self.get_model_kwargs())
         return batch_size

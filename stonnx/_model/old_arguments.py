@@ -36,13 +36,13 @@ def accept_old_arguments(
             # `self` and the first argument stay positional. More arguments than known names remain an error.
             old = args[2:] if positional and len(args) <= 2 + len(positional) else ()
             for name, value in zip(positional, old, strict=False):
-                _warn_once(f"{where} takes {name} by name now, not by position.")
+                warn_once(f"{where} takes {name} by name now, not by position.")
                 kwargs.setdefault(name, value)
             for name in [name for name in kwargs if name in ignored]:
-                _warn_once(f"{where} ignores {name}, which has no effect.")
+                warn_once(f"{where} ignores {name}, which has no effect.")
                 del kwargs[name]
             for name in [name for name in kwargs if name in new_names]:
-                _warn_once(f"{where} takes {new_names[name]}, which is the new name of {name}.")
+                warn_once(f"{where} takes {new_names[name]}, which is the new name of {name}.")
                 kwargs.setdefault(new_names[name], kwargs.pop(name))
             return call(*(args[:2] if old else args), **kwargs)
 
@@ -52,5 +52,6 @@ def accept_old_arguments(
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Log a warning, once in a process."""
     logger.warning(message)

@@ -13,6 +13,7 @@ from stonnx._engine.call import TooLong
 from stonnx._engine.request import Request
 from stonnx._errors import InvalidArgumentError
 from stonnx._model.embedding_model import EmbeddingModel, encode_for
+from stonnx._model.modality_errors import naming_modalities
 from stonnx._model.old_arguments import accept_old_arguments
 from stonnx._model.pool import Pool
 from stonnx._model.processing import take_limit
@@ -184,7 +185,7 @@ class MultiVectorEncoder(EmbeddingModel):
             RunError: A run failed, usually because memory ran out.
             PoolError: A process of the pool died, or the pool was stopped.
         """
-        inputs, task = self._take_task(inputs, task)
+        inputs, task = self._take_task(inputs, task, kwargs)
         limit, too_long = take_limit(kwargs, self._tokenizer_spec(task), task, kwargs.pop("too_long", None))
         if "convert_to_tensor" in kwargs:
             raise InvalidArgumentError(
@@ -200,7 +201,8 @@ class MultiVectorEncoder(EmbeddingModel):
             check_choice("task", task, ("query", "document"))
         token_pooling = self._checked_pooling(token_pooling, task)
         prompt = self._resolve_prompt(prompt, prompt_name)
-        texts, single = parse_inputs(inputs, prompt, self._chat(task))
+        with naming_modalities(self, inputs):
+            texts, single = parse_inputs(inputs, prompt, self._chat(task))
         finish = Finish(self._poolings, normalize_embeddings and output_value is not None, token_pooling)
         everything = output_value is None
         request: Request[list[Any]] = Request(

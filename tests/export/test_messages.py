@@ -50,8 +50,10 @@ def both(request: pytest.FixtureRequest, make_chat: Any) -> tuple[Any, Any]:
     assert chat is not None
     assert chat.contents == READS[request.param]
     original = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
-    assert "message" in original.modalities
-    return stonnx.SentenceTransformer(bundle), original
+    ours = stonnx.SentenceTransformer(bundle)
+    assert ours.modalities == original.modalities == ["text", "message"]
+    assert ours.supports("message")
+    return ours, original
 
 
 def form_of(both: tuple[Any, Any], content: str) -> Any:

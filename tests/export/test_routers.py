@@ -99,7 +99,9 @@ def test_the_error_without_a_default_says_what_to_call(tables: list[StaticEmbedd
     checkpoint = save(tmp_path, tables, ("query", "document"), allow_empty_key=False)
     model = stonnx.SentenceTransformer(export(checkpoint, tmp_path / "bundle"))
     for call in (model.encode, model.preprocess, model.count_tokens):
-        with pytest.raises(stonnx.InvalidArgumentError, match=r"task='query' and .* call encode_query .* task="):
+        with pytest.raises(
+            stonnx.InvalidArgumentError, match=r"task='query' and .*specifying the `task`.* encode_query"
+        ):
             call(TEXTS)
     assert model.count_tokens(TEXTS, task="query").shape == (3,)
 
@@ -160,6 +162,61 @@ def test_a_router_after_other_modules(tables: list[StaticEmbedding], tmp_path: P
     assert np.abs(ours["encode_query"] - ours["encode"]).max() > 0.1
 
 
+@pytest.mark.needs("sentence-transformers", "6", "Router")
+class TestCalls:
+    """How a call says which route its texts take, in the words of the original."""
+
+    @pytest.fixture
+    def both(self, tables: list[StaticEmbedding], tmp_path: Path) -> list[Any]:
+        checkpoint = save(tmp_path, tables, ("query", "document"), allow_empty_key=False)
+        bundle = export(checkpoint, tmp_path / "bundle")
+        original = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu")
+        return [stonnx.SentenceTransformer(bundle), original]
+
+    @pytest.mark.parametrize("task", ["query", "document"])
+    @pytest.mark.parametrize("single", [True, False])
+    def test_inputs_that_name_their_task(self, both: list[Any], task: str, single: bool) -> None:
+        inputs: Any = {task: TEXTS[1]} if single else [{task: text} for text in TEXTS]
+        found, expected = (model.encode(inputs) for model in both)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(found, both[0].encode(TEXTS[1] if single else TEXTS, task=task), atol=0)
+
+    def test_inputs_of_several_tasks(self, both: list[Any]) -> None:
+        for model in both:
+            with pytest.raises(ValueError, match="You cannot pass a list of dictionaries with different task types"):
+                model.encode([{"query": "a"}, {"document": "b"}])
+
+    def test_the_modality_of_texts(self, both: list[Any]) -> None:
+        found, expected = (model.encode(TEXTS, task="query", modality="text") for model in both)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        with pytest.raises(stonnx.UnsupportedError, match="modality='image' asks for another route"):
+            both[0].encode(TEXTS, task="query", modality="image")
+
+    def test_keywords(self, both: list[Any]) -> None:
+        names = [model.get_model_kwargs() for model in both]
+        assert sorted(names[0]) == sorted(names[1]) == ["modality", "task"]
+        for model in both:
+            with pytest.raises(
+                ValueError, match=r"use: \['other'\]\. .*the valid additional keyword arguments are: \["
+            ):
+                model.encode(TEXTS, task="query", other=1)
+
+    @pytest.mark.parametrize("inputs", [TEXTS, TEXTS[1], [{"text": "a"}]], ids=["many", "one", "a dict"])
+    def test_without_a_task(self, both: list[Any], inputs: Any) -> None:
+        with pytest.raises(ValueError, match="Could not determine route for task=None") as expected:
+            both[1].encode(inputs)
+        with pytest.raises(stonnx.InvalidArgumentError) as raised:
+            both[0].encode(inputs)
+        assert str(raised.value).startswith(str(expected.value))
+
+    def test_another_task(self, both: list[Any]) -> None:
+        with pytest.raises(ValueError, match="No route found for task type 'other'") as expected:
+            both[1].encode(TEXTS, task="other")
+        with pytest.raises(stonnx.InvalidArgumentError) as raised:
+            both[0].encode(TEXTS, task="other")
+        assert str(raised.value) == str(expected.value)
+
+
 class TestRefused:
     @pytest.mark.parametrize("name", ["default", "a/b", "", "."])
     def test_names(self, tables: list[StaticEmbedding], tmp_path: Path, name: str) -> None:
@@ -209,3 +266,11 @@ class TestRefused:
         (checkpoint / "router_config.json").write_text('{"structure": {"query": ["absent"]}, "types": {}}')
         with pytest.raises(stonnx.ExportError, match="is damaged: KeyError"):
             read_checkpoint(checkpoint)
+
+    def test_routes_of_unequal_sizes(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
+        router = Router({"query": [tables[0], Dense(8, 4)], "document": [tables[1]]})
+        model = sentence_transformers.SentenceTransformer(modules=[router], device="cpu")
+        model.save_pretrained(str(tmp_path / "checkpoint"), create_model_card=False)
+        with pytest.raises(stonnx.UnsupportedError, match=r"unequal sizes: 4 for 'query', 8 for 'document'.*Dense"):
+            export(tmp_path / "checkpoint", tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()

@@ -244,6 +244,11 @@ def _read_chain(directory: Path, rows: list[tuple[str, str]], trusted: bool) -> 
     if not chain or not isinstance(chain[0], _FIRST_MODULES):
         known = ", ".join(kind.__name__ for kind in _FIRST_MODULES)
         raise UnsupportedError(f"{directory}: the first module must be one of {known}.")
+    if is_code(chain) and not isinstance(chain[0], Transformer):
+        raise UnsupportedError(
+            f"{directory} has a module of its own code after a {type(chain[0]).__name__}. stonnx traces such modules "
+            "together with a network of transformers. Replace the module by one of sentence-transformers, as Dense."
+        )
     return chain
 
 

@@ -13,6 +13,7 @@ from stonnx._bundle.manifest import Source
 from stonnx._errors import (
     ExportError,
     MissingDependencyError,
+    ModelFileError,
     ModelNotFoundError,
     StonnxError,
     UnsupportedError,
@@ -117,7 +118,7 @@ def find_checkpoint(
     if path.is_dir():
         return path
     if path.is_file():
-        raise ModelNotFoundError(f"{name} is a file. Pass the directory of the checkpoint.")
+        raise ModelFileError(f"Path {name} is a file, not a directory. Pass the directory of the checkpoint.")
     if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"{name!r} is not a directory here, and not a Hub id of the form organization/name.")
     full = full_name(name, task or "embedding")

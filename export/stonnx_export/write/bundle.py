@@ -184,7 +184,14 @@ def _manifest(
     loaded: LoadReport,
     directory: Path,
 ) -> Manifest:
-    width = routes[checkpoint.default_route].outputs[0].shape[-1]
+    widths = {name: route.outputs[0].shape[-1] for name, route in routes.items()}
+    width = widths[checkpoint.default_route]
+    if len(set(widths.values())) > 1:
+        found = ", ".join(f"{size} for {name!r}" for name, size in widths.items())
+        raise UnsupportedError(
+            f"{checkpoint.directory} has a Router whose routes give results of unequal sizes: {found}. Texts of one "
+            "route cannot be compared with those of another. Give all routes the same size, for example with Dense."
+        )
     labels = TASKS[checkpoint.task].gives_labels
     chain = checkpoint.chain
     poolings = tuple(module for module in chain if isinstance(module, HierarchicalTokenPooling))

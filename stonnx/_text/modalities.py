@@ -42,7 +42,8 @@ def modality_of(item: Any) -> Modality | None:
     image, torch = sys.modules.get("PIL.Image"), sys.modules.get("torch")
     if image is not None and isinstance(item, image.Image):
         return "image"
-    if isinstance(item, np.ndarray) or (torch is not None and isinstance(item, torch.Tensor)):
+    numbers = isinstance(item, np.ndarray) and item.dtype.kind in "biuf"
+    if numbers or (torch is not None and isinstance(item, torch.Tensor)):
         return _BY_DIMENSIONS.get(item.ndim)
     return None
 

@@ -119,7 +119,7 @@ def test_collections_that_are_no_list(minilm: Any, name: str) -> None:
     with pytest.raises(InvalidInputError) as error:
         minilm.encode(value)
     assert str(error.value).startswith(f"The input is not a text but {type(value).__name__} (")
-    assert str(error.value).endswith(f"). {ALLOWED} {LIST}")
+    assert f"). {ALLOWED} {LIST}" in str(error.value)
     assert error.value.index is None
     with pytest.raises(InvalidInputError, match=f"^Input 1 is not a text but {type(value).__name__}") as error:
         minilm.encode(["a", COLLECTIONS[name]()])
@@ -307,17 +307,17 @@ def test_names_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_file(minilm_bundle: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"is a file\. Pass the directory of a bundle instead") as error:
+    with pytest.raises(ModelNotFoundError, match=r"is a file, not a directory\. Pass .* instead") as error:
         SentenceTransformer(minilm_bundle / "model.onnx")
     assert str(error.value).endswith(str(minilm_bundle))
 
 
 def test_a_file_that_is_not_in_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "passages.txt").write_text("The tides follow the moon.\n")
-    with pytest.raises(ModelNotFoundError) as error:  # model and input in the wrong order, for one
+    with pytest.raises(NotADirectoryError) as error:  # model and input in the wrong order, for one
         SentenceTransformer(tmp_path / "passages.txt")
-    said = "is a file. Pass the directory of a bundle, which `stonnx export` makes, or a Hub id."
-    assert str(error.value) == f"{tmp_path / 'passages.txt'} {said}"
+    said = "is a file, not a directory. Pass the directory of a bundle, which `stonnx export` makes, or a Hub id."
+    assert str(error.value) == f"Path {tmp_path / 'passages.txt'} {said}"
 
 
 def test_a_directory_without_a_model(tmp_path: Path) -> None:

@@ -241,10 +241,12 @@ def _text(parts: Sequence[str]) -> Text:
 
 
 def _without(folder: Path, slots: Sequence[str], reason: str) -> str:
+    # In the original's words, because code looks for them.
+    verdict = "cannot carry a 'query'/'document' pair and " if len(slots) > 1 else ""
     roles = "the roles 'query' and 'document'" if len(slots) > 1 else "the role 'user'"
     example = _EXAMPLE if len(slots) > 1 else "  {{ messages[0].content }}"
     return (
-        f"The chat template of {folder} has no place for {roles}: {reason}. sentence-transformers puts "
+        f"The chat template of {folder} {verdict}has no place for {roles}: {reason}. sentence-transformers puts "
         f"{'each text of a pair' if len(slots) > 1 else 'a text'} there. Write a template with it into "
         f"chat_template.jinja, for example:\n{example}"
     )

@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 import sentence_transformers
 import torch
-
-pytest.importorskip("sentence_transformers", "6.2", reason="earlier versions have other words for it")
-
-from sentence_transformers.base.modality import infer_modality
 from toy_bundles import pair_graph, rows_bundle, sparse_graph, toy_table, write_bundle
 
 import stonnx
-from stonnx._text.modalities import modality_of
+
+pytestmark = pytest.mark.needs("sentence-transformers", "6.2", "these words")
 
 IMAGE, AUDIO = np.zeros((8, 8, 3), dtype=np.uint8), np.zeros(16000, dtype=np.float32)
 MESSAGE = {"role": "user", "content": "hi"}
@@ -92,25 +89,6 @@ def test_other_models(tmp_path: Path) -> None:
             with pytest.raises(stonnx.InvalidInputError) as raised:
                 model.encode([IMAGE])
             assert str(raised.value).endswith(str(expected.value))
-
-
-@pytest.mark.parametrize(
-    "item",
-    [
-        *("a", ("a", "b"), ["a", "b"], MESSAGE, [MESSAGE], [MESSAGE, MESSAGE], BOTH, {"image": 1}, {"audio": 1}),
-        *({"text": "a", "audio": AUDIO}, {"array": AUDIO}, {"array": AUDIO, "sampling_rate": 1}, {}, {"title": "a"}),
-        *({"array": 1, "video_metadata": {}}, {"text": "a", "title": "b"}, ("a",), ["a", 1], ("a", "b", "c"), None, 1),
-        *(np.zeros(shape) for shape in ((), (1,), (1, 1), (1, 1, 3), (1,) * 4, (1,) * 5, (1,) * 6)),
-        *(torch.zeros(1), torch.zeros(1, 1, 3), torch.tensor(1.0)),
-    ],
-    ids=lambda item: f"{type(item).__name__} {np.shape(item)}" if hasattr(item, "ndim") else repr(item)[:40],
-)
-def test_the_modality_of_an_input(item: Any) -> None:
-    try:
-        expected = infer_modality(item, supported_modalities=["text"])
-    except ValueError:
-        expected = None
-    assert modality_of(item) == expected
 
 
 MODALITIES = [

@@ -268,9 +268,8 @@ class Model(Pooled, Servable, Compatibility):
             >>> counts = model.count_tokens(texts)  # doctest: +SKIP
             >>> long = np.flatnonzero(counts > model.max_seq_length)  # doctest: +SKIP
         """
-        tokenizer = self._engine.route_of_call(task).tokenizer
         texts, single = parse_inputs(inputs, prompt, self._chat(task))
-        counts = tokenizer.count(texts)
+        counts = self._engine.route_of_call(task).tokenizer.count(texts)
         return int(counts[0]) if single else counts
 
     def warmup(self) -> None:

@@ -197,6 +197,6 @@ def scipy_sparse() -> Any:
         import scipy.sparse
     except ImportError as error:
         raise MissingDependencyError(
-            "Sparse embeddings need scipy, which is not installed: pip install 'stonnx[sparse]'"
+            'Sparse embeddings need scipy, which is not installed: pip install "stonnx[sparse]"'
         ) from error
     return scipy.sparse

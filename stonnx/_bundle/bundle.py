@@ -14,7 +14,7 @@ from stonnx._bundle.consistency import check_manifest
 from stonnx._bundle.held_file import CAN_HOLD, HeldFile
 from stonnx._bundle.integrity import check_integrity
 from stonnx._bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from stonnx._bundle.replaced import existing, is_bundle
+from stonnx._bundle.replaced import existing, is_bundle, nearest_bundle
 from stonnx._errors import BundleError, BundleFormatError, ModelNotFoundError
 
 # Each further attempt means that yet another export took the place of the one before.
@@ -116,6 +116,8 @@ def open_bundle(directory: Path) -> Bundle:
         except FileNotFoundError:
             if not is_bundle(directory):
                 break
+    if not directory.exists():
+        raise ModelNotFoundError(f"{directory} does not exist.{nearest_bundle(str(directory))}")
     raise ModelNotFoundError(f"{directory} is not a bundle: it has no {MANIFEST_NAME}.")
 
 

@@ -1,4 +1,4 @@
-"""The names of files that exports leave beside a bundle, and the old bundle of an export that was killed.
+"""Which directories are bundles: also the old one of an export that was killed, and the one whose name is near.
 
 If a system cannot exchange two directories in one step, an export that overwrites a bundle renames the old one and then
 the new one. Between the two steps the name of the bundle does not exist: readers find the old bundle here.
@@ -6,6 +6,7 @@ the new one. Between the two steps the name of the bundle does not exist: reader
 
 from __future__ import annotations
 
+import difflib
 import glob
 from pathlib import Path
 
@@ -35,3 +36,14 @@ def is_bundle(directory: Path) -> bool:
     """Whether a bundle exists, or an old one while a new one takes its place."""
     # Checked again, because the one may have taken the place of the other between the two checks.
     return any(((existing(directory) or directory) / MANIFEST_NAME).is_file() for _ in range(3))
+
+
+def nearest_bundle(typed: str) -> str:
+    """The bundle whose path is nearly what was typed, as the end of a message; empty if there is none."""
+    path = Path(typed)
+    try:
+        bundles = [str(each.parent) for each in path.parent.glob(f"*/{MANIFEST_NAME}")]
+    except (OSError, ValueError):
+        bundles = []
+    found = difflib.get_close_matches(str(path), bundles, n=1)
+    return f" Did you mean {found[0]}?" if found else ""

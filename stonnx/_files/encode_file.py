@@ -269,9 +269,14 @@ def _formats(
     if output_format is None:
         output_format = OUTPUT_SUFFIXES.get(output.suffix.lower())
         if output_format is None:
+            if output.is_dir():
+                raise InvalidArgumentError(
+                    f"{output} is a directory. For a file in it, end its name with /: -o {output}/"
+                )
             raise InvalidArgumentError(
                 f"{output} does not say in its name what to write; .{', .'.join(kind.formats)} do. "
-                f"Rename it, or choose one with --output-format: {', '.join(kind.formats)}."
+                f"Rename it, choose one with --output-format: {', '.join(kind.formats)}, or end it with / to have a "
+                "directory."
             )
     if output_format not in kind.formats:
         holds = f"{kind.shape} fits into" if output_format in WRITERS else "allowed are"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stonnx._bundle.manifest import MANIFEST_NAME, read_manifest
+from stonnx._bundle.replaced import nearest_bundle
 from stonnx._errors import (
     BundleFormatError,
     ModelNotFoundError,
@@ -119,7 +120,7 @@ def download(
             found = f"is not in the local cache, and {error}"
         raise ModelNotFoundError(
             f"{said} {found}\n"
-            "Check the name, or pass the directory of a bundle made with: stonnx export MODEL -o DIRECTORY"
+            f"Check the name, or pass the directory of a checkpoint, or of a bundle.{nearest_bundle(typed or name)}"
         ) from None  # the message has the reason; the traceback of an HTTP client is a page long
 
 

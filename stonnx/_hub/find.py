@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stonnx._bundle.bundle import Bundle, open_bundle
 from stonnx._bundle.manifest import MANIFEST_NAME
-from stonnx._bundle.replaced import is_bundle
+from stonnx._bundle.replaced import is_bundle, nearest_bundle
 from stonnx._errors import ModelFileError, ModelNotFoundError, UnsupportedError
 from stonnx._hub.download import CHECKPOINT_FILES, download
 from stonnx._hub.first_use import exported, local_identity
@@ -68,7 +68,10 @@ def find_bundle(
             "(a checkpoint). Make a bundle with: stonnx export MODEL -o DIRECTORY"
         )
     if not name or name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")):
-        raise ModelNotFoundError(f"{name!r} is not a directory here, and not a Hub id of the form organization/name.")
+        raise ModelNotFoundError(
+            f"{name!r} is not a directory here, and not a Hub id of the form organization/name."
+            f"{nearest_bundle(name)} Make a bundle with: stonnx export MODEL -o DIRECTORY"
+        )
     typed, name = name, full_name(name, task)
     directory = download(name, revision, token, cache_folder, local_files_only, typed=typed)
     if (directory / MANIFEST_NAME).is_file():

@@ -244,6 +244,6 @@ def scipy_sparse() -> Any:
     if tuple(map(int, version.split(".")[:2])) < _OLDEST_SCIPY:
         oldest = ".".join(map(str, _OLDEST_SCIPY))
         raise MissingDependencyError(
-            f"Sparse vectors need scipy {oldest} or newer, found {version}: pip install -U 'stonnx[sparse]'"
+            f'Sparse vectors need scipy {oldest} or newer, found {version}: pip install -U "stonnx[sparse]"'
         )
     return sparse

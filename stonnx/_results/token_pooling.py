@@ -191,7 +191,7 @@ def _cluster_means(rows: Rows, count: int) -> Rows:
         from scipy.spatial.distance import squareform
     except ImportError as error:
         raise MissingDependencyError(
-            "HierarchicalTokenPooling needs scipy, which is not installed: pip install 'stonnx[sparse]'"
+            'HierarchicalTokenPooling needs scipy, which is not installed: pip install "stonnx[sparse]"'
         ) from error
     wide = rows.astype(np.float32)
     distances = np.clip(1 - wide @ wide.T, 0, 2)

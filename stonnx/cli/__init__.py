@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from stonnx._errors import StonnxError
 from stonnx._version import __version__
 from stonnx.cli import build, doctor, encode, export, info, models, rank, search, serve, triton
-from stonnx.cli._commands import Commands
+from stonnx.cli._commands import Commands, Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="stonnx", description="sentence-transformers inference without PyTorch")
+    parser = Parser(prog="stonnx", description="sentence-transformers inference without PyTorch")
     parser.add_argument("--version", action="version", version=f"stonnx {__version__}")
     commands: Commands = parser.add_subparsers(dest="command_name", metavar="COMMAND")
     export.add_parser(commands)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from stonnx._bundle.manifest import MANIFEST_NAME
-from stonnx._bundle.replaced import is_bundle
+from stonnx._bundle.replaced import is_bundle, nearest_bundle
 from stonnx._errors import ModelNotFoundError
 from stonnx._hub.download import CHECKPOINT_FILES
 
@@ -44,7 +44,10 @@ def require_bundle(typed: str | Path, command: str) -> None:
         name = str(typed)
         if name.count("/") <= 1 and not name.startswith((".", "/", "~")):
             advice = f"If that is a model on the Hub, make one with: stonnx export {name} -o DIRECTORY"
-        raise ModelNotFoundError(f"{typed} does not exist. stonnx {command} takes the directory of a bundle. {advice}")
+        raise ModelNotFoundError(
+            f"{typed} does not exist.{nearest_bundle(str(typed))} "
+            f"stonnx {command} takes the directory of a bundle. {advice}"
+        )
     if any((path / name).is_file() for name in CHECKPOINT_FILES):
         raise ModelNotFoundError(
             f"{path} is not a bundle: it has no {MANIFEST_NAME}. It is a checkpoint. Make a bundle of it with: "

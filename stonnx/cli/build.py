@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     def begin(route: str) -> None:
         print(
             f"Building the engine of the graph {route!r} of {arguments.bundle} for {arguments.device}. This can take "
-            "minutes, without a sign of life.",
+            "minutes, and prints nothing meanwhile.",
             file=sys.stderr,
             flush=True,
         )

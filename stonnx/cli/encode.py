@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -47,8 +48,8 @@ def add_parser(commands: Commands) -> None:
         help="encode the lines of files, or score their pairs",
         description="Encode every line of a file: to vectors, to sparse vectors, or, with a reranker, to the scores of "
         "its pairs of a query and a text. An interrupted run is continued by running the same command again. "
-        "With several files, or --shard, the output is a directory with a file for each, and what is there already is "
-        "not done again.",
+        "With several files, --shard, or a / at its end, the output is a directory with a file for each, and what is "
+        "there already is not done again.",
         epilog="examples: stonnx encode all-MiniLM-L6-v2-fp32 passages.txt -o passages.npy --document; "
         "stonnx encode all-MiniLM-L6-v2-fp32 parts/*.parquet -o vectors/ --output-format parquet --shard 2/8",
     )
@@ -59,10 +60,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
         required=True,
         help="file ending in .npy, .jsonl, .parquet or .safetensors, for sparse vectors in .npz, .jsonl or .parquet; "
-        "- for JSONL on standard output; with several inputs, or --shard, a directory",
+        "- for JSONL on standard output; with several inputs, or --shard, or a / at its end, a directory",
     )
     parser.add_argument(
         "--shard",
@@ -122,7 +122,15 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Encode the file, or this shard of the files."""
-    if len(arguments.input) > 1 or arguments.shard is not None:
+    # A pattern can match one file, so the output may say that it is a directory.
+    is_directory = arguments.output.endswith(("/", os.sep))
+    arguments.output = Path(arguments.output)
+    if len(arguments.input) == 1 and Path(arguments.input[0]).is_dir():
+        raise InvalidArgumentError(
+            f"{arguments.input[0]} is a directory. Name the files in it: stonnx encode {arguments.model} "
+            f"{Path(arguments.input[0])}/* -o {arguments.output}/"
+        )
+    if len(arguments.input) > 1 or arguments.shard is not None or is_directory:
         return _encode_files(arguments)
     source = None if arguments.input[0] == "-" else Path(arguments.input[0])
     to_stdout = str(arguments.output) == "-"
@@ -151,7 +159,7 @@ def _encode_files(arguments: argparse.Namespace) -> int:
     shard = Shard.parse(arguments.shard or "1/1")
     if "-" in (*arguments.input, str(arguments.output)):
         raise InvalidArgumentError(
-            "Several inputs, or --shard, need files as inputs and a directory as output: -o DIRECTORY"
+            "A directory as output, which several inputs and --shard need, takes files as inputs: -o DIRECTORY/"
         )
     named = OUTPUT_SUFFIXES.get(arguments.output.suffix)
     if named is not None and not arguments.output.is_dir():

@@ -90,7 +90,7 @@ def _refuse_bundle(model: Path) -> None:
         raise InvalidArgumentError(
             f"{model} is a bundle already, of {manifest.source.name} in {manifest.recipe}. Look at it with: "
             f"stonnx info {model}. Another precision is made from the checkpoint: "
-            f"stonnx export {manifest.source.name} --dtype fp32, fp16 or int8"
+            f"stonnx export {manifest.source.name} --dtype DTYPE (one of {', '.join(DTYPES)})"
         )
 
 

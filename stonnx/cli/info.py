@@ -140,8 +140,10 @@ def _kernels(kernels: Kernels | None) -> list[tuple[str, str]]:
     if kernels is None:
         return []
     blocks = ", ".join(f"{count} {name}" for name, count in kernels.blocks.items()) or "none of its blocks"
+    floats = any(name.endswith("Float") for name in kernels.blocks)
+    only = ", those of float32 in bfloat16: DeviceOptions(bfloat16=True)" if floats else ""
     return [
-        ("native kernels", f"can run {blocks} (operators of version {kernels.operators})"),
+        ("native kernels", f"can run {blocks} (operators of version {kernels.operators}){only}"),
         *(("  stock", f"{count} of its blocks: {reason}") for reason, count in kernels.stock.items()),
     ]
 

@@ -208,7 +208,7 @@ def test_the_table(run: Run) -> None:
             "'nothere' is not a directory here. As the name of a model",
         ),
         (("encode", "dense", "passages.txt", "-o", "-", "--output-format", "npy"), "-o FILE.npy"),
-        (("encode", "dense", "passages.txt", "-o", "."), "does not say in its name|not a regular file"),
+        (("encode", "dense", "passages.txt", "-o", "."), "is a directory. For a file in it, end its name with /"),
         (
             ("info", "nothere"),
             "nothere does not exist. stonnx info takes the directory of a bundle. If .*stonnx export nothere -o",
@@ -279,6 +279,44 @@ def test_what_overwriting_cannot_replace_is_not_offered_to_it(run: Run, overwrit
         assert "is not a bundle, so --overwrite does not replace it" in err
     status, _, err = run("encode", "dense", "passages.txt", "-o", tmp_path / "full", "--output-format", "npy")
     assert (status, "--overwrite" in err) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command", "nearest"),
+    [
+        (("export", "x", "--dtpe", "int8"), "export", "--dtype"),
+        (("serve", "--prot", "x"), "serve", "--port"),
+        (("encode", "dense", "passages.txt", "-o", "x.npy", "--over"), "encode", "--overwrite"),
+        (("search", "dense", "x", "passages.txt", "--topk=2"), "search", "--top-k"),
+        (("encod", "x"), "[-h]", "encode"),
+        (("export", "x", "--task", "rerankr"), "export", "rerank"),
+    ],
+)
+def test_a_mistyped_word(run: Run, here: Path, arguments: tuple[str, ...], command: str, nearest: str) -> None:
+    """It is never taken for the beginning of another option, and gets the usage of its command."""
+    before = sorted(here.iterdir())
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"usage: stonnx {command} ")
+    assert f"Did you mean {nearest}?" in err
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_pattern_that_matches_one_file(run: Run, here: Path) -> None:
+    status, _, err = run("encode", "dense", "passages.txt", "-o", "vectors/")
+    assert status == 0, err
+    assert len([*(here / "vectors").glob("passages*.npy")]) == 1
+    status, _, err = run("encode", "dense", "vectors", "-o", "again/")
+    assert (status, "Name the files in it: stonnx encode dense vectors/* -o again/" in err) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["info", "doctor", "export"])
+def test_a_bundle_of_nearly_that_name(run: Run, here: Path, command: str) -> None:
+    (here / "minilm-fp32").mkdir(exist_ok=True)
+    (here / "minilm-fp32" / "stonnx.json").write_text("{}")
+    status, out, err = run(command, "minilm-fp23")
+    assert status == 1
+    assert "Did you mean minilm-fp32?" in out + err
 
 
 def test_the_task_of_an_export(run: Run) -> None:

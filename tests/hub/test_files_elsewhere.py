@@ -71,7 +71,7 @@ def test_weights_behind_a_link_out_of_the_bundle(bundle: Path) -> None:
     move_weights(bundle, "linked")
     (bundle / "linked").symlink_to("../secret")
     rehash(bundle, "linked")
-    with pytest.raises(BundleFormatError, match="escapes model directory"):
+    with pytest.raises(BundleFormatError, match=r"is a link to .*reads weights from the directory of their graph only"):
         SentenceTransformer(bundle)
 
 

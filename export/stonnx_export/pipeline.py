@@ -55,7 +55,7 @@ from stonnx_export.verify.images import ImageToleranceError
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.verify.sixteen_bits import compare_as_loaded
 from stonnx_export.write import model_card
-from stonnx_export.write.bundle import _manifest, clear, write_routes
+from stonnx_export.write.bundle import _manifest, clear, write_routes, written_for
 from stonnx_export.write.finish import count, finish
 from stonnx_export.write.staging import check_target, staging_directory
 
@@ -177,7 +177,7 @@ def export(
                 manifest = dataclasses.replace(manifest, kernels=outline.kernels(outlines))
                 if images is not None:
                     tower = images.write(staging)
-                    files = {**manifest.files, **hash_files(staging, [tower.graph])}
+                    files = {**manifest.files, **hash_files(staging, written_for(tower.graph, staging))}
                     manifest = dataclasses.replace(manifest, image=tower, files=files)
                 write_manifest(staging, manifest)
             try:

@@ -106,6 +106,11 @@ def _write_graph(graph: ir.Model, directory: Path, name: str) -> str:
     return name
 
 
+def written_for(graph: str, directory: Path) -> list[str]:
+    """The file of a graph, and that of its weights if they were too many for it."""
+    return sorted(file.name for file in directory.iterdir() if file.name.startswith(graph))
+
+
 def _spec(value: ir.Value) -> TensorSpec:
     assert value.name is not None
     assert value.shape is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def main() -> None:
     model = stonnx.SentenceTransformer(bundle)
     vectors = search(model, passages)
     compare(checkpoint, bundle, passages, vectors)
-    print(f"\nThe bundle is in {bundle}. Look at it with: stonnx info {bundle}")
+    command = os.path.relpath(Path(sys.executable).with_name("stonnx"))
+    print(f"\nThe bundle is in {bundle}. Look at it with: {command} info {bundle}")
 
 
 def embedded_checkpoint() -> Path:

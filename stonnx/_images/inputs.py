@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 from stonnx._errors import InvalidInputError
 from stonnx._text.inputs import is_batch, parse_inputs
 from stonnx._text.tokens import Text
+
+logger = logging.getLogger("stonnx")
 
 # A str that ends in one of these is an image if it is a file or a URL. Any other str is a text.
 _ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
@@ -65,6 +68,8 @@ def parse_mixed(inputs: Any, prompt: str | None = None) -> MixedInputs:
             images[place] = item["image"]
         elif is_image(item):
             images[place] = item
+        elif isinstance(item, str) and item.lower().endswith(_ENDINGS) and not any(map(str.isspace, item)):
+            logger.warning("%s is read as a text: there is no file %r.", _name(None if single else place), item)
     # With a text at the place of each image, so that errors have the right index.
     texts, _ = parse_inputs(
         ("" if 0 in images else items[0]) if single else ["" if n in images else item for n, item in enumerate(items)],

@@ -61,3 +61,13 @@ def test_other_inputs_are_named_with_their_place(wrong: Any) -> None:
 def test_a_text_and_an_image_are_two_inputs() -> None:
     with pytest.raises(InvalidInputError, match=r"Input 1 has a text and an image.*two inputs"):
         parse_mixed(["a", {"image": PIXELS, "text": "a"}])
+
+
+def test_the_path_of_an_image_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A text, as in the original, and a warning, because it is hardly meant."""
+    missing = str(tmp_path / "harbour.jpg")
+    assert parse_mixed(["a", missing]).texts == ["a", missing]
+    assert caplog.messages == [f"Input 1 is read as a text: there is no file {missing!r}."]
+    caplog.clear()
+    assert parse_mixed("my holiday photo.jpg").texts == ["my holiday photo.jpg"]
+    assert not caplog.messages

@@ -41,6 +41,7 @@ def table(guide: Guide, answer: Answer | None = None) -> str:
         lines += ["", f"{use.name}: {use.summary}", measures, *(next(printed) for _ in models)]
     lines += ["", "tokens: texts are cut there; norm: vectors have length 1; -: not published, or not applicable"]
     lines += notes.lines()
+    lines.append("These pages compare older models. Newer checkpoints are exported alike: stonnx export MODEL")
     if answer is None:
         lines.append("One for your purpose: stonnx models --for USE [--language CODE] [--fast | --best]")
     return "\n".join(lines)

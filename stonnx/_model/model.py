@@ -120,8 +120,7 @@ class Model(Pooled, Servable, Compatibility):
                 f"stonnx.{TASKS[manifest.task].class_name}, not with {type(self).__name__}."
             )
         self.too_long = too_long
-        # Pickling keeps these options of the engine. The path is resolved, because another process may have another
-        # working directory.
+        # Pickling keeps these options. The path is resolved: another process may have another working directory.
         self._directory = bundle.directory.resolve()
         self._options: dict[str, Any] = {
             "device": device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ class LoadedRoute:
         limits: Limits,
     ) -> None:
         self.spec = route
+        self._is_table = [module.type for module in bundle.manifest.modules[:1]] == ["StaticEmbedding"]
         file = route.tokenizer.file
         self._tokenizer_file = (lambda: bundle.read(file)), bundle.directory / file
         self.tokenizer = self._new_tokenizer(None, limits)
@@ -78,6 +79,12 @@ class LoadedRoute:
     def session(self) -> GraphSession:
         """The session that knows the graph's inputs, its device and its threads."""
         return self._runner.session
+
+    @property
+    def limit(self) -> int | None:
+        """The limit of texts in tokens. ``math.inf`` for a table of vectors without one, as in the original."""
+        length = self.tokenizer.max_seq_length
+        return cast(int, math.inf) if length is None and self._is_table else length
 
     def tokenizer_of(self, task: str | None, limit: int | Literal["whole"] | None = None) -> Tokenizer:
         """The tokenizer for texts that are called queries or documents, or of a call with a limit of its own."""

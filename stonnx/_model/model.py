@@ -296,7 +296,7 @@ class Model(Pooled, Servable, Compatibility):
     @property
     def max_seq_length(self) -> int | None:
         """Texts are cut to this many tokens, special tokens included. It can be set, up to the model's positions."""
-        return self._route.tokenizer.max_seq_length
+        return self._route.limit
 
     @max_seq_length.setter
     def max_seq_length(self, value: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 import stonnx
 from stonnx_export import export
 from stonnx_export.checkpoint.read import read_checkpoint
+from stonnx_export.checkpoint.repository_code import Trust
 
 TEXTS = ["", "He drove to the stadium in the rain.", "flute"]
 ASYM = "sentence_transformers.models.Asym"
@@ -162,6 +164,22 @@ def test_a_router_after_other_modules(tables: list[StaticEmbedding], tmp_path: P
     assert np.abs(ours["encode_query"] - ours["encode"]).max() > 0.1
 
 
+@pytest.mark.parametrize("limit", [None, 5])
+def test_the_limit_of_a_table_of_vectors(tables: list[StaticEmbedding], tmp_path: Path, limit: int | None) -> None:
+    tables[0].tokenizer.no_truncation()
+    tables[0].embedding.weight.data /= 10  # sums of many large numbers are rounded too differently
+    if limit is not None:
+        tables[0].tokenizer.enable_truncation(limit)
+    original = sentence_transformers.SentenceTransformer(modules=[tables[0]], device="cpu")
+    original.save_pretrained(str(tmp_path / "checkpoint"), create_model_card=False)
+    model = stonnx.SentenceTransformer(export(tmp_path / "checkpoint", tmp_path / "bundle"))
+    text = "rain flute stadium " * 400
+    np.testing.assert_allclose(model.encode(text), original.encode(text), atol=1e-6)
+    # The original says in any case that it reads all.
+    assert original.max_seq_length == math.inf
+    assert model.max_seq_length == model.get_max_seq_length() == (math.inf if limit is None else limit)
+
+
 @pytest.mark.needs("sentence-transformers", "6", "Router")
 class TestCalls:
     """How a call says which route its texts take, in the words of the original."""
@@ -274,3 +292,13 @@ class TestRefused:
         with pytest.raises(stonnx.UnsupportedError, match=r"unequal sizes: 4 for 'query', 8 for 'document'.*Dense"):
             export(tmp_path / "checkpoint", tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
+
+    def test_code_after_a_table(self, tables: list[StaticEmbedding], tmp_path: Path) -> None:
+        checkpoint = save(tmp_path, tables, ("query", "document"))
+        file = checkpoint / "modules.json"
+        modules = json.loads(file.read_text())
+        modules[1]["type"] = "own_module.Own"
+        file.write_text(json.dumps(modules))
+        (checkpoint / "own_module.py").write_text("")
+        with pytest.raises(stonnx.UnsupportedError, match=r"own code after a StaticEmbedding.*as Dense"):
+            read_checkpoint(checkpoint, trust=Trust())

@@ -186,6 +186,11 @@ def test_what_is_no_pair_is_refused_with_its_index(
     assert raised.value.index == index
 
 
+def test_a_task_is_taken_as_in_the_original(one: stonnx.CrossEncoder, original_one: Any) -> None:
+    expected = original_one.predict(PAIRS, task="query")
+    assert_same_scores(expected, one.predict(PAIRS, task="query"))
+
+
 def test_errors_of_a_call(one: stonnx.CrossEncoder) -> None:
     with pytest.raises(ValueError, match=r"CrossEncoder\.predict\(\) .* does not use: \['normalize'\]"):
         one.predict(PAIRS, normalize=True)

@@ -138,13 +138,34 @@ def test_one_token_argument_is_enough(minilm_bundle: Path, minilm_checkpoint: Pa
 
 @pytest.mark.parametrize(
     "name",
-    ["modules", "model_kwargs", "processor_kwargs", "tokenizer_kwargs", "config_kwargs", "model_card_data"],
+    ["model_kwargs", "processor_kwargs", "tokenizer_kwargs", "config_kwargs", "model_card_data"],
 )
 def test_options_that_change_the_network_are_refused(minilm_bundle: Path, name: str) -> None:
     # A bundle is built already: ignoring the option would give other vectors than the original does.
     expected = "processor_kwargs" if name == "tokenizer_kwargs" else name
     with pytest.raises(UnsupportedError, match=f"^{expected} changes how"):
         stonnx.SentenceTransformer(minilm_bundle, **{name: {"dtype": "float16"}})
+
+
+def test_modules_besides_a_name_are_ignored(minilm_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options: Any = {"modules": [torch.nn.Identity()]}
+    model = stonnx.SentenceTransformer(minilm_bundle, **options)
+    assert model.encode(TEXTS[:1]).shape == (1, 384)
+    (told,) = [record.message for record in caplog.records if record.name == "stonnx"]
+    assert told.startswith("Both `model_name_or_path` and `modules` were provided. ")
+    assert told.endswith("so the `modules` argument is ignored.")
+
+
+def test_two_tokens(minilm_bundle: Path, minilm_checkpoint: Path) -> None:
+    options: Any = {"token": "a", "use_auth_token": "b"}
+    models = [(sentence_transformers.SentenceTransformer, minilm_checkpoint)]
+    models += [(stonnx.SentenceTransformer, minilm_bundle)]
+    for kind, path in models:
+        with (
+            pytest.warns(FutureWarning, match="The `use_auth_token` argument is deprecated"),
+            pytest.raises(ValueError, match=r"Both `token` and `use_auth_token` are specified\. Please"),
+        ):
+            kind(str(path), **options)
 
 
 def test_trust_remote_code_has_no_effect(minilm_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -46,6 +46,8 @@ class LowerPrecision(ABC):
         self._samples = samples
         self._worst_first: list[str] = []
         self.kept: tuple[str, ...] = ()
+        # Products and tables whose weights are in bfloat16, if the others have fewer bits.
+        self.halved: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -82,6 +84,17 @@ class LowerPrecision(ABC):
         self.kept = tuple(self._worst_first[:count])
         return True
 
+    def refine(self, advance: Advance = untold) -> bool:
+        """Come closer to the original than the tolerance asks for; False if nothing that is worth it is left to do.
+
+        ``advance`` is told as in :meth:`keep_more`.
+        """
+        return False
+
+    def restore(self) -> bool:
+        """Take back what :meth:`refine` did, because it was not enough. The result is False if it did nothing."""
+        return False
+
     @property
     def worst(self) -> str | None:
         """The part whose lower precision changes the result most, once that has been measured."""
@@ -98,9 +111,10 @@ class LowerPrecision(ABC):
             advance(number, len(self.names))
         return errors
 
-    def _run(self, model: ir.Model) -> npt.NDArray[np.float64]:
+    def _run(self, model: ir.Model, samples: Sequence[Sample] | None = None) -> npt.NDArray[np.float64]:
         model.graph.sort()
         output = model.graph.outputs[0]
-        found = (arrays[str(output.name)] for arrays in tokens(model, [output], self._samples[:_SAMPLES]))
+        samples = self._samples[:_SAMPLES] if samples is None else samples
+        found = (arrays[str(output.name)] for arrays in tokens(model, [output], samples))
         # A sample has one vector, or one for each of its tokens.
         return np.concatenate([array.reshape(-1, array.shape[-1]) for array in found]).astype(np.float64)

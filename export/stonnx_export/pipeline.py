@@ -37,9 +37,9 @@ from stonnx_export.graph.save import check_finite
 from stonnx_export.heads import graft
 from stonnx_export.heads.rows import add_query_rows, row_mask_of
 from stonnx_export.image_graph import ImageGraph
-from stonnx_export.int8.scales import Quantization
 from stonnx_export.kernels import outline
 from stonnx_export.kernels.bfloat16 import HalfWeights
+from stonnx_export.kernels.mixed import MixedQuantization
 from stonnx_export.lower_precision import LowerPrecision
 from stonnx_export.originals.load import SourceKind, commit_of, find_checkpoint, open_checkpoint, whole_checkpoint
 from stonnx_export.originals.original import Original
@@ -50,7 +50,7 @@ from stonnx_export.recipes import RECIPES, Recipe
 from stonnx_export.stages import Advance, Stages
 from stonnx_export.verify.artefact import try_bundle
 from stonnx_export.verify.compare import verify_fidelity
-from stonnx_export.verify.figures import ToleranceError, check
+from stonnx_export.verify.figures import ToleranceError, check, reaches
 from stonnx_export.verify.images import ImageToleranceError
 from stonnx_export.verify.scored_pairs import read_pairs, spearman_drop
 from stonnx_export.verify.sixteen_bits import compare_as_loaded
@@ -58,6 +58,9 @@ from stonnx_export.write import model_card
 from stonnx_export.write.bundle import _manifest, clear, write_routes, written_for
 from stonnx_export.write.finish import count, finish
 from stonnx_export.write.staging import check_target, staging_directory
+
+# The stage that gives up static scales.
+_OWN_SCALES = "giving every token a scale of its own"
 
 
 def export(
@@ -166,6 +169,7 @@ def export(
         pinned = revision if base is None else revision or commit
         origin = Source(name or label, pinned, checkpoint.weights_sha256, base)
         known: dict[str, npt.NDArray[np.float32]] = {}
+        refines, holds = bool(lowered) and checkpoint.task in recipe.aim, True
         while True:
             with stage("writing the files"):
                 built, more, safe = _lower(graphs, lowered)
@@ -174,7 +178,8 @@ def export(
                 kept = tuple(name for result in results for name in result.kept)
                 kept += tuple(name for precision in lowered.values() for name in precision.kept)
                 manifest = _manifest(checkpoint, routes, recipe, origin, kept, original.loaded, staging)
-                manifest = dataclasses.replace(manifest, kernels=outline.kernels(outlines))
+                halved = tuple(name for precision in lowered.values() for name in precision.halved)
+                manifest = dataclasses.replace(manifest, kernels=outline.kernels(outlines), halved=halved)
                 if images is not None:
                     tower = images.write(staging)
                     files = {**manifest.files, **hash_files(staging, written_for(tower.graph, staging))}
@@ -192,12 +197,20 @@ def export(
                     if images is not None:
                         manifest = dataclasses.replace(manifest, image=images.verify(engine, original.name))
                     fidelity = dataclasses.replace(fidelity, as_loaded=compare_as_loaded(engine, original))
-                break
+                if not refines or reaches(fidelity, recipe.aim[checkpoint.task]):
+                    break
+                refines = _refine(lowered, stage)
+                # What is not enough is taken back, unless the tolerance needs it.
+                if not refines and not (holds and _restore(lowered)):
+                    break
+                clear(staging)
             except ToleranceError as error:
                 # A graph that is close enough stays as it is.
                 of_images = images is not None and isinstance(error, ImageToleranceError)
                 far = images.lowered if images is not None and of_images else lowered
-                if not _keep_more(far, stage):
+                holds = holds and far is not lowered
+                refines = refines and (far is not lowered or _refine(lowered, stage))
+                if not (refines and far is lowered) and not _keep_more(far, stage):
                     raise FidelityError(f"{error} Nothing was written.{_worst_layers(far)}") from None
                 clear(staging)
             except FidelityError as error:
@@ -251,7 +264,7 @@ def _build(graph: ir.Model, checkpoint: Checkpoint, route: str, original: Origin
 
 
 def _calibrate(
-    lower: type[Quantization] | type[HalfWeights],
+    lower: type[MixedQuantization] | type[HalfWeights],
     graph: ir.Model,
     checkpoint: Checkpoint,
     route: str,
@@ -263,9 +276,9 @@ def _calibrate(
     if limit is None or not isinstance(checkpoint.routes[route][0], Transformer):  # a table, and no products
         return lower(graph, [])
     known = [*text_sequences(tokenizer, CALIBRATION_TEXTS, limit), *random_sequences(tokenizer, limit)]
-    if texts is None or lower is not Quantization:
+    if texts is None or lower is not MixedQuantization:
         return lower(graph, known, advance=advance)
-    return Quantization(graph, text_sequences(tokenizer, texts, limit), known, advance)
+    return MixedQuantization(graph, text_sequences(tokenizer, texts, limit), known, advance)
 
 
 def _lower(
@@ -286,9 +299,23 @@ def _keep_more(lowered: dict[str, LowerPrecision], stage: Stages) -> bool:
         return False
     static = any(precision.has_static_scales for precision in lowered.values())
     search = next(iter(lowered.values())).search
-    with stage("giving every token a scale of its own" if static else search) as advance:
+    with stage(_OWN_SCALES if static else search) as advance:
         more = [precision.keep_more(advance) for precision in lowered.values()]
         return any(more)
+
+
+def _refine(lowered: dict[str, LowerPrecision], stage: Stages) -> bool:
+    """Come closer to the recipe's aim; False if nothing that is worth it is left to do."""
+    static = any(precision.has_static_scales for precision in lowered.values())
+    with stage(_OWN_SCALES if static else "finding the blocks that lose most") as advance:
+        more = [precision.refine(advance) for precision in lowered.values()]
+        return any(more)
+
+
+def _restore(lowered: dict[str, LowerPrecision]) -> bool:
+    """Take back what :func:`_refine` did, because it was not enough; False if that was nothing."""
+    restored = [precision.restore() for precision in lowered.values()]
+    return any(restored)
 
 
 def _worst_layers(lowered: dict[str, LowerPrecision]) -> str:

@@ -294,9 +294,9 @@ class Manifest:
     default_route: str = DEFAULT_ROUTE
     # Sparse vectors only: how many values of each the model keeps, unless told otherwise.
     max_active_dims: int | None = None
-    # Parts that stay in float32 for accuracy, by the names of their first results: matrix products of int8 bundles,
-    # operators of fp16 ones.
+    # Parts in float32 for accuracy, and parts of int8 bundles in bfloat16, by the names of their first results.
     kept: tuple[str, ...] = ()
+    halved: tuple[str, ...] = ()
     # Whether a text without such a name is refused: there are routes, and the default is only the first of them.
     needs_task: bool = False
     # How often each rewrite of the graph fired, over all routes.

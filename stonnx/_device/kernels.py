@@ -131,7 +131,7 @@ def find(operators: int = 1) -> Library | Unusable:
 
 @dataclass(frozen=True)
 class Choice:
-    """The library that a session uses, if any, and the reason if a useful one is missing."""
+    """The library that a session uses, if any, and the reason if a useful one is missing, or cannot run all blocks."""
 
     library: Library | None = None
     float_as_bfloat16: bool = False
@@ -171,6 +171,13 @@ def choose(bundle: Kernels | None, precision: str, *, bfloat16: bool, reads_padd
         return Choice(fallback=f"{WITHOUT}{found.reason}.{slow}" if wanted else "")
     if precision == "bfloat16" and not found.bfloat16:
         return Choice(fallback=f"{WITHOUT}{_no_bfloat16(found)}.{slow}")
+    some = sum(count for name, count in blocks.items() if name.endswith("BFloat16"))
+    if some and not found.bfloat16:
+        return Choice(
+            found,
+            fallback=f"some blocks {WITHOUT}{some} of {sum(blocks.values())} are in bfloat16 for accuracy, and "
+            f"{_no_bfloat16(found)}. They run in float32.",
+        )
     return Choice(found)
 
 

@@ -136,7 +136,7 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """onnxruntime's session, the objects that it keeps pointers to, the native kernels in it, or why it has none."""
+    """onnxruntime's session, the objects that it keeps pointers to, its native kernels, and why blocks run without."""
 
     inference: Any
     held: list[Any]
@@ -256,7 +256,7 @@ def _load_with_kernels(wanted: _Wanted, device: Device, form: str, providers: An
         if choice.float_as_bfloat16:
             raise DeviceError(f"device_options bfloat16=True needs native kernels, and {reason}") from error
         return _load_stock(wanted, device, form, providers, f"{native.WITHOUT}{reason}")
-    return _Loaded(inference, [*held, weights], library.variant)
+    return _Loaded(inference, [*held, weights], library.variant, choice.fallback)
 
 
 def _inference(wanted: _Wanted, settings: Any, form: str, providers: Any) -> tuple[Any, list[Any]]:

@@ -82,12 +82,17 @@ class Quantization(LowerPrecision):
 
     def lowered(self, keep: Collection[str]) -> Lowered:
         """The int8 graph, what the passes did, and the values that make it safe from saturation."""
-        model = self._model.clone()
+        model, first = self._started()
         quantizer = products.Quantizer(self._ranges, keep, self._static, self._codes)
+        static = [group.name for group in products.groups(model) if group.name in self._static]
         # Static products have taken in the biases before their GELU.
-        results = [quantizer.run(model), fast_gelu.run(model), tables.run(model), flat_tokens.run(model)]
-        results.append(PassResult("static_scales", sum(name not in keep for name in self._static)))
+        results = [*first, quantizer.run(model), fast_gelu.run(model), tables.run(model), flat_tokens.run(model)]
+        results.append(PassResult("static_scales", sum(name not in keep for name in static)))
         return model, results, quantizer.saturation_safe
+
+    def _started(self) -> tuple[ir.Model, list[PassResult]]:
+        """A copy of the graph, in which everything that is still in float32 becomes int8, and what was done to it."""
+        return self._model.clone(), []
 
     def _round(self, advance: Advance) -> None:
         """Round the weights of all products, and find the values that can have a static scale."""

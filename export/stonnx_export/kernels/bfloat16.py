@@ -49,11 +49,11 @@ class HalfWeights(LowerPrecision):
         return model, [run(model, keep)], {}
 
 
-def run(model: ir.Model, keep: Collection[str] = ()) -> PassResult:
-    """Rewrite a model in place, except for some weights. ``fired`` counts the weights and tables."""
+def run(model: ir.Model, keep: Collection[str] = (), *, only: Collection[str] | None = None) -> PassResult:
+    """Rewrite a model in place, except for some weights, or only some. ``fired`` counts the weights and tables."""
     graph, fired = model.graph, 0
     for weight, lookups, products in _weights(graph):
-        if weight.name in keep:
+        if weight.name in keep or (only is not None and weight.name not in only):
             continue
         stored = _stored(graph, weight)
         for lookup in lookups:
@@ -68,6 +68,16 @@ def run(model: ir.Model, keep: Collection[str] = ()) -> PassResult:
         fired += 1
     RemoveUnusedNodesPass()(model)
     return PassResult(_NAME, fired)
+
+
+def tables_of(graph: ir.Graph) -> list[ir.Value]:
+    """The tables that can be stored in bfloat16 and that nothing but lookups reads."""
+    return [weight for weight, lookups, products in _weights(graph) if lookups and not products]
+
+
+def weights_of_products(graph: ir.Graph) -> frozenset[str]:
+    """The names of the weights that can be stored in bfloat16 and that nothing but products reads."""
+    return frozenset(str(weight.name) for weight, lookups, products in _weights(graph) if products and not lookups)
 
 
 def _weights(graph: ir.Graph) -> list[tuple[ir.Value, list[ir.Node], list[tuple[ir.Node, int]]]]:

@@ -131,6 +131,10 @@ def _around(
     residual = _before_limit(ending.residual, limit)
     scaled = vector_factor(residual)
     unscaled = _before_limit(scaled[0], limit) if scaled is not None else None
+    rows = unshaped(source)
+    if rows is not None and (rows is residual or rows is unscaled):
+        # The block before it is in 8 bits and gives rows, and this one is not.
+        source = rows
     pre = norm_of(source)
     post: Norm | None = None
     y = ending.sum

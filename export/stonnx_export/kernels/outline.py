@@ -89,6 +89,21 @@ def run(model: ir.Model, kinds: Collection[WeightKind]) -> Outline:
     return Outline(blocks, stock, _OPERATORS if lengths.own is lengths.rows else _OPERATORS_WITH_ATTENDED)
 
 
+def weights_of_blocks(model: ir.Model) -> list[frozenset[str]]:
+    """The names of the weights of each block of a float32 graph that a kernel could run. The graph stays as it is."""
+    model = model.clone()
+    lengths, windows = _lengths(model.graph), Windows(model)
+    found = []
+    for ending in endings(model):
+        try:
+            part = block(ending, lengths, windows, {"Float"})
+        except Declined:
+            continue
+        weights = (value for name, value in part.inputs.items() if name.startswith("w_") and value is not None)
+        found.append(frozenset(str(value.name) for value in weights))
+    return found
+
+
 def _lengths(graph: ir.Graph) -> Lengths:
     """The numbers of tokens of each text, and of its rows that are results."""
     own, query_rows, ids = _own_tokens(graph), input_named(graph, QUERY_ROWS), input_named(graph, "input_ids")

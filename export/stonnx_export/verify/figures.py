@@ -113,6 +113,11 @@ def measure(
     )
 
 
+def reaches(fidelity: Fidelity, aim: Mapping[str, float]) -> bool:
+    """Whether a report is as good as an aim, which has lowest values of some figures."""
+    return all(getattr(fidelity, name) >= value for name, value in aim.items())
+
+
 def check(fidelity: Fidelity) -> None:
     """Raise ToleranceError if a report is outside its tolerance."""
     problems, reads_padding = [], False

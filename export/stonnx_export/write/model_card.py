@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stonnx._bundle.manifest import Fidelity, Manifest, TokenizerSpec
@@ -158,14 +159,23 @@ def _figures(fidelity: Fidelity) -> str:
 _MOST_NAMES = 8
 
 
+def _names(every: Sequence[str]) -> str:
+    more = len(every) - _MOST_NAMES
+    return ", ".join(f"`{name}`" for name in every[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
 def _kept(manifest: Manifest) -> str:
     """The layers in a higher precision than the rest, and the limits of the figures of half precision."""
-    names = ", ".join(f"`{name}`" for name in manifest.kept[:_MOST_NAMES])
-    more = len(manifest.kept) - _MOST_NAMES
-    names += f" and {more} more" if more > 0 else ""
+    names = _names(manifest.kept)
     if manifest.precision != "float16":
         what = "weights" if manifest.precision == "bfloat16" else "matrix products"
-        return f"\nIn float32 for accuracy: the {what} {names}.\n" if names else ""
+        text = f"\nIn float32 for accuracy: the {what} {names}.\n" if names else ""
+        if manifest.halved:
+            text += f"""
+In bfloat16 for accuracy, because they lost most in 8 bits: the matrix products and tables {_names(manifest.halved)}.
+Native kernels that multiply bfloat16 run such products in bfloat16; elsewhere they run in float32.
+"""
+        return text
     text = """
 The figures were measured on the CPU, where onnxruntime computes half precision in float32: a GPU, which rounds every
 result, is a little further away. The probe in the bundle checks it there.
@@ -205,9 +215,7 @@ def _loading(manifest: Manifest) -> str:
 This bundle needs none of that code, and runs none.
 """
     if manifest.unused_weights:
-        names = ", ".join(f"`{name}`" for name in manifest.unused_weights[:_MOST_NAMES])
-        more = len(manifest.unused_weights) - _MOST_NAMES
-        names += f" and {more} more" if more > 0 else ""
+        names = _names(manifest.unused_weights)
         text += f"The network has no place for these weights of the checkpoint: {names}.\n"
     return text
 

@@ -154,10 +154,12 @@ class TestModels:
         # Heads work on a vector for each text, which is not worth it.
         kept = sum(len(group.products) for model in models for group in products_module.groups(model))
         assert rewrites["quantize_products"] == integers
-        assert integers + kept == expected.products
+        halved = [node for model in models for node in nodes_of(model, "MatMul") if is_bfloat16(node.inputs[1])]
+        assert integers + kept + len(halved) == expected.products
+        assert bool(halved) <= bool(case.manifest.halved)
         assert bool(kept) == bool(case.manifest.kept)
         assert len([array for array in arrays if array is not None]) >= kept
-        if not kept:
+        if not kept and not halved:
             assert rewrites["flat_tokens"] == expected.flat_tokens
             assert rewrites["outline"] == expected.blocks
 
@@ -279,6 +281,12 @@ class TestModels:
             options = {"convert_to_sparse_tensor": False} if case.row.task == "sparse" else {}
             values = np.asarray(model.encode(texts, prompt="", **options))
         assert cosines(values, case.vectors(name, texts)).min() >= INVARIANT
+
+
+def is_bfloat16(weight: ir.Value) -> bool:
+    """Whether a weight is stored in bfloat16."""
+    cast = weight.producer()
+    return cast is not None and cast.op_type == "Cast" and cast.inputs[0].dtype == ir.DataType.BFLOAT16
 
 
 def largest_logit(value: float, chain: Sequence[Any]) -> float:

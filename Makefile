@@ -18,7 +18,7 @@ demo: $(VENV)/.installed-demo $(VENV)/.installed-kernels
 	$(BIN)/python -m examples.semantic_search
 
 # A server with the embedded model in int8 and in fp32, and its page at http://127.0.0.1:8080
-serve-demo: $(VENV)/.installed-demo
+serve-demo: $(VENV)/.installed-demo $(VENV)/.installed-kernels
 	$(BIN)/python -m pip install -q -e ".[serve]"
 	$(BIN)/python -m examples.semantic_search --export-only
 	$(BIN)/python -m examples.semantic_search --export-only --dtype fp32

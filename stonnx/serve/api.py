@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import random
 import re
@@ -25,10 +24,10 @@ from stonnx.serve.bodies import Bodies
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.decoding import Decoder
 from stonnx.serve.endpoint import Endpoint
-from stonnx.serve.errors import Kind, RequestError, as_request_error, retry_headers
+from stonnx.serve.errors import Dialect, Kind, RequestError, as_request_error, retry_headers
 from stonnx.serve.health import RETRY_SECONDS, Health
 from stonnx.serve.kserve import HEADER_LENGTH
-from stonnx.serve.metrics import Metrics
+from stonnx.serve.metrics import OTHER, Metrics
 from stonnx.serve.models import Models
 from stonnx.serve.settings import Settings
 from stonnx.serve.tracing import Tracing
@@ -80,7 +79,7 @@ class Api:
 
     async def _handle(self, endpoint: Endpoint, decoder: Decoder | None, request: Request) -> Response:
         started = time.perf_counter()
-        call = self._call(endpoint, request, started)
+        call = self._call(endpoint.dialect, request, started)
         code = 500
         is_small = decoder is not None and _length(call.asked) <= _SMALL_BODY
         wait = self.backlog.wait(started) if is_small else None
@@ -123,13 +122,24 @@ class Api:
 
     async def rehearse(self, endpoint: Endpoint, request: Request) -> None:
         """Answer a request that no client sent, so that later ones find everything loaded."""
-        call = self._call(endpoint, request, time.perf_counter())
+        call = self._call(endpoint.dialect, request, time.perf_counter())
         call.is_rehearsal = True
         decoder = Decoder(endpoint.body)
         body = await self._body(decoder, request, call)
         await self._respond(await endpoint(call, body), call)
 
-    def _call(self, endpoint: Endpoint, request: Request, started: float) -> Call:
+    def refuse_unrouted(self, request: Request, error: RequestError, dialect: Dialect) -> Response:
+        """The response for a request that no endpoint is for. It has an id and a line in the log like others."""
+        started = time.perf_counter()
+        call = self._call(dialect, request, started)
+        response = self.refuse(error, call)
+        self.metrics.requests.labels(OTHER, OTHER, str(response.status_code)).inc()
+        if self.settings.access_log:
+            trace_id = self.tracing.trace_id(None, call.asked)
+            self._log(request.method, request, call, response.status_code, started, trace_id)
+        return response
+
+    def _call(self, dialect: Dialect, request: Request, started: float) -> Call:
         # Read once: each look into the headers of a request goes through all of them.
         asked = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
         given = asked.get("x-request-id", "")
@@ -142,7 +152,7 @@ class Api:
             self.executor,
             asked=asked,
             request_id=request_id,
-            dialect=endpoint.dialect,
+            dialect=dialect,
             started=started,
         )
 
@@ -354,36 +364,6 @@ def read_keys(settings: Settings) -> list[bytes]:
             raise InvalidArgumentError(f"api_key_file {settings.api_key_file} has no key: one a line.")
         keys += from_file
     return keys
-
-
-class LogFormatter(logging.Formatter):
-    """Log records as text or as JSON, one a line."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        super().__init__()
-        self._as_json = as_json
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        when = self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}"
-        fields: dict[str, Any] = getattr(record, "fields", {})
-        message = record.getMessage()
-        error = self.formatException(record.exc_info) if record.exc_info else None
-        if self._as_json:
-            entry = {"time": when, "level": record.levelname.lower(), "message": message, **fields}
-            if error:
-                entry["error"] = error
-            return json.dumps(entry, ensure_ascii=False)
-        values = " ".join(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)
-        return f"{when} {record.levelname.lower()} {' '.join(filter(None, (message, values)))}" + (
-            f"\n{error}" if error else ""
-        )
-
-
-def _quoted(value: Any) -> str:
-    text = str(value)
-    # A client's path must not end a line or look like another field.
-    return text if re.fullmatch(r"[\x21\x23-\x3c\x3e-\x7e]+", text) else json.dumps(text)
 
 
 def statuses(endpoint: Endpoint, kinds: Iterable[Kind]) -> list[int]:

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from functools import lru_cache
 from typing import Any
 
 from starlette.applications import Starlette
@@ -25,14 +24,14 @@ from stonnx.serve import health as health_module
 from stonnx.serve.api import Api, read_keys
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import Endpoint
-from stonnx.serve.errors import Dialect, Kind, RequestError
 from stonnx.serve.health import Health
-from stonnx.serve.metrics import CONTENT_TYPE, OTHER, Metrics
+from stonnx.serve.metrics import CONTENT_TYPE, Metrics
 from stonnx.serve.models import Models
 from stonnx.serve.openapi import document
 from stonnx.serve.page import packed_page, page
 from stonnx.serve.settings import Settings, changed
 from stonnx.serve.tracing import Tracing
+from stonnx.serve.unrouted import dialect_of, no_method, no_path
 from stonnx.serve.warmup import warm_routes
 
 logger = logging.getLogger("stonnx.serve")
@@ -122,19 +121,11 @@ class Server:
         assert isinstance(error, HTTPException)
         path = request.url.path
         if error.status_code == 405:
-            kind = Kind.METHOD
             allowed = {name.lower(): value for name, value in (error.headers or {}).items()}.get("allow", "")
-            message = f"{request.method} is not allowed for {path[:200]}. Allowed: {allowed}."
+            refused = no_method(request.method, path, allowed, self.endpoints)
         else:
-            kind = Kind.NOT_FOUND
-            message = f"There is no {path[:200]}. GET /openapi.json lists all routes."
-        dialect = _dialect_of(path)
-        refused = RequestError(kind, message, headers=dict(error.headers or {}))
-        self.metrics.requests.labels(OTHER, OTHER, str(kind.status)).inc()
-        call = Call(request, self.settings, self.models, self.api.executor, {}, request_id="", dialect=dialect)
-        response = self.api.refuse(refused, call)
-        del response.headers["x-request-id"]
-        return response
+            refused = no_path(path, self.endpoints, self.models.paths)
+        return self.api.refuse_unrouted(request, refused, dialect_of(path))
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -239,16 +230,6 @@ def _several(path: str, routes: list[Route]) -> Route:
         return await by_method[request.method](request)
 
     return Route(path, handle, methods=list(by_method))
-
-
-@lru_cache
-def _dialect_of(path: str) -> Dialect:
-    """The dialect of the clients that ask for such a path."""
-    if path.startswith("/v2/models"):
-        return kserve.DIALECT
-    if path.startswith(("/v1/rerank", "/v2/", "/v1/embed/")):
-        return cohere.DIALECT
-    return openai.DIALECT if path.startswith("/v1/") else tei.DIALECT
 
 
 def create_app(settings: Settings) -> Starlette:

@@ -14,7 +14,7 @@ from stonnx._tasks import ResultKind
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
-from stonnx.serve.operations import cut, embed, score
+from stonnx.serve.operations import choose_ranker, cut, embed, score
 
 
 def _error(error: RequestError, status: int) -> dict[str, Any]:
@@ -124,7 +124,8 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
     if body.priority is not None:
         call.bulk = body.priority > 0
     texts = [_text(document, body.rank_fields, index) for index, document in enumerate(body.documents)]
-    read = await cut(call, body.model, "scores", texts, body.max_tokens_per_doc, "max_tokens_per_doc")
+    ranker = choose_ranker(call, body.model)
+    read = await cut(call, ranker.served, texts, body.max_tokens_per_doc, "max_tokens_per_doc")
     scores, served = await score(
         call,
         body.model,
@@ -182,7 +183,7 @@ async def embed_types(call: Call, body: EmbedRequest) -> Reply:
         raise RequestError(Kind.INVALID, "truncate START is not supported; END and NONE are.", "truncate")
     if body.priority is not None:
         call.bulk = body.priority > 0
-    texts = await cut(call, body.model, "dense", body.texts, body.max_tokens, "max_tokens")
+    texts = await cut(call, call.models.choose(body.model, "dense").served, body.texts, body.max_tokens, "max_tokens")
     embedded = await embed(
         call,
         body.model,
@@ -190,6 +191,7 @@ async def embed_types(call: Call, body: EmbedRequest) -> Reply:
         field="texts",
         input_type=body.input_type,
         dimensions=body.output_dimension,
+        dimensions_field="output_dimension",
         truncate=body.truncate != "NONE",
     )
     vectors = embedded.vectors

@@ -17,7 +17,8 @@ from stonnx.serve.settings import Settings
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from stonnx.serve.models import Models, Served
+    from stonnx.serve.models import Models
+    from stonnx.serve.served import Served
 
 # The event loop formats up to this many numbers. More would take so long that other requests would wait.
 _NUMBERS_IN_LOOP = 32_768

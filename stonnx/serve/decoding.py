@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import cache
 from typing import Any
 
 import msgspec
 
 from stonnx.serve.errors import Kind, RequestError
+from stonnx.serve.near import refuse_near_misses
 
 # The types of JSON in msgspec's messages.
 _WORDS = {
@@ -26,6 +28,10 @@ _REASONS = {
     "trailing characters": "something follows after its end",
     "invalid character": "this character cannot be there",
 }
+# Reads the names of the fields of a body, of up to so many bytes: a larger one could have millions of them, each of
+# which takes more memory than it has bytes. Of a larger body, only the first unknown name is looked at.
+_NAMES = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_MOST_SCANNED = 1_000_000
 
 
 class Decoder:
@@ -45,19 +51,41 @@ class Decoder:
     def __init__(self, kind: Any) -> None:
         self._kind = kind
         self._decoder = msgspec.json.Decoder(kind)
+        self._strict = msgspec.json.Decoder(_strict(kind))
 
     def __call__(self, data: bytes | msgspec.Raw) -> Any:
         """The struct.
 
         Raises:
-            RequestError: The body is not JSON, or a field is missing or wrong.
+            RequestError: The body is not JSON, a field is missing or wrong, or its name is nearly right.
         """
         try:
-            return self._decoder.decode(data)
+            return self._decode(data)
         except msgspec.ValidationError as error:
             raise _invalid(str(error), self._kind) from error
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise RequestError(Kind.MALFORMED, _malformed(bytes(data), error, self._kind)) from error
+
+    def _decode(self, data: bytes | msgspec.Raw) -> Any:
+        try:
+            return self._strict.decode(data)
+        except msgspec.ValidationError as error:
+            found = re.fullmatch(r"Object contains unknown field `(.*)`", str(error), re.DOTALL)
+            if found is None:
+                raise
+        names: Collection[str] = [found.group(1)]
+        if len(bytes(data)) <= _MOST_SCANNED:
+            names = _NAMES.decode(data)
+        refuse_near_misses(names, [entry.encode_name for entry in _fields(self._kind)])
+        return self._decoder.decode(data)
+
+
+@cache
+def _strict(kind: Any) -> Any:
+    """The same type, without room for unknown fields: a body without such fields is decoded once only."""
+    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
+        return kind
+    return msgspec.defstruct(kind.__name__, (), bases=(kind,), forbid_unknown_fields=True)
 
 
 def _invalid(message: str, kind: Any) -> RequestError:

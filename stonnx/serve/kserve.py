@@ -16,9 +16,11 @@ from stonnx._tasks import ResultKind
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
-from stonnx.serve.models import Served
+from stonnx.serve.near import refuse_near_misses
 from stonnx.serve.operations import embed, embed_sparse, embed_tokens, score
+from stonnx.serve.served import Served
 
+_PARAMETERS = ("prompt_name", "input_type", "normalize", "dimensions", "truncate", "raw_scores", "binary_data_output")
 HEADER_LENGTH = "inference-header-content-length"
 
 
@@ -59,9 +61,7 @@ class InferRequest(msgspec.Struct):
     ] = None
     parameters: Annotated[
         dict[str, Any] | None,
-        msgspec.Meta(
-            description="prompt_name, input_type, normalize, dimensions, truncate, raw_scores, binary_data_output"
-        ),
+        msgspec.Meta(description=", ".join(_PARAMETERS)),
     ] = None
 
 
@@ -173,6 +173,7 @@ async def infer(call: Call, body: InferRequest) -> Reply:
     """Tensors of texts to tensors of results."""
     served = call.models.choose(call.request.path_params["model"]).served
     options = body.parameters or {}
+    refuse_near_misses(options, _PARAMETERS)
     texts = _texts(body, call.binary)
     expected = [name for name, _, _ in _tensors(served)[0]]
     if sorted(texts) != sorted(expected):

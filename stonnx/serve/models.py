@@ -6,118 +6,23 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stonnx._batcher.scheduler import Scheduler
-from stonnx._batcher.waiting import Lane
 from stonnx._batcher.workers import RunReport
 from stonnx._bundle.manifest import MANIFEST_NAME
 from stonnx._errors import InvalidArgumentError
 from stonnx._load import load_model
 from stonnx._model.model import Model
-from stonnx._model.work import Work
-from stonnx._tasks import TASKS, ResultKind, Task, TaskRow, tasks_giving
+from stonnx._tasks import TASKS, ResultKind, tasks_giving
 from stonnx.serve.errors import Kind, RequestError
 from stonnx.serve.names import aliases_of, names_of
+from stonnx.serve.prompts import refuse_unknown_default, set_default_prompt, warn_without_default
+from stonnx.serve.served import Choice, Served, measured_speed
 from stonnx.serve.settings import ModelSettings, Settings
 
 logger = logging.getLogger("stonnx.serve")
-
-# The number of texts that measure the speed before the first request, and of their words.
-_WORDS_OF_WARMUP = 24
-
-
-@dataclass(eq=False)
-class Served:
-    """A model that is served.
-
-    Attributes:
-        name: The name that clients use.
-        settings: The settings from the user.
-        model: The loaded model.
-        row: Its task.
-        scheduler: The scheduler that runs its texts.
-        created: The time of loading, in seconds since 1970.
-        identity: A text that changes when the files of the bundle do.
-    """
-
-    name: str
-    settings: ModelSettings
-    model: Model
-    row: TaskRow
-    scheduler: Scheduler
-    created: int
-    identity: str
-    directory: Path
-    problem: str | None = None
-    _works: dict[Any, Work] = field(default_factory=dict)
-
-    @property
-    def task(self) -> Task:
-        """The name of its task."""
-        return self.row.name
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """The label of each score of a pair; empty for models that give vectors."""
-        return self.model.manifest.label_names
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """Prompts by name."""
-        return self.model.prompts
-
-    @property
-    def dimension(self) -> int | None:
-        """Numbers of a vector; None for rerankers."""
-        return getattr(self.model, "get_embedding_dimension", lambda: None)()
-
-    @property
-    def truncation_side(self) -> str:
-        """The side on which texts that are too long are cut."""
-        manifest = self.model.manifest
-        return manifest.routes[manifest.default_route].tokenizer.truncation_side
-
-    @property
-    def pooling(self) -> str:
-        """How vectors of tokens become one, in the words of text-embeddings-inference."""
-        settings = next((each.settings for each in self.model.manifest.modules if each.type == "Pooling"), {})
-        mode = settings.get("pooling_mode", "mean")
-        name = mode if isinstance(mode, str) else "+".join(map(str, mode))
-        return {"lasttoken": "last_token"}.get(name, name)
-
-    @property
-    def usual_work(self) -> Work:
-        """The work of a request that does not name a task; of a model that needs a task, the work for queries."""
-        needs_task = self.model.manifest.needs_task and not self.model.default_prompt_name
-        return self.work(task="query") if needs_task else self.work()
-
-    @property
-    def max_queued_tokens(self) -> dict[str, int]:
-        """The most tokens that may wait for it, of small requests and of large ones."""
-        pace = self.scheduler.pace(self.usual_work)
-        return {lane.value: self.scheduler.max_queued_tokens(lane, pace) for lane in Lane}
-
-    def work(self, output: str | None = None, prompt_name: str | None = None, task: str | None = None) -> Work:
-        """The work that the model should do: see :meth:`Model.work`."""
-        key = (output, prompt_name, task)
-        found = self._works.get(key)
-        if found is None:
-            found = self.model.work(output, prompt_name=prompt_name, task=task)
-            # Unknown names have raised an error, so there are only as many entries as the model has prompts.
-            self._works[key] = found
-        return found
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The model of a request, and what its name says about the prompt."""
-
-    served: Served
-    prompt_name: str | None = None
-    task: str | None = None
 
 
 class Models:
@@ -148,6 +53,7 @@ class Models:
     def load(self) -> None:
         """Load and warm up all models. Call it in a thread of its own."""
         loaded = [(name, entry, *self._open(entry)) for name, entry in self.names.items()]
+        refuse_unknown_default({name: model for name, _, model, _ in loaded}, self._settings.default_prompt)
         slots: dict[str, int] = {}
         for *_, model, _ in loaded:
             slots[model.device] = max(slots.get(model.device, 1), model.work_slots)
@@ -249,44 +155,42 @@ class Models:
         # Taken before loading, so that files that are replaced meanwhile are loaded once more.
         identity = _identity(Path(entry.bundle))
         model = load_model(entry.bundle, entry.task, revision=entry.revision, **options)
-        default = entry.default_prompt or self._settings.default_prompt
-        if default is not None:
-            if default in model.prompts:
-                model.default_prompt_name = default
-            elif entry.default_prompt is not None:
-                raise InvalidArgumentError(
-                    f"default_prompt {default!r} of {entry.bundle} is not among its prompts: {list(model.prompts)}."
-                )
+        set_default_prompt(model, entry, self._settings.default_prompt)
         if entry.max_seq_length is not None:
             model.max_seq_length = entry.max_seq_length
         return model, identity
 
     def _serve(self, name: str, entry: ModelSettings, model: Model, identity: str) -> Served:
+        warn_without_default(name, model, entry, self._settings.default_prompt)
         model.warmup()
         row, scheduler = TASKS[model.manifest.task], self._schedulers[model.device]
         served = Served(name, entry, model, row, scheduler, int(time.time()), identity, Path(model.info.directory))
-        scheduler.pace(served.usual_work).tokens_per_second = _measured_speed(served)
+        scheduler.pace(served.usual_work).tokens_per_second = measured_speed(served)
         return served
 
-    def choose(self, name: str | None, *kinds: ResultKind) -> Choice:
+    def choose(self, name: str | None, *kinds: ResultKind, ranks: bool = False) -> Choice:
         """The model that a request means.
 
         Args:
             name: The name as the client wrote it. None or empty: the only model that gives such results, of the first
                 of ``kinds`` that a model gives.
             kinds: The forms of results that will do. None of them: any.
+            ranks: Whether the results have to give an order of documents. A model that cannot is chosen by its name or
+                if there is no other, so that the operation says why it cannot.
 
         Raises:
             RequestError: The model does not exist or gives other results, or several models give such.
         """
         wanted = tasks_giving(*kinds) if kinds else tuple(TASKS)
         able = [served for served in self._served.values() if served.task in wanted]
+        if ranks:
+            able = [served for served in able if served.ranks] or able
         if not name:
             first = (tasks_giving(kind) for kind in kinds)
             preferred = ([served for served in able if served.task in tasks] for tasks in first)
-            able = next(filter(None, preferred), able)
-            if len(able) == 1:
-                return Choice(able[0])
+            usual = next(filter(None, preferred), able)
+            if len(usual) == 1:
+                return Choice(usual[0])
             if not able:
                 raise RequestError(
                     Kind.WRONG_TASK,
@@ -300,10 +204,7 @@ class Models:
             )
         choice = self._named(name)
         if choice is None:
-            known = ", ".join([*self._served, *self._aliases])
-            raise RequestError(
-                Kind.MODEL_NOT_FOUND, f"The model {name[:100]!r} does not exist. There is: {known}.", "model"
-            )
+            raise RequestError(Kind.MODEL_NOT_FOUND, self._unknown(name), "model")
         if choice.served.task not in wanted:
             can = ", ".join(served.name for served in able) or "none"
             raise RequestError(
@@ -313,6 +214,26 @@ class Models:
                 "model",
             )
         return choice
+
+    def _unknown(self, name: str) -> str:
+        """Why there is no model of a name: there is no such model, or it does not have the prompt after the colon."""
+        target = self._aliases.get(name, name)
+        base, _, suffix = target.rpartition(":")
+        served = self._served.get(self._aliases.get(base, base))
+        if served is None:
+            known = ", ".join([*self._served, *self._aliases])
+            return f"The model {name[:100]!r} does not exist. There is: {known}."
+        names = [f"{base}:{each}" for each in served.prompt_suffixes]
+        return (
+            f"The model {name[:100]!r} does not exist: {served.name} has no prompt {suffix[:100]!r}. "
+            f"There is: {', '.join([base, *names])}."
+        )
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths that the models answer; while they are loaded, those that models of any task answer."""
+        kinds = {served.row.kind for served in self._served.values()} or self._paths
+        return list(dict.fromkeys(path for kind in self._paths if kind in kinds for path in self._paths[kind]))
 
     def _can_do(self, served: Served) -> str:
         paths = ", ".join(self._paths.get(served.row.kind, ()))
@@ -372,18 +293,3 @@ def _identity(directory: Path) -> str:
     if MANIFEST_NAME not in (name for name, _ in files):
         return ""
     return " ".join(f"{name}:{stat.st_mtime_ns}:{stat.st_size}:{stat.st_ino}" for name, stat in files)
-
-
-def _measured_speed(served: Served) -> float:
-    """Tokens a second of a usual run, with all slots in use and a warm tokenizer."""
-    text = "warm " * _WORDS_OF_WARMUP
-    work = served.usual_work
-    (item,) = work.tokenize([(text, text) if served.row.reads_pairs else text])
-    most_tokens, most_texts = work.limits
-    items = [item] * max(1, min(most_tokens // len(item), most_texts))
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        work.run(items, alone=False)
-        seconds.append(time.perf_counter() - start)
-    return len(item) * len(items) * served.model.work_slots / min(seconds)

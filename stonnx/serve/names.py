@@ -49,5 +49,7 @@ def aliases_of(settings: Settings, names: Mapping[str, ModelSettings]) -> dict[s
         if alias in names:
             raise InvalidArgumentError(f"alias {alias!r} is the name of a model.")
         if base not in names:
-            raise InvalidArgumentError(f"alias {alias}={target}: there is no model {target!r}: {', '.join(names)}.")
+            raise InvalidArgumentError(
+                f"alias {alias}={target}: there is no model {base or target!r}. The models are: {', '.join(names)}."
+            )
     return aliases

@@ -10,8 +10,8 @@ import msgspec
 from stonnx.serve.context import Call, Reply
 from stonnx.serve.endpoint import SAMPLE_TEXT, Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
-from stonnx.serve.models import Served
 from stonnx.serve.operations import embed
+from stonnx.serve.served import Served
 
 _TYPES = {
     Kind.UNAUTHORIZED: "authentication_error",

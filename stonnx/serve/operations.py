@@ -14,10 +14,9 @@ from stonnx._errors import InvalidArgumentError
 from stonnx._model.work import SparseRow, Work
 from stonnx._results.activations import sigmoid, softmax
 from stonnx._results.dense import Precision, finish_embeddings
-from stonnx._tasks import ResultKind
 from stonnx.serve.context import Call
 from stonnx.serve.errors import Kind, RequestError
-from stonnx.serve.models import Choice, Served
+from stonnx.serve.served import Choice, Served
 
 # The words of clients for the kind of a text, and the task that each means. Cohere's last two have no counterpart.
 _TASKS = {
@@ -61,6 +60,7 @@ async def embed(
     normalize: bool = False,
     dimensions: int | None = None,
     precision: Precision = "float32",
+    dimensions_field: str = "dimensions",
     truncate: bool | None = None,
 ) -> Embedded:
     """Dense vectors of texts, or of token ids if the server takes them.
@@ -75,6 +75,7 @@ async def embed(
         normalize: Scale vectors to length 1.
         dimensions: Cut them to this many, and then scale them to length 1.
         precision: Quantize them.
+        dimensions_field: The field of the request that holds ``dimensions``.
         truncate: Cut texts that are too long.
     """
     choice = call.models.choose(model, "dense")
@@ -83,7 +84,9 @@ async def embed(
     width = choice.served.dimension
     if dimensions is not None and (dimensions < 1 or (width is not None and dimensions > width)):
         raise RequestError(
-            Kind.INVALID, f"dimensions must be from 1 to {width}, as the model has; got {dimensions}.", "dimensions"
+            Kind.INVALID,
+            f"{dimensions_field} must be from 1 to {width}, as the model has; got {dimensions}.",
+            dimensions_field,
         )
     work = _work(choice, None, prompt_name, input_type)
     answer = await _compute(call, choice.served, work, items, field, truncate)
@@ -160,7 +163,7 @@ async def score(
         one_label: The scores are for an order of documents. Late interaction gives such scores too; a model with
             several labels does not, and is refused.
     """
-    choice = call.models.choose(model, "scores", *(("rows",) if one_label else ()))
+    choice = choose_ranker(call, model) if one_label else call.models.choose(model, "scores")
     served = choice.served
     call.use(served)
     if served.row.kind == "rows":
@@ -183,15 +186,17 @@ async def score(
     return scores, served
 
 
-async def cut(
-    call: Call, model: str | None, kind: ResultKind, texts: list[str], most: int | None, param: str
-) -> list[str]:
+def choose_ranker(call: Call, model: str | None) -> Choice:
+    """The model of a request that ranks documents: a reranker with one label, or else late interaction."""
+    return call.models.choose(model, "scores", "rows", ranks=True)
+
+
+async def cut(call: Call, served: Served, texts: list[str], most: int | None, param: str) -> list[str]:
     """Texts without what follows their first so many tokens, special tokens not counted.
 
     Args:
         call: The request.
-        model: The name of the model.
-        kind: The form of the model's results.
+        served: The model that reads them.
         texts: The texts.
         most: The number of tokens. None: as many as the model reads.
         param: The field of the request that says it.
@@ -200,7 +205,6 @@ async def cut(
         return texts
     if most < 1:
         raise RequestError(Kind.INVALID, f"{param} must be at least 1, got {most}.", param)
-    served = call.models.choose(model, kind).served
 
     def work() -> list[str]:
         tokens = served.model.tokens(texts, add_special_tokens=False)
@@ -298,7 +302,31 @@ def _work(choice: Choice, output: str | None, prompt_name: str | None, input_typ
         task = _TASKS[input_type] or task
     elif input_type is not None:
         prompt_name = prompt_name or input_type
+    check_prompt_name(choice.served, prompt_name)
+    if choice.served.model.manifest.needs_task and task is None:
+        raise RequestError(
+            Kind.INVALID,
+            f"The model {choice.served.name!r} reads queries and documents in different ways, so it must know which "
+            f"these are. Send input_type query or document, or the model {choice.served.name}:query or "
+            f"{choice.served.name}:document.",
+            "input_type",
+        )
     return choice.served.work(output, prompt_name or choice.prompt_name, task)
+
+
+def check_prompt_name(served: Served, prompt_name: str | None) -> None:
+    """Refuse a prompt that the model does not have.
+
+    Raises:
+        RequestError: The model does not have it.
+    """
+    if prompt_name is not None and prompt_name not in served.prompts:
+        raise RequestError(
+            Kind.INVALID,
+            f"prompt_name {prompt_name[:100]!r} is not a prompt of the model {served.name!r}. Its prompts: "
+            f"{', '.join(served.prompts) or 'none'}.",
+            "prompt_name",
+        )
 
 
 async def _compute(

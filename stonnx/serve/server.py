@@ -18,9 +18,9 @@ import uvicorn
 from stonnx._device.cpus import available_cpus
 from stonnx._device.memory import available_memory, resident_memory
 from stonnx._errors import DeviceError, StonnxError
-from stonnx.serve.api import LogFormatter
 from stonnx.serve.app import Server
 from stonnx.serve.connection import Protocol
+from stonnx.serve.log import LogFormatter
 from stonnx.serve.settings import Settings
 
 logger = logging.getLogger("stonnx.serve")

@@ -16,8 +16,8 @@ from stonnx.serve.context import Call, Reply
 from stonnx.serve.decoding import Decoder
 from stonnx.serve.endpoint import SAMPLE_TEXT, Endpoint
 from stonnx.serve.errors import Dialect, Kind, RequestError
-from stonnx.serve.models import Served
-from stonnx.serve.operations import embed, embed_sparse, embed_tokens, score
+from stonnx.serve.operations import check_prompt_name, choose_ranker, embed, embed_sparse, embed_tokens, score
+from stonnx.serve.served import Choice, Served
 from stonnx.serve.tei_types import (
     DecodeRequest,
     EmbedAllRequest,
@@ -56,11 +56,11 @@ def _error(error: RequestError, status: int) -> dict[str, Any]:
 DIALECT = Dialect("tei", _error, {Kind.INVALID: 422, Kind.WRONG_TASK: 424})
 
 
-def _direction(call: Call, model: str | None, direction: str | None, *kinds: ResultKind) -> None:
+def _direction(choice: Choice, direction: str | None) -> None:
     """Refuse to cut texts on the side on which the model does not cut."""
     if direction is None:
         return
-    side = call.models.choose(model, *kinds).served.truncation_side
+    side = choice.served.truncation_side
     if direction.lower() != side:
         raise RequestError(
             Kind.INVALID,
@@ -72,7 +72,7 @@ def _direction(call: Call, model: str | None, direction: str | None, *kinds: Res
 
 async def embed_dense(call: Call, body: EmbedRequest) -> Reply:
     """Dense vectors."""
-    _direction(call, body.model, body.truncation_direction, "dense")
+    _direction(call.models.choose(body.model, "dense"), body.truncation_direction)
     embedded = await embed(
         call,
         body.model,
@@ -88,7 +88,7 @@ async def embed_dense(call: Call, body: EmbedRequest) -> Reply:
 
 async def embed_all(call: Call, body: EmbedAllRequest) -> Reply:
     """Vectors of tokens."""
-    _direction(call, body.model, body.truncation_direction, "rows", "dense")
+    _direction(call.models.choose(body.model, "rows", "dense"), body.truncation_direction)
     rows = await embed_tokens(
         call, body.model, body.inputs, field="inputs", prompt_name=body.prompt_name, truncate=body.truncate
     )
@@ -97,7 +97,7 @@ async def embed_all(call: Call, body: EmbedAllRequest) -> Reply:
 
 async def sparse(call: Call, body: EmbedSparseRequest) -> Reply:
     """Sparse vectors."""
-    _direction(call, body.model, body.truncation_direction, "sparse")
+    _direction(call.models.choose(body.model, "sparse"), body.truncation_direction)
     rows = await embed_sparse(
         call, body.model, body.inputs, field="inputs", prompt_name=body.prompt_name, truncate=body.truncate
     )
@@ -132,7 +132,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
         )
     if body.texts is None:
         raise RequestError(Kind.INVALID, "texts is missing: the texts to rank (or documents, as in Cohere).", "texts")
-    _direction(call, body.model, body.truncation_direction, "scores", "rows")
+    _direction(choose_ranker(call, body.model), body.truncation_direction)
     pairs = [(body.query, text) for text in body.texts]
     scores, _ = await score(
         call,
@@ -151,7 +151,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
 
 async def predict(call: Call, body: PredictRequest) -> Reply:
     """Scores of all labels."""
-    _direction(call, body.model, body.truncation_direction, "scores")
+    _direction(call.models.choose(body.model, "scores"), body.truncation_direction)
     inputs: list[Any] = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     is_single = not any(isinstance(item, list) for item in inputs)
     pairs = [inputs] if is_single and inputs else inputs
@@ -203,6 +203,7 @@ async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if not texts:
         raise RequestError(Kind.EMPTY, "inputs is an empty list. Send at least one text.", "inputs")
+    check_prompt_name(served, body.prompt_name)
     work = served.work(prompt_name=body.prompt_name)
     with_prompt = work.texts(texts)
     characters = sum(map(len, texts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import dataclasses
+import json
 import re
 import shlex
 import shutil
@@ -159,3 +160,14 @@ def test_every_setting_of_the_examples_is_still_a_field() -> None:
     names = {entry.name for entry in dataclasses.fields(Settings)}
     for text in ((DEPLOY / "stonnx.toml").read_text(), (DEPLOY / "kubernetes.yaml").read_text()):
         assert set(re.findall(r"^\s*(\w+) = \d", text, flags=re.MULTILINE)) <= names
+
+
+def test_the_demo_of_make_has_kernels_and_answers_the_first_request_of_the_page() -> None:
+    rule = re.search(r"^serve-demo:(.*)\n((?:\t.*\n)+)", (CLONE / "Makefile").read_text(), re.MULTILINE)
+    assert rule is not None
+    assert {Path(name).name for name in rule.group(1).split()} == {".installed-demo", ".installed-kernels"}
+    (served,) = re.findall(r"stonnx serve (.*)", rule.group(2))
+    page = (CLONE / "docs" / "serving.md").read_text(encoding="utf-8")
+    arguments = shlex.split(re.findall(r"^curl (?:.*\\\n)*.*", page, re.MULTILINE)[0])
+    body = json.loads(arguments[arguments.index("-d") + 1])
+    assert body["model"] in [Path(bundle).name for bundle in served.split()]

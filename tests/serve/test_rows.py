@@ -72,3 +72,31 @@ def test_a_reranker_comes_first(start: Callable[..., Any], rows_path: Path, rera
     alone = start(rerank_path).client
     body = {"query": QUERY, "texts": TEXTS}
     assert client.post("/rerank", json=body).json() == alone.post("/rerank", json=body).json()
+
+
+def test_messages_list_all_models_that_rank(
+    start: Callable[..., Any], rows_path: Path, rerank_path: Path, labels_path: Path, dense_path: Path
+) -> None:
+    """Rerankers and late interaction, but not a classifier: the scores of its labels give no order."""
+    named = {"dense": dense_path, "a": rerank_path, "b": rerank_path, "col": rows_path, "labels": labels_path}
+    client = start(*(f"{name}={path}" for name, path in named.items())).client
+    for path, texts, error in (("/rerank", "texts", "error"), ("/v2/rerank", "documents", "message")):
+        body = {"query": QUERY, texts: TEXTS}
+        said = client.post(path, json=body).json()[error]
+        assert said == "Several models can do that: say which one in `model`: a, b, col."
+        said = client.post(path, json=body | {"model": "dense"}).json()[error]
+        assert said.endswith("Models that can: a, b, col.")
+        said = client.post(path, json=body | {"model": "labels"}).json()[error]
+        assert "3 labels, which give no order of documents" in said
+        assert client.post(path, json=body | {"model": "col"}).status_code == 200
+    both = start(f"labels={labels_path}", f"a={rerank_path}").client
+    assert both.post("/v2/rerank", json={"query": QUERY, "documents": TEXTS}).json()["model"] == "a"
+    alone = start(labels_path).client
+    assert "Use /predict." in alone.post("/rerank", json={"query": QUERY, "texts": TEXTS}).json()["error"]
+
+
+def test_documents_of_late_interaction_are_cut(client: Any) -> None:
+    body = {"query": QUERY, "documents": TEXTS}
+    cut = client.post("/v2/rerank", json=body | {"max_tokens_per_doc": 1}).json()["results"]
+    whole = [text.split()[0] for text in TEXTS]
+    assert cut == client.post("/v2/rerank", json=body | {"documents": whole}).json()["results"]

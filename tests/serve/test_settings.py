@@ -143,14 +143,72 @@ def test_a_wrong_alias_is_refused(dense_path: Path, alias: str) -> None:
         assert models.aliases == {"toy": "toy-dense"}
         models.close()
         return
-    with pytest.raises(InvalidArgumentError, match="alias"):
+    with pytest.raises(InvalidArgumentError, match="alias") as caught:
         Models(settings, lambda _: None).load()
+    if alias == "x=nope":
+        assert str(caught.value) == "alias x=nope: there is no model 'nope'. The models are: toy-dense."
 
 
 def test_a_default_prompt_that_no_model_has_is_refused(dense_path: Path) -> None:
     settings = Settings(models=(ModelSettings(str(dense_path), default_prompt="nope"),))
     with pytest.raises(InvalidArgumentError, match="nope"):
         Models(settings, lambda _: None).load()
+
+
+def test_a_default_prompt_of_all_models_that_none_has_is_refused(
+    dense_path: Path, rerank_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would start, and every text would go without the prompt."""
+    bundles = [f"dense={dense_path}", f"rerank={rerank_path}"]
+    assert main(["serve", *bundles, "--port", "0", "--default-prompt", "nonsuch"]) == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith(
+            "No model has the prompt 'nonsuch' of default_prompt. The prompts are: dense has query, document; rerank has "
+            "none. Name one of these, or define it in the --config file: a table [model.prompts] after its [[model]]."
+        )
+    )
+    # Models with a prompt of their own do not make it right.
+    settings = Settings(models=(ModelSettings(str(dense_path), default_prompt="query"),), default_prompt="nonsuch")
+    with pytest.raises(InvalidArgumentError, match="'nonsuch' of default_prompt"):
+        Models(settings, lambda _: None).load()
+
+
+def test_a_default_prompt_of_all_models_that_some_have(
+    dense_path: Path, rerank_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle, prompts = str(dense_path), {"city": "what city "}
+    with caplog.at_level("WARNING", logger="stonnx.serve"):
+        models = Models(
+            Settings(
+                models=(
+                    ModelSettings(bundle, "has", prompts=prompts),
+                    ModelSettings(bundle, "own", prompts=prompts, default_prompt="query"),
+                    ModelSettings(bundle, "other", default_prompt="query"),
+                    ModelSettings(bundle, "lacks"),
+                    ModelSettings(str(rerank_path), "rerank"),
+                ),
+                default_prompt="city",
+            ),
+            lambda _: None,
+        )
+        models.load()
+    found = {served.name: served.model.default_prompt_name for served in models}
+    models.close()
+    assert found == {"has": "city", "own": "query", "other": "query", "lacks": None, "rerank": None}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The model {name} does not have the prompt 'city' of default_prompt: its texts get no prompt. Its prompts: "
+        + prompts
+        for name, prompts in (("lacks", "query, document"), ("rerank", "none"))
+    ]
+
+
+def test_an_empty_default_prompt_is_none(dense_path: Path) -> None:
+    """As an environment variable that is set to nothing."""
+    models = Models(Settings(models=(ModelSettings(str(dense_path)),), default_prompt=""), lambda _: None)
+    models.load()
+    models.close()
 
 
 def test_help_names_every_setting_and_its_variable(capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,9 @@ class Server:
         assert isinstance(error, HTTPException)
         path = request.url.path
         if error.status_code == 405:
-            allowed = {name.lower(): value for name, value in (error.headers or {}).items()}.get("allow", "")
+            listed = {name.lower(): value for name, value in (error.headers or {}).items()}.get("allow", "")
+            # From a set, whose order changes from run to run.
+            allowed = ", ".join(sorted(listed.split(", ")))
             refused = no_method(request.method, path, allowed, self.endpoints)
         else:
             refused = no_path(path, self.endpoints, self.models.paths)

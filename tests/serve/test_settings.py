@@ -156,18 +156,14 @@ def test_a_default_prompt_that_no_model_has_is_refused(dense_path: Path) -> None
 
 
 def test_a_default_prompt_of_all_models_that_none_has_is_refused(
-    dense_path: Path, rerank_path: Path, capsys: pytest.CaptureFixture[str]
+    start: Any, dense_path: Path, rerank_path: Path
 ) -> None:
     """It would start, and every text would go without the prompt."""
-    bundles = [f"dense={dense_path}", f"rerank={rerank_path}"]
-    assert main(["serve", *bundles, "--port", "0", "--default-prompt", "nonsuch"]) == 1
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .endswith(
-            "No model has the prompt 'nonsuch' of default_prompt. The prompts are: dense has query, document; rerank has "
-            "none. Name one of these, or define it in the --config file: a table [model.prompts] after its [[model]]."
-        )
+    process: Process = start(f"dense={dense_path}", f"rerank={rerank_path}", "--default-prompt", "nonsuch", wait=False)
+    assert process.process.wait(60) == 1
+    assert process.wait_for("nonsuch").string.endswith(
+        "No model has the prompt 'nonsuch' of default_prompt. The prompts are: dense has query, document; rerank "
+        "has none. Name one of these, or define it in the --config file: a table [model.prompts] after its [[model]]."
     )
     # Models with a prompt of their own do not make it right.
     settings = Settings(models=(ModelSettings(str(dense_path), default_prompt="query"),), default_prompt="nonsuch")

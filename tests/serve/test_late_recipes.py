@@ -100,7 +100,7 @@ def test_ranks_are_those_of_the_model(dtype: str, server: Process, models: dict[
         ("/embed_all", b'{"inputs": [1], "model": "DTYPE"}', 422, "token ids"),
         ("/embed_all", b'{"inputs": {"a": 1}, "model": "DTYPE"}', 422, "inputs must be a text or a list"),
         ("/embed_all", b'{"inputs": [], "model": "DTYPE"}', 400, "inputs is an empty list"),
-        ("/embed_all", b'{"inputs": "a", "prompt_name": "x", "model": "DTYPE"}', 422, "prompt_name 'x' is not a prompt of the model"),
+        ("/embed_all", b'{"inputs": "a", "prompt_name": "x", "model": "DTYPE"}', 422, "'x' is not a prompt"),
         ("/embed_all", b'{"inputs": "' + b"a " * 600 + b'", "truncate": false, "model": "DTYPE"}', 422, "602 tokens"),
         ("/rerank", b'{"query": "a", "texts": [{"text": "b"}], "model": "DTYPE"}', 422, "texts[0] must be a text"),
         ("/rerank", b'{"query": ["a"], "texts": ["b"], "model": "DTYPE"}', 422, "query must be a text"),

@@ -120,7 +120,8 @@ def download(
             found = f"is not in the local cache, and {error}"
         raise ModelNotFoundError(
             f"{said} {found}\n"
-            f"Check the name, or pass the directory of a checkpoint, or of a bundle.{nearest_bundle(typed or name)}"
+            f"Check the name, or pass the directory of a checkpoint, or of a bundle.{nearest_bundle(typed or name)} "
+            "A bundle is made with: stonnx export MODEL -o DIRECTORY"
         ) from None  # the message has the reason; the traceback of an HTTP client is a page long
 
 

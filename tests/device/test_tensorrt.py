@@ -109,8 +109,8 @@ def test_building_ahead_of_serving(machine: Machine, minilm_bundle: Path, capsys
     assert name == TENSORRT
     # Minutes of silence look like a program that hangs.
     assert said_before == [
-        f"Building the engine of the graph 'default' of {minilm_bundle} for tensorrt. This can take minutes, without a "
-        "sign of life.\n"
+        f"Building the engine of the graph 'default' of {minilm_bundle} for tensorrt. This can take minutes, and "
+        "prints nothing meanwhile.\n"
     ]
     output = capsys.readouterr()
     assert output.out.startswith(f"default: {options['trt_engine_cache_path']}, ")

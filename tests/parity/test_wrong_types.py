@@ -114,7 +114,7 @@ def test_wrong_types_have_errors_that_name_the_argument(function: str, models: d
             check(parameter, value, lambda p=parameter, v=value: called(**{**given, p: v}))
 
 
-@pytest.mark.filterwarnings("ignore:use_auth_token:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The `use_auth_token` argument:FutureWarning")
 @pytest.mark.parametrize("name", CLASSES)
 def test_wrong_types_for_constructors(name: str, bundles: dict[str, Path]) -> None:
     kind, directory = getattr(stonnx, name), bundles[name]

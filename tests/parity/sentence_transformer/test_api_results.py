@@ -181,7 +181,7 @@ def test_truncate_dim(minilm: Any, minilm_original: Any, truncate_dim: Any, norm
     for model in (minilm, minilm_original):
         with model.truncate_embeddings(truncate_dim):
             dimensions.append(model.get_embedding_dimension())
-    assert_same(*dimensions)
+    assert dimensions[0] == dimensions[1]  # the original returns a number of numpy if it got one
     with minilm.truncate_embeddings(truncate_dim):
         assert_same(minilm.encode(TEXTS, **options), expected)
     if truncate_dim == 8:

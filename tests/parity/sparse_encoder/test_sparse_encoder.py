@@ -315,7 +315,7 @@ def test_scipy_is_needed_for_sparse_vectors_only(
     with pytest.raises(stonnx.MissingDependencyError, match=r"scipy 1\.15 or newer, found 1\.14\.1"):
         model.encode(TEXTS)
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
-    with pytest.raises(ImportError, match=r"pip install 'stonnx\[sparse\]'"):
+    with pytest.raises(ImportError, match=r'pip install "stonnx\[sparse\]"'):
         model.encode(TEXTS)
     options = {"convert_to_sparse_tensor": False, "max_active_dims": 5}
     dense = model.encode(TEXTS, **options)

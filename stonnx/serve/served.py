@@ -91,8 +91,7 @@ class Served:
     @property
     def usual_work(self) -> Work:
         """The work of a request that does not name a task; of a model that needs a task, the work for queries."""
-        needs_task = self.model.manifest.needs_task and not self.model.default_prompt_name
-        return self.work(task="query") if needs_task else self.work()
+        return self.work(task="query") if self.model.manifest.needs_task else self.work()
 
     @property
     def max_queued_tokens(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_bundles import dense_graph, toy_table, write_bundle
 
 from serve.conftest import Process
 from stonnx import DeviceError, InvalidArgumentError
@@ -204,6 +205,18 @@ def test_an_empty_default_prompt_is_none(dense_path: Path) -> None:
     """As an environment variable that is set to nothing."""
     models = Models(Settings(models=(ModelSettings(str(dense_path)),), default_prompt=""), lambda _: None)
     models.load()
+    models.close()
+
+
+def test_a_default_prompt_of_a_model_that_needs_a_task(tmp_path: Path) -> None:
+    graphs = {name: dense_graph(toy_table(8, seed)) for seed, name in enumerate(("query", "document"))}
+    fields = {"task": "embedding", "embedding_dimension": 8, "default_route": "query", "needs_task": True}
+    bundle = write_bundle(tmp_path / "router", graphs, prompts={"query": "q: "}, **fields)
+    models = Models(Settings(models=(ModelSettings(str(bundle)),), default_prompt="query"), lambda _: None)
+    models.load()
+    (served,) = models
+    assert served.model.default_prompt_name == "query"
+    assert min(served.max_queued_tokens.values()) > 0
     models.close()
 
 

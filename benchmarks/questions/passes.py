@@ -36,9 +36,9 @@ def names_of_passes(dtype: str) -> list[str]:
     """The passes of a recipe that can be left out, by the name of their file, in their order."""
     recipe = RECIPES[dtype]
     passes = [_name(run) for run in (*recipe.network_passes, *recipe.passes)]
-    return list(
-        dict.fromkeys([*passes, *([_STATIC_SCALES] if recipe.precision_of_weights is scales.Quantization else [])])
-    )
+    if issubclass(recipe.precision_of_weights or object, scales.Quantization):
+        passes.append(_STATIC_SCALES)
+    return list(dict.fromkeys(passes))
 
 
 def _name(run: Pass) -> str:

@@ -2,6 +2,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include <map>
 #include <new>
@@ -70,6 +71,27 @@ void run_on_session(void* self, void (*work)(void*, size_t), size_t count, void*
   if (ort::failed(ort::call(ort::kKernelContextParallelFor, static_cast<const ort::KernelContext*>(self), work, count, size_t{0}, argument)))
     for (size_t i = 0; i < count; i++) work(argument, i);
 }
+
+int64_t nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * int64_t{1000000000} + now.tv_nsec;
+}
+
+// How many threads a call of so many tokens uses. After a pause, the session's other threads sleep, and are back after a millisecond or more,
+// most of all on a virtual machine: a short text is done by then. Results do not depend on the number of threads.
+struct Pace {
+  static constexpr int64_t kFewTokens = 32, kPause = 400000, kWaking = 2000000;
+  int64_t ended = 0, alone_until = 0;
+
+  int threads(int all, int64_t tokens) {
+    if (all <= 1 || tokens > kFewTokens) return all;
+    const int64_t now = nanoseconds();
+    if (now - ended > kPause) alone_until = now + kWaking;
+    return now < alone_until ? 1 : all;
+  }
+};
+thread_local Pace pace;
 
 struct AttentionTraits {
   using Kernel = AttentionKernel;
@@ -146,10 +168,12 @@ ort::Status* compute(void* kernel, ort::KernelContext* context) {
   void* data = nullptr;
   if (ort::Status* status = ort::call(ort::kGetTensorMutableData, value, &data)) return status;
   call.y = static_cast<float*>(data);
-  call.threads = {k.threads, run_on_session, context};
   for (int i = 0; i < out.rank; i++)
     if (!out.dims[i]) return nullptr;
-  return T::run(k, call) ? nullptr : ort::failure(ort::kFail, "stonnx.kernels: no memory for the call");
+  call.threads = {pace.threads(k.threads, call.batch * call.seq), run_on_session, context};
+  const bool done = T::run(k, call);
+  if (k.threads > 1) pace.ended = nanoseconds();
+  return done ? nullptr : ort::failure(ort::kFail, "stonnx.kernels: no memory for the call");
 }
 
 template <class T>

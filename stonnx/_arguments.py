@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, overload
@@ -135,6 +136,17 @@ def check_prompts(prompts: Any) -> None:
             raise InvalidArgumentError(
                 f"prompts must be a dict of texts by name, got {described(prompt)} for the name {described(name)}."
             )
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """The nearest of some words, as the end of a message; empty if none is near.
+
+    Example:
+        >>> did_you_mean("--dtpe", ["--dtype", "--task"]), did_you_mean("x", ["--task"])
+        (' Did you mean --dtype?', '')
+    """
+    found = difflib.get_close_matches(word, words, n=1)
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 def check_no_more(model: str, method: str, options: Collection[str], known: Collection[str]) -> None:

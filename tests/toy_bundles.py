@@ -89,6 +89,18 @@ def dense_bundle(directory: Path, *, width: int = 8, rounds: int = 0, max_seq_le
     return write_bundle(directory, graphs, max_seq_length=max_seq_length, **fields)
 
 
+def bundles_of_classes(directory: Path) -> dict[str, Path]:
+    """A bundle for each of the classes that give one result for a text or a pair, by the name of the class."""
+    sparse = {"default": sparse_graph(toy_table(8, 3))}
+    pairs = {"default": pair_graph(toy_table(1, 3), np.ones(1, np.float32), "Sigmoid")}
+    reranker = {"task": "rerank", "num_labels": 1, "labels": ("relevant",), "activation": "sigmoid"}
+    return {
+        "SentenceTransformer": dense_bundle(directory / "dense"),
+        "SparseEncoder": write_bundle(directory / "sparse", sparse, task="sparse", embedding_dimension=8),
+        "CrossEncoder": write_bundle(directory / "pairs", pairs, **reranker),
+    }
+
+
 def sparse_graph(table: np.ndarray) -> onnx.ModelProto:
     """relu(max over tokens of table[token]): the output ``sparse_embedding``."""
     nodes = [

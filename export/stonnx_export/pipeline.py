@@ -200,7 +200,7 @@ def export(
                 if not refines or reaches(fidelity, recipe.aim[checkpoint.task]):
                     break
                 refines = _refine(lowered, stage)
-                # What is not enough is taken back, unless the tolerance needs it.
+                # If the aim is missed, the refinement is taken back, unless the tolerance needs it.
                 if not refines and not (holds and _restore(lowered)):
                     break
                 clear(staging)

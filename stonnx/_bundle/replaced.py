@@ -6,10 +6,10 @@ the new one. Between the two steps the name of the bundle does not exist: reader
 
 from __future__ import annotations
 
-import difflib
 import glob
 from pathlib import Path
 
+from stonnx._arguments import did_you_mean
 from stonnx._bundle.manifest import MANIFEST_NAME
 
 # The pattern of names that belong to the exports of a bundle.
@@ -45,5 +45,4 @@ def nearest_bundle(typed: str) -> str:
         bundles = [str(each.parent) for each in path.parent.glob(f"*/{MANIFEST_NAME}")]
     except (OSError, ValueError):
         bundles = []
-    found = difflib.get_close_matches(str(path), bundles, n=1)
-    return f" Did you mean {found[0]}?" if found else ""
+    return did_you_mean(str(path), bundles)

@@ -27,7 +27,7 @@ _OUTPUT_BYTES_OF_GPU = 256 << 20
 # Fewer tokens than this in a run cost more for the run itself than another core gains.
 _FEWEST_TOKENS = 128
 
-# What a run costs beside its tokens, in tokens of a small model with native kernels: 9 in onnxruntime, and the rest to
+# The cost of a run beside its tokens, in tokens of a small model with native kernels: 9 in onnxruntime, and the rest to
 # pad texts and to change threads.
 _TOKENS_OF_A_RUN = 30
 

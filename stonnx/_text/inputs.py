@@ -9,12 +9,13 @@ import numpy as np
 from stonnx._errors import InvalidArgumentError, InvalidInputError
 from stonnx._text.chat import Chat
 from stonnx._text.messages import is_conversation, is_message, text_of
+from stonnx._text.modalities import KINDS
 from stonnx._text.tokens import Text
 
 _ALLOWED = "Allowed are str, a pair of str, or {'text': str}"
 
 # The kinds of input that a dictionary can name.
-_KINDS = {"text", "image", "audio", "video", "message"}
+_KINDS = KINDS | {"message"}
 
 # None, and pandas' own values for it other than NaN; recognised by name, so that pandas need not be imported.
 _MISSING = ("NoneType", "NAType", "NaTType")

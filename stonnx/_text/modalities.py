@@ -1,4 +1,4 @@
-"""What inputs are: text, image, audio, video or chat message; and why a model does not read them.
+"""The modality of an input (text, image, audio, video, chat message), and the reason if a model does not read it.
 
 The reasons are in the words of sentence-transformers, which programs and tests look for.
 """
@@ -16,7 +16,7 @@ from stonnx._text.messages import is_conversation, is_message
 # A kind of input, or the kinds of a dict of several, sorted by name.
 Modality = str | tuple[str, ...]
 
-_KINDS = {"text", "image", "audio", "video"}
+KINDS = {"text", "image", "audio", "video"}
 _BY_DIMENSIONS = {1: "audio", 2: "audio", 3: "image", 4: "video", 5: "video"}
 
 
@@ -36,7 +36,7 @@ def modality_of(item: Any) -> Modality | None:
     if isinstance(item, dict):
         if "array" in item:
             return "audio" if "sampling_rate" in item else "video" if "video_metadata" in item else None
-        known = bool(item) and item.keys() <= _KINDS
+        known = bool(item) and item.keys() <= KINDS
         return None if not known else next(iter(item)) if len(item) == 1 else tuple(sorted(item))
     # Recognised by modules that are there, so that none is imported.
     image, torch = sys.modules.get("PIL.Image"), sys.modules.get("torch")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
+
+from stonnx._arguments import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,22 +25,18 @@ class Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
-            nearest = _nearest(wrong.partition("=")[0], self._option_string_actions)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest}")
+            nearest = did_you_mean(wrong.partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest and f'.{nearest}'}")
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message += _nearest(value, map(str, action.choices or ()))
+            nearest = did_you_mean(value, map(str, action.choices or ()))
+            error.message += nearest and f".{nearest}"
             raise
 
 
 # The type of the object that a command adds its arguments to; argparse keeps it private.
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, words, n=1)
-    return f". Did you mean {found[0]}?" if found else ""

@@ -1,4 +1,4 @@
-"""The default prompt: what comes before texts of which a request does not say what they are."""
+"""The default prompt, which goes before a text if its request names no prompt and no task."""
 
 from __future__ import annotations
 

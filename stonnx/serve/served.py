@@ -71,7 +71,7 @@ class Served:
 
     @property
     def prompt_suffixes(self) -> list[str]:
-        """What may follow a colon after its name."""
+        """The words that may follow a colon after its name."""
         return list(dict.fromkeys([*(() if self.row.reads_pairs else ("query", "document")), *self.prompts]))
 
     @property

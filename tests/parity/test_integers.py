@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_bundles import dense_bundle, pair_graph, sparse_graph, toy_table, write_bundle
+from toy_bundles import bundles_of_classes
 
 import stonnx
 import stonnx.util
@@ -39,16 +39,11 @@ KINDS: dict[str, Callable[[int], Any]] = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    directory = tmp_path_factory.mktemp("bundles")
-    sparse = {"default": sparse_graph(toy_table(8, 3))}
-    pairs = {"default": pair_graph(toy_table(1, 3), np.ones(1, np.float32), "Sigmoid")}
-    reranker = {"task": "rerank", "num_labels": 1, "labels": ("relevant",), "activation": "sigmoid"}
+    bundles = bundles_of_classes(tmp_path_factory.mktemp("bundles"))
     return {
-        "dense": stonnx.SentenceTransformer(dense_bundle(directory / "dense")),
-        "sparse": stonnx.SparseEncoder(
-            write_bundle(directory / "sparse", sparse, task="sparse", embedding_dimension=8)
-        ),
-        "pairs": stonnx.CrossEncoder(write_bundle(directory / "pairs", pairs, **reranker)),
+        "dense": stonnx.SentenceTransformer(bundles["SentenceTransformer"]),
+        "sparse": stonnx.SparseEncoder(bundles["SparseEncoder"]),
+        "pairs": stonnx.CrossEncoder(bundles["CrossEncoder"]),
     }
 
 

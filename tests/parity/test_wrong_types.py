@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_bundles import dense_bundle, pair_graph, sparse_graph, toy_table, write_bundle
+from toy_bundles import bundles_of_classes
 
 import stonnx
 import stonnx.util
@@ -44,15 +44,7 @@ OPTIONS_BY = {
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("bundles")
-    sparse = {"default": sparse_graph(toy_table(8, 3))}
-    pairs = {"default": pair_graph(toy_table(1, 3), np.ones(1, np.float32), "Sigmoid")}
-    reranker = {"task": "rerank", "num_labels": 1, "labels": ("relevant",), "activation": "sigmoid"}
-    return {
-        "SentenceTransformer": dense_bundle(directory / "dense"),
-        "SparseEncoder": write_bundle(directory / "sparse", sparse, task="sparse", embedding_dimension=8),
-        "CrossEncoder": write_bundle(directory / "pairs", pairs, **reranker),
-    }
+    return bundles_of_classes(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from stonnx_export.calibration.measure import Sample
 from stonnx_export.int8 import products
 from stonnx_export.int8.scales import Quantization
 from stonnx_export.int8.tables import is_quantizable
@@ -43,19 +42,12 @@ class _Part:
 
 
 class MixedQuantization(Quantization):
-    """A float32 graph, and its int8 form, of which some parts are in bfloat16. The arguments are the same."""
+    """A float32 graph, and its int8 form, of which some parts are in bfloat16."""
 
-    def __init__(
-        self,
-        model: ir.Model,
-        samples: Sequence[Sample],
-        others: Sequence[Sample] = (),
-        advance: Advance = untold,
-    ) -> None:
-        super().__init__(model, samples, others, advance)
-        self._worst_parts: list[_Part] = []
-        self._chosen: list[_Part] = []
-        self._before: dict[str, float] | None = None
+    _worst_parts: Sequence[_Part] = ()
+    _chosen: Sequence[_Part] = ()
+    # Static scales before they were given up; None: nothing was refined yet.
+    _before: dict[str, float] | None = None
 
     def refine(self, advance: Advance = untold) -> bool:
         """Give every token a scale of its own, then store more of the worst parts in bfloat16, up to a quarter."""
@@ -80,17 +72,17 @@ class MixedQuantization(Quantization):
         if before is None or (before == self._static and not self._chosen):
             return False
         self._static = before
-        self._choose([])
+        self._choose(())
         return True
 
-    def _choose(self, parts: list[_Part]) -> None:
+    def _choose(self, parts: Sequence[_Part]) -> None:
         self._chosen = parts
         self.halved = tuple(name for part in parts for name in part.names)
 
     def _started(self) -> tuple[ir.Model, list[PassResult]]:
         model, results = super()._started()
         weights = {name for part in self._chosen for name in part.weights}
-        # What is bfloat16 already does not become int8.
+        # Weights that are bfloat16 already do not become int8.
         return (model, [*results, bfloat16.run(model, only=weights)]) if weights else (model, results)
 
     def _parts(self) -> list[_Part]:
